@@ -1,0 +1,437 @@
+"""The losses of the four frameworks as modules, with no trainer in sight.
+
+Each is an operator plus a temperature: a float gives the framework's baseline (NT-Xent, DCL, MoCo's InfoNCE,
+SimSiam, Barlow Twins), an `AdaptiveTemperature` gives its AMCL form. Source: Wang et al., "Adaptive Multi-head
+Contrastive Learning", ECCV 2024 (arXiv 2310.05615).
+
+Common to all:
+
+- Projections are (N, C, d), or (N, d) for one head. Heads are summed, anchors averaged.
+- Everything is evaluated in float32 or better, outside autocast, since 1/τ amplifies rounding. The result is a
+  0-dim float32 tensor (float64 for float64 inputs).
+- A constant temperature has a constant regulariser, which is left out: `beta` matters only with an
+  `AdaptiveTemperature`.
+- `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation.
+- ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
+"""
+
+import math
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .distributed import gather_rows, world
+from .reference import NEGATIVES, Stats
+from .temperature import AdaptiveTemperature
+
+__all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]
+
+
+class _Loss(nn.Module):
+    """Temperature, backend and statistics, shared by the four losses."""
+
+    def __init__(self, temperature: float | AdaptiveTemperature, backend: str) -> None:
+        super().__init__()
+        if backend not in ops.BACKENDS:
+            raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
+        if not isinstance(temperature, AdaptiveTemperature):
+            temperature = _number("temperature", temperature, above=0.0)
+        self.temperature = temperature
+        self.backend = backend
+        self.last_stats: Stats = {}
+
+    @property
+    def adaptive(self) -> AdaptiveTemperature | None:
+        """The temperature module, None if the temperature is a constant."""
+        return self.temperature if isinstance(self.temperature, AdaptiveTemperature) else None
+
+    def _range(self) -> dict[str, float]:
+        """tau_min and tau_max for an operator; a constant is the range of width zero."""
+        adaptive = self.adaptive
+        if adaptive is None:
+            return {"tau_min": float(self.temperature), "tau_max": float(self.temperature)}  # type: ignore[arg-type]
+        return {"tau_min": adaptive.tau_min, "tau_max": adaptive.tau_max}
+
+    def _offset(self, like: Tensor) -> Tensor | None:
+        offset = None if self.adaptive is None else self.adaptive.score_offset
+        return None if offset is None else offset.to(like.dtype)
+
+    def _features(self, x: Tensor) -> Tensor | None:
+        return None if self.adaptive is None else self.adaptive.features(x)
+
+    def _check_width(self, width: int, meaning: str, argument: str, like: Tensor) -> None:
+        """That φ reads vectors of `width`, and stands on the device of the input `argument`."""
+        if self.adaptive is None:
+            return
+        if self.adaptive.dim != width:
+            raise ValueError(
+                f"temperature.dim must be {meaning} = {width} for this {argument}, got {self.adaptive.dim}"
+            )
+        device = self.adaptive.phi[0].weight.device
+        if device != like.device:
+            raise ValueError(f"temperature is on {device}, {argument} on {like.device}; move one of them")
+
+    def extra_repr(self) -> str:
+        hidden = {"adaptive", "last_stats", "training"}
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden}
+        return ", ".join(f"{k}={v!r}" for k, v in settings.items())
+
+
+class _Contrast(_Loss):
+    """The settings of the contrast, shared by SimCLR and MoCo."""
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature,
+        negatives: str,
+        top_k: int | None,
+        beta: float,
+        include_positive: bool,
+        backend: str,
+    ) -> None:
+        super().__init__(temperature, backend)
+        if negatives not in NEGATIVES:
+            raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+        if negatives == "softmax":
+            top_k = None
+        elif top_k is None or isinstance(top_k, bool) or not isinstance(top_k, int):
+            raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {top_k!r}")
+        elif top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if include_positive and negatives == "topk_mean":
+            raise ValueError(
+                "include_positive adds the positive to a log-sum-exp: it takes negatives='topk_softmax' or "
+                "'softmax', got 'topk_mean'"
+            )
+        self.negatives = negatives
+        self.top_k = top_k
+        self.beta = _number("beta", beta, at_least=0.0)
+        self.include_positive = bool(include_positive)
+
+    def _evaluate(
+        self,
+        pairs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+        anchors: Tensor,
+        candidates: Tensor,
+        phi_anchors: Tensor | None,
+        phi_candidates: Tensor | None,
+        skip: Tensor | None,
+    ) -> Tensor:
+        """Mean over anchors, sum over heads, of positive plus negative term.
+
+        `pairs` are the N positive pairs (x, y, φ(x), φ(y)); `anchors` are 2N rows, the x of every pair, then its
+        y. Similarity and r are symmetric, so each pair is evaluated once for both of its anchors.
+        """
+        offset = self._offset(anchors)
+        positive, of_positives = ops.align(
+            *pairs, offset, **self._range(), weight=1.0, beta=self.beta, backend=self.backend
+        )
+        negative, of_negatives = ops.contrast(
+            anchors,
+            candidates,
+            phi_anchors,
+            phi_candidates,
+            offset,
+            skip,
+            **self._range(),
+            negatives=self.negatives,
+            top_k=self.top_k,
+            beta=self.beta,
+            backend=self.backend,
+        )
+        self.last_stats = _named(of_positives, of_negatives)
+        positive = torch.cat([positive, positive], dim=1)
+        if self.include_positive:
+            # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
+            negative = torch.logaddexp(negative, -positive)
+        return (positive + negative).mean(dim=1).sum()
+
+
+class SimCLRLoss(_Contrast):
+    """SimCLR: every row of [z1; z2] is an anchor, all other rows but its positive are its negatives.
+
+    Adaptive temperature: AMCL, Eq. 2.1 (and 2.4 with `include_positive`). Constant temperature: NT-Xent is
+    `SimCLRLoss(0.5, negatives="softmax", include_positive=True)`, and the decoupled loss (DCL) the same without
+    the positive.
+
+    Args:
+        temperature: constant τ > 0, or an `AdaptiveTemperature` of dim d.
+        negatives: `topk_mean` (the released code's form), `topk_softmax` (κ = 1 is Eq. 2.1 exactly) or
+            `softmax` (all negatives).
+        top_k: κ, number of hardest negatives per anchor and head; all if fewer exist. Ignored with `softmax`.
+        beta: β ≥ 0, weight of the temperature regulariser.
+        include_positive: add the positive to the log-sum-exp (InfoNCE); not with `topk_mean`.
+        gather: take the candidates from all processes of torch.distributed. Each process returns the mean over
+            its own anchors; gradients are right under DDP, which averages them. Batches must be equal in size.
+        backend: `auto`, `triton`, `native` or `reference`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature,
+        *,
+        negatives: str = "topk_mean",
+        top_k: int | None = 100,
+        beta: float = 1e-4,
+        include_positive: bool = False,
+        gather: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
+        self.gather = bool(gather)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
+        x, y = _heads_first(z1=z1, z2=z2)
+        rank, world_size = world() if self.gather else (0, 1)
+        n = x.shape[1]
+        _check_batch("z1", n * world_size)
+        self._check_width(x.shape[-1], "the projection width d", "z1", z1)
+        with _full_precision(x):
+            z = F.normalize(torch.cat([x, y], dim=1), dim=-1)  # (C, 2N, d)
+            phi = self._features(z)
+            if world_size == 1:
+                candidates, phi_candidates = z, phi
+            else:
+                candidates = gather_rows(z)
+                phi_candidates = self._features(candidates)
+            pairs = (z[:, :n], z[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
+            own = torch.arange(2 * n, device=z.device)
+            skip = rank * 2 * n + torch.stack([own, (own + n) % (2 * n)], dim=1)
+            return self._evaluate(pairs, z, candidates, phi, phi_candidates, skip)
+
+
+class MoCoLoss(_Contrast):
+    """MoCo: the negatives of queries and keys are a queue; the mean of both directions q→k and k→q.
+
+    k and the queue carry no gradient, but φ learns from both. Adaptive temperature: AMCL, Eq. 2.1 (and 2.4 with
+    `include_positive`) as in the authors' released code. Constant temperature: MoCo's InfoNCE is
+    `MoCoLoss(0.1, negatives="softmax", include_positive=True)`, made symmetric.
+
+    Args: as `SimCLRLoss`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature,
+        *,
+        negatives: str = "topk_mean",
+        top_k: int | None = 100,
+        beta: float = 1e-4,
+        include_positive: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
+
+    def forward(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+        """Loss of queries q and keys k, (N, C, d) or (N, d), against a queue (C, d, K) or (d, K).
+
+        Queries and keys are normalised here; the queue must hold L2-normalised keys already.
+        """
+        x, y = _heads_first(q=q, k=k)
+        _check_batch("q", x.shape[1])
+        self._check_width(x.shape[-1], "the projection width d", "q", q)
+        candidates = _queue(queue, q, x)
+        with _full_precision(x):
+            x, y = F.normalize(x, dim=-1), F.normalize(y.detach(), dim=-1)
+            phi_x, phi_y = self._features(x), self._features(y)
+            phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
+            return self._evaluate(
+                (x, y, phi_x, phi_y), torch.cat([x, y], dim=1), candidates, phi, self._features(candidates), None
+            )
+
+
+class SimSiamLoss(_Loss):
+    """SimSiam: predictions align with the other view's projections, which carry no gradient (Eq. 1.2, 2.2).
+
+    With τ1 = τ(p1, z2) and τ2 = τ(p2, z1): −½·s(p1, z2)/τ1 − ½·s(p2, z1)/τ2 + β·Ω(τ1) + β·Ω(τ2).
+
+    Args:
+        temperature: constant τ > 0 (SimSiam itself is 1), or an `AdaptiveTemperature` of dim d.
+        beta: β ≥ 0, weight of the temperature regulariser.
+        backend: `auto`, `triton`, `native` or `reference`.
+    """
+
+    def __init__(
+        self, temperature: float | AdaptiveTemperature = 1.0, *, beta: float = 1e-4, backend: str = "auto"
+    ) -> None:
+        super().__init__(temperature, backend)
+        self.beta = _number("beta", beta, at_least=0.0)
+
+    def forward(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor:
+        """Loss of predictions p1, p2 and projections z1, z2 of the two views, (N, C, d) or (N, d)."""
+        p1_, z2_, p2_, z1_ = _heads_first(p1=p1, z2=z2, p2=p2, z1=z1)
+        _check_batch("p1", p1_.shape[1])
+        self._check_width(p1_.shape[-1], "the projection width d", "p1", p1)
+        with _full_precision(p1_):
+            first, of_first = self._direction(p1_, z2_.detach())
+            second, of_second = self._direction(p2_, z1_.detach())
+            self.last_stats = _named(_merged(of_first, of_second))
+            return (first + second).mean(dim=1).sum()
+
+    def _direction(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Stats]:
+        phi_p = phi_z = None
+        if self.adaptive is not None:
+            phi_p = self.adaptive.features(F.normalize(prediction, dim=-1))
+            phi_z = self.adaptive.features(F.normalize(target, dim=-1))
+        return ops.align(
+            prediction,
+            target,
+            phi_p,
+            phi_z,
+            self._offset(prediction),
+            **self._range(),
+            weight=0.5,
+            beta=self.beta,
+            backend=self.backend,
+        )
+
+
+class BarlowTwinsLoss(_Loss):
+    """Barlow Twins: the correlation of two views' channels approaches the identity (Eq. 1.3, 2.3).
+
+    φ reads channel vectors of the raw projections, so an `AdaptiveTemperature` fixes the global batch size N.
+
+    Args:
+        temperature: constant τ > 0 (Barlow Twins itself is 1), or an `AdaptiveTemperature` of dim N.
+        lambd: λ ≥ 0, weight of the off-diagonal.
+        beta: β ≥ 0, weight of the temperature regulariser.
+        gather: correlate the batches of all processes of torch.distributed. Every process returns the loss of
+            the global batch; gradients are right under DDP, which averages them. Batches must be equal in size.
+        backend: `auto`, `triton`, `native` or `reference`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature = 1.0,
+        *,
+        lambd: float = 5e-3,
+        beta: float = 1e-6,
+        gather: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, backend)
+        self.lambd = _number("lambd", lambd, at_least=0.0)
+        self.beta = _number("beta", beta, at_least=0.0)
+        self.gather = bool(gather)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
+        x, y = _heads_first(z1=z1, z2=z2)
+        if self.gather and world()[1] > 1:
+            x, y = gather_rows(x), gather_rows(y)
+        _check_batch("z1", x.shape[1])
+        self._check_width(x.shape[1], "the global batch size N", "z1", z1)
+        with _full_precision(x):
+            x, y = x.mT, y.mT  # channel vectors, (C, d, N)
+            heads, on, off = ops.decorrelate(
+                _standardised(x),
+                _standardised(y),
+                self._features(x),
+                self._features(y),
+                self._offset(x),
+                **self._range(),
+                lambd=self.lambd,
+                beta=self.beta,
+                backend=self.backend,
+            )
+            self.last_stats = _named(on, off)
+            return heads.sum()
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Channel vectors (C, d, N) with zero mean and unit (unbiased) standard deviation along the batch."""
+    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-9)
+
+
+def _heads_first(**inputs: Tensor) -> list[Tensor]:
+    """Checked projections, (N, C, d) or (N, d), as (C, N, d) in float32 or better."""
+    (first_name, first), *others = inputs.items()
+    for name, z in inputs.items():
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        if z.dim() not in (2, 3):
+            raise ValueError(f"{name} must have shape (N, C, d) or (N, d), got {tuple(z.shape)}")
+        if 0 in z.shape[1:]:
+            raise ValueError(f"{name} must have at least one head and one channel, got {tuple(z.shape)}")
+    for name, z in others:
+        if z.shape != first.shape:
+            raise ValueError(
+                f"{name} must have the shape of {first_name}, {tuple(first.shape)}, got {tuple(z.shape)}"
+            )
+        _check_kind(name, z, first_name, first)
+    heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in inputs.values()]
+    return [_at_least_float32(z).transpose(0, 1) for z in heads]
+
+
+def _queue(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
+    """A checked queue, (C, d, K) or (d, K), as (C, K, d) without gradient; `like` is q as (C, N, d)."""
+    if not isinstance(queue, Tensor):
+        raise TypeError(f"queue must be a torch.Tensor, got {type(queue).__name__}")
+    _check_kind("queue", queue, "q", q)
+    heads, _, dim = like.shape
+    keys = queue.unsqueeze(0) if queue.dim() == 2 else queue
+    if keys.dim() != 3 or keys.shape[:2] != (heads, dim) or keys.shape[2] < 1:
+        raise ValueError(
+            f"queue must have shape (C, d, K) = ({heads}, {dim}, K ≥ 1), or (d, K) for one head, "
+            f"got {tuple(queue.shape)}"
+        )
+    return _at_least_float32(keys.detach()).mT
+
+
+def _check_kind(name: str, z: Tensor, reference_name: str, reference: Tensor) -> None:
+    if z.dtype != reference.dtype:
+        raise TypeError(f"{name} must have the dtype of {reference_name}, {reference.dtype}, got {z.dtype}")
+    if z.device != reference.device:
+        raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {z.device}")
+
+
+def _check_batch(name: str, n: int) -> None:
+    if n < 2:
+        raise ValueError(f"{name} must have a batch of N ≥ 2 rows, got {n}")
+
+
+def _number(
+    name: str, value: float, *, above: float | None = None, at_least: float | None = None
+) -> float:
+    """A finite float within its bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        accepted = "a float or an AdaptiveTemperature" if name == "temperature" else "a float"
+        raise TypeError(f"{name} must be {accepted}, got {type(value).__name__}")
+    if not math.isfinite(value) or (above is not None and value <= above):
+        raise ValueError(f"{name} must be finite and above {above}, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be finite and at least {at_least}, got {value}")
+    return float(value)
+
+
+def _at_least_float32(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[None]:
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _named(positives: Stats, negatives: Stats | None = None) -> Stats:
+    """`last_stats`: tau_positive_mean, …, similarity_positive, and the same of the negatives."""
+    result = {}
+    for group, values in (("positive", positives), ("negative", negatives or {})):
+        for key, value in values.items():
+            kind, _, measure = key.partition("_")
+            result[f"{kind}_{group}_{measure}" if measure else f"{kind}_{group}"] = value
+    return result
+
+
+def _merged(a: Stats, b: Stats) -> Stats:
+    """Statistics of two sets of equal size taken together."""
+    merged = {key: (a[key] + b[key]) / 2 for key in a}
+    merged["tau_min"] = torch.minimum(a["tau_min"], b["tau_min"])
+    square = (a["tau_std"].square() + a["tau_mean"].square() + b["tau_std"].square() + b["tau_mean"].square()) / 2
+    merged["tau_std"] = (square - merged["tau_mean"].square()).clamp_min(0).sqrt()
+    return merged

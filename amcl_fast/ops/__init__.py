@@ -1,0 +1,82 @@
+"""The three operators and the choice of their backend.
+
+`contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`:
+
+- `reference`  plain PyTorch, any device and dtype;
+- `native`     C++ on CPU tensors, float32 and float64;
+- `triton`     fused kernels on CUDA tensors, float32, bfloat16 and float16 (and on CPU tensors under Triton's
+  interpreter, for tests);
+- `auto`       the fastest of these that is installed and fits the tensors.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import capabilities, reference
+from ..reference import Stats
+
+BACKENDS = ("auto", "triton", "native", "reference")
+
+
+def resolve(backend: str, tensor: Tensor) -> str:
+    """The backend that `backend` means for operators on `tensor`.
+
+    Raises:
+        ValueError: unknown name, or the backend cannot take this device or dtype.
+        RuntimeError: the backend is not available here; the message says why.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    if backend == "auto":
+        if tensor.is_cuda and tensor.dtype != torch.float64 and capabilities.triton_status().available:
+            return "triton"
+        if tensor.device.type == "cpu" and capabilities.native_status().available:
+            return "native"
+        return "reference"
+    if backend == "native":
+        if tensor.device.type != "cpu":
+            raise ValueError(f"backend 'native' takes CPU tensors, got {tensor.device}")
+        _require("native", capabilities.native_status())
+    if backend == "triton":
+        if tensor.dtype == torch.float64:
+            raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
+        _require("triton", capabilities.triton_status())
+    return backend
+
+
+def contrast(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.contrast` on a backend."""
+    return _implementation(backend, tensors).contrast(*tensors, **settings)
+
+
+def align(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.align` on a backend."""
+    return _implementation(backend, tensors).align(*tensors, **settings)
+
+
+def decorrelate(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats, Stats]:
+    """`amcl_fast.reference.decorrelate` on a backend."""
+    return _implementation(backend, tensors).decorrelate(*tensors, **settings)
+
+
+def _implementation(backend: str, tensors: tuple[Tensor | None, ...]) -> Any:
+    first = tensors[0]
+    assert first is not None
+    resolved = resolve(backend, first)
+    # Imported on use: a machine without a compiler or without Triton still has the other backends.
+    if resolved == "native":
+        from . import native
+
+        return native
+    if resolved == "triton":
+        from . import triton
+
+        return triton
+    return reference
+
+
+def _require(backend: str, status: capabilities.Status) -> None:
+    if not status.available:
+        raise RuntimeError(f"backend {backend!r} is not available: {status.reason}")

@@ -1,0 +1,97 @@
+"""The adaptive temperature of AMCL: one small MLP φ shared by all heads (paper, Section 3.2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCORES = ("dot", "cosine")
+
+
+class AdaptiveTemperature(nn.Module):
+    """τ_ij = tau_min + (tau_max − tau_min)·σ(−r_ij), with r_ij the score of two rows under φ.
+
+    φ is Linear(dim → hidden_dim), ReLU, Linear(hidden_dim → dim). The score is one of
+
+    - `dot`: r = φ(x)·φ(y), the paper's and the released code's. It is unbounded, and with the released range
+      training drives every τ to tau_min within a few steps.
+    - `cosine`: r = scale·(cos(φ(x), φ(y)) − offset) with a learned offset. It is bounded, which keeps the
+      temperatures inside their range.
+
+    Args:
+        dim: width of what φ reads: the projection width d, and for Barlow Twins, where φ reads channel
+            vectors, the global batch size.
+        hidden_dim: hidden width h.
+        tau_min, tau_max: range of τ, 0 < tau_min < tau_max.
+        score: one of `SCORES`.
+        scale: factor of the bounded score; unused with `dot`.
+
+    Attributes:
+        phi: nn.Sequential(Linear, ReLU, Linear), φ.
+        offset: learned offset of the cosine (0-dim Parameter), None with `dot`.
+
+    Raises:
+        ValueError, TypeError: an argument outside what is accepted.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int = 128,
+        tau_min: float = 1e-5,
+        tau_max: float = 2.0,
+        score: str = "dot",
+        *,
+        scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):
+            if not isinstance(width, int) or isinstance(width, bool):
+                raise TypeError(f"{name} must be an int, got {type(width).__name__}")
+            if width < 1:
+                raise ValueError(f"{name} must be at least 1, got {width}")
+        if not 0 < tau_min < tau_max < math.inf:
+            raise ValueError(f"need 0 < tau_min < tau_max < inf, got tau_min={tau_min}, tau_max={tau_max}")
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {SCORES}, got {score!r}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        self.dim, self.hidden_dim = dim, hidden_dim
+        self.tau_min, self.tau_max = float(tau_min), float(tau_max)
+        self.score, self.scale = score, float(scale)
+        self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+        self.offset = nn.Parameter(torch.zeros(())) if score == "cosine" else None
+
+    def features(self, x: Tensor) -> Tensor:
+        """φ of rows x (..., dim), scaled such that r_ij = features(x_i)·features(y_j) − score_offset.
+
+        Computed in the dtype of `x`, whatever φ's own: 1/τ amplifies every rounding.
+        """
+        if self.phi[0].weight.dtype == x.dtype:
+            hidden = self.phi(x)
+        else:
+            weights = {name: weight.to(x.dtype) for name, weight in self.phi.named_parameters()}
+            hidden = torch.func.functional_call(self.phi, weights, (x,))
+        if self.score == "dot":
+            return hidden
+        return math.sqrt(self.scale) * F.normalize(hidden, dim=-1)
+
+    @property
+    def score_offset(self) -> Tensor | None:
+        """What is subtracted from every product of `features`: 0-dim tensor, or None for `dot`."""
+        return None if self.offset is None else self.scale * self.offset
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """τ (..., A, B) of every pair of rows of x (..., A, dim) and y (..., B, dim).
+
+        Rows are what φ reads: L2-normalised projections; for Barlow Twins, raw channel vectors.
+        """
+        r = self.features(x) @ self.features(y).mT
+        if self.offset is not None:
+            r = r - self.score_offset
+        return self.tau_min + (self.tau_max - self.tau_min) * torch.sigmoid(-r)
+
+    def extra_repr(self) -> str:
+        scale = f", scale={self.scale}" if self.score == "cosine" else ""
+        return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}"
