@@ -1,0 +1,149 @@
+"""Build of amcl-fast: the Python packages and, where CMake and a C++ compiler are at hand, `amcl_fast._native`.
+
+Metadata is in pyproject.toml. A machine that cannot build the native module gets an install without it: the reason
+is printed and kept in the package, where `amcl-fast doctor` finds it, and the losses run on the reference backend.
+"""
+
+import contextlib
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+# amcl_fast/capabilities.py reads the reason from a file of this name.
+NOTE_NAME = "_native_missing.txt"
+
+
+class BuildProblem(Exception):
+    """The native module cannot be built here; the message says why."""
+
+
+def find_tool(name: str, directory_attribute: str) -> str | None:
+    """Return the path of a build tool, or None.
+
+    The Python package of that name comes first: with --no-build-isolation its programs need not be on PATH.
+    """
+    try:
+        directory = getattr(importlib.import_module(name), directory_attribute, None)
+    except ImportError:
+        directory = None
+    return (directory and shutil.which(name, path=directory)) or shutil.which(name)
+
+
+def has_compiler() -> bool:
+    """Return whether the compiler that $CXX names, or else c++, g++ or clang++, runs at all."""
+    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    for command in commands:
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "--version"], capture_output=True).returncode == 0:
+                return True
+    return False
+
+
+def run(step: str, command: list[str]) -> None:
+    """Run one CMake step; raise BuildProblem with its first error line."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(result.stdout, flush=True)
+    if result.returncode:
+        lines = [line.strip() for line in result.stdout.splitlines()]
+        errors = [number for number, line in enumerate(lines) if "error" in line.lower()]
+        # "CMake Error at FILE:LINE (message):" carries its text on the lines below.
+        cause = " ".join(lines[errors[0] : errors[0] + 3]) if errors else f"exit status {result.returncode}"
+        raise BuildProblem(f"CMake could not {step} the native module: {cause}")
+
+
+def build_native(module: Path) -> None:
+    """Build the native module at the path `module`, or raise BuildProblem."""
+    missing = []
+    cmake = find_tool("cmake", "CMAKE_BIN_DIR")
+    if cmake is None:
+        missing.append("no CMake")
+    if not has_compiler():
+        missing.append("no working C++ compiler ($CXX, or else c++, g++ or clang++)")
+    try:
+        pybind11_dir = importlib.import_module("pybind11").get_cmake_dir()
+    except ImportError:
+        missing.append("no pybind11")
+    if missing:
+        raise BuildProblem(", ".join(missing) + " when installed")
+
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(module.parent),
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11_dir,
+    }
+    generator = []
+    if ninja := find_tool("ninja", "BIN_DIR"):
+        generator = ["-G", "Ninja"]
+        options["CMAKE_MAKE_PROGRAM"] = ninja
+    # A new folder each time: CMake's cache would hold paths into an isolated build environment that is gone.
+    with tempfile.TemporaryDirectory() as folder:
+        run(
+            "configure",
+            [cmake, "-S", str(ROOT), "-B", folder, *generator, *(f"-D{key}={value}" for key, value in options.items())],
+        )
+        run("build", [cmake, "--build", folder, "--target", "_native", "--parallel", str(os.cpu_count() or 1)])
+    if not module.exists():
+        raise BuildProblem(f"CMake built no {module.name}")
+
+
+def announce(message: str) -> None:
+    """Say the message on stderr and on the terminal: pip swallows the output of a build that succeeds."""
+    print(message, file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+            print(message, file=terminal)
+
+
+class CMakeBuild(build_ext):
+    """build_ext by CMake that leaves either the module or a note with the reason why there is none."""
+
+    def build_extension(self, ext: Extension) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        note = module.with_name(NOTE_NAME)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        try:
+            build_native(module)
+        except BuildProblem as problem:
+            note.write_text(f"{problem}\n")
+            announce(
+                f"amcl-fast: built WITHOUT amcl_fast._native: {problem}.\n"
+                "amcl-fast: everything runs on the reference backend. For the native one, install what is missing "
+                "and install amcl-fast again."
+            )
+
+    def copy_extensions_to_source(self) -> None:
+        """Put the module or the note beside the sources, for an editable install."""
+        built = Path(self.build_lib, "amcl_fast").resolve()
+        for name in ("_native" + sysconfig.get_config_var("EXT_SUFFIX"), NOTE_NAME):
+            # Unlink first: writing into a module that a running process has mapped would crash that process.
+            (ROOT / "amcl_fast" / name).unlink(missing_ok=True)
+            if (built / name).exists():
+                shutil.copy2(built / name, ROOT / "amcl_fast" / name)
+
+
+kernel_packages = ["amcl_fast.kernels", *(f"amcl_fast.kernels.{name}" for name in find_packages("kernels"))]
+# Listed as sources so that an sdist holds them; CMake alone decides what is compiled.
+native_sources = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+
+setup(
+    # Here because setuptools before 77 rejects the SPDX string in pyproject.toml and later ones deprecate the table.
+    license="Apache-2.0",
+    packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *kernel_packages],
+    # Never a top-level `kernels`: another well-known package owns that name.
+    package_dir={"amcl_fast.kernels": "kernels"},
+    ext_modules=[Extension("amcl_fast._native", ["CMakeLists.txt", *sorted(native_sources)], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)
