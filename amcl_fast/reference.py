@@ -72,7 +72,7 @@ def contrast(
     Returns:
         (rows, stats): rows (C, A); stats of s and τ over T, 0-dim and detached.
     """
-    heads, rows, dim = anchors.shape
+    heads, _, dim = anchors.shape
     columns = candidates.shape[1]
     similarity = anchors @ candidates.mT  # (C, A, B)
     keep = columns if negatives == "softmax" or top_k is None else top_k
@@ -157,7 +157,7 @@ def decorrelate(
     Returns:
         (heads, on, off): heads (C,), the loss of each head; stats of 𝒞 and τ on the diagonal and off it.
     """
-    heads, dim, batch = x.shape
+    _, dim, batch = x.shape
     correlation = x @ y.mT / batch  # (C, d, d)
     diagonal = torch.eye(dim, dtype=torch.bool, device=x.device)
     if phi_x is None or phi_y is None:

@@ -93,7 +93,7 @@ def barlow(z1, z2, tau, lambd, beta):
     total = 0.0
     for c in range(heads):
         x, y = ((z[:, c] - z[:, c].mean(0)) / z[:, c].std(0, ddof=1) for z in (z1, z2))
-        for l in range(d):  # noqa: E741 - the paper's index
+        for l in range(d):
             for m in range(d):
                 correlation = x[:, l] @ y[:, m] / n
                 t = tau(z1[:, c, l], z2[:, c, m])

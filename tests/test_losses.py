@@ -2,12 +2,12 @@
 
 import math
 
+import literal
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import literal
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
 
 FORMS = [
