@@ -1,0 +1,24 @@
+"""Images in, augmented views out, through one DALI graph for the CPU and the GPU.
+
+Importing this package needs neither DALI nor Lightning; the names that do are imported when they are first
+used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amcl_fast.data.augment import Augmentation
+
+if TYPE_CHECKING:
+    from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
+    from amcl_fast.data.module import ContrastiveDataModule
+
+__all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "EvaluationLoader"]
+
+_HOMES = {"ContrastiveDataModule": "module", "ContrastiveLoader": "loader", "EvaluationLoader": "loader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

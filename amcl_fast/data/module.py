@@ -1,0 +1,238 @@
+"""The data of a run as a LightningDataModule: from a folder or a name to loaders."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning
+import numpy as np
+import torch
+
+from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.download import DOWNLOADS, prepare_download
+from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.pipeline import Device, Output
+from amcl_fast.data.scan import Images, scan_classes, scan_unlabelled
+from amcl_fast.distributed import world
+
+_HELD_OUT = 0.1
+
+
+class ContrastiveDataModule(lightning.LightningDataModule):
+    """Images for contrastive pre-training, and the same without augmentation for its evaluation.
+
+    Attributes (after `setup`):
+        classes: names of the classes.
+        num_classes: how many.
+        num_train: training images, those without a label included.
+        channels: 3; every image is converted to RGB.
+        skipped: (path, reason) of every file left out; it grows when a file turns out to be bad during the
+            run.
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        root: str = "builtin",
+        size: int = 32,
+        batch_size: int = 256,
+        views: int | list[Augmentation] = 2,
+        augmentation: str = "acde",
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        seed: int = 0,
+        num_threads: int = 2,
+        prefetch: int = 2,
+        device: Literal["auto", "cpu", "gpu"] = "auto",
+        limit: int | None = None,
+    ) -> None:
+        """Describe the data; nothing is read before `prepare_data` and `setup`.
+
+        Args:
+            root: a folder with train/CLASS/IMAGE and test/ or val/ beside it, or with CLASS/IMAGE directly
+                (then a tenth of every class, always the same, is held out); images in unlabeled/ join the
+                training. Or "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded).
+            size: side of the square images that come out, in pixels.
+            batch_size: images per optimiser step over all processes.
+            views: number of views, or one Augmentation each.
+            augmentation: letters of the augmentation of every view, where `views` is a number: a crop, b
+                blur, c greyscale, d colour jitter, e flip.
+            mean: per channel, of pixels in [0, 1].
+            std: per channel, of pixels in [0, 1].
+            seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
+                with several seeds compare.
+            num_threads: DALI's worker threads, per process.
+            prefetch: batches computed ahead. Each takes views * batch * size * size * 12 bytes, and its
+                decoded images.
+            device: where DALI decodes and augments; "auto" takes the GPU if there is one.
+            limit: train on this many images only, the same number of each class as nearly as possible.
+
+        Raises:
+            ValueError: a setting out of range.
+        """
+        super().__init__()
+        for name, value in (
+            ("size", size),
+            ("batch_size", batch_size),
+            ("num_threads", num_threads),
+            ("prefetch", prefetch),
+            ("limit", limit),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if device not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean={mean}, std={std}: expected three numbers each, std above 0")
+        same = Augmentation.from_letters(augmentation)
+        self.views = [same] * views if isinstance(views, int) else list(views)
+        if len(self.views) < 2:
+            raise ValueError(f"views={views}: contrastive learning needs two or more")
+        self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
+        self.mean, self.std = mean, std
+        self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
+        self.skipped: list[tuple[str, str]] = []
+        self.classes: list[str] = []
+        self._train: Images | None = None
+        self._query: Images | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after `setup`."""
+        return len(self.classes)
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images; known after `setup`."""
+        return len(self._images()[0].files)
+
+    def prepare_data(self) -> None:
+        """Generate or download the data set and check its files, once a machine; both are kept in the cache.
+
+        Raises:
+            ValueError: the folder holds no usable images.
+            ConnectionError: a download failed.
+        """
+        self._scan()
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the images of the training and of the held-out part.
+
+        Raises:
+            ValueError: the folder holds no usable images.
+        """
+        if self._train is not None:
+            return
+        train, query, unlabelled, skipped = self._scan()
+        if query is None:
+            bank_ranks, sizes = _ranks(train.labels)
+            held_out = bank_ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
+            query, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
+        if unlabelled is not None:
+            train = Images(train.files + unlabelled.files, train.labels + unlabelled.labels, train.classes)
+        if self.limit is not None and self.limit < len(train.files):
+            ranks, _ = _ranks(train.labels)
+            train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
+        self._train, self._query = train, query
+        self.classes = train.classes
+        self.skipped.extend(skipped)
+
+    def train_dataloader(self) -> ContrastiveLoader:
+        """Augmented views of this process's part of the training images.
+
+        Raises:
+            ValueError: the batch does not divide by the number of processes, or is larger than the data set.
+        """
+        rank, world_size = world()
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
+        return ContrastiveLoader(
+            self._images()[0],
+            self.views,
+            self._output(self.batch_size // world_size),
+            seed=self.seed,
+            shard=rank,
+            num_shards=world_size,
+            on_bad_file=self._note_bad_file,
+        )
+
+    def features_loaders(self) -> tuple[EvaluationLoader, EvaluationLoader]:
+        """(bank, query): the training images with a label, and the held-out ones, without augmentation.
+
+        Every process gets all of both.
+        """
+        known_bad = {path for path, _ in self.skipped}
+        loaders = []
+        for images in self._images():
+            usable = [
+                place
+                for place, (path, label) in enumerate(zip(images.files, images.labels, strict=True))
+                if label >= 0 and path not in known_bad
+            ]
+            loaders.append(
+                EvaluationLoader(
+                    images.subset(usable), self._output(self.batch_size), on_bad_file=self._note_bad_file
+                )
+            )
+        return loaders[0], loaders[1]
+
+    def _images(self) -> tuple[Images, Images]:
+        if self._train is None or self._query is None:
+            raise RuntimeError("call setup() first")
+        return self._train, self._query
+
+    def _note_bad_file(self, path: str, reason: str) -> None:
+        if (path, reason) not in self.skipped:
+            self.skipped.append((path, reason))
+
+    def _scan(self) -> tuple[Images, Images | None, Images | None, list[tuple[str, str]]]:
+        """(train, test or None, unlabelled or None, skipped)."""
+        root = self._folder()
+        test = unlabelled = None
+        if (root / "train").is_dir():
+            train = scan_classes(root / "train")
+            held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+            test = scan_classes(held_out, train.classes) if held_out else None
+            if (root / "unlabeled").is_dir():
+                unlabelled = scan_unlabelled(root / "unlabeled", train.classes)
+        else:
+            train = scan_classes(root)
+        skipped = [entry for part in (train, test, unlabelled) if part for entry in part.skipped]
+        return train, test, unlabelled, skipped
+
+    def _folder(self) -> Path:
+        if self.root == "builtin":
+            from amcl_fast.data.builtin import prepare_builtin
+
+            return prepare_builtin()
+        if self.root in DOWNLOADS:
+            return prepare_download(self.root)
+        return Path(self.root).expanduser()
+
+    def _output(self, batch_size: int) -> Output:
+        on_gpu = torch.cuda.is_available() if self.device == "auto" else self.device == "gpu"
+        if on_gpu and not torch.cuda.is_available():
+            raise ValueError("device='gpu': torch finds no CUDA device; use 'cpu' or 'auto'")
+        device: Device = "gpu" if on_gpu else "cpu"
+        return Output(
+            size=self.size,
+            batch_size=batch_size,
+            device=device,
+            # Lightning has made this process's GPU the current one.
+            device_id=torch.cuda.current_device() if on_gpu else None,
+            num_threads=self.num_threads,
+            prefetch=self.prefetch,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def _ranks(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """For each image its place in a fixed shuffle of its class, and the size of its class."""
+    of = np.asarray(labels)
+    ranks, sizes = np.empty(len(of), int), np.empty(len(of), int)
+    for label in np.unique(of):
+        members = np.flatnonzero(of == label)
+        ranks[members] = np.random.default_rng((int(label) + 1, len(members))).permutation(len(members))
+        sizes[members] = len(members)
+    return ranks, sizes

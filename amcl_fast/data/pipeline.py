@@ -1,0 +1,218 @@
+"""The DALI graphs, written once for the CPU and the GPU: only the decoder's device differs.
+
+Every graph outputs float32 HWC images, then the index of each image in the list of files: labels are looked
+up outside, and the index tells which file an image came from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from amcl_fast.data.augment import Augmentation
+
+try:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import pipeline_def
+except ImportError as error:
+    raise ImportError(
+        'the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"'
+    ) from error
+
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the graphs have in common: where they run, and what their images look like.
+
+    Attributes:
+        size: side of the square output, in pixels.
+        batch_size: images per batch, of this process.
+        device: where everything after the reader runs.
+        device_id: the GPU's index; None for the CPU.
+        num_threads: DALI's worker threads; the bits do not depend on it.
+        prefetch: batches computed ahead; below 2 nothing overlaps with the consumer.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+    """
+
+    size: int
+    batch_size: int
+    device: Device = "cpu"
+    device_id: int | None = None
+    num_threads: int = 2
+    prefetch: int = 2
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the DALI pipeline itself."""
+        return {
+            "batch_size": self.batch_size,
+            "num_threads": self.num_threads,
+            "device_id": self.device_id,
+            "prefetch_queue_depth": self.prefetch,
+        }
+
+
+def training_pipeline(
+    files: list[str],
+    views: Sequence[Augmentation],
+    output: Output,
+    *,
+    seed: int,
+    shard: int,
+    num_shards: int,
+    checkpoint: bytes | None = None,
+) -> Any:
+    """An endless pipeline of augmented views: each image decoded once and augmented `len(views)` times.
+
+    Args:
+        files: paths, in the same order in every shard.
+        views: one augmentation a view.
+        output: size, device and so on.
+        seed: base seed. The order of the files follows from it alone and changes every epoch; the
+            augmentations follow from it and the shard.
+        shard: index of this process.
+        num_shards: number of processes. Each epoch gives each a disjoint part, padded to equal length by
+            repeats of its last image.
+        checkpoint: of an earlier pipeline with the same arguments; the files' contents may differ.
+
+    Returns:
+        A DALI pipeline with one (batch, size, size, 3) output a view, then the (batch, 1) int32 indices into
+        `files`.
+    """
+    # A restored order is only promised by DALI for pipelines that were checkpointing from the start.
+    return _training_graph(
+        files,
+        list(views),
+        output,
+        seed,
+        shard,
+        num_shards,
+        **output.settings,
+        enable_checkpointing=True,
+        checkpoint=checkpoint,
+    )
+
+
+def evaluation_pipeline(files: list[str], output: Output) -> Any:
+    """An endless pipeline over the files in order, without augmentation.
+
+    The shorter side is scaled to `output.size` and the centre cropped; an image that already has that size
+    keeps its pixels. The outputs are those of `training_pipeline` for one view.
+    """
+    return _evaluation_graph(files, output, **output.settings)
+
+
+def decoding_pipeline(files: list[str], output: Output) -> Any:
+    """Read and decode the files in order, for finding those that DALI rejects."""
+    return _decoding_graph(files, output, **output.settings)
+
+
+@pipeline_def(enable_conditionals=True)
+def _training_graph(
+    files: list[str], views: list[Augmentation], output: Output, seed: int, shard: int, num_shards: int
+) -> Any:
+    encoded, index = fn.readers.file(
+        name="reader",
+        files=files,
+        shard_id=shard,
+        num_shards=num_shards,
+        shuffle_after_epoch=True,
+        shuffle_after_epoch_seed=seed,
+        pad_last_batch=True,
+    )
+    images = _decode(encoded, output.device)
+    outputs = [
+        _view(images, view, output, operator_seeds(seed, shard, number)) for number, view in enumerate(views)
+    ]
+    return *outputs, index
+
+
+@pipeline_def
+def _evaluation_graph(files: list[str], output: Output) -> Any:
+    encoded, index = fn.readers.file(name="reader", files=files)
+    images = _decode(encoded, output.device)
+    return _normalise(_centre(images, output.size), output, mirror=0), index
+
+
+@pipeline_def
+def _decoding_graph(files: list[str], output: Output) -> Any:
+    encoded, index = fn.readers.file(name="reader", files=files)
+    # The sizes of the images keep the decoder in the graph without keeping the pixels.
+    return _decode(encoded, output.device).shape(), index
+
+
+def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
+    """Seeds of one view's ten random operators, distinct across operators, views, shards and base seeds."""
+    return [int(s) for s in np.random.SeedSequence((seed, shard, view)).generate_state(10)]
+
+
+def _decode(encoded: Any, device: Device) -> Any:
+    return fn.decoders.image(
+        encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.DALIImageType.RGB
+    )
+
+
+def _view(images: Any, augmentation: Augmentation, output: Output, seeds: list[int]) -> Any:
+    """One augmented, normalised view; uint8 until the normalisation.
+
+    `color_twist` is one pass over the pixels and differs from torchvision's ColorJitter: contrast is scaled
+    around 128 instead of the image's mean grey, the order of the four changes is fixed instead of drawn, and
+    the hue is turned linearly in YIQ instead of in HSV.
+    """
+    # Nested ifs: Python decides the outer ones when the graph is built, DALI the inner ones for every image.
+    if augmentation.crop_scale is None:
+        x = _centre(images, output.size)
+    else:
+        x = fn.random_resized_crop(
+            images,
+            size=(output.size, output.size),
+            random_area=augmentation.crop_scale,
+            random_aspect_ratio=augmentation.crop_ratio,
+            seed=seeds[0],
+        )
+    if augmentation.jitter > 0:
+        reach = 0.8 * augmentation.jitter_strength
+        factor = (1 - reach, 1 + reach)
+        turn = 0.2 * 360 * augmentation.jitter_strength
+        if fn.random.coin_flip(probability=augmentation.jitter, dtype=types.DALIDataType.BOOL, seed=seeds[1]):
+            x = fn.color_twist(
+                x,
+                brightness=fn.random.uniform(range=factor, seed=seeds[2]),
+                contrast=fn.random.uniform(range=factor, seed=seeds[3]),
+                saturation=fn.random.uniform(range=factor, seed=seeds[4]),
+                hue=fn.random.uniform(range=(-turn, turn), seed=seeds[5]),
+            )
+    if augmentation.grey > 0:  # noqa: SIM102
+        if fn.random.coin_flip(probability=augmentation.grey, dtype=types.DALIDataType.BOOL, seed=seeds[6]):
+            x = fn.hsv(x, saturation=0.0)
+    if augmentation.blur > 0:  # noqa: SIM102
+        if fn.random.coin_flip(probability=augmentation.blur, dtype=types.DALIDataType.BOOL, seed=seeds[7]):
+            # Without a window size DALI takes 2 ceil(3 sigma) + 1 pixels: half the time of a fixed 23.
+            x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=augmentation.blur_sigma, seed=seeds[8]))
+    return _normalise(x, output, mirror=fn.random.coin_flip(probability=augmentation.flip, seed=seeds[9]))
+
+
+def _centre(images: Any, size: int) -> Any:
+    # Resizing only the central square keeps memory bounded for very long images.
+    extent = fn.cast(images.shape()[0:2], dtype=types.DALIDataType.FLOAT)
+    side = fn.reductions.min(extent)
+    return fn.resize(
+        images, size=(size, size), roi_start=(extent - side) * 0.5, roi_end=(extent + side) * 0.5
+    )
+
+
+def _normalise(images: Any, output: Output, mirror: Any) -> Any:
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirror,
+        dtype=types.DALIDataType.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in output.mean],
+        std=[255 * s for s in output.std],
+    )

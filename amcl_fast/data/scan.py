@@ -1,0 +1,189 @@
+"""Find the images of a folder of classes, and those that would end a run, before the run."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amcl_fast.data.cache import cache_folder, write_whole
+from amcl_fast.data.headers import SUPPORTED, BadImage, check_header
+
+log = logging.getLogger(__name__)
+
+_LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
+_CACHE_VERSION = 1
+_UNDECODABLE = "corrupt: it cannot be decoded"
+
+_Stamp = tuple[int, int]  # size, mtime in ns
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files with their labels, ordered by class and path.
+
+    Attributes:
+        files: paths.
+        labels: index into `classes` for each file; -1 for an image without a label.
+        classes: names of the classes.
+        skipped: (path, reason) for each file left out.
+    """
+
+    files: list[str]
+    labels: list[int]
+    classes: list[str]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def subset(self, indices: Iterable[int]) -> "Images":
+        """The images at `indices`, with nothing skipped."""
+        chosen = list(indices)
+        return Images([self.files[i] for i in chosen], [self.labels[i] for i in chosen], self.classes)
+
+
+def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
+    """Find and check the images of root/CLASS/..., sub-folders included.
+
+    Files and folders whose name begins with a dot are ignored. Each other file is judged by its content:
+    truncated, empty, fake, unsupported and dangling ones are left out and listed. Damage in the middle of a
+    file is not seen here. Verdicts are kept in the cache folder, by path, size and time of change.
+
+    Args:
+        root: the folder of classes.
+        classes: the classes' names, to number the labels by; images of other classes are left out and listed.
+            Default: the names of the folders that hold at least one good image, sorted.
+
+    Raises:
+        ValueError: `root` is no folder, holds no folder of a class, or no good image.
+    """
+    folder = _folder(root)
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not names:
+        raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
+    found = _check(folder, {name: _list_files(os.path.join(folder, name)) for name in names})
+    if classes is None:
+        classes = [name for name in names if any(reason is None for _, reason in found[name])]
+    numbers = {name: number for number, name in enumerate(classes)}
+    images = Images([], [], classes)
+    for name in names:
+        for path, reason in found[name]:
+            if reason is None and name not in numbers:
+                reason = f"its class {name!r} is not one of the training classes"
+            _add(images, path, reason, numbers.get(name, -1))
+    return _not_empty(images, folder, _LAYOUT)
+
+
+def scan_unlabelled(root: str | Path, classes: list[str]) -> Images:
+    """Find and check the images anywhere below `root`, as `scan_classes` does; their label is -1.
+
+    Raises:
+        ValueError: `root` is no folder or holds no good image.
+    """
+    folder = _folder(root)
+    images = Images([], [], classes)
+    for path, reason in _check(folder, {"": _list_files(folder)})[""]:
+        _add(images, path, reason, -1)
+    return _not_empty(images, folder, f"{SUPPORTED} images")
+
+
+def _add(images: Images, path: str, reason: str | None, label: int) -> None:
+    if reason is None:
+        images.files.append(path)
+        images.labels.append(label)
+    else:
+        images.skipped.append((path, reason))
+
+
+def _folder(root: str | Path) -> str:
+    folder = os.path.abspath(root)
+    if not os.path.isdir(folder):
+        problem = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise ValueError(f"{folder} {problem}; expected {_LAYOUT}")
+    return folder
+
+
+def _not_empty(images: Images, folder: str, layout: str) -> Images:
+    if not images.files:
+        first = "".join(f"\n  {path}: {reason}" for path, reason in images.skipped[:5])
+        raise ValueError(
+            f"{folder} holds no usable image; expected {layout}."
+            + (f" Left out {len(images.skipped)}, the first:{first}" if first else "")
+        )
+    return images
+
+
+def _list_files(folder: str) -> list[str]:
+    files = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[str, str | None]]]:
+    """(path, reason or None) of every file, from the cache where the file has not changed."""
+    cache = cache_folder() / "scans" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
+    known = _load(cache)
+    verdicts: dict[str, tuple[_Stamp | None, str | None]] = {}
+    doubtful: list[str] = []
+
+    def check_group(files: list[str]) -> None:
+        for path in files:
+            stamp = _stamp(path)
+            old = known.get(path[len(folder) :])
+            if old is not None and stamp is not None and old[:2] == [*stamp]:
+                verdicts[path] = stamp, old[2]
+                continue
+            reason = None
+            try:
+                path.encode()
+                if not check_header(path):
+                    doubtful.append(path)
+            except UnicodeEncodeError:
+                reason = "its name is not valid UTF-8"
+            except BadImage as problem:
+                reason = str(problem)
+            verdicts[path] = stamp, reason
+
+    # Threads hide the latency of network folders; on a local disk the interpreter is the limit.
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_group, groups.values()))
+    if doubtful:
+        from amcl_fast.data.decodable import find_undecodable
+
+        for path in find_undecodable(sorted(doubtful)):
+            verdicts[path] = verdicts[path][0], _UNDECODABLE
+    _save(cache, folder, verdicts)
+    return {name: [(path, verdicts[path][1]) for path in files] for name, files in groups.items()}
+
+
+def _stamp(path: str) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _load(cache: Path) -> dict[str, list]:
+    try:
+        content = json.loads(cache.read_bytes())
+        return content["files"] if content["version"] == _CACHE_VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _save(cache: Path, folder: str, verdicts: dict[str, tuple[_Stamp | None, str | None]]) -> None:
+    files = {
+        path[len(folder) :]: [*stamp, reason]
+        for path, (stamp, reason) in verdicts.items()
+        if stamp is not None
+    }
+    try:
+        write_whole(cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": files}).encode())
+    except OSError as error:
+        log.warning("the scan of %s cannot be kept, so every run repeats it: %s", folder, error)
