@@ -1,0 +1,143 @@
+"""Backend "triton": the kernels of `amcl_fast.kernels` as torch.library operators with autograd.
+
+Signatures and mathematics are those of `amcl_fast.reference`. Inputs are float32, bfloat16 or float16; products
+take them as they are, everything after the products is float32, and so are the returned rows. Kernels need CUDA
+tensors, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..kernels.align import align_backward, align_forward
+from ..reference import Stats
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETED = triton.knobs.runtime.interpret
+_STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
+
+
+def align(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    weight: float,
+    beta: float,
+) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.align`."""
+    tensors = _checked(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
+    rows, _, stats = _align(*tensors, tau_min, tau_max, weight, beta)
+    return rows, _named(stats)
+
+
+@torch.library.custom_op("amcl_fast::triton_align", mutates_args=())
+def _align(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    tau_min: float,
+    tau_max: float,
+    weight: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return align_forward(x, y, phi_x, phi_y, offset, tau_min, tau_max, weight, beta)
+
+
+@_align.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _float32(x, x.shape[:2]), _float32(x, (5, *x.shape[:2])), _float32(x, (5,))
+
+
+@torch.library.custom_op("amcl_fast::triton_align_backward", mutates_args=())
+def _align_backward(
+    gradient: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d = needs
+    grads = align_backward(gradient, saved, x, y, phi_x, phi_y, (a, b, c, d))
+    a, b, c, d = _dense(x, grads)
+    return a, b, c, d
+
+
+@_align_backward.register_fake
+def _(
+    gradient: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return _like(x, (x, y, phi_x, phi_y), needs)
+
+
+def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, y, phi_x, phi_y, offset, *_ = inputs
+    ctx.save_for_backward(output[1], x, y, phi_x, phi_y, offset)
+
+
+def _align_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    saved, x, y, phi_x, phi_y, offset = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    grads = _align_backward(gradient, saved, x, y, phi_x, phi_y, needs)
+    # r = φ(x)·φ(y) − offset
+    of_offset = -(gradient * saved[4]).sum().to(offset.dtype) if ctx.needs_input_grad[4] else None
+    return *_wanted(grads, needs), of_offset, None, None, None, None
+
+
+_align.register_autograd(_align_gradients, setup_context=_align_setup)
+
+
+def _checked(**tensors: Tensor | None) -> list[Tensor | None]:
+    """The floating tensors of a call, after a check of what only this backend refuses."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be float32, bfloat16 or float16 for backend 'triton', got {tensor.dtype}; "
+                "backend 'reference' takes float64"
+            )
+        if not tensor.is_cuda and not _INTERPRETED:
+            raise ValueError(f"{name} must be on a CUDA device for backend 'triton', got {tensor.device}")
+    # The interpreter computes bfloat16 products wrongly.
+    if _INTERPRETED and any(tensor.dtype == torch.bfloat16 for tensor in given.values()):
+        return [None if tensor is None else tensor.float() for tensor in tensors.values()]
+    return list(tensors.values())
+
+
+def _named(stats: Tensor) -> Stats:
+    return dict(zip(_STATS, stats.detach().unbind(), strict=True))
+
+
+def _float32(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _dense(like: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Operators return tensors only: an empty one stands for a gradient nobody asked for."""
+    return [like.new_empty(0) if grad is None else grad for grad in grads]
+
+
+def _wanted(grads: tuple[Tensor, ...], needs: list[bool]) -> list[Tensor | None]:
+    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def _like(like: Tensor, tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    """Fake gradients: contiguous, with the shape of their tensors."""
+    shapes = [(0,) if t is None or not need else t.shape for t, need in zip(tensors, needs, strict=True)]
+    return tuple(like.new_empty(shape) for shape in shapes)

@@ -1,0 +1,12 @@
+"""The kernels run in Triton's interpreter where there is no GPU, which must be said before triton is imported."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise pytest.UsageError("triton was imported before the tests of its kernels: set TRITON_INTERPRET=1")
+    os.environ["TRITON_INTERPRET"] = "1"
