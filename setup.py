@@ -1,12 +1,14 @@
-"""Build of amcl-fast: the Python packages and, where CMake and a C++ compiler are at hand, `amcl_fast._native`.
+"""Build of amcl-fast: the Python packages and, where CMake and a compiler are at hand, `amcl_fast._native`.
 
-Metadata is in pyproject.toml. A machine that cannot build the native module gets an install without it: the reason
-is printed and kept in the package, where `amcl-fast doctor` finds it, and the losses run on the reference backend.
+Metadata is in pyproject.toml. A machine that cannot build the native module gets an install without it: the
+reason is printed and kept in the package, where `amcl-fast doctor` finds it, and the losses run on the
+reference backend.
 """
 
 import contextlib
 import importlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -54,18 +56,20 @@ def run(step: str, command: list[str]) -> None:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(result.stdout, flush=True)
     if result.returncode:
-        lines = [line.strip() for line in result.stdout.splitlines()]
-        errors = [number for number, line in enumerate(lines) if "error" in line.lower()]
-        # "CMake Error at FILE:LINE (message):" carries its text on the lines below.
-        cause = " ".join(lines[errors[0] : errors[0] + 3]) if errors else f"exit status {result.returncode}"
+        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+        errors = [number for number, line in enumerate(lines) if re.search("CMake Error|error:", line)]
+        start = errors[0] if errors else len(lines) - 1
+        # "CMake Error at FILE:LINE (message):" has its text on the next lines.
+        length = 3 if lines[start].startswith("CMake Error") else 1
+        cause = " ".join(lines[start : start + length])
         raise BuildProblem(f"CMake could not {step} the native module: {cause}")
 
 
 def build_native(module: Path) -> None:
     """Build the native module at the path `module`, or raise BuildProblem."""
     missing = []
-    cmake = find_tool("cmake", "CMAKE_BIN_DIR")
-    if cmake is None:
+    cmake = find_tool("cmake", "CMAKE_BIN_DIR") or ""
+    if not cmake:
         missing.append("no CMake")
     if not has_compiler():
         missing.append("no working C++ compiler ($CXX, or else c++, g++ or clang++)")
@@ -86,13 +90,12 @@ def build_native(module: Path) -> None:
     if ninja := find_tool("ninja", "BIN_DIR"):
         generator = ["-G", "Ninja"]
         options["CMAKE_MAKE_PROGRAM"] = ninja
+    definitions = [f"-D{key}={value}" for key, value in options.items()]
     # A new folder each time: CMake's cache would hold paths into an isolated build environment that is gone.
     with tempfile.TemporaryDirectory() as folder:
-        run(
-            "configure",
-            [cmake, "-S", str(ROOT), "-B", folder, *generator, *(f"-D{key}={value}" for key, value in options.items())],
-        )
-        run("build", [cmake, "--build", folder, "--target", "_native", "--parallel", str(os.cpu_count() or 1)])
+        run("configure", [cmake, "-S", str(ROOT), "-B", folder, *generator, *definitions])
+        jobs = str(os.cpu_count() or 1)
+        run("build", [cmake, "--build", folder, "--target", "_native", "--parallel", jobs])
     if not module.exists():
         raise BuildProblem(f"CMake built no {module.name}")
 
@@ -120,8 +123,8 @@ class CMakeBuild(build_ext):
             note.write_text(f"{problem}\n")
             announce(
                 f"amcl-fast: built WITHOUT amcl_fast._native: {problem}.\n"
-                "amcl-fast: everything runs on the reference backend. For the native one, install what is missing "
-                "and install amcl-fast again."
+                "amcl-fast: everything runs on the reference backend. For the native one, install what is "
+                "missing and install amcl-fast again."
             )
 
     def copy_extensions_to_source(self) -> None:
@@ -139,7 +142,8 @@ kernel_packages = ["amcl_fast.kernels", *(f"amcl_fast.kernels.{name}" for name i
 native_sources = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 setup(
-    # Here because setuptools before 77 rejects the SPDX string in pyproject.toml and later ones deprecate the table.
+    # Here because setuptools before 77 rejects the SPDX string in pyproject.toml, and later ones deprecate
+    # the table that those want.
     license="Apache-2.0",
     packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *kernel_packages],
     # Never a top-level `kernels`: another well-known package owns that name.

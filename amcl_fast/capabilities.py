@@ -1,8 +1,7 @@
 """What this machine can run: the backends of the losses, DALI and apex, each with the reason.
 
-The operators and `amcl-fast doctor` ask here, so both give the same answer. Importing this module imports nothing
-but torch; each answer imports what it asks about, once per process. A thing counts as available when it was seen to
-work, not when its name can be imported.
+The operators and `amcl-fast doctor` ask here, so both give the same answer. Importing this module imports
+nothing but torch; each answer imports what it asks about, once per process.
 """
 
 import importlib
@@ -50,7 +49,7 @@ def native_status() -> Status:
 
 @cache
 def triton_status() -> Status:
-    """Return whether the Triton backend runs: on a GPU of capability 8.0 or more, or in Triton's interpreter."""
+    """Return whether the Triton backend runs: on a GPU of capability 8.0 or more, or in its interpreter."""
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
@@ -91,8 +90,8 @@ def dali_status(device: Literal["cpu", "gpu"]) -> Status:
 def apex_status() -> Status:
     """Return whether NVIDIA apex's FusedSGD and FusedLAMB run.
 
-    PyPI's "apex" is an unrelated package, and NVIDIA's may be built without its CUDA extensions, so importing `apex`
-    proves nothing. Looked for here: the sources of the optimisers, the extension `amp_C`, and one step of each
+    PyPI's "apex" is an unrelated package, and NVIDIA's may be built without its CUDA extensions, so importing
+    `apex` proves nothing. What counts is its `optimizers`, the extension `amp_C`, and one step of each
     optimiser on the GPU.
     """
     spec = importlib.util.find_spec("apex")  # finds the package without running its code

@@ -1,11 +1,9 @@
 """`amcl-fast doctor`: what is installed, which backends are live here, and why the others are not."""
 
-import argparse
 import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,9 +65,8 @@ def render(found: Report) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Print the report; the exit status is 0, since the reference backend runs wherever torch does."""
-    argparse.ArgumentParser(prog="amcl-fast doctor", description=__doc__).parse_args(argv)
     print(render(report()))
     return 0
 
@@ -123,7 +120,3 @@ def _cpu() -> str:
 def _table(title: str, rows: dict[str, str]) -> list[str]:
     width = max(map(len, rows))
     return [title, *(f"  {name:{width}}  {value}" for name, value in rows.items())]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Wheels and editable installs, with and without a compiler, and the Makefile that makes them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
+NOTE = "_native_missing.txt"
+IMPORT = (
+    "import amcl_fast.kernels, amcl_fast.capabilities as c;"
+    "print(amcl_fast.__file__, amcl_fast.kernels.__file__, c.native_status(), sep='\\n')"
+)
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A copy of what an install is made of, without what earlier builds left."""
+    folder = tmp_path / "source"
+    built = shutil.ignore_patterns("__pycache__", "*.so", NOTE)
+    for name in ("amcl_fast", "csrc", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=built)
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "CMakeLists.txt",
+        "Makefile",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+    ):
+        shutil.copy2(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def python(tmp_path) -> Path:
+    """The Python of a new environment with torch and the build tools, and no amcl_fast."""
+    venv.create(tmp_path / "environment", with_pip=False)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # A .pth file gives the outer environment's packages without its editable installs.
+    outer = tmp_path / "environment" / "lib" / version / "site-packages" / "outer.pth"
+    outer.write_text(sysconfig.get_path("purelib") + "\n")
+    return tmp_path / "environment" / "bin" / "python"
+
+
+def pip(python: Path, *arguments: str | Path, **environment: str) -> str:
+    """Run pip for `python`, without build isolation; return what it and the build print."""
+    command = [sys.executable, "-m", "pip", "--python", python, *arguments]
+    result = subprocess.run(
+        [*command, "--verbose", "--no-build-isolation", "--no-deps"],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def import_from(python: Path, folder: Path) -> list[str]:
+    """Import the package in `folder`; return the files of both packages and native_status()."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [python, "-c", IMPORT], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def build_only(source: Path, file: str, text: str) -> None:
+    """Make the native module of one small file, so that building it is quick."""
+    (source / "csrc" / file).write_text(text)
+    cmake = source / "CMakeLists.txt"
+    one = rf"pybind11_add_module(_native csrc/{file})\nreturn()"
+    cmake.write_text(re.sub(r"pybind11_add_module\(_native[^)]*\)", one, cmake.read_text()))
+
+
+def test_wheel_holds_every_file_and_imports(tmp_path, source, python):
+    pip(python, "wheel", "--wheel-dir", tmp_path, source)
+    (wheel,) = tmp_path.glob("amcl_fast-*.whl")
+    modules = {path.relative_to(source) for path in (source / "amcl_fast").rglob("*") if path.is_file()}
+    kernels = {Path("amcl_fast", path.relative_to(source)) for path in (source / "kernels").rglob("*.py")}
+    held = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    assert {path for path in held if path.parts[0] == "amcl_fast"} == {
+        *modules,
+        *kernels,
+        Path("amcl_fast", NATIVE),
+    }
+    assert {path.parts[0] for path in held} == {"amcl_fast", wheel.name.split("-cp")[0] + ".dist-info"}
+
+    pip(python, "install", wheel)
+    site = next((tmp_path / "environment" / "lib").glob("*/site-packages"))
+    files = [str(site / "amcl_fast" / "__init__.py"), str(site / "amcl_fast" / "kernels" / "__init__.py")]
+    *found, native = import_from(python, tmp_path)
+    assert found == files
+    assert "available=True" in native
+
+
+def test_install_without_compiler(tmp_path, source, python):
+    output = pip(python, "install", source, CXX="/bin/false")
+    assert "built WITHOUT amcl_fast._native: no working C++ compiler" in output
+    assert "reference backend" in output
+    *_, native = import_from(python, tmp_path)
+    assert "built without: no working C++ compiler" in native
+
+
+def test_install_of_source_that_does_not_compile(tmp_path, source, python):
+    build_only(source, "broken.cpp", "#error nothing compiles here\n")
+    output = pip(python, "install", source)
+    assert "could not build the native module" in output
+    *_, native = import_from(python, tmp_path)
+    assert "nothing compiles here" in native
+
+
+def test_editable_install(tmp_path, source, python):
+    build_only(source, "empty.cpp", "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_native, module) {}\n")
+    stale = source / "amcl_fast" / NATIVE
+    stale.write_bytes(b"of an earlier build")
+    files = [str(source / "amcl_fast" / "__init__.py"), str(source / "kernels" / "__init__.py")]
+
+    pip(python, "install", "--editable", source, CXX="/bin/false")
+    assert not stale.exists()
+    *found, native = import_from(python, tmp_path)
+    assert found == files
+    assert "built without: no working C++ compiler" in native
+
+    pip(python, "install", "--editable", source)
+    assert not (source / "amcl_fast" / NOTE).exists()
+    # Here from the root of the sources, where the folder amcl_fast comes before what is installed.
+    *found, native = import_from(python, source)
+    assert found == files
+    assert "available=True" in native
+
+
+def requirements(extra: str) -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("extra", ["", "train", "timm", "test"])
+def test_every_requirement_has_a_pin_that_meets_it(extra):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pins.items()}
+    for requirement in requirements(extra):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_never_apex_and_no_torch_to_build():
+    """PyPI's apex is an unrelated package; torch in the build requirements would download gigabytes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for extra in ("", "train", "timm", "bench", "test", "all"):
+        assert "apex" not in {requirement.name for requirement in requirements(extra)}
+    build = {Requirement(line).name for line in project["build-system"]["requires"]}
+    assert build == {"setuptools", "pybind11", "cmake", "ninja"}
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_make_refuses_an_old_python(tmp_path, source):
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.8.1 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    result = make(source, "test", f"PYTHON={old}")
+    assert result.returncode != 0
+    assert "needs Python 3.11 or newer" in result.stderr and "Python 3.8.1" in result.stderr
+    assert not (source / ".venv").exists()
+
+
+def test_make_installs_once(source):
+    """The second call installs nothing, until a file changes that the install is made of."""
+    assert "pip install" in make(source, "-n", "test").stdout
+    (source / ".venv" / "bin").mkdir(parents=True)
+    (source / ".venv" / "bin" / "python").touch()
+    (source / ".venv" / ".installed").touch()
+    assert "pip install" not in make(source, "-n", "test").stdout
+    changed = next((source / "csrc").iterdir())
+    later = (source / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(changed, (later, later))
+    assert "pip install" in make(source, "-n", "test").stdout
