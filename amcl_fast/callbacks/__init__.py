@@ -1,0 +1,25 @@
+"""What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, summaries."""
+
+from .checkpoint import Checkpoint
+from .guard import Guard, NonFiniteError
+from .knn import OnlineKNN
+from .metrics import MetricsFile
+from .progress import EpochSummary
+from .resume import ExactResume
+from .signals import Interrupted, SaveOnSignal
+from .skipped import SkippedFiles
+from .throughput import Throughput
+
+__all__ = [
+    "Checkpoint",
+    "EpochSummary",
+    "ExactResume",
+    "Guard",
+    "Interrupted",
+    "MetricsFile",
+    "NonFiniteError",
+    "OnlineKNN",
+    "SaveOnSignal",
+    "SkippedFiles",
+    "Throughput",
+]

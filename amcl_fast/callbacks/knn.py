@@ -1,0 +1,89 @@
+"""kNN accuracy of the features while they are learned."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from ..evaluate.knn import encode, knn_accuracy, pixel_features
+
+
+class OnlineKNN(L.Callback):
+    """kNN on the encoder's features: training images are the bank, held-out images the queries.
+
+    Raw pixels and the untrained encoder are measured once before training, as the baselines of the run.
+
+    Args:
+        every_n_epochs: measure after every n-th epoch, and at the end of training.
+        k: neighbours, all of them in a smaller bank.
+        temperature: neighbours vote with exp(similarity / temperature).
+
+    Attributes:
+        pixels, untrained: the two baselines in percent, None before training.
+        history: (epoch, accuracy in percent), epochs counted from 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, k: int = 200, temperature: float = 0.1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"knn.every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.k = k
+        self.temperature = temperature
+        self.pixels: float | None = None
+        self.untrained: float | None = None
+        self.history: list[tuple[int, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pixels": self.pixels, "untrained": self.untrained, "history": list(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
+        self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.pixels is not None:
+            return
+        self.pixels = self._measure(trainer, None)
+        self.untrained = self._measure(trainer, pl_module)
+        for logger in trainer.loggers:
+            logger.log_metrics({"knn_pixels": self.pixels, "knn_untrained": self.untrained}, step=0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0:
+            self.history.append((epoch, self._measure(trainer, pl_module)))
+            pl_module.log("knn", self.history[-1][1], prog_bar=True, rank_zero_only=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.history or self.history[-1][0] < trainer.current_epoch:
+            self.history.append((trainer.current_epoch, self._measure(trainer, pl_module)))
+            for logger in trainer.loggers:
+                logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step)
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule | None) -> float:
+        """Accuracy in percent of the module's encoder, of raw pixels without one; process 0 computes it."""
+        accuracy = 0.0
+        if trainer.is_global_zero:
+            datamodule = trainer.datamodule  # type: ignore[attr-defined]
+            (bank, bank_labels), (queries, query_labels) = (
+                self._features(trainer, pl_module, loader) for loader in datamodule.features_loaders()
+            )
+            accuracy = knn_accuracy(
+                bank,
+                bank_labels,
+                queries,
+                query_labels,
+                k=self.k,
+                temperature=self.temperature,
+                num_classes=datamodule.num_classes,
+            )
+        return trainer.strategy.broadcast(accuracy)
+
+    @staticmethod
+    def _features(
+        trainer: L.Trainer, pl_module: L.LightningModule | None, loader: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if pl_module is None:
+            return pixel_features(loader)
+        with trainer.precision_plugin.forward_context():
+            return encode(pl_module.backbone, loader, pl_module.device)  # type: ignore[arg-type]

@@ -1,0 +1,212 @@
+"""Optimisers and the learning-rate schedule."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and its settings.
+
+    Attributes:
+        name: sgd, lars, adamw, or lamb (apex's; AdamW stands in for it where apex does not work).
+        lr: peak learning rate.
+        momentum: of sgd and lars.
+        betas: of adamw and lamb.
+        weight_decay: L2 for sgd and lars, decoupled for adamw.
+        decay_all: also decay biases and normalisation parameters. LARS never does.
+        trust_coefficient: of lars.
+        implementation: `auto` and `torch` are torch's fused kernels where device and dtype allow, its foreach
+            ones elsewhere; `apex` is apex's FusedSGD or FusedLAMB where they work, torch's with a warning
+            where they do not.
+    """
+
+    name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
+    lr: float = 0.06
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    decay_all: bool = True
+    trust_coefficient: float = 1e-3
+    implementation: Literal["auto", "torch", "apex"] = "auto"
+
+
+class LARS(Optimizer):
+    """SGD with layer-wise adaptive rates (You et al., 2017, arXiv 1708.03888, as SimCLR uses it).
+
+    For each tensor w with gradient g: u = g + weight_decay·w; if its group has `adapt`, u is scaled by
+    trust_coefficient·‖w‖/‖u‖ (by 1 where either norm is 0); buffer = momentum·buffer + u; w −= lr·buffer.
+    Runs on lists of tensors (foreach) and never waits for the device.
+
+    Args:
+        params: parameters or groups; a group may carry `adapt: False` and its own `weight_decay`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not 0 < trust_coefficient < math.inf:
+            raise ValueError(f"trust_coefficient must be positive and finite, got {trust_coefficient}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "adapt": True,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        if group["adapt"]:
+            norms = torch.stack(torch._foreach_norm(params))
+            update_norms = torch.stack(torch._foreach_norm(updates))
+            trust = group["trust_coefficient"] * norms / update_norms
+            trust = torch.where((norms > 0) & (update_norms > 0), trust, 1.0)
+            torch._foreach_mul_(updates, list(trust.unbind()))
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
+    """The optimiser of `config` over all trainable parameters of `module`.
+
+    Args:
+        module: what to train.
+        config: see `OptimizerConfig`.
+        fused: permit torch's fused kernels. They unscale gradients themselves, so they exclude clipping under
+            a gradient scaler.
+
+    Raises:
+        ValueError: unknown name or implementation, or a setting out of range.
+    """
+    if config.implementation not in ("auto", "torch", "apex"):
+        raise ValueError(f"implementation must be auto, torch or apex, got {config.implementation!r}")
+    groups = _param_groups(module, config)
+    if config.name == "lars":
+        return LARS(groups, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
+    if config.name not in ("sgd", "adamw", "lamb"):
+        raise ValueError(f"optimizer must be sgd, lars, adamw or lamb, got {config.name!r}")
+    if config.implementation == "apex" or config.name == "lamb":
+        optimizer = _apex_optimizer(groups, config)
+        if optimizer is not None:
+            return optimizer
+    params = [p for group in groups for p in group["params"]]
+    fused = fused and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+    kernels = {"fused": True} if fused else {"foreach": True}
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels
+        )
+    return torch.optim.AdamW(
+        groups, config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernels
+    )
+
+
+def _param_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """One group, or one that is decayed and one (biases, scales, offsets) that is not."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if config.decay_all and config.name != "lars":
+        return [{"params": [p for _, p in named]}]
+    plain = [p for name, p in named if p.ndim <= 1 or name.endswith("bias")]
+    exempt = {id(p) for p in plain}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in named if id(p) not in exempt]},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if config.name == "lars":
+        groups[1]["adapt"] = False
+    return [group for group in groups if group["params"]]
+
+
+def _apex_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer | None:
+    """apex's optimiser, or None after a warning that says what runs instead."""
+    from .capabilities import apex_status
+
+    status = apex_status()
+    stand_in = "torch's SGD" if config.name == "sgd" else "torch's AdamW"
+    if config.name == "adamw":
+        warnings.warn(f"apex is used for sgd and lamb only; {stand_in} runs instead", stacklevel=3)
+        return None
+    if not status.available:
+        warnings.warn(f"apex cannot be used ({status.reason}); {stand_in} runs instead", stacklevel=3)
+        return None
+    from apex.optimizers import FusedLAMB, FusedSGD
+
+    if config.name == "sgd":
+        return FusedSGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return FusedLAMB(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then half a cosine down to zero.
+
+    Attributes:
+        warmup_epochs: length of the warm-up, fractions allowed.
+        interval: change the rate every optimiser `step`, or every `epoch` (the released recipe).
+    """
+
+    warmup_epochs: float = 0.0
+    interval: Literal["step", "epoch"] = "step"
+
+
+def lr_factor(position: int, total: int, warmup: int) -> float:
+    """Factor on the peak rate at `position` of `total`: (position + 1)/warmup up to the peak, then cosine."""
+    if position < warmup:
+        return (position + 1) / warmup
+    progress = (position - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, epochs: int) -> LambdaLR:
+    """Scheduler of `config` for a training of `steps` optimiser steps in `epochs` epochs.
+
+    Raises:
+        ValueError: warm-up negative or as long as the training, unknown interval.
+    """
+    if config.interval not in ("step", "epoch"):
+        raise ValueError(f"schedule.interval must be 'step' or 'epoch', got {config.interval!r}")
+    if not 0 <= config.warmup_epochs < max(1, epochs):
+        raise ValueError(
+            f"schedule.warmup_epochs must be at least 0 and less than the {epochs} epochs of the training, "
+            f"got {config.warmup_epochs}"
+        )
+    total = steps if config.interval == "step" else epochs
+    warmup = round(config.warmup_epochs * total / max(1, epochs))
+    return LambdaLR(optimizer, lambda position: lr_factor(position, total, warmup))
