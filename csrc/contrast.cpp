@@ -1,0 +1,261 @@
+// `contrast` over the k hardest negatives, forward and backward.
+//
+// Only S = anchors · candidatesᵀ is ever formed, tile by tile in cache, and at once reduced to the k largest of each
+// row. R, the temperatures and all gradients are then needed for k columns a row and are gathered, which for k much
+// smaller than the number of candidates costs a few percent of the dense products. The candidates' gradients go by a
+// list sorted by (column, row), so every sum has one order: no atomics, and the same bits for any number of threads.
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "blas.hpp"
+#include "operators.hpp"
+#include "parallel.hpp"
+
+namespace amcl {
+namespace {
+
+// A tile of S (rows × kTileBytes) stays in the level-2 cache between the product and the selection.
+constexpr int64_t kTileBytes = 8192;
+
+// Depends on the shape alone: a product's bits may depend on its shape, and must not depend on the threads.
+int64_t rows_per_block(int64_t heads, int64_t anchors) { return heads * anchors >= 2048 ? 128 : 32; }
+
+template <class T>
+struct ForwardMemory {
+  T *tile, *similarity, *floors, *r, *work, *ds, *dr, *scratch_values;
+  int32_t *columns, *scratch_columns;
+  int64_t* counts;
+  char* finite;
+
+  ForwardMemory(Arena& arena, int64_t rows, int64_t tile_width, int64_t k)
+      : tile(arena.take<T>(rows * tile_width)),
+        similarity(arena.take<T>(rows * k)),
+        floors(arena.take<T>(rows)),
+        r(arena.take<T>(k)),
+        work(arena.take<T>(3 * k)),
+        ds(arena.take<T>(k)),
+        dr(arena.take<T>(k)),
+        scratch_values(arena.take<T>(k + tile_width + kPadding)),
+        columns(arena.take<int32_t>(rows * k)),
+        scratch_columns(arena.take<int32_t>(k + tile_width + kPadding)),
+        counts(arena.take<int64_t>(rows)),
+        finite(arena.take<char>(rows)) {}
+};
+
+}  // namespace
+
+template <class T>
+Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns, T* ds, T* dr) {
+  const int64_t k = call.top_k;
+  const int64_t block = std::min(rows_per_block(call.heads, call.anchors), call.anchors);
+  const int64_t blocks = (call.anchors + block - 1) / block;
+  const int64_t tile_width = std::min<int64_t>(kTileBytes / static_cast<int64_t>(sizeof(T)), call.candidates);
+  const T infinity = std::numeric_limits<T>::infinity();
+  const Kernels<T>& kernel = kernels<T>();
+
+  Arena measure;
+  ForwardMemory<T>(measure, block, tile_width, k);
+  const Workspace workspace(call.threads, measure.used());
+  std::vector<Sums> sums(static_cast<std::size_t>(call.heads * blocks));
+
+#pragma omp parallel num_threads(call.threads)
+  {
+    Arena arena(workspace.of_thread());
+    const ForwardMemory<T> memory(arena, block, tile_width, k);
+    SelectionScratch<T> scratch{memory.scratch_values, memory.scratch_columns, infinity};
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < call.heads * blocks; ++item) {
+      const int64_t head = item / blocks, first = item % blocks * block;
+      const int64_t rows = std::min(block, call.anchors - first);
+      std::fill_n(memory.floors, rows, -infinity);
+      std::fill_n(memory.counts, rows, 0);
+      std::fill_n(memory.finite, rows, 1);
+
+      for (int64_t column = 0; column < call.candidates; column += tile_width) {
+        const int64_t width = std::min(tile_width, call.candidates - column);
+        multiply<T>(rows, width, call.width, T(1), {call.a.row(head, first), call.a.row_stride, false},
+                    {call.b.row(head, column), call.b.row_stride, true}, false, memory.tile, tile_width);
+        for (int64_t i = 0; i < rows; ++i) {
+          T* similarity = memory.tile + i * tile_width;
+          for (int64_t j = 0; j < call.skips; ++j) {
+            const int64_t skipped = call.skip[(first + i) * call.skips + j] - column;
+            if (skipped >= 0 && skipped < width) similarity[skipped] = -infinity;
+          }
+          Selection<T> best{memory.similarity + i * k, memory.columns + i * k, memory.counts[i], memory.floors[i],
+                            memory.finite[i] != 0};
+          kernel.select(similarity, width, static_cast<int32_t>(column), k, &best, &scratch);
+          memory.counts[i] = best.count;
+          memory.floors[i] = best.floor;
+          memory.finite[i] = best.finite;
+        }
+      }
+
+      Sums& total = sums[static_cast<std::size_t>(item)];
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t row = head * call.anchors + first + i;
+        T* similarity = memory.similarity + i * k;
+        int32_t* chosen = memory.columns + i * k;
+        if (!memory.finite[i] || memory.counts[i] < k) {
+          // No order, no selection: NaN takes the place of every similarity, so the loss shows it.
+          std::fill_n(similarity, k, std::numeric_limits<T>::quiet_NaN());
+          std::fill_n(chosen, k, 0);
+        }
+        if (call.phi_a) {
+          kernel.gather_dot(memory.r, k, chosen, call.phi_a.row(head, first + i), call.phi_b.row(head, 0),
+                            call.phi_b.row_stride, call.phi_width);
+        }
+        values[row] = kernel.topk_row(call.form, k, similarity, call.phi_a ? memory.r : nullptr, call.temperature,
+                                      ds ? memory.ds : nullptr, ds ? memory.dr : nullptr, memory.work, &total);
+        if (ds) {
+          std::copy_n(chosen, k, columns + row * k);
+          std::copy_n(memory.ds, k, ds + row * k);
+          if (dr) std::copy_n(memory.dr, k, dr + row * k);
+        }
+      }
+    }
+  }
+  Sums result;
+  for (const Sums& part : sums) result.add(part);
+  return result;
+}
+
+namespace {
+
+// The selected (row, column) pairs of one head, ordered by column and then by row, with their weights.
+template <class T>
+struct ByColumn {
+  std::unique_ptr<int64_t[]> begin;  // (candidates + 1): where each column's entries start
+  std::unique_ptr<int32_t[]> row;
+  std::unique_ptr<T[]> ds, dr;  // scaled by the upstream gradient of the row; null when not wanted
+};
+
+// Counting sort over fixed chunks of rows, so that it runs on many threads and gives one order.
+template <class T>
+class ColumnSort {
+ public:
+  ColumnSort(const Contrast<T>& call, bool with_ds, bool with_dr)
+      : call_(call), chunk_rows_((call.anchors + kChunks - 1) / kChunks) {
+    // Arrays by `new` and not vectors: they are written whole, so filling them with zeros first would be waste.
+    const auto entries = static_cast<std::size_t>(call.anchors * call.top_k);
+    offsets_.reset(new int64_t[static_cast<std::size_t>(kChunks * call.candidates)]);
+    sorted_.begin.reset(new int64_t[static_cast<std::size_t>(call.candidates + 1)]);
+    sorted_.row.reset(new int32_t[entries]);
+    if (with_ds) sorted_.ds.reset(new T[entries]);
+    if (with_dr) sorted_.dr.reset(new T[entries]);
+  }
+
+  // To be called by all threads of a parallel region; ends with a barrier.
+  void sort(const T* upstream, const int32_t* columns, const T* ds, const T* dr) {
+    const int64_t k = call_.top_k, candidates = call_.candidates;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+      int64_t* counts = offsets_.get() + chunk * candidates;
+      std::fill_n(counts, candidates, 0);
+      for (int64_t e = first_row(chunk) * k; e < first_row(chunk + 1) * k; ++e) ++counts[columns[e]];
+    }
+#pragma omp single
+    {
+      int64_t position = 0;
+      for (int64_t column = 0; column < candidates; ++column) {
+        sorted_.begin[column] = position;
+        for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+          int64_t& offset = offsets_[chunk * candidates + column];
+          const int64_t count = offset;
+          offset = position;
+          position += count;
+        }
+      }
+      sorted_.begin[candidates] = position;
+    }
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+      int64_t* offsets = offsets_.get() + chunk * candidates;
+      for (int64_t row = first_row(chunk); row < first_row(chunk + 1); ++row) {
+        for (int64_t e = row * k; e < (row + 1) * k; ++e) {
+          const int64_t at = offsets[columns[e]]++;
+          sorted_.row[at] = static_cast<int32_t>(row);
+          if (sorted_.ds) sorted_.ds[at] = upstream[row] * ds[e];
+          if (sorted_.dr) sorted_.dr[at] = upstream[row] * dr[e];
+        }
+      }
+    }
+  }
+
+  const ByColumn<T>& sorted() const { return sorted_; }
+
+ private:
+  static constexpr int64_t kChunks = 8;
+  int64_t first_row(int64_t chunk) const { return std::min(chunk * chunk_rows_, call_.anchors); }
+
+  const Contrast<T>& call_;
+  int64_t chunk_rows_;
+  std::unique_ptr<int64_t[]> offsets_;
+  ByColumn<T> sorted_;
+};
+
+}  // namespace
+
+template <class T>
+void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const int32_t* columns, const T* ds,
+                            const T* dr, Rows<T> grad_a, Rows<T> grad_b, Rows<T> grad_phi_a, Rows<T> grad_phi_b,
+                            double* grad_offset) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t k = call.top_k;
+  const bool to_candidates = grad_b || grad_phi_b;
+  std::vector<double> offset_terms(grad_offset ? static_cast<std::size_t>(call.heads * call.anchors) : 0);
+  std::optional<ColumnSort<T>> by_column;
+  if (to_candidates) by_column.emplace(call, static_cast<bool>(grad_b), static_cast<bool>(grad_phi_b));
+
+#pragma omp parallel num_threads(call.threads)
+  for (int64_t head = 0; head < call.heads; ++head) {
+    const int64_t start = head * call.anchors;
+    if (grad_a || grad_phi_a || grad_offset) {
+#pragma omp for schedule(dynamic, 16) nowait
+      for (int64_t i = 0; i < call.anchors; ++i) {
+        const int64_t row = start + i;
+        if (grad_a)
+          kernel.gather_sum(grad_a.row(head, i), upstream[row], k, columns + row * k, ds + row * k,
+                            call.b.row(head, 0), call.b.row_stride, call.width);
+        if (grad_phi_a)
+          kernel.gather_sum(grad_phi_a.row(head, i), upstream[row], k, columns + row * k, dr + row * k,
+                            call.phi_b.row(head, 0), call.phi_b.row_stride, call.phi_width);
+        if (grad_offset) {
+          double sum = 0;
+          for (int64_t e = row * k; e < (row + 1) * k; ++e) sum += static_cast<double>(dr[e]);
+          offset_terms[static_cast<std::size_t>(row)] = -sum * static_cast<double>(upstream[row]);
+        }
+      }
+    }
+    if (to_candidates) {
+      by_column->sort(upstream + start, columns + start * k, ds + start * k, dr ? dr + start * k : nullptr);
+      const ByColumn<T>& sorted = by_column->sorted();
+#pragma omp for schedule(dynamic, 16)
+      for (int64_t j = 0; j < call.candidates; ++j) {
+        const int64_t begin = sorted.begin[j];
+        const int64_t count = sorted.begin[j + 1] - begin;
+        const int32_t* rows = sorted.row.get() + begin;
+        if (grad_b)
+          kernel.gather_sum(grad_b.row(head, j), T(1), count, rows, sorted.ds.get() + begin, call.a.row(head, 0),
+                            call.a.row_stride, call.width);
+        if (grad_phi_b)
+          kernel.gather_sum(grad_phi_b.row(head, j), T(1), count, rows, sorted.dr.get() + begin,
+                            call.phi_a.row(head, 0), call.phi_a.row_stride, call.phi_width);
+      }
+    }
+  }
+  if (grad_offset) *grad_offset = std::accumulate(offset_terms.begin(), offset_terms.end(), 0.0);
+}
+
+template Sums contrast_topk_forward(const Contrast<float>&, float*, int32_t*, float*, float*);
+template Sums contrast_topk_forward(const Contrast<double>&, double*, int32_t*, double*, double*);
+template void contrast_topk_backward(const Contrast<float>&, const float*, const int32_t*, const float*, const float*,
+                                     Rows<float>, Rows<float>, Rows<float>, Rows<float>, double*);
+template void contrast_topk_backward(const Contrast<double>&, const double*, const int32_t*, const double*,
+                                     const double*, Rows<double>, Rows<double>, Rows<double>, Rows<double>,
+                                     double*);
+
+}  // namespace amcl

@@ -1,0 +1,2 @@
+#define AMCL_ISA avx2
+#include "kernels.inc"

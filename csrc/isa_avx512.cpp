@@ -1,0 +1,2 @@
+#define AMCL_ISA avx512
+#include "kernels.inc"

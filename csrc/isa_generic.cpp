@@ -1,0 +1,2 @@
+#define AMCL_ISA generic
+#include "kernels.inc"

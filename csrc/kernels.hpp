@@ -1,0 +1,83 @@
+// Row kernels: everything that is worth vectorising, one row of one head at a time, single-threaded.
+//
+// kernels.inc implements them once; it is compiled for each instruction set, and `kernels<T>()` returns the table
+// of the best set that the processor at hand has. The operators (contrast.cpp, ...) own threads, blocks and memory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace amcl {
+
+enum class Form { topk_mean, topk_softmax, softmax };
+
+// τ(r) = low + span·σ(−r); a constant temperature has no r and span = 0. `dim` is the d of Ω.
+template <class T>
+struct Temperature {
+  T low, span, offset, beta;
+  double dim;
+};
+
+// Sums from which the statistics of an operator are made. `rise` is Σ (τ − low): measured from the lower end of the
+// range, and in double, the variance keeps its digits, and is 0 for a constant temperature.
+struct Sums {
+  double s = 0, rise = 0, rise_squared = 0, tau_lowest = 1e300, at_bound = 0, count = 0;
+
+  void add(const Sums& other) {
+    s += other.s;
+    rise += other.rise;
+    rise_squared += other.rise_squared;
+    tau_lowest = other.tau_lowest < tau_lowest ? other.tau_lowest : tau_lowest;
+    at_bound += other.at_bound;
+    count += other.count;
+  }
+};
+
+// The best k similarities of a row so far, in column order. `floor` is the lowest of them once there are k: from
+// then on only a strictly larger similarity can enter, because ties go to the lower column.
+template <class T>
+struct Selection {
+  T* values;         // (k,)
+  int32_t* columns;  // (k,)
+  int64_t count;
+  T floor;
+  bool finite;  // false: the row holds a NaN or an infinity and has no meaningful order
+};
+
+// Per-thread memory of `select`: room for k kept and a tile of new entries. `guess` carries the threshold of the
+// row before, which costs nothing when wrong: the result does not depend on it.
+template <class T>
+struct SelectionScratch {
+  T* values;
+  int32_t* columns;
+  T guess;
+};
+
+constexpr int64_t kPadding = 16;  // lanes that a vector store may write behind the last element of a scratch array
+
+template <class T>
+struct Kernels {
+  // Offers x[0..width), the similarities of columns first_column.., to the selection. −inf is never taken.
+  void (*select)(const T* x, int64_t width, int32_t first_column, int64_t k, Selection<T>* best,
+                 SelectionScratch<T>* scratch);
+  // out[e] = x · base[index[e]]
+  void (*gather_dot)(T* out, int64_t count, const int32_t* index, const T* x, const T* base, int64_t stride,
+                     int64_t width);
+  // out = scale · Σ_e weight[e] · base[index[e]]
+  void (*gather_sum)(T* out, T scale, int64_t count, const int32_t* index, const T* weight, const T* base,
+                     int64_t stride, int64_t width);
+  // The value of one anchor over its k selected (s, r), and its derivatives (both null: not wanted; r null:
+  // constant temperature). r is overwritten; work holds 3k elements.
+  T (*topk_row)(Form form, int64_t k, const T* s, T* r, const Temperature<T>& temperature, T* ds, T* dr, T* work,
+                Sums* sums);
+};
+
+template <class T>
+const Kernels<T>& kernels();
+
+// Names of the instruction sets that this processor can run, best first, and the choice among them.
+std::vector<std::string> instruction_sets();
+void use_instruction_set(const std::string& name);
+
+}  // namespace amcl
