@@ -22,6 +22,8 @@ except ImportError as error:
 
 Device = Literal["cpu", "gpu"]
 
+_RGB = types.DALIImageType.RGB
+
 
 @dataclass(frozen=True)
 class Output:
@@ -117,9 +119,8 @@ def decoding_pipeline(files: list[str], output: Output) -> Any:
 def _training_graph(
     files: list[str], views: list[Augmentation], output: Output, seed: int, shard: int, num_shards: int
 ) -> Any:
-    encoded, index = fn.readers.file(
-        name="reader",
-        files=files,
+    encoded, index = _read(
+        files,
         shard_id=shard,
         num_shards=num_shards,
         shuffle_after_epoch=True,
@@ -135,14 +136,14 @@ def _training_graph(
 
 @pipeline_def
 def _evaluation_graph(files: list[str], output: Output) -> Any:
-    encoded, index = fn.readers.file(name="reader", files=files)
+    encoded, index = _read(files)
     images = _decode(encoded, output.device)
     return _normalise(_centre(images, output.size), output, mirror=0), index
 
 
 @pipeline_def
 def _decoding_graph(files: list[str], output: Output) -> Any:
-    encoded, index = fn.readers.file(name="reader", files=files)
+    encoded, index = _read(files)
     # The sizes of the images keep the decoder in the graph without keeping the pixels.
     return _decode(encoded, output.device).shape(), index
 
@@ -152,10 +153,13 @@ def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence((seed, shard, view)).generate_state(10)]
 
 
+def _read(files: list[str], **order: Any) -> Any:
+    # A memory-mapped file that shrinks while it is read ends the process with SIGBUS; a plain read is an error.
+    return fn.readers.file(name="reader", files=files, dont_use_mmap=True, **order)
+
+
 def _decode(encoded: Any, device: Device) -> Any:
-    return fn.decoders.image(
-        encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.DALIImageType.RGB
-    )
+    return fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=_RGB)
 
 
 def _view(images: Any, augmentation: Augmentation, output: Output, seeds: list[int]) -> Any:
@@ -190,7 +194,9 @@ def _view(images: Any, augmentation: Augmentation, output: Output, seeds: list[i
             )
     if augmentation.grey > 0:  # noqa: SIM102
         if fn.random.coin_flip(probability=augmentation.grey, dtype=types.DALIDataType.BOOL, seed=seeds[6]):
-            x = fn.hsv(x, saturation=0.0)
+            # hsv(saturation=0) leaves the channels a level apart.
+            grey = fn.color_space_conversion(x, image_type=_RGB, output_type=types.DALIImageType.GRAY)
+            x = fn.color_space_conversion(grey, image_type=types.DALIImageType.GRAY, output_type=_RGB)
     if augmentation.blur > 0:  # noqa: SIM102
         if fn.random.coin_flip(probability=augmentation.blur, dtype=types.DALIDataType.BOOL, seed=seeds[7]):
             # Without a window size DALI takes 2 ceil(3 sigma) + 1 pixels: half the time of a fixed 23.

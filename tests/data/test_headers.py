@@ -1,0 +1,122 @@
+import io
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amcl_fast.data.headers import BadImage, check_header
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+
+
+def encoded(kind, image=NOISE, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def verdict(tmp_path, content):
+    path = tmp_path / "file.jpg"  # the name never matters
+    path.write_bytes(content)
+    return check_header(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"exif": b"Exif\0\0" + bytes(60_000)}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+    ],
+)
+def test_good_images_pass_without_decoding(tmp_path, kind, options):
+    assert verdict(tmp_path, encoded(kind, **options))
+
+
+def test_the_extended_webp_and_other_modes_pass(tmp_path):
+    assert verdict(tmp_path, encoded("WEBP", NOISE.convert("RGBA")))
+    assert verdict(tmp_path, encoded("JPEG", NOISE.convert("CMYK")))
+    assert verdict(tmp_path, encoded("JPEG", NOISE.convert("L")))
+    assert verdict(tmp_path, encoded("PNG", Image.fromarray(np.zeros((4, 4), np.uint16))))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_missing_end_marker_is_a_case_for_the_decoder(tmp_path, kind):
+    content = encoded(kind)
+    assert not verdict(tmp_path, content[: len(content) // 2])
+    assert not verdict(tmp_path, content + b"trailing data")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello world", "not an image .*starts with b'hello wo'"),
+        (bytes(100), "not an image"),
+        (encoded("GIF"), "GIF is not supported"),
+        (encoded("GIF", save_all=True, append_images=[NOISE]), "GIF is not supported"),
+        (encoded("TIFF"), "TIFF is not supported"),
+        (encoded("JPEG")[:60], "truncated or corrupt JPEG: no frame header"),
+        (encoded("PNG")[:20], "truncated or corrupt PNG"),
+        (encoded("WEBP")[:-10], "truncated WebP"),
+        (encoded("BMP")[:-10], "truncated BMP"),
+    ],
+)
+def test_bad_files_are_named_for_what_they_are(tmp_path, content, reason):
+    with pytest.raises(BadImage, match=reason):
+        verdict(tmp_path, content)
+
+
+def test_a_jpeg_without_pixels_after_its_header_is_refused_or_doubted(tmp_path):
+    content = encoded("JPEG")
+    scan = content.index(b"\xff\xda")
+    assert not verdict(tmp_path, content[:scan])
+    with pytest.raises(BadImage, match="no frame header"):
+        verdict(tmp_path, content[:2] + content[scan:])
+
+
+def png_header(width, height):
+    return encoded("PNG")[:16] + struct.pack(">II", width, height) + encoded("PNG")[24:]
+
+
+def jpeg_header(width, height):
+    content = bytearray(encoded("JPEG"))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("header", [png_header, jpeg_header])
+def test_the_number_of_pixels_is_bounded_but_not_the_side(tmp_path, header):
+    assert verdict(tmp_path, header(30_000, 3_000))
+    with pytest.raises(BadImage, match=r"too large: 30000 x 4000 pixels; at most 100,000,000"):
+        verdict(tmp_path, header(30_000, 4_000))
+    with pytest.raises(BadImage, match="impossible size: 0 x 10"):
+        verdict(tmp_path, header(0, 10))
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadImage, match="not a regular file"):
+        check_header(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(BadImage, match="dangling link"):
+        check_header(str(tmp_path / "link.jpg"))
+    with pytest.raises(BadImage, match="no such file"):
+        check_header(str(tmp_path / "absent.jpg"))
+
+
+def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
+    def denied(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "secret.jpg").write_bytes(encoded("JPEG"))
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(BadImage, match="cannot be read: Permission denied"):
+        check_header(str(tmp_path / "secret.jpg"))

@@ -1,0 +1,155 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amcl_fast.data import scan
+from amcl_fast.data.decodable import find_undecodable
+from amcl_fast.data.scan import scan_classes, scan_unlabelled
+
+
+def reasons(images):
+    return {os.path.basename(path): reason for path, reason in images.skipped}
+
+
+def test_files_are_ordered_and_labelled_by_folder(make_folder):
+    root = make_folder(per_class=3)
+    images = scan_classes(root)
+    assert images.classes == ["ant", "bee", "cow"]
+    assert images.labels == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert images.files == sorted(str(path) for path in root.rglob("*.png"))
+    assert images.skipped == []
+
+
+def test_bad_files_are_left_out_and_listed(make_folder):
+    root = make_folder(per_class=4)
+    jpeg = root / "ant" / "photo.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(jpeg)
+    content = jpeg.read_bytes()
+    (root / "ant" / "half.jpg").write_bytes(content[: len(content) // 2])
+    (root / "ant" / "tail.jpg").write_bytes(content + b"some data after the end marker")
+    (root / "bee" / "text.jpg").write_text("not found")
+    (root / "bee" / "empty.png").touch()
+    (root / "bee" / ".hidden.jpg").write_text("ignored")
+    (root / "cow" / "gone.png").symlink_to("nowhere.png")
+    Image.new("RGB", (4, 4)).save(root / "cow" / "moving.jpg", "GIF")
+    (root / ".cache").mkdir()
+    (root / "readme.txt").write_text("beside the classes: ignored")
+
+    images = scan_classes(root)
+    assert reasons(images) == {
+        "half.jpg": "corrupt: it cannot be decoded",
+        "text.jpg": "not an image (JPEG, PNG, WebP and BMP are supported): it starts with b'not foun'",
+        "empty.png": "empty file",
+        "gone.png": "dangling link",
+        "moving.jpg": "GIF is not supported; JPEG, PNG, WebP and BMP are",
+    }
+    assert len(images.files) == 12 + 2
+    assert str(root / "ant" / "tail.jpg") in images.files
+    assert images.labels == [0] * 6 + [1] * 4 + [2] * 4
+
+
+def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
+    root = make_folder(per_class=1)
+    nested = root / "ant" / "deeper" / "still"
+    nested.mkdir(parents=True)
+    shutil.copy(root / "ant" / "000.png", nested / "an odd näme (1) 日本")
+    (root / "dog").symlink_to(root / "cow")
+    bad_name = os.fsencode(root / "ant") + b"/\xff.png"
+    shutil.copy(root / "ant" / "000.png", bad_name)
+    images = scan_classes(root)
+    assert images.classes == ["ant", "bee", "cow", "dog"]
+    assert images.labels == [0, 0, 1, 2, 3]
+    assert find_undecodable(images.files) == []
+    assert [reason for _, reason in images.skipped] == ["its name is not valid UTF-8"]
+
+
+def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, own_cache, monkeypatch):
+    root = make_folder(per_class=2)
+    (root / "ant" / "bad.png").write_bytes(b"text")
+    before = sorted(root.rglob("*"))
+    first = scan_classes(root)
+    assert sorted(root.rglob("*")) == before
+    assert len(list((own_cache / "scans").iterdir())) == 1
+
+    looked_at = []
+    check = scan.check_header
+    monkeypatch.setattr(scan, "check_header", lambda path: looked_at.append(path) or check(path))
+    assert scan_classes(root) == first
+    assert looked_at == []
+
+    changed = root / "bee" / "001.png"
+    changed.write_bytes(b"no image any more")
+    Image.new("RGB", (4, 4)).save(root / "ant" / "bad.png")
+    again = scan_classes(root)
+    assert sorted(looked_at) == [str(root / "ant" / "bad.png"), str(changed)]
+    assert [path for path, _ in again.skipped] == [str(changed)]
+
+    next((own_cache / "scans").iterdir()).write_text("{broken")
+    assert scan_classes(root) == again
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_scan(make_folder, own_cache, caplog):
+    own_cache.write_text("a file where the folder should be")
+    assert len(scan_classes(make_folder(per_class=2)).files) == 6
+    assert "cannot be kept" in caplog.text
+
+
+def test_classes_can_be_given(make_folder):
+    root = make_folder(per_class=2)
+    images = scan_classes(root, ["cow", "ant"])
+    assert images.classes == ["cow", "ant"]
+    assert images.labels == [1, 1, 0, 0]
+    assert [reason for _, reason in images.skipped] == [
+        "its class 'bee' is not one of the training classes"
+    ] * 2
+
+
+def test_a_class_without_a_good_image_is_no_class(make_folder):
+    root = make_folder(per_class=1)
+    (root / "bee" / "000.png").write_text("text")
+    images = scan_classes(root)
+    assert images.classes == ["ant", "cow"]
+    assert images.labels == [0, 1]
+
+
+def test_unlabelled_images_may_lie_anywhere(make_folder):
+    images = scan_unlabelled(make_folder(per_class=2), ["x"])
+    assert images.labels == [-1] * 6
+    assert images.classes == ["x"]
+
+
+def test_folders_without_classes_or_images_are_clear_errors(tmp_path, make_folder):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    with pytest.raises(ValueError, match=r"flat holds no folder of a class; expected ROOT/CLASS/IMAGE"):
+        scan_classes(flat)
+    Image.new("RGB", (4, 4)).save(flat / "a.png")
+    with pytest.raises(ValueError, match=r"flat holds no folder of a class"):
+        scan_classes(flat)
+    (flat / "class").mkdir()
+    with pytest.raises(ValueError, match=r"flat holds no usable image; expected ROOT/CLASS/IMAGE"):
+        scan_classes(flat)
+    (flat / "class" / "b.png").write_text("text")
+    with pytest.raises(
+        ValueError, match=r"(?s)no usable image.*Left out 1, the first:.*b\.png: not an image"
+    ):
+        scan_classes(flat)
+    with pytest.raises(ValueError, match=r"absent does not exist; expected"):
+        scan_classes(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"a\.png is not a folder; expected"):
+        scan_classes(flat / "a.png")
+
+
+def test_all_undecodable_files_of_a_group_are_found(save):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    files = [save(f"{number:02}.png", noise) for number in range(70)]
+    bad = [files[number] for number in (0, 33, 34, 69)]
+    for path in bad:
+        with open(path, "r+b") as file:
+            file.seek(1000)
+            file.write(bytes(50))
+    assert find_undecodable(files) == bad
+    assert find_undecodable([]) == []
