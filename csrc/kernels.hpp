@@ -56,6 +56,12 @@ struct SelectionScratch {
 
 constexpr int64_t kPadding = 16;  // lanes that a vector store may write behind the last element of a scratch array
 
+// Derivatives of an `align` value: by x, cross·y + own_x·x; by y, cross·x + own_y·y; by r, dr.
+template <class T>
+struct AlignFactors {
+  T cross, own_x, own_y, dr;
+};
+
 template <class T>
 struct Kernels {
   // Offers x[0..width), the similarities of columns first_column.., to the selection. −inf is never taken.
@@ -71,6 +77,19 @@ struct Kernels {
   // constant temperature). r is overwritten; work holds 3k elements.
   T (*topk_row)(Form form, int64_t k, const T* s, T* r, const Temperature<T>& temperature, T* ds, T* dr, T* work,
                 Sums* sums);
+  // The same over a whole row of n columns but those in `skip`. With `gradients`, s and r become `weight` times the
+  // derivatives of the value by s and by r, and `dr_sum` the sum of the latter. work holds 3n elements.
+  T (*softmax_row)(int64_t n, T* s, T* r, const int64_t* skip, int64_t skips, const Temperature<T>& temperature,
+                   bool gradients, T weight, T* work, T* dr_sum, Sums* sums);
+  // The terms of one channel, `diagonal` being its own column. s holds correlations; s and r become the derivatives
+  // of the value by them. work holds 2n elements.
+  double (*decorrelate_row)(int64_t n, int64_t diagonal, T* s, T* r, const Temperature<T>& temperature, T lambda,
+                            T* work, T* dr_sum, Sums* on, Sums* off);
+  // The value of one pair of rows of any norm (φ rows null: constant temperature), and the factors of its gradients.
+  T (*align_row)(int64_t width, const T* x, const T* y, int64_t phi_width, const T* phi_x, const T* phi_y,
+                 const Temperature<T>& temperature, T weight, AlignFactors<T>* factors, Sums* sums);
+  // out = p·u + q·v
+  void (*combine)(int64_t width, T p, const T* u, T q, const T* v, T* out);
 };
 
 template <class T>

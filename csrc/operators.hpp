@@ -17,6 +17,16 @@ struct Rows {
   T* row(int64_t head, int64_t index) const { return data + head * head_stride + index * row_stride; }
 };
 
+// Gradients to be written; null: not wanted. `offset` is the gradient by the offset that each head contributes,
+// (heads,). For `contrast` x are the anchors and y the candidates.
+template <class T>
+struct Gradients {
+  Rows<T> x, y, phi_x, phi_y;
+  double* offset = nullptr;
+
+  bool any() const { return x || y || phi_x || phi_y || offset; }
+};
+
 // Shapes and settings of one `contrast` call.
 template <class T>
 struct Contrast {
@@ -33,10 +43,46 @@ struct Contrast {
 template <class T>
 Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns, T* ds, T* dr);
 
-// Gradients from those; null outputs are not computed. `upstream` is (heads, anchors), contiguous.
+// Gradients from those; `upstream` is (heads, anchors), contiguous.
 template <class T>
 void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const int32_t* columns, const T* ds,
-                            const T* dr, Rows<T> grad_a, Rows<T> grad_b, Rows<T> grad_phi_a, Rows<T> grad_phi_b,
-                            double* grad_offset);
+                            const T* dr, const Gradients<T>& gradients);
+
+// Values (heads, anchors) over all negatives and, in the same pass, the gradients of Σ weight · value; `weights` is
+// (heads, anchors), null for ones.
+template <class T>
+Sums contrast_softmax(const Contrast<T>& call, const T* weights, T* values, const Gradients<T>& gradients);
+
+// Barlow Twins: x and y are (heads, channels, batch). `values` is (heads,).  The gradients are those of each
+// head's value.
+template <class T>
+struct Decorrelate {
+  int64_t heads, channels, batch, phi_width;
+  T lambda;
+  Temperature<T> temperature;
+  Rows<T> x, y, phi_x, phi_y;
+  int threads;
+};
+
+template <class T>
+void decorrelate(const Decorrelate<T>& call, double* values, const Gradients<T>& gradients, Sums* on, Sums* off);
+
+// Paired rows: x and y are (heads, rows, width). `factors` (heads, rows) is what the backward pass needs.
+template <class T>
+struct Align {
+  int64_t heads, rows, width, phi_width;
+  T weight;
+  Temperature<T> temperature;
+  Rows<T> x, y, phi_x, phi_y;
+  int threads;
+};
+
+template <class T>
+Sums align_forward(const Align<T>& call, T* values, AlignFactors<T>* factors);
+
+// `upstream` is (heads, rows), contiguous.
+template <class T>
+void align_backward(const Align<T>& call, const T* upstream, const AlignFactors<T>* factors,
+                    const Gradients<T>& gradients);
 
 }  // namespace amcl

@@ -1,13 +1,15 @@
-"""The operators on the CPU by the C++ engine `amcl_fast._native`; signatures and meaning as in `amcl_fast.reference`.
+"""The operators on the CPU by the C++ engine `amcl_fast._native`; meaning and signatures as in `reference`.
 
-Exact, with the tie rule of the reference, and with the same bits for any number of threads: matrix products are
-made block by block, one thread each, by the BLAS that torch carries, and every sum has one order. Nothing of size
-anchors × candidates is stored. float32 and float64; strides are free (a layout that BLAS cannot read is copied).
+Exact, with the reference's tie rule, and with the same bits for any number of threads: matrix products are
+made block by block, one thread each, by the BLAS that torch carries, and every sum has one order. Nothing of
+the size anchors × candidates is stored. float32 and float64; strides are free (rows that BLAS cannot read are
+copied).
 """
 
 import ctypes
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +22,19 @@ from .. import _native
 from ..reference import NEGATIVES, Stats
 
 _DTYPES = (torch.float32, torch.float64)
+# Order of the engine's statistics; the keys of `reference.stats`.
+_STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
 
-# A gemm with 32-bit integers, as torch's LP64 build exports it, cannot address more.
-_MOST = 2**31 - 1
 
-
-def _connect_blas() -> bool:
-    """Gives the engine the addresses of torch's own sgemm and dgemm; False if torch does not export them."""
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    prefix = "" if sys.platform == "win32" else "lib"
+def _connect_blas() -> None:
+    """Gives the engine torch's sgemm and dgemm; without them it multiplies by plain loops."""
+    prefix, suffix = {"darwin": ("lib", "dylib"), "win32": ("", "dll")}.get(sys.platform, ("lib", "so"))
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"{prefix}torch_cpu.{suffix}"))
-        single, double = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in ("sgemm_", "dgemm_"))
+        functions = library.sgemm_, library.dgemm_
     except (OSError, AttributeError):
-        return False
-    _native.use_blas(single or 0, double or 0)
-    return True
+        return
+    _native.use_blas(*(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions))
 
 
 _connect_blas()
@@ -60,65 +59,170 @@ def contrast(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape; the message names it.
     """
-    _floating(
-        anchors=anchors, candidates=candidates, phi_anchors=phi_anchors, phi_candidates=phi_candidates, offset=offset
+    _check_floating(
+        anchors=anchors,
+        candidates=candidates,
+        phi_anchors=phi_anchors,
+        phi_candidates=phi_candidates,
+        offset=offset,
     )
-    heads, rows, width = _shape(anchors, "anchors", 3)
-    _expect(candidates, "candidates", (heads, None, width))
-    columns = candidates.shape[1]
-    if (phi_anchors is None) != (phi_candidates is None):
-        raise ValueError("phi_anchors and phi_candidates must be given both or neither")
-    if phi_anchors is not None and phi_candidates is not None:
-        _expect(phi_anchors, "phi_anchors", (heads, rows, None))
-        _expect(phi_candidates, "phi_candidates", (heads, columns, phi_anchors.shape[2]))
-    _check_temperature(tau_min, tau_max, beta, offset)
+    heads, rows, width = _expect("anchors", anchors, (None, None, None))
+    columns = _expect("candidates", candidates, (heads, None, width))[1]
+    _expect_phi("phi_anchors", phi_anchors, (heads, rows), "phi_candidates", phi_candidates, (heads, columns))
+    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_anchors is not None)
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+    skipped = 0
     if skip is not None:
         if skip.dtype != torch.int64 or skip.device.type != "cpu":
             raise TypeError(f"skip must be an int64 tensor on the CPU, got {skip.dtype} on {skip.device}")
-        _expect(skip, "skip", (rows, None))
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
-    available = columns - (0 if skip is None else skip.shape[1])
-    if available < 1:
-        raise ValueError(f"candidates must hold at least one negative, got {columns} of which {columns - available} are skipped")
+        skipped = _expect("skip", skip, (rows, None))[1]
+    if columns <= skipped:
+        raise ValueError(f"candidates must hold a negative, got {columns} columns, {skipped} of them skipped")
+    available = columns - skipped
     if negatives == "softmax":
         top_k = available
     elif top_k is None or top_k < 1:
         raise ValueError(f"top_k must be at least 1 for {negatives!r}, got {top_k}")
-    call = _ContrastCall(
-        form=negatives,
-        top_k=min(top_k, available),
-        temperature=_Temperature.of(tau_min, tau_max, beta, adaptive=phi_anchors is not None),
+    top_k = min(top_k, available)
+    if negatives == "topk_softmax" and top_k == available:
+        negatives = "softmax"
+    function = _ContrastSoftmax if negatives == "softmax" else _ContrastTopK
+    values, summary = function.apply(
+        anchors, candidates, phi_anchors, phi_candidates, offset, skip, negatives, top_k, temperature
     )
-    values, sums = _Contrast.apply(anchors, candidates, phi_anchors, phi_candidates, offset, skip, call)
-    return values, _stats(sums)
+    return values, _stats(summary)
+
+
+def align(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    weight: float,
+    beta: float,
+) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.align` in C++.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, device or shape; the message names it.
+    """
+    _check_floating(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
+    heads, rows, width = _expect("x", x, (None, None, None))
+    _expect("y", y, (heads, rows, width))
+    _expect_phi("phi_x", phi_x, (heads, rows), "phi_y", phi_y, (heads, rows))
+    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
+    values, summary = _Align.apply(x, y, phi_x, phi_y, offset, weight, temperature)
+    return values, _stats(summary)
+
+
+def decorrelate(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+) -> tuple[Tensor, Stats, Stats]:
+    """`amcl_fast.reference.decorrelate` in C++.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, device or shape; the message names it.
+    """
+    _check_floating(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
+    heads, channels, batch = _expect("x", x, (None, None, None))
+    _expect("y", y, (heads, channels, batch))
+    _expect_phi("phi_x", phi_x, (heads, channels), "phi_y", phi_y, (heads, channels))
+    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
+    values, on, off = _Decorrelate.apply(x, y, phi_x, phi_y, offset, lambd, temperature)
+    return values, _stats(on), _stats(off)
 
 
 @dataclass(frozen=True)
 class _Temperature:
-    """τ = low + span·σ(−r) and the weight of its regulariser, which a constant temperature does not have."""
+    """τ = low + span·σ(−(r − offset)) and the weight of its regulariser; a constant τ has span = β = 0."""
 
     low: float
     span: float
     beta: float
 
     @classmethod
-    def of(cls, tau_min: float, tau_max: float, beta: float, adaptive: bool) -> "_Temperature":
+    def of(
+        cls, tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool
+    ) -> "_Temperature":
+        if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
+            raise ValueError(f"0 < tau_min <= tau_max must hold, got tau_min={tau_min} and tau_max={tau_max}")
+        if not math.isfinite(beta):
+            raise ValueError(f"beta must be finite, got {beta}")
+        if offset is not None and offset.dim() != 0:
+            raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
         return cls(tau_min, tau_max - tau_min, beta) if adaptive else cls(tau_min, 0.0, 0.0)
 
     def argument(self, offset: Tensor | None) -> tuple[float, float, float, float]:
-        return self.low, self.span, 0.0 if offset is None else float(offset), self.beta
+        return self.low, self.span, 0.0 if offset is None else float(offset.detach()), self.beta
 
 
-@dataclass(frozen=True)
-class _ContrastCall:
-    form: str
-    top_k: int
-    temperature: _Temperature
+class _Outputs:
+    """Memory for the gradients by x, y, φx, φy and the offset, those that are wanted."""
+
+    def __init__(self, inputs: Sequence[Any], wanted: Sequence[bool]) -> None:
+        # empty(shape) and not empty_like: an input's strides may overlap or have gaps.
+        self.rows = [
+            torch.empty(t.shape, dtype=t.dtype) if t is not None and want else None
+            for t, want in zip(inputs, wanted[:4], strict=True)
+        ]
+        x, _, phi_x, _ = inputs
+        with_offset = wanted[4] and phi_x is not None
+        self.offset = torch.empty(x.shape[0], dtype=torch.float64) if with_offset else None
+
+    def arguments(self) -> tuple[list[tuple[int, int, int] | None], int]:
+        return [_strided(t) for t in self.rows], _address(self.offset)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All five, as an operator without per-row upstream gradients saves them."""
+        return *self.rows, self.offset
+
+    def gradients(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        return *self.rows, None if self.offset is None else self.offset.sum().to(dtype)
 
 
-class _Contrast(torch.autograd.Function):
-    """Top-k contrast: the forward pass leaves, per row, the k columns and the derivatives by their s and r."""
+def _scaled(gradients: Sequence[Tensor | None], by_head: Tensor) -> tuple[Tensor | None, ...]:
+    """`_Outputs.tensors` of the heads' values, times the upstream gradient of each head."""
+    *rows, offset = gradients
+    scaled = [None if t is None else t * by_head[:, None, None] for t in rows]
+    return *scaled, None if offset is None else (offset * by_head).sum().to(by_head.dtype)
+
+
+def _contrast_arguments(
+    inputs: Sequence[Any],
+    offset: Tensor | None,
+    skip: Tensor | None,
+    form: str,
+    top_k: int,
+    temperature: _Temperature,
+) -> Any:
+    a, b, phi_a, _ = inputs
+    shape = (*a.shape[:2], b.shape[1], a.shape[2], _width(phi_a), top_k, _width(skip))
+    return _native.Contrast(
+        shape,
+        getattr(_native.Form, form),
+        temperature.argument(offset),
+        [_strided(t) for t in inputs],
+        _address(skip),
+        torch.get_num_threads(),
+    )
+
+
+class _ContrastTopK(torch.autograd.Function):
+    """The forward pass leaves, for each row, its k columns and its derivatives by their s and r."""
 
     @staticmethod
     def forward(
@@ -129,55 +233,188 @@ class _Contrast(torch.autograd.Function):
         phi_candidates: Tensor | None,
         offset: Tensor | None,
         skip: Tensor | None,
-        call: _ContrastCall,
+        form: str,
+        top_k: int,
+        temperature: _Temperature,
     ) -> tuple[Tensor, Tensor]:
-        a, b = _readable(anchors), _readable(candidates)
-        phi_a, phi_b = _readable(phi_anchors), _readable(phi_candidates)
-        if skip is not None:
-            skip = skip.contiguous()
-        heads, rows, width = a.shape
-        values = a.new_empty(heads, rows)
+        inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
+        skip = None if skip is None else skip.contiguous()
+        ctx.settings = form, top_k, temperature
+        arguments = _contrast_arguments(inputs, offset, skip, *ctx.settings)
+        values = anchors.new_empty(anchors.shape[:2])
         columns = ds = dr = None
         if any(ctx.needs_input_grad):
-            columns = torch.empty(heads, rows, call.top_k, dtype=torch.int32)
-            ds = a.new_empty(heads, rows, call.top_k)
-            dr = None if phi_a is None else torch.empty_like(ds)
-        arguments = (
-            a.dtype == torch.float64,
-            (heads, rows, b.shape[1], width, 0 if phi_a is None else phi_a.shape[2], call.top_k, _width(skip)),
-            getattr(_native.Form, call.form),
-            call.temperature.argument(offset),
-            *(_strided(t) for t in (a, b, phi_a, phi_b)),
-            _address(skip),
-            torch.get_num_threads(),
+            columns = torch.empty(*values.shape, top_k, dtype=torch.int32)
+            ds = values.new_empty(columns.shape)
+            dr = None if phi_anchors is None else torch.empty_like(ds)
+        sums = _native.contrast_topk_forward(
+            _is_double(anchors), arguments, *(_address(t) for t in (values, columns, ds, dr))
         )
-        sums = _native.contrast_topk_forward(*arguments, *(_address(t) for t in (values, columns, ds, dr)))
-        ctx.save_for_backward(a, b, phi_a, phi_b, skip, columns, ds, dr)
-        ctx.arguments = arguments
-        summary = _summary(sums, call.temperature.low, a)
+        ctx.save_for_backward(*inputs, offset, skip, columns, ds, dr)
+        summary = _summary(sums, temperature.low, values)
         ctx.mark_non_differentiable(summary)
         return values, summary
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, _, columns, ds, dr = ctx.saved_tensors
-        grads = [
-            torch.empty(t.shape, dtype=t.dtype) if needed else None
-            for t, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
-        ]
-        with_offset = ctx.needs_input_grad[4]
+        *inputs, offset, skip, columns, ds, dr = ctx.saved_tensors
         upstream = upstream.contiguous()
-        grad_offset = _native.contrast_topk_backward(
-            *ctx.arguments,
+        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        _native.contrast_topk_backward(
+            _is_double(upstream),
+            _contrast_arguments(inputs, offset, skip, *ctx.settings),
             *(_address(t) for t in (upstream, columns, ds, dr)),
-            *(_strided(t) for t in grads),
-            with_offset,
+            *outputs.arguments(),
         )
-        return *grads, upstream.new_tensor(grad_offset) if with_offset else None, None, None
+        return *outputs.gradients(upstream.dtype), None, None, None, None
 
 
-def _floating(**tensors: Tensor | None) -> None:
+class _ContrastSoftmax(torch.autograd.Function):
+    """The gradients of Σ values are made in the forward pass, where each row's S and R are at hand.
+
+    A loss that averages over anchors gives all anchors of a head one upstream gradient, so those gradients need
+    only be scaled. Any other upstream gradient costs a second pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        phi_anchors: Tensor | None,
+        phi_candidates: Tensor | None,
+        offset: Tensor | None,
+        skip: Tensor | None,
+        form: str,
+        top_k: int,
+        temperature: _Temperature,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
+        skip = None if skip is None else skip.contiguous()
+        ctx.settings = form, top_k, temperature
+        arguments = _contrast_arguments(inputs, offset, skip, *ctx.settings)
+        values = anchors.new_empty(anchors.shape[:2])
+        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        sums = _native.contrast_softmax(
+            _is_double(anchors), arguments, 0, _address(values), *outputs.arguments()
+        )
+        ctx.save_for_backward(*inputs, offset, skip, *outputs.tensors())
+        summary = _summary(sums, temperature.low, values)
+        ctx.mark_non_differentiable(summary)
+        return values, summary
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, offset, skip = ctx.saved_tensors[:6]
+        by_head = upstream[:, :1]
+        if torch.equal(upstream, by_head.expand_as(upstream)):
+            return *_scaled(ctx.saved_tensors[6:], by_head[:, 0]), None, None, None, None
+        upstream = upstream.contiguous()
+        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        values = torch.empty_like(upstream)
+        _native.contrast_softmax(
+            _is_double(upstream),
+            _contrast_arguments(inputs, offset, skip, *ctx.settings),
+            _address(upstream),
+            _address(values),
+            *outputs.arguments(),
+        )
+        return *outputs.gradients(upstream.dtype), None, None, None, None
+
+
+def _align_arguments(
+    inputs: Sequence[Any], offset: Tensor | None, weight: float, temperature: _Temperature
+) -> Any:
+    x, _, phi_x, _ = inputs
+    return _native.Align(
+        (*x.shape, _width(phi_x)),
+        temperature.argument(offset),
+        weight,
+        [_strided(t) for t in inputs],
+        torch.get_num_threads(),
+    )
+
+
+class _Align(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        phi_x: Tensor | None,
+        phi_y: Tensor | None,
+        offset: Tensor | None,
+        weight: float,
+        temperature: _Temperature,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
+        ctx.settings = weight, temperature
+        arguments = _align_arguments(inputs, offset, *ctx.settings)
+        values = x.new_empty(x.shape[:2])
+        factors = x.new_empty(*x.shape[:2], 4)
+        sums = _native.align_forward(_is_double(x), arguments, _address(values), _address(factors))
+        ctx.save_for_backward(*inputs, offset, factors)
+        summary = _summary(sums, temperature.low, values)
+        ctx.mark_non_differentiable(summary)
+        return values, summary
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, offset, factors = ctx.saved_tensors
+        upstream = upstream.contiguous()
+        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        _native.align_backward(
+            _is_double(upstream),
+            _align_arguments(inputs, offset, *ctx.settings),
+            _address(upstream),
+            _address(factors),
+            *outputs.arguments(),
+        )
+        return *outputs.gradients(upstream.dtype), None, None
+
+
+class _Decorrelate(torch.autograd.Function):
+    """One value per head: its gradients are made in the forward pass and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        phi_x: Tensor | None,
+        phi_y: Tensor | None,
+        offset: Tensor | None,
+        lambd: float,
+        temperature: _Temperature,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
+        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        values = torch.empty(x.shape[0], dtype=torch.float64)
+        on, off = _native.decorrelate(
+            _is_double(x),
+            (*x.shape, _width(phi_x)),
+            temperature.argument(offset),
+            lambd,
+            [_strided(t) for t in inputs],
+            torch.get_num_threads(),
+            _address(values),
+            *outputs.arguments(),
+        )
+        ctx.save_for_backward(*outputs.tensors())
+        summaries = _summary(on, temperature.low, x), _summary(off, temperature.low, x)
+        ctx.mark_non_differentiable(*summaries)
+        return values.to(x.dtype), *summaries
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return *_scaled(ctx.saved_tensors, upstream), None, None
+
+
+def _check_floating(**tensors: Tensor | None) -> None:
     """Checks that all are CPU tensors of one dtype that the engine takes."""
     dtype = None
     for name, tensor in tensors.items():
@@ -194,32 +431,34 @@ def _floating(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} must be {dtype} like the other tensors, got {tensor.dtype}")
 
 
-def _shape(tensor: Tensor, name: str, dims: int) -> torch.Size:
-    if tensor.dim() != dims or 0 in tensor.shape:
-        raise ValueError(f"{name} must have {dims} dimensions, none of them empty, got {tuple(tensor.shape)}")
-    return tensor.shape
-
-
-def _expect(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> None:
-    """Checks a shape, None standing for any positive size."""
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> torch.Size:
+    """Checks a shape, None standing for any size, and returns it; empty tensors are not accepted."""
     fits = tensor.dim() == len(shape) and all(
-        have > 0 and want in (None, have) for have, want in zip(tensor.shape, shape, strict=False)
+        have > 0 and want in (None, have) for have, want in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have the shape ({wanted}), got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have the shape ({wanted}) and not be empty, got {tuple(tensor.shape)}")
+    return tensor.shape
 
 
-def _check_temperature(tau_min: float, tau_max: float, beta: float, offset: Tensor | None) -> None:
-    if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
-        raise ValueError(f"tau_min and tau_max must satisfy 0 < tau_min <= tau_max, got {tau_min} and {tau_max}")
-    if not math.isfinite(beta):
-        raise ValueError(f"beta must be finite, got {beta}")
-    if offset is not None and offset.dim() != 0:
-        raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
+def _expect_phi(
+    x_name: str,
+    phi_x: Tensor | None,
+    x_shape: tuple[int, int],
+    y_name: str,
+    phi_y: Tensor | None,
+    y_shape: tuple[int, int],
+) -> None:
+    if phi_x is None and phi_y is None:
+        return
+    if phi_x is None or phi_y is None:
+        raise ValueError(f"{x_name} and {y_name} must be given both or neither")
+    width = _expect(x_name, phi_x, (*x_shape, None))[2]
+    _expect(y_name, phi_y, (*y_shape, width))
 
 
-def _readable(tensor: Tensor | None) -> Any:
+def _readable(tensor: Tensor | None) -> Tensor | None:
     """The tensor itself if its rows are contiguous and do not overlap, as BLAS wants them; else a copy."""
     if tensor is None or (tensor.stride(-1) == 1 and tensor.stride(-2) >= tensor.shape[-1]):
         return tensor
@@ -238,15 +477,19 @@ def _width(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.shape[-1]
 
 
+def _is_double(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float64
+
+
 def _summary(sums: tuple[float, float, float, float, float, float], low: float, like: Tensor) -> Tensor:
-    """The statistics of `_STATS` from the engine's sums, which measure τ from `low`."""
-    s, rise, rise_squared, tau_lowest, at_bound, count = sums
+    """The statistics of `_STATS` from the engine's sums, which measure τ from `low`; NaN for an empty set."""
+    s, rise, rise_squared, lowest, at_bound, count = sums
+    if count == 0:
+        return like.new_full((len(_STATS),), math.nan)
     mean = rise / count
+    # max(NaN, 0) would hide a NaN if it stood second.
     deviation = math.sqrt(max(rise_squared / count - mean * mean, 0.0))
-    return like.new_tensor([s / count, low + mean, deviation, tau_lowest, at_bound / count])
-
-
-_STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
+    return like.new_tensor([s / count, low + mean, deviation, lowest, at_bound / count])
 
 
 def _stats(summary: Tensor) -> Stats:

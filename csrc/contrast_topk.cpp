@@ -201,29 +201,30 @@ class ColumnSort {
 
 template <class T>
 void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const int32_t* columns, const T* ds,
-                            const T* dr, Rows<T> grad_a, Rows<T> grad_b, Rows<T> grad_phi_a, Rows<T> grad_phi_b,
-                            double* grad_offset) {
+                            const T* dr, const Gradients<T>& gradients) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t k = call.top_k;
-  const bool to_candidates = grad_b || grad_phi_b;
-  std::vector<double> offset_terms(grad_offset ? static_cast<std::size_t>(call.heads * call.anchors) : 0);
+  const bool to_candidates = gradients.y || gradients.phi_y;
+  std::vector<double> offset_terms(gradients.offset ? static_cast<std::size_t>(call.heads * call.anchors) : 0);
   std::optional<ColumnSort<T>> by_column;
-  if (to_candidates) by_column.emplace(call, static_cast<bool>(grad_b), static_cast<bool>(grad_phi_b));
+  if (to_candidates)
+    by_column.emplace(call, static_cast<bool>(gradients.y), static_cast<bool>(gradients.phi_y));
 
 #pragma omp parallel num_threads(call.threads)
   for (int64_t head = 0; head < call.heads; ++head) {
     const int64_t start = head * call.anchors;
-    if (grad_a || grad_phi_a || grad_offset) {
+    if (gradients.x || gradients.phi_x || gradients.offset) {
 #pragma omp for schedule(dynamic, 16) nowait
       for (int64_t i = 0; i < call.anchors; ++i) {
         const int64_t row = start + i;
-        if (grad_a)
-          kernel.gather_sum(grad_a.row(head, i), upstream[row], k, columns + row * k, ds + row * k,
-                            call.b.row(head, 0), call.b.row_stride, call.width);
-        if (grad_phi_a)
-          kernel.gather_sum(grad_phi_a.row(head, i), upstream[row], k, columns + row * k, dr + row * k,
+        const int32_t* chosen = columns + row * k;
+        if (gradients.x)
+          kernel.gather_sum(gradients.x.row(head, i), upstream[row], k, chosen, ds + row * k, call.b.row(head, 0),
+                            call.b.row_stride, call.width);
+        if (gradients.phi_x)
+          kernel.gather_sum(gradients.phi_x.row(head, i), upstream[row], k, chosen, dr + row * k,
                             call.phi_b.row(head, 0), call.phi_b.row_stride, call.phi_width);
-        if (grad_offset) {
+        if (gradients.offset) {
           double sum = 0;
           for (int64_t e = row * k; e < (row + 1) * k; ++e) sum += static_cast<double>(dr[e]);
           offset_terms[static_cast<std::size_t>(row)] = -sum * static_cast<double>(upstream[row]);
@@ -235,27 +236,28 @@ void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const in
       const ByColumn<T>& sorted = by_column->sorted();
 #pragma omp for schedule(dynamic, 16)
       for (int64_t j = 0; j < call.candidates; ++j) {
-        const int64_t begin = sorted.begin[j];
-        const int64_t count = sorted.begin[j + 1] - begin;
+        const int64_t begin = sorted.begin[j], count = sorted.begin[j + 1] - begin;
         const int32_t* rows = sorted.row.get() + begin;
-        if (grad_b)
-          kernel.gather_sum(grad_b.row(head, j), T(1), count, rows, sorted.ds.get() + begin, call.a.row(head, 0),
+        if (gradients.y)
+          kernel.gather_sum(gradients.y.row(head, j), T(1), count, rows, sorted.ds.get() + begin, call.a.row(head, 0),
                             call.a.row_stride, call.width);
-        if (grad_phi_b)
-          kernel.gather_sum(grad_phi_b.row(head, j), T(1), count, rows, sorted.dr.get() + begin,
+        if (gradients.phi_y)
+          kernel.gather_sum(gradients.phi_y.row(head, j), T(1), count, rows, sorted.dr.get() + begin,
                             call.phi_a.row(head, 0), call.phi_a.row_stride, call.phi_width);
       }
     }
   }
-  if (grad_offset) *grad_offset = std::accumulate(offset_terms.begin(), offset_terms.end(), 0.0);
+  for (int64_t head = 0; gradients.offset && head < call.heads; ++head) {
+    const auto terms = offset_terms.begin() + head * call.anchors;
+    gradients.offset[head] = std::accumulate(terms, terms + call.anchors, 0.0);
+  }
 }
 
 template Sums contrast_topk_forward(const Contrast<float>&, float*, int32_t*, float*, float*);
 template Sums contrast_topk_forward(const Contrast<double>&, double*, int32_t*, double*, double*);
 template void contrast_topk_backward(const Contrast<float>&, const float*, const int32_t*, const float*, const float*,
-                                     Rows<float>, Rows<float>, Rows<float>, Rows<float>, double*);
+                                     const Gradients<float>&);
 template void contrast_topk_backward(const Contrast<double>&, const double*, const int32_t*, const double*,
-                                     const double*, Rows<double>, Rows<double>, Rows<double>, Rows<double>,
-                                     double*);
+                                     const double*, const Gradients<double>&);
 
 }  // namespace amcl

@@ -1,0 +1,91 @@
+// The frame of the operators that need every pair of rows: products in blocks, a row epilogue, gradient products.
+//
+// A band of rows at a time: S = scale · x·yᵀ and R = φx·φyᵀ of the band, which `row` turns into the derivatives by S
+// and R where they stand; then the gradients are four more products of the band. The rows' gradients belong to the
+// thread that made the rows; the columns' gradients are summed over bands in order, each column by one thread. So
+// memory is one band, nothing is recomputed, and the bits do not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+
+#include "blas.hpp"
+#include "operators.hpp"
+#include "parallel.hpp"
+
+namespace amcl {
+
+template <class T>
+struct AllPairs {
+  int64_t heads, rows, columns, width, phi_width;
+  T scale;
+  Rows<T> x, y, phi_x, phi_y;
+  int threads;
+};
+
+// Rows of a band and of one thread's share of it; by the shape alone, as the bits may depend on them.
+struct Band {
+  static constexpr int64_t kShare = 64;
+  static constexpr int64_t kElements = int64_t{1} << 22;
+  int64_t rows, share;
+
+  Band(int64_t rows_in_all, int64_t columns)
+      : rows(std::min(rows_in_all, std::max(4 * kShare, std::min(16 * kShare, kElements / columns / kShare * kShare)))),
+        share(std::min(kShare, rows)) {}
+};
+
+// `row(head, index, s, r, work)` is called once for each row, from any thread; r is null without φ. `work` holds
+// work_elements.
+template <class T, class Row>
+void for_all_pairs(const AllPairs<T>& call, const Gradients<T>& gradients, int64_t work_elements, const Row& row) {
+  const Band band(call.rows, call.columns);
+  const int64_t columns = call.columns;
+  const Workspace bands(1, static_cast<std::size_t>(band.rows * columns * (call.phi_x ? 2 : 1)) * sizeof(T));
+  T* const s_band = reinterpret_cast<T*>(bands.of_thread());
+  T* const r_band = call.phi_x ? s_band + band.rows * columns : nullptr;
+  const Workspace workspace(call.threads, static_cast<std::size_t>(work_elements) * sizeof(T));
+
+#pragma omp parallel num_threads(call.threads)
+  for (int64_t head = 0; head < call.heads; ++head) {
+    for (int64_t first = 0; first < call.rows; first += band.rows) {
+      const int64_t rows = std::min(band.rows, call.rows - first);
+#pragma omp for schedule(dynamic)
+      for (int64_t at = 0; at < rows; at += band.share) {
+        const int64_t count = std::min(band.share, rows - at);
+        T* const s = s_band + at * columns;
+        T* const r = r_band ? r_band + at * columns : nullptr;
+        T* const work = reinterpret_cast<T*>(workspace.of_thread());
+        multiply<T>(count, columns, call.width, call.scale, {call.x.row(head, first + at), call.x.row_stride, false},
+                    {call.y.row(head, 0), call.y.row_stride, true}, false, s, columns);
+        if (r)
+          multiply<T>(count, columns, call.phi_width, T(1),
+                      {call.phi_x.row(head, first + at), call.phi_x.row_stride, false},
+                      {call.phi_y.row(head, 0), call.phi_y.row_stride, true}, false, r, columns);
+        for (int64_t i = 0; i < count; ++i)
+          row(head, first + at + i, s + i * columns, r ? r + i * columns : nullptr, work);
+        if (gradients.x)
+          multiply<T>(count, call.width, columns, call.scale, {s, columns, false},
+                      {call.y.row(head, 0), call.y.row_stride, false}, false, gradients.x.row(head, first + at),
+                      gradients.x.row_stride);
+        if (gradients.phi_x)
+          multiply<T>(count, call.phi_width, columns, T(1), {r, columns, false},
+                      {call.phi_y.row(head, 0), call.phi_y.row_stride, false}, false,
+                      gradients.phi_x.row(head, first + at), gradients.phi_x.row_stride);
+      }
+      if (!gradients.y && !gradients.phi_y) continue;
+#pragma omp for schedule(dynamic)
+      for (int64_t at = 0; at < columns; at += Band::kShare) {
+        const int64_t count = std::min(Band::kShare, columns - at);
+        if (gradients.y)
+          multiply<T>(count, call.width, rows, call.scale, {s_band + at, columns, true},
+                      {call.x.row(head, first), call.x.row_stride, false}, first > 0, gradients.y.row(head, at),
+                      gradients.y.row_stride);
+        if (gradients.phi_y)
+          multiply<T>(count, call.phi_width, rows, T(1), {r_band + at, columns, true},
+                      {call.phi_x.row(head, first), call.phi_x.row_stride, false}, first > 0,
+                      gradients.phi_y.row(head, at), gradients.phi_y.row_stride);
+      }
+    }
+  }
+}
+
+}  // namespace amcl
