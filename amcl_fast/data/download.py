@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def prepare_download(name: str) -> Path:
         images = Path(scratch, "images")
         for split, dataset in splits.items():
             _write(dataset, images / split)
-        shutil.move(images, target)
+        images.rename(target)
     return target
 
 

@@ -16,6 +16,8 @@ from amcl_fast.distributed import world
 
 _HELD_OUT = 0.1
 
+_Found = tuple[Images, Images | None, Images | None]  # training, held-out and unlabelled images
+
 
 class ContrastiveDataModule(lightning.LightningDataModule):
     """Images for contrastive pre-training, and the same without augmentation for its evaluation.
@@ -93,6 +95,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
+        self._found: _Found | None = None
         self._train: Images | None = None
         self._query: Images | None = None
 
@@ -113,7 +116,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ValueError: the folder holds no usable images.
             ConnectionError: a download failed.
         """
-        self._scan()
+        self._found = self._scan()
 
     def setup(self, stage: str | None = None) -> None:
         """List the images of the training and of the held-out part.
@@ -123,10 +126,12 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         """
         if self._train is not None:
             return
-        train, query, unlabelled, skipped = self._scan()
+        # Processes for which another one prepared the data find its verdicts in the cache.
+        train, query, unlabelled = self._found or self._scan()
+        self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
         if query is None:
-            bank_ranks, sizes = _ranks(train.labels)
-            held_out = bank_ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
+            ranks, sizes = _ranks(train.labels)
+            held_out = ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
             query, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
         if unlabelled is not None:
             train = Images(train.files + unlabelled.files, train.labels + unlabelled.labels, train.classes)
@@ -135,7 +140,6 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
         self._train, self._query = train, query
         self.classes = train.classes
-        self.skipped.extend(skipped)
 
     def train_dataloader(self) -> ContrastiveLoader:
         """Augmented views of this process's part of the training images.
@@ -161,20 +165,19 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
         Every process gets all of both.
         """
+        bank, query = self._images()
+        return self._features_loader(bank), self._features_loader(query)
+
+    def _features_loader(self, images: Images) -> EvaluationLoader:
         known_bad = {path for path, _ in self.skipped}
-        loaders = []
-        for images in self._images():
-            usable = [
-                place
-                for place, (path, label) in enumerate(zip(images.files, images.labels, strict=True))
-                if label >= 0 and path not in known_bad
-            ]
-            loaders.append(
-                EvaluationLoader(
-                    images.subset(usable), self._output(self.batch_size), on_bad_file=self._note_bad_file
-                )
-            )
-        return loaders[0], loaders[1]
+        usable = [
+            place
+            for place, (path, label) in enumerate(zip(images.files, images.labels, strict=True))
+            if label >= 0 and path not in known_bad
+        ]
+        return EvaluationLoader(
+            images.subset(usable), self._output(self.batch_size), on_bad_file=self._note_bad_file
+        )
 
     def _images(self) -> tuple[Images, Images]:
         if self._train is None or self._query is None:
@@ -185,8 +188,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if (path, reason) not in self.skipped:
             self.skipped.append((path, reason))
 
-    def _scan(self) -> tuple[Images, Images | None, Images | None, list[tuple[str, str]]]:
-        """(train, test or None, unlabelled or None, skipped)."""
+    def _scan(self) -> _Found:
         root = self._folder()
         test = unlabelled = None
         if (root / "train").is_dir():
@@ -197,8 +199,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 unlabelled = scan_unlabelled(root / "unlabeled", train.classes)
         else:
             train = scan_classes(root)
-        skipped = [entry for part in (train, test, unlabelled) if part for entry in part.skipped]
-        return train, test, unlabelled, skipped
+        return train, test, unlabelled
 
     def _folder(self) -> Path:
         if self.root == "builtin":

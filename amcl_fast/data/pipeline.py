@@ -154,7 +154,7 @@ def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
 
 
 def _read(files: list[str], **order: Any) -> Any:
-    # A memory-mapped file that shrinks while it is read ends the process with SIGBUS; a plain read is an error.
+    # A mapped file that shrinks while it is read ends the process with SIGBUS; a plain read only fails.
     return fn.readers.file(name="reader", files=files, dont_use_mmap=True, **order)
 
 

@@ -157,7 +157,9 @@ def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[st
 
         for path in find_undecodable(sorted(doubtful)):
             verdicts[path] = verdicts[path][0], _UNDECODABLE
-    _save(cache, folder, verdicts)
+    entries = {path[len(folder) :]: [*stamp, reason] for path, (stamp, reason) in verdicts.items() if stamp}
+    if entries != known:
+        _save(cache, folder, entries)
     return {name: [(path, verdicts[path][1]) for path in files] for name, files in groups.items()}
 
 
@@ -177,13 +179,10 @@ def _load(cache: Path) -> dict[str, list]:
         return {}
 
 
-def _save(cache: Path, folder: str, verdicts: dict[str, tuple[_Stamp | None, str | None]]) -> None:
-    files = {
-        path[len(folder) :]: [*stamp, reason]
-        for path, (stamp, reason) in verdicts.items()
-        if stamp is not None
-    }
+def _save(cache: Path, folder: str, entries: dict[str, list]) -> None:
     try:
-        write_whole(cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": files}).encode())
+        write_whole(
+            cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": entries}).encode()
+        )
     except OSError as error:
         log.warning("the scan of %s cannot be kept, so every run repeats it: %s", folder, error)

@@ -1,0 +1,233 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from amcl_fast.data import Augmentation, ContrastiveDataModule, module
+
+
+def prepared(root, **options):
+    data = ContrastiveDataModule(root=str(root), **{"size": 8, "batch_size": 4, "device": "cpu", **options})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def pixels_and_labels(loader):
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    return images, labels
+
+
+def test_a_folder_with_a_test_part(make_folder):
+    root = make_folder("set/train", per_class=8).parent
+    make_folder("set/test", per_class=2)
+    (root / "train" / "ant" / "bad.png").write_text("text")
+    (root / "test" / "cow" / "bad.png").write_text("text")
+    data = prepared(root)
+    assert data.classes == ["ant", "bee", "cow"]
+    assert (data.num_classes, data.num_train, data.channels) == (3, 24, 3)
+    assert [Path(path).parent.name for path, _ in data.skipped] == ["ant", "cow"]
+    batches = list(data.train_dataloader())
+    assert len(batches) == 6
+    bank, query = data.features_loaders()
+    images, labels = pixels_and_labels(bank)
+    assert images.shape == (24, 3, 8, 8)
+    assert labels.bincount().tolist() == [8, 8, 8]
+    assert pixels_and_labels(query)[1].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_val_is_held_out_too_and_names_decide_the_labels(make_folder):
+    root = make_folder("set/train", per_class=4).parent
+    make_folder("set/val", per_class=1, classes=("cow", "dog"))
+    data = prepared(root)
+    _, query = data.features_loaders()
+    assert pixels_and_labels(query)[1].tolist() == [2]
+    assert [reason for _, reason in data.skipped] == ["its class 'dog' is not one of the training classes"]
+
+
+def test_without_a_test_part_a_tenth_of_every_class_is_held_out(make_folder):
+    root = make_folder(per_class=20)
+    data, other_seed = prepared(root), prepared(root, seed=1)
+    bank, query = (pixels_and_labels(loader) for loader in data.features_loaders())
+    assert data.num_train == 54
+    assert bank[1].bincount().tolist() == [18] * 3
+    assert query[1].bincount().tolist() == [2] * 3
+    together = torch.cat([bank[0], query[0]])[:, :, 0, 0]
+    assert len(together.unique(dim=0)) == 60
+    assert torch.equal(query[0], pixels_and_labels(other_seed.features_loaders()[1])[0])
+
+
+def test_limit_takes_the_same_balanced_subset_every_time(make_folder):
+    root = make_folder("set/train", per_class=20).parent
+    make_folder("set/test", per_class=2)
+    data = prepared(root, limit=8)
+    assert data.num_train == 8
+    images, labels = pixels_and_labels(data.features_loaders()[0])
+    assert sorted(labels.bincount().tolist()) == [2, 3, 3]
+    assert torch.equal(images, pixels_and_labels(prepared(root, limit=8, seed=5).features_loaders()[0])[0])
+    assert prepared(root, limit=1000).num_train == 60
+
+
+def test_unlabelled_images_are_trained_on_but_are_in_no_bank(make_folder):
+    root = make_folder("set/train", per_class=2).parent
+    make_folder("set/test", per_class=2)
+    make_folder("set/unlabeled", per_class=4)
+    data = prepared(root, batch_size=6)
+    assert data.num_train == 18
+    assert data.num_classes == 3
+    labels = torch.cat([labels for _, labels in data.train_dataloader()])
+    assert (labels == -1).sum() == 12
+    assert pixels_and_labels(data.features_loaders()[0])[1].bincount().tolist() == [2, 2, 2]
+
+
+def test_a_file_found_bad_in_the_run_is_listed_and_left_out_of_the_bank(make_folder):
+    root = make_folder("set/train", per_class=4).parent
+    make_folder("set/test", per_class=1)
+    data = prepared(root)
+    victim = root / "train" / "bee" / "002.png"
+    victim.unlink()
+    assert sum(len(labels) for _ in range(2) for _, labels in data.train_dataloader()) == 24
+    assert [path for path, _ in data.skipped] == [str(victim)]
+    assert pixels_and_labels(data.features_loaders()[0])[1].bincount().tolist() == [4, 3, 4]
+    assert len(data.skipped) == 1
+
+
+def test_views_by_number_and_letters_or_one_by_one(make_folder):
+    root = make_folder()
+    assert prepared(root, views=3, augmentation="ab").views == [Augmentation.from_letters("ab")] * 3
+    own = [Augmentation(blur=1.0), Augmentation(blur=0.1)]
+    assert prepared(root, views=own).views == own
+    ((views, _), *_) = prepared(root, views=3).train_dataloader()
+    assert len(views) == 3
+
+
+def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monkeypatch):
+    root = make_folder()
+    monkeypatch.setattr(module, "prepare_download", lambda name: {"cifar10": root}[name])
+    assert prepared("cifar10").num_classes == 3
+    builtin = type(sys)("amcl_fast.data.builtin")
+    builtin.prepare_builtin = lambda: root
+    monkeypatch.setitem(sys.modules, "amcl_fast.data.builtin", builtin)
+    assert prepared("builtin").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size=0: expected at least 1"),
+        ({"limit": 0}, "limit=0: expected at least 1"),
+        ({"device": "cuda"}, "device='cuda': expected 'auto', 'cpu' or 'gpu'"),
+        ({"views": 1}, "views=1: contrastive learning needs two or more"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std=\(1.0, 0.0, 1.0\): expected three numbers each, std above 0"),
+        ({"augmentation": "x"}, "augmentation='x'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastiveDataModule(**options)
+
+
+def test_errors_name_what_is_wrong_with_the_data(make_folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="nowhere does not exist; expected"):
+        prepared(tmp_path / "nowhere")
+    with pytest.raises(RuntimeError, match="call setup"):
+        ContrastiveDataModule().train_dataloader()
+    data = prepared(make_folder())
+    monkeypatch.setattr(module, "world", lambda: (0, 3))
+    with pytest.raises(ValueError, match="batch_size=4 does not divide by 3 processes"):
+        data.train_dataloader()
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device='gpu': torch finds no CUDA device"):
+            prepared(tmp_path / "images", device="gpu").train_dataloader()
+
+
+def test_every_setting_can_come_from_a_command_line_or_yaml():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ContrastiveDataModule, "data")
+    config = parser.parse_args(
+        [
+            "--data.size=64",
+            "--data.views=[{blur: 1.0, crop_scale: [0.2, 1.0]}, {flip: 0.0}]",
+            "--data.mean=[0, 0, 0]",
+        ]
+    )
+    data = parser.instantiate(config).data
+    assert data.views == [Augmentation(blur=1.0, crop_scale=(0.2, 1.0)), Augmentation(flip=0.0)]
+    assert (data.size, data.mean) == (64, (0.0, 0.0, 0.0))
+    data = parser.instantiate(parser.parse_args(["--data.views=3", "--data.augmentation=ae"])).data
+    assert data.views == [Augmentation.from_letters("ae")] * 3
+
+
+class Recorder(lightning.LightningModule):
+    """Keeps the first view of every batch, and saves a checkpoint after a given one."""
+
+    def __init__(self, save_after=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.save_after, self.seen = save_after, []
+
+    def training_step(self, batch, number):
+        (first, _), _ = batch
+        self.seen.append(first.clone())
+        return self.weight * first.mean()
+
+    def on_train_batch_end(self, *arguments):
+        if len(self.seen) == self.save_after:
+            self.trainer.save_checkpoint("middle.ckpt")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("stop", [2, 6, 8])
+def test_lightning_resumes_in_the_middle_of_an_epoch(make_folder, tmp_path, monkeypatch, stop):
+    monkeypatch.chdir(tmp_path)
+    root = make_folder(per_class=9)
+    options = {"accelerator": "cpu", "max_epochs": 3, "logger": False, "enable_checkpointing": False}
+    options |= {"enable_progress_bar": False, "enable_model_summary": False}
+    whole = Recorder(stop)
+    lightning.Trainer(**options).fit(whole, datamodule=prepared(root))
+    resumed = Recorder()
+    lightning.Trainer(**options).fit(
+        resumed, datamodule=prepared(root), ckpt_path="middle.ckpt", weights_only=True
+    )
+    assert len(whole.seen) == 18
+    assert len(resumed.seen) == 18 - stop
+    assert all(torch.equal(a, b) for a, b in zip(resumed.seen, whole.seen[stop:], strict=True))
+
+
+def test_importing_needs_no_extras_and_a_missing_dali_is_named():
+    code = """
+import sys
+import amcl_fast.data.scan
+assert not {"nvidia.dali", "lightning", "torchvision"} & set(sys.modules)
+assert not hasattr(amcl_fast.data, "anything_else")
+sys.modules["nvidia.dali"] = None  # as if it were not installed
+from amcl_fast.data import ContrastiveDataModule
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == (
+        'ImportError: the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"'
+    )
+
+
+def test_image_files_of_mixed_kinds_train(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "mixed" / label).mkdir(parents=True)
+        for number, (suffix, mode) in enumerate(
+            [("jpg", "RGB"), ("jpg", "CMYK"), ("png", "LA"), ("webp", "RGB")] * 2
+        ):
+            shape = tuple(rng.integers(1, 60, 2))
+            image = Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).convert(mode)
+            image.save(tmp_path / "mixed" / label / f"{number}.{suffix}")
+    data = prepared(tmp_path / "mixed", augmentation="abcde")
+    assert data.skipped == []
+    assert all(view.isfinite().all() for views, _ in data.train_dataloader() for view in views)
