@@ -139,52 +139,60 @@ class ContrastiveLoader:
         return {
             "position": self._position,
             "yielded": self._yielded,
-            "made_with": self._fingerprint(),
+            "settings": self._settings(),
+            "files": self._fingerprint(),
             "shards": shards,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the last batch of a saved loader; the next `iter()` yields the rest of its epoch.
 
+        If files have come or gone since, the rest of the epoch is as long but begins the order anew, with a
+        warning.
+
         Raises:
-            ValueError: the state is of a loader with other files, views, seed, batch size or number of
-                shards, or lacks this shard.
+            ValueError: the state is of a loader with other views, seed, batch size or number of shards, or
+                lacks this shard.
         """
-        expected = self._fingerprint()
-        differing = {
-            name: (state["made_with"].get(name), value)
-            for name, value in expected.items()
-            if state["made_with"].get(name) != value
-        }
-        if differing:
+        now, then = self._settings(), state["settings"]
+        if now != then:
             raise ValueError(
-                "the saved position does not fit this data: "
-                + "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
+                "the saved position does not fit these settings: "
+                + "; ".join(
+                    f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]
+                )
             )
+        self._pipeline = None
+        self._bad, self._source = {}, torch.arange(len(self._source))
+        self._yielded = state["yielded"]
+        self._resuming = self._yielded < self._batches
+        if state["files"] != self._fingerprint():
+            log.warning("the image files are not those of the checkpoint: their order begins anew")
+            self._checkpoint, self._position = None, 0
+            return
         own = [shard for shard in state["shards"] if shard["shard"] == self._shard]
         if not own:
             raise ValueError(
                 f"the saved position lacks shard {self._shard}: it was saved by one process alone"
             )
-        self._pipeline = None
         self._checkpoint = base64.b64decode(own[0]["checkpoint"]) or None
-        self._position, self._yielded = state["position"], state["yielded"]
-        self._resuming = self._yielded < self._batches
-        self._bad, self._source = {}, torch.arange(len(self._source))
+        self._position = state["position"]
         self._replace(own[0]["bad"])
 
-    def _fingerprint(self) -> dict[str, Any]:
-        # Of the names, not of the paths: the folder may have moved.
-        digest = hashlib.sha256()
-        for path, label in zip(self._images.files, self._images.labels, strict=True):
-            digest.update(f"{label}/{os.path.basename(path)}\0".encode())
+    def _settings(self) -> dict[str, Any]:
         return {
-            "files": f"{len(self._images.files)} files, {digest.hexdigest()[:16]}",
             "views": repr(self._views),
             "seed": self._seed,
             "batch_size": self._output.batch_size,
             "num_shards": self._num_shards,
         }
+
+    def _fingerprint(self) -> str:
+        # Of the names, not of the paths: the folder may have moved.
+        digest = hashlib.sha256()
+        for path, label in zip(self._images.files, self._images.labels, strict=True):
+            digest.update(f"{label}/{os.path.basename(path)}\0".encode())
+        return digest.hexdigest()
 
     def _advance(self) -> tuple:
         """The next outputs of DALI; a bad file on the way is replaced, and the pipeline made anew."""
