@@ -36,12 +36,12 @@ class Status:
 @cache
 def native_status() -> Status:
     """Return whether `amcl_fast._native`, the C++ backend for the CPU, loads."""
-    if importlib.util.find_spec("amcl_fast._native") is None:
+    try:
+        module = importlib.import_module("amcl_fast._native")
+    except ModuleNotFoundError:
         if _NATIVE_NOTE.exists():
             return Status(False, f"built without: {_NATIVE_NOTE.read_text().strip()}")
         return Status(False, "not built for this Python: install the package (pip install -e .)")
-    try:
-        module = importlib.import_module("amcl_fast._native")
     except ImportError as error:
         return Status(False, f"does not load: {_first_line(error)}")
     return Status(True, Path(module.__file__ or "").name)

@@ -29,12 +29,10 @@ def fresh_answers():
 
 
 @pytest.fixture
-def package_folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder that stands for amcl_fast's when `amcl_fast._native` is looked for."""
-    monkeypatch.setattr(amcl_fast, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(capabilities, "_NATIVE_NOTE", tmp_path / capabilities._NATIVE_NOTE.name)
-    monkeypatch.delitem(sys.modules, "amcl_fast._native", raising=False)
-    return tmp_path
+def note(tmp_path, monkeypatch) -> Path:
+    """Stands for the file in which an install without the native module says why; not there yet."""
+    monkeypatch.setattr(capabilities, "_NATIVE_NOTE", tmp_path / "note.txt")
+    return tmp_path / "note.txt"
 
 
 @pytest.fixture
@@ -70,24 +68,28 @@ def write_apex(folder: Path, lamb: str) -> None:
     (optimizers / "__init__.py").write_text(f"import torch\nFusedSGD = torch.optim.SGD\nFusedLAMB = {lamb}\n")
 
 
-def test_native_says_why_the_install_has_none(package_folder):
-    capabilities._NATIVE_NOTE.write_text("no CMake when installed\n")
+def test_native_says_why_the_install_has_none(note, monkeypatch):
+    monkeypatch.setitem(sys.modules, "amcl_fast._native", None)
+    note.write_text("no CMake when installed\n")
     assert capabilities.native_status() == capabilities.Status(
         False, "built without: no CMake when installed"
     )
 
 
-def test_native_never_built(package_folder):
+def test_native_never_built(note, monkeypatch):
+    monkeypatch.setitem(sys.modules, "amcl_fast._native", None)
     status = capabilities.native_status()
     assert not status.available
     assert "pip install" in status.reason
 
 
-def test_native_that_does_not_load(package_folder):
+def test_native_that_does_not_load(note, tmp_path, monkeypatch):
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    (package_folder / f"_native{suffix}").write_bytes(b"no shared object")
+    (tmp_path / f"_native{suffix}").write_bytes(b"no shared object")
+    monkeypatch.setattr(amcl_fast, "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "amcl_fast._native", raising=False)
     # A note of an earlier install must not hide what is wrong now.
-    capabilities._NATIVE_NOTE.write_text("no CMake when installed\n")
+    note.write_text("no CMake when installed\n")
     status = capabilities.native_status()
     assert not status.available
     assert status.reason.startswith("does not load: ")
