@@ -1,0 +1,83 @@
+import lightning as L
+import pytest
+import torch
+from running import fit
+
+from amcl_fast.callbacks import Checkpoint, NonFiniteError
+
+
+def saves(monkeypatch):
+    steps = []
+    real = L.Trainer.save_checkpoint
+
+    def save(trainer, *args, **kwargs):
+        steps.append((trainer.current_epoch, trainer.global_step))
+        return real(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", save)
+    return steps
+
+
+def test_saves_between_steps_and_at_the_end_of_epochs(tmp_path, monkeypatch):
+    steps = saves(monkeypatch)
+    fit(tmp_path, checkpoint=Checkpoint(every_n_epochs=2, every_n_steps=3), max_epochs=3)
+    # Step 12 ends an epoch that is not due, and training: saved once, at the end.
+    assert steps == [(0, 3), (1, 6), (1, 8), (2, 9), (3, 12)]
+
+
+def test_saves_after_minutes(tmp_path, monkeypatch):
+    steps = saves(monkeypatch)
+    fit(tmp_path, checkpoint=Checkpoint(every_n_epochs=9, every_n_minutes=1e-9), max_epochs=1)
+    assert steps == [(0, 1), (0, 2), (0, 3), (1, 4)]
+
+
+def test_accumulated_gradients_are_never_cut_in_two(tmp_path, monkeypatch):
+    steps = saves(monkeypatch)
+    checkpoint = Checkpoint(every_n_epochs=9, every_n_minutes=1e-9)
+    fit(tmp_path, checkpoint=checkpoint, max_epochs=1, accumulate_grad_batches=2)
+    assert steps == [(0, 1), (1, 2)]
+
+
+def test_loads_as_weights_only_and_leaves_no_partial_file(tmp_path):
+    trainer = fit(tmp_path, max_epochs=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    assert state["global_step"] == 4 and state["optimizer_states"]
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(state["state_dict"][name], value)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_save_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
+    trainer = fit(tmp_path, max_epochs=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    good = path.read_bytes()
+
+    def die(trainer, partial, **_):
+        partial.write_bytes(good[:100])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", die)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.checkpoint_callback.save(trainer)
+    assert path.read_bytes() == good
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Poison(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 3:
+                with torch.no_grad():
+                    module.projector.input.bias[0] = float("nan")
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = Checkpoint(every_n_steps=1)
+    with pytest.raises(NonFiniteError, match=rf"step 3.*a weight is not finite.*{path}"):
+        fit(tmp_path, checkpoint=checkpoint, extra=[Poison()])
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("name", ["every_n_epochs", "every_n_steps", "every_n_minutes"])
+def test_bad_settings_are_named(name):
+    with pytest.raises(ValueError, match=f"checkpoint.{name}.*-1"):
+        Checkpoint(**{name: -1})

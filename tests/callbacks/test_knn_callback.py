@@ -1,0 +1,55 @@
+import pytest
+import torch
+from fake_data import FakeDataModule
+from running import Stop, fit, method
+
+from amcl_fast.callbacks import MetricsFile, OnlineKNN
+from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
+
+
+def test_measures_baselines_once_and_the_encoder_at_its_epochs(tmp_path):
+    knn = OnlineKNN(every_n_epochs=2, k=5)
+    trainer = fit(tmp_path, extra=[knn], max_epochs=5)
+    assert [epoch for epoch, _ in knn.history] == [2, 4, 5]
+    data = FakeDataModule()
+    settings = {"k": 5, "temperature": 0.1, "num_classes": data.num_classes}
+
+    def accuracy(features):
+        bank, queries = (features(loader) for loader in data.features_loaders())
+        return knn_accuracy(*bank, *queries, **settings)
+
+    assert knn.pixels == pytest.approx(accuracy(pixel_features))
+    assert knn.untrained == pytest.approx(accuracy(lambda x: encode(method().backbone, x, "cpu")))
+    trained = trainer.lightning_module.backbone
+    assert knn.history[-1][1] == pytest.approx(accuracy(lambda x: encode(trained, x, "cpu")))
+
+
+def test_training_goes_on_as_if_it_had_not_been_measured(tmp_path):
+    measured = fit(tmp_path / "a", extra=[OnlineKNN()]).lightning_module
+    plain = fit(tmp_path / "b").lightning_module
+    assert measured.backbone.training
+    for name, value in plain.state_dict().items():
+        assert torch.equal(measured.state_dict()[name], value), name
+
+
+def test_history_survives_a_resume(tmp_path):
+    with pytest.raises(Stop):
+        fit(tmp_path, extra=[OnlineKNN(), Stop.at(6)])
+    knn = OnlineKNN()
+    fit(tmp_path, extra=[knn], ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+    assert [epoch for epoch, _ in knn.history] == [1, 2]
+    assert knn.pixels is not None and knn.untrained is not None
+
+
+def test_accuracies_reach_the_metrics_file(tmp_path):
+    fit(tmp_path, extra=[OnlineKNN(every_n_epochs=2)], max_epochs=3, logger=MetricsFile(tmp_path))
+    text = (tmp_path / "metrics.csv").read_text().splitlines()
+    columns = text[0].split(",")
+    rows = [dict(zip(columns, line.split(","), strict=False)) for line in text[1:]]
+    assert rows[0]["knn_pixels"] and rows[0]["knn_untrained"]
+    assert [row["step"] for row in rows if row.get("knn")] == ["7", "12"]
+
+
+def test_bad_interval_is_named():
+    with pytest.raises(ValueError, match=r"knn.every_n_epochs.*0"):
+        OnlineKNN(every_n_epochs=0)

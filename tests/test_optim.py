@@ -1,0 +1,184 @@
+import sys
+import types
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from amcl_fast import AdaptiveTemperature, capabilities
+from amcl_fast.models import MultiHeadProjector, ProjectorConfig
+from amcl_fast.optim import (
+    LARS,
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    build_scheduler,
+    lr_factor,
+)
+
+
+def quadratic_steps(optimizer, params, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum((p**2).sum() for p in params).backward()
+        optimizer.step()
+
+
+def lars_by_hand(weights, steps, lr, momentum, weight_decay, trust_coefficient):
+    """One tensor at a time, as in the paper."""
+    buffers = [torch.zeros_like(w) for w in weights]
+    for _ in range(steps):
+        for w, buffer in zip(weights, buffers, strict=True):
+            update = 2 * w + weight_decay * w
+            norm, update_norm = w.norm(), update.norm()
+            trust = trust_coefficient * norm / update_norm if norm > 0 and update_norm > 0 else 1.0
+            buffer.mul_(momentum).add_(trust * update)
+            w.sub_(lr * buffer)
+    return weights
+
+
+def test_lars_follows_its_definition():
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)]
+    params = [nn.Parameter(w.clone()) for w in start]
+    settings = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.02}
+    quadratic_steps(LARS(params, **settings), params)
+    for p, expected in zip(params, lars_by_hand(start, 3, **settings), strict=True):
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_lars_without_adaptation_is_sgd():
+    torch.manual_seed(0)
+    start = torch.randn(6)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    quadratic_steps(LARS([{"params": [ours], "adapt": False}], lr=0.1, momentum=0.9), [ours])
+    quadratic_steps(torch.optim.SGD([theirs], lr=0.1, momentum=0.9), [theirs])
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_lars_resumes_from_its_state():
+    torch.manual_seed(0)
+    start = torch.randn(6)
+    straight, resumed = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    quadratic_steps(LARS([straight], lr=0.1), [straight], steps=4)
+    first = LARS([resumed], lr=0.1)
+    quadratic_steps(first, [resumed], steps=2)
+    second = LARS([resumed], lr=0.1)
+    second.load_state_dict(first.state_dict())
+    quadratic_steps(second, [resumed], steps=2)
+    assert torch.equal(straight, resumed)
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_lars_names_bad_settings(name):
+    with pytest.raises(ValueError, match=f"{name}.*-1"):
+        LARS([nn.Parameter(torch.zeros(1))], **{"lr": 0.1, name: -1})
+
+
+def model():
+    return nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(3, 4, 3),
+            "norm": nn.BatchNorm2d(4),
+            "heads": MultiHeadProjector(4, ProjectorConfig(2, 3, 5)),
+            "temperature": AdaptiveTemperature(5, score="cosine"),
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_biases_norms_and_offset_are_exempt_from_decay(name):
+    module = model()
+    decayed, exempt = build_optimizer(module, OptimizerConfig(name, decay_all=False)).param_groups
+    names = {id(p): n for n, p in module.named_parameters()}
+    assert sorted(names[id(p)] for p in exempt["params"]) == [
+        "conv.bias",
+        "heads.input.bias",
+        "heads.output.bias",
+        "norm.bias",
+        "norm.weight",
+        "temperature.offset",
+        "temperature.phi.0.bias",
+        "temperature.phi.2.bias",
+    ]
+    assert exempt["weight_decay"] == 0 and decayed["weight_decay"] == 5e-4
+    assert len(decayed["params"]) + len(exempt["params"]) == len(list(module.parameters()))
+    if name == "lars":
+        assert decayed["adapt"] and not exempt["adapt"]
+
+
+def test_released_recipe_decays_everything():
+    (group,) = build_optimizer(model(), OptimizerConfig("sgd")).param_groups
+    assert group["weight_decay"] == 5e-4 and group["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_kernels_unless_they_are_forbidden(name):
+    assert build_optimizer(model(), OptimizerConfig(name)).defaults["fused"]
+    plain = build_optimizer(model(), OptimizerConfig(name), fused=False)
+    assert plain.defaults["foreach"] and not plain.defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_in"),
+    [("sgd", torch.optim.SGD), ("lamb", torch.optim.AdamW), ("adamw", torch.optim.AdamW)],
+)
+def test_apex_falls_back_to_torch_and_says_so(name, stand_in, monkeypatch):
+    status = capabilities.Status(False, "amp_C is missing")
+    monkeypatch.setattr(capabilities, "apex_status", lambda: status)
+    with pytest.warns(UserWarning, match=rf"torch's {stand_in.__name__} runs instead"):
+        optimizer = build_optimizer(model(), OptimizerConfig(name, implementation="apex"))
+    assert type(optimizer) is stand_in
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "FusedSGD"), ("lamb", "FusedLAMB")])
+def test_apex_is_used_where_it_works(name, kind, monkeypatch):
+    made = types.SimpleNamespace(
+        FusedSGD=type("FusedSGD", (torch.optim.SGD,), {}),
+        FusedLAMB=type("FusedLAMB", (torch.optim.AdamW,), {}),
+    )
+    monkeypatch.setattr(capabilities, "apex_status", lambda: capabilities.Status(True, "works"))
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", made)
+    optimizer = build_optimizer(model(), OptimizerConfig(name, lr=0.5, implementation="apex"))
+    assert type(optimizer).__name__ == kind and optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("settings", [{"name": "adam"}, {"implementation": "cuda"}])
+def test_unknown_optimizers_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings.values()))):
+        build_optimizer(model(), OptimizerConfig(**settings))
+
+
+def test_lr_factor_warms_up_then_follows_half_a_cosine():
+    factors = [lr_factor(i, total=14, warmup=4) for i in range(15)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[9] == pytest.approx(0.5) and factors[14] == pytest.approx(0.0)
+    assert all(a >= b for a, b in pairwise(factors[4:]))
+
+
+def test_schedule_per_epoch_is_torchs_cosine():
+    def rates(build):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.06)
+        scheduler = build(optimizer)
+        out = []
+        for _ in range(8):
+            out.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return out
+
+    ours = rates(lambda o: build_scheduler(o, ScheduleConfig(interval="epoch"), steps=800, epochs=8))
+    theirs = rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=8))
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ScheduleConfig(warmup_epochs=5), ScheduleConfig(warmup_epochs=-1), ScheduleConfig(interval="day")],
+)
+def test_impossible_schedules_are_named(config):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match="schedule"):
+        build_scheduler(optimizer, config, steps=50, epochs=5)
