@@ -108,10 +108,9 @@ def unit_rows(x: Tensor) -> Tensor:
 def dot_precision(x: Tensor) -> str:
     """How tl.dot multiplies tiles of `x`: `ieee` for half precision, which it leaves as it is.
 
-    float32 becomes tf32 only if the user asked torch for it; 1/τ would amplify its rounding.
+    float32 is split in three tf32 products, as exact as float32 itself: 1/τ amplifies every rounding. It becomes
+    plain tf32 only if the user asked torch for that.
     """
-    if x.dtype != torch.float32 or not x.is_cuda:
+    if x.dtype != torch.float32:
         return "ieee"
-    if torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "tf32x3" if torch.cuda.get_device_capability(x.device) >= (9, 0) else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from compare import DEVICE
+
+from amcl_fast.kernels import select
+
+
+def expected(anchors, candidates, skip, top_k):
+    s = anchors.double() @ candidates.double().mT
+    if skip is not None:
+        s = s.scatter(-1, skip.expand(s.shape[0], -1, -1), float("-inf"))
+    values, columns = s.sort(dim=-1, descending=True, stable=True)
+    return values[..., :top_k], columns[..., :top_k]
+
+
+def unit(generator, *shape):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def pairs(rows):
+    own = torch.arange(rows)
+    return torch.stack([own, (own + rows // 2) % rows], dim=1)
+
+
+def check(anchors, candidates, skip, top_k):
+    values, columns = (
+        t.cpu()
+        for t in select.hardest(
+            anchors.to(DEVICE), candidates.to(DEVICE), None if skip is None else skip.to(DEVICE), top_k
+        )
+    )
+    best, where = expected(anchors, candidates, skip, top_k)
+    if top_k > select.MAX_RANKED:
+        where, order = where.sort(dim=-1)
+        best = best.gather(-1, order)
+    torch.testing.assert_close(values.double(), best, rtol=0, atol=1e-6)
+    assert torch.equal(columns.long(), where)
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows", "columns", "d", "top_k"),
+    [(2, 70, 70, 32, 10), (1, 5, 300, 48, 1), (1, 64, 200, 16, 100), (1, 3, 33, 130, 33), (1, 20, 700, 20, 3)],
+)
+def test_random(heads, rows, columns, d, top_k):
+    generator = torch.Generator().manual_seed(rows)
+    check(unit(generator, heads, rows, d), unit(generator, heads, columns, d), None, top_k)
+
+
+def test_own_rows_are_skipped():
+    z = unit(torch.Generator().manual_seed(0), 2, 90, 32)
+    check(z, z, pairs(90), 7)
+    check(z, z, pairs(90), 88)
+
+
+def test_many_skipped_columns():
+    generator = torch.Generator().manual_seed(0)
+    skip = torch.stack([torch.randperm(150, generator=generator)[:40] for _ in range(9)])
+    check(unit(generator, 1, 9, 16), unit(generator, 1, 150, 16), skip, 20)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 40])
+def test_ties_take_the_lowest_columns(top_k):
+    generator = torch.Generator().manual_seed(1)
+    # Small integers: equal similarities are equal in every precision.
+    anchors = torch.randint(-1, 2, (1, 10, 16), generator=generator).float()
+    check(anchors, torch.randint(-1, 2, (1, 300, 16), generator=generator).float(), None, top_k)
+
+
+def test_all_equal():
+    check(torch.ones(1, 3, 16), torch.ones(1, 200, 16), torch.arange(3)[:, None], 20)
+
+
+def test_best_ones_in_one_group():
+    # Every 64th column is the best: group maxima say nothing about the rest of their group.
+    generator = torch.Generator().manual_seed(2)
+    candidates = 0.1 * unit(generator, 1, 64 * 40, 16)
+    candidates[:, ::64] *= 10
+    anchors = unit(generator, 1, 4, 16)
+    candidates[:, ::64] = anchors[:, :1] + 0.01 * candidates[:, ::64]
+    check(anchors[:, :1], candidates, None, 35)
+
+
+def test_too_many_to_rank(monkeypatch):
+    monkeypatch.setattr(select, "MAX_RANKED", 4)
+    z = unit(torch.Generator().manual_seed(3), 2, 70, 16)
+    check(z, z, pairs(70), 9)
+
+
+def test_anchors_in_turns(monkeypatch):
+    monkeypatch.setattr(select, "WORKSPACE", 0)
+    z = unit(torch.Generator().manual_seed(4), 2, 150, 16)
+    check(z, z, pairs(150), 9)
+
+
+def test_negative_similarities():
+    generator = torch.Generator().manual_seed(5)
+    candidates = unit(generator, 1, 130, 16).abs()
+    check(-unit(generator, 1, 6, 16).abs(), candidates, None, 12)
+
+
+def test_transposed_queue():
+    generator = torch.Generator().manual_seed(6)
+    queue = unit(generator, 2, 150, 24).mT.contiguous()
+    check(unit(generator, 2, 6, 24), queue.mT, None, 12)
+
+
+def test_nan_is_seen():
+    candidates = unit(torch.Generator().manual_seed(7), 1, 150, 16)
+    candidates[0, 77] = torch.nan
+    values, columns = select.hardest(candidates[:, :2].to(DEVICE), candidates.to(DEVICE), None, 5)
+    assert values.isnan().any(-1).all()
+    assert (columns == 77).any(-1).all()
+
+
+def test_half_precision_tiles():
+    z = unit(torch.Generator().manual_seed(8), 1, 140, 96).half()
+    check(z, z, pairs(140), 9)
