@@ -1,0 +1,102 @@
+"""A real run (command line, DALI, JPEG) killed in mid-epoch and resumed ends as if it had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("nvidia.dali")
+Image = pytest.importorskip("PIL.Image")
+
+_TESTS = Path(__file__).parent
+_SETTINGS = """
+seed_everything: 3
+data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
+model:
+  class_path: amcl_fast.methods.SimCLR
+  init_args:
+    backbone: {name: resnet18, stem: small, width: 8}
+    projector: {heads: 2, hidden_dim: 16, dim: 8}
+    criterion:
+      class_path: amcl_fast.SimCLRLoss
+      init_args:
+        temperature:
+          class_path: amcl_fast.AdaptiveTemperature
+          init_args: {dim: 8, tau_min: 0.1, tau_max: 1.0, score: cosine}
+        negatives: topk_softmax
+        top_k: 4
+    schedule: {warmup_epochs: 0.5}
+trainer:
+  {max_epochs: 3, accelerator: cpu, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}
+checkpoint: {every_n_epochs: 2, every_n_steps: 4}
+"""
+_STEPS = 9  # of three epochs
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for label in "ab":
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+def pretrain(folder, *arguments):
+    """Run the command line in `folder`; returns the finished process."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def metrics(run):
+    """step → loss."""
+    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    loss = header.index("loss")
+    return [(int(row[0]), row[loss]) for row in rows if row[loss]]
+
+
+def test_killed_run_resumes_to_the_same_weights(images, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(_SETTINGS)
+    start = ("--config", settings, "--data", images)
+
+    whole = pretrain(tmp_path, *start, "--run_dir", "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "raw pixels" in whole.stdout and "checkpoints/last.ckpt" in whole.stdout
+
+    kill = ("--trainer.callbacks", "killing.Kill", "--trainer.callbacks.step", "6")
+    killed = pretrain(tmp_path, *start, "--run_dir", "killed", *kill)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # Step 4 is inside the second epoch of three steps.
+    assert checkpoint(tmp_path / "killed")["global_step"] == 4
+
+    resumed = pretrain(tmp_path, "--resume", "killed", "--trainer.callbacks", "null")
+    assert resumed.returncode == 0, resumed.stderr
+
+    expected, found = (checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert found["global_step"] == expected["global_step"] == _STEPS
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value), name
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert [step for step, _ in metrics(tmp_path / "whole")] == list(range(_STEPS))
+    events = list((tmp_path / "killed" / "tensorboard").glob("events*"))
+    assert len(events) == 2
