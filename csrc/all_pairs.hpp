@@ -45,44 +45,47 @@ void for_all_pairs(const AllPairs<T>& call, const Gradients<T>& gradients, int64
   const Workspace workspace(call.threads, static_cast<std::size_t>(work_elements) * sizeof(T));
 
 #pragma omp parallel num_threads(call.threads)
-  for (int64_t head = 0; head < call.heads; ++head) {
-    for (int64_t first = 0; first < call.rows; first += band.rows) {
-      const int64_t rows = std::min(band.rows, call.rows - first);
+  {
+    const BlasOnThisThread alone;
+    for (int64_t head = 0; head < call.heads; ++head) {
+      for (int64_t first = 0; first < call.rows; first += band.rows) {
+        const int64_t rows = std::min(band.rows, call.rows - first);
 #pragma omp for schedule(dynamic)
-      for (int64_t at = 0; at < rows; at += band.share) {
-        const int64_t count = std::min(band.share, rows - at);
-        T* const s = s_band + at * columns;
-        T* const r = r_band ? r_band + at * columns : nullptr;
-        T* const work = reinterpret_cast<T*>(workspace.of_thread());
-        multiply<T>(count, columns, call.width, call.scale, {call.x.row(head, first + at), call.x.row_stride, false},
-                    {call.y.row(head, 0), call.y.row_stride, true}, false, s, columns);
-        if (r)
-          multiply<T>(count, columns, call.phi_width, T(1),
-                      {call.phi_x.row(head, first + at), call.phi_x.row_stride, false},
-                      {call.phi_y.row(head, 0), call.phi_y.row_stride, true}, false, r, columns);
-        for (int64_t i = 0; i < count; ++i)
-          row(head, first + at + i, s + i * columns, r ? r + i * columns : nullptr, work);
-        if (gradients.x)
-          multiply<T>(count, call.width, columns, call.scale, {s, columns, false},
-                      {call.y.row(head, 0), call.y.row_stride, false}, false, gradients.x.row(head, first + at),
-                      gradients.x.row_stride);
-        if (gradients.phi_x)
-          multiply<T>(count, call.phi_width, columns, T(1), {r, columns, false},
-                      {call.phi_y.row(head, 0), call.phi_y.row_stride, false}, false,
-                      gradients.phi_x.row(head, first + at), gradients.phi_x.row_stride);
-      }
-      if (!gradients.y && !gradients.phi_y) continue;
+        for (int64_t at = 0; at < rows; at += band.share) {
+          const int64_t count = std::min(band.share, rows - at);
+          T* const s = s_band + at * columns;
+          T* const r = r_band ? r_band + at * columns : nullptr;
+          T* const work = reinterpret_cast<T*>(workspace.of_thread());
+          multiply<T>(count, columns, call.width, call.scale, {call.x.row(head, first + at), call.x.row_stride, false},
+                      {call.y.row(head, 0), call.y.row_stride, true}, false, s, columns);
+          if (r)
+            multiply<T>(count, columns, call.phi_width, T(1),
+                        {call.phi_x.row(head, first + at), call.phi_x.row_stride, false},
+                        {call.phi_y.row(head, 0), call.phi_y.row_stride, true}, false, r, columns);
+          for (int64_t i = 0; i < count; ++i)
+            row(head, first + at + i, s + i * columns, r ? r + i * columns : nullptr, work);
+          if (gradients.x)
+            multiply<T>(count, call.width, columns, call.scale, {s, columns, false},
+                        {call.y.row(head, 0), call.y.row_stride, false}, false, gradients.x.row(head, first + at),
+                        gradients.x.row_stride);
+          if (gradients.phi_x)
+            multiply<T>(count, call.phi_width, columns, T(1), {r, columns, false},
+                        {call.phi_y.row(head, 0), call.phi_y.row_stride, false}, false,
+                        gradients.phi_x.row(head, first + at), gradients.phi_x.row_stride);
+        }
+        if (!gradients.y && !gradients.phi_y) continue;
 #pragma omp for schedule(dynamic)
-      for (int64_t at = 0; at < columns; at += Band::kShare) {
-        const int64_t count = std::min(Band::kShare, columns - at);
-        if (gradients.y)
-          multiply<T>(count, call.width, rows, call.scale, {s_band + at, columns, true},
-                      {call.x.row(head, first), call.x.row_stride, false}, first > 0, gradients.y.row(head, at),
-                      gradients.y.row_stride);
-        if (gradients.phi_y)
-          multiply<T>(count, call.phi_width, rows, T(1), {r_band + at, columns, true},
-                      {call.phi_x.row(head, first), call.phi_x.row_stride, false}, first > 0,
-                      gradients.phi_y.row(head, at), gradients.phi_y.row_stride);
+        for (int64_t at = 0; at < columns; at += Band::kShare) {
+          const int64_t count = std::min(Band::kShare, columns - at);
+          if (gradients.y)
+            multiply<T>(count, call.width, rows, call.scale, {s_band + at, columns, true},
+                        {call.x.row(head, first), call.x.row_stride, false}, first > 0, gradients.y.row(head, at),
+                        gradients.y.row_stride);
+          if (gradients.phi_y)
+            multiply<T>(count, call.phi_width, rows, T(1), {r_band + at, columns, true},
+                        {call.phi_x.row(head, first), call.phi_x.row_stride, false}, first > 0,
+                        gradients.phi_y.row(head, at), gradients.phi_y.row_stride);
+        }
       }
     }
   }

@@ -11,6 +11,8 @@ using Gemm = void (*)(const char* op_a, const char* op_b, const int* m, const in
 template <class T>
 Gemm<T> gemm = nullptr;
 
+int (*set_threads)(int) = nullptr;
+
 // Not fast, but a machine whose torch exports no BLAS still gets correct results.
 template <class T>
 void multiply_plainly(int64_t m, int64_t n, int64_t k, T alpha, Operand<T> a, Operand<T> b, bool accumulate, T* c,
@@ -57,9 +59,16 @@ void multiply(int64_t m, int64_t n, int64_t k, T alpha, Operand<T> a, Operand<T>
 template void multiply(int64_t, int64_t, int64_t, float, Operand<float>, Operand<float>, bool, float*, int64_t);
 template void multiply(int64_t, int64_t, int64_t, double, Operand<double>, Operand<double>, bool, double*, int64_t);
 
-void use_blas(std::uintptr_t sgemm, std::uintptr_t dgemm) {
+BlasOnThisThread::BlasOnThisThread() : before_(set_threads ? set_threads(1) : 0) {}
+
+BlasOnThisThread::~BlasOnThisThread() {
+  if (set_threads) set_threads(before_);
+}
+
+void use_blas(std::uintptr_t sgemm, std::uintptr_t dgemm, std::uintptr_t set_threads_address) {
   gemm<float> = reinterpret_cast<Gemm<float>>(sgemm);
   gemm<double> = reinterpret_cast<Gemm<double>>(dgemm);
+  set_threads = reinterpret_cast<int (*)(int)>(set_threads_address);
 }
 
 }  // namespace amcl

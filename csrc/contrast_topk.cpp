@@ -64,6 +64,7 @@ Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns,
 
 #pragma omp parallel num_threads(call.threads)
   {
+    const BlasOnThisThread alone;
     Arena arena(workspace.of_thread());
     const ForwardMemory<T> memory(arena, block, tile_width, k);
     SelectionScratch<T> scratch{memory.scratch_values, memory.scratch_columns, infinity};

@@ -31,10 +31,11 @@ def _connect_blas() -> None:
     prefix, suffix = {"darwin": ("lib", "dylib"), "win32": ("", "dll")}.get(sys.platform, ("lib", "so"))
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"{prefix}torch_cpu.{suffix}"))
-        functions = library.sgemm_, library.dgemm_
+        products = library.sgemm_, library.dgemm_
     except (OSError, AttributeError):
         return
-    _native.use_blas(*(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions))
+    set_threads = getattr(library, "MKL_Set_Num_Threads_Local", 0)
+    _native.use_blas(*(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (*products, set_threads)))
 
 
 _connect_blas()
@@ -248,7 +249,7 @@ class _ContrastTopK(torch.autograd.Function):
             ds = values.new_empty(columns.shape)
             dr = None if phi_anchors is None else torch.empty_like(ds)
         sums = _native.contrast_topk_forward(
-            _is_double(anchors), arguments, *(_address(t) for t in (values, columns, ds, dr))
+            _is_double(anchors), arguments, _address(values), _address(columns), _address(ds), _address(dr)
         )
         ctx.save_for_backward(*inputs, offset, skip, columns, ds, dr)
         summary = _summary(sums, temperature.low, values)
@@ -257,14 +258,17 @@ class _ContrastTopK(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, offset, skip, columns, ds, dr = ctx.saved_tensors
         upstream = upstream.contiguous()
         outputs = _Outputs(inputs, ctx.needs_input_grad)
         _native.contrast_topk_backward(
             _is_double(upstream),
             _contrast_arguments(inputs, offset, skip, *ctx.settings),
-            *(_address(t) for t in (upstream, columns, ds, dr)),
+            _address(upstream),
+            _address(columns),
+            _address(ds),
+            _address(dr),
             *outputs.arguments(),
         )
         return *outputs.gradients(upstream.dtype), None, None, None, None
@@ -273,7 +277,7 @@ class _ContrastTopK(torch.autograd.Function):
 class _ContrastSoftmax(torch.autograd.Function):
     """The gradients of Σ values are made in the forward pass, where each row's S and R are at hand.
 
-    A loss that averages over anchors gives all anchors of a head one upstream gradient, so those gradients need
+    A loss that averages over anchors gives all of a head one upstream gradient, so those gradients need
     only be scaled. Any other upstream gradient costs a second pass.
     """
 
@@ -306,13 +310,16 @@ class _ContrastSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, offset, skip = ctx.saved_tensors[:6]
+        made = ctx.saved_tensors[6:]
         by_head = upstream[:, :1]
         if torch.equal(upstream, by_head.expand_as(upstream)):
-            return *_scaled(ctx.saved_tensors[6:], by_head[:, 0]), None, None, None, None
+            return *_scaled(made, by_head[:, 0]), None, None, None, None
+        # What belongs to an anchor is scaled with it; what sums over anchors is made anew.
         upstream = upstream.contiguous()
-        outputs = _Outputs(inputs, ctx.needs_input_grad)
+        by_x, by_phi_x = (None if made[i] is None else made[i] * upstream[..., None] for i in (0, 2))
+        outputs = _Outputs(inputs, (False, ctx.needs_input_grad[1], False, *ctx.needs_input_grad[3:]))
         values = torch.empty_like(upstream)
         _native.contrast_softmax(
             _is_double(upstream),
@@ -321,7 +328,8 @@ class _ContrastSoftmax(torch.autograd.Function):
             _address(values),
             *outputs.arguments(),
         )
-        return *outputs.gradients(upstream.dtype), None, None, None, None
+        _, by_y, _, by_phi_y, by_offset = outputs.gradients(upstream.dtype)
+        return by_x, by_y, by_phi_x, by_phi_y, by_offset, None, None, None, None
 
 
 def _align_arguments(
@@ -362,7 +370,7 @@ class _Align(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, offset, factors = ctx.saved_tensors
         upstream = upstream.contiguous()
         outputs = _Outputs(inputs, ctx.needs_input_grad)
@@ -410,7 +418,7 @@ class _Decorrelate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, *_summaries: Tensor) -> tuple[Tensor | None, ...]:
         return *_scaled(ctx.saved_tensors, upstream), None, None
 
 
