@@ -1,4 +1,4 @@
-"""What the kernels share: the temperature and its slope, the regulariser, summaries of s and τ, launch helpers."""
+"""What the kernels share: τ and its slope, the regulariser, summaries of s and τ, precision of the products."""
 
 import torch
 import triton
@@ -44,6 +44,29 @@ def omega_slope(inverse, log_weight):
 def at_bound(sigma, complement):
     """1.0 where τ is within `BOUND_SHARE` of an end of its range, else 0.0."""
     return tl.where((sigma < BOUND_SHARE) | (complement < BOUND_SHARE), 1.0, 0.0)
+
+
+@triton.jit
+def pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE: tl.constexpr):
+    """A negative pair: its value share·s/τ − β·Ω(τ), the value's slopes by s and r, τ, and `at_bound`.
+
+    Constant temperature: τ = tau_min, no regulariser, and `r` is not looked at.
+    """
+    if ADAPTIVE:
+        tau, sigma, complement = temperature(r, tau_min, tau_span)
+        inverse = 1.0 / tau
+        by_s = share * inverse
+        value = s * by_s - beta * omega(tau, inverse, log_weight)
+        by_tau = -s * by_s * inverse - beta * omega_slope(inverse, log_weight)
+        by_r = by_tau * temperature_slope(sigma, complement, tau_span)
+        bound = at_bound(sigma, complement)
+    else:
+        tau = tl.zeros(s.shape, tl.float32) + tau_min
+        by_s = tl.zeros(s.shape, tl.float32) + share / tau_min
+        value = s * by_s
+        by_r = tl.zeros(s.shape, tl.float32)
+        bound = by_r
+    return value, by_s, by_r, tau, bound
 
 
 @triton.jit
@@ -108,8 +131,8 @@ def unit_rows(x: Tensor) -> Tensor:
 def dot_precision(x: Tensor) -> str:
     """How tl.dot multiplies tiles of `x`: `ieee` for half precision, which it leaves as it is.
 
-    float32 is split in three tf32 products, as exact as float32 itself: 1/τ amplifies every rounding. It becomes
-    plain tf32 only if the user asked torch for that.
+    float32 is split in three tf32 products, as exact as float32 itself: 1/τ amplifies every rounding. It
+    becomes plain tf32 only if the user asked torch for that.
     """
     if x.dtype != torch.float32:
         return "ieee"

@@ -1,11 +1,11 @@
 """The κ candidates of largest similarity, exactly, for every anchor (ties: lowest column).
 
-1. `_maxima`: columns j ≡ g (mod G) form group g, G ≥ 4κ. The κ-th largest of the G group maxima is a lower bound of
-   the κ-th largest similarity, since κ groups hold a value at least as large.
+1. `_maxima`: columns j ≡ g (mod G) form group g, G ≥ 4κ. The κ-th largest of the G group maxima is a lower
+   bound of the κ-th largest similarity, since κ groups hold a value at least as large.
 2. `_bounds`: that bound, by bisection on the bits of the maxima.
 3. `_survivors`: recomputes the similarities and keeps what reaches the bound, 1.15·κ a row on average.
-4. `_exact`: rows with more survivors than the buffer holds (many equal similarities, or the best ones in few groups)
-   are done by counting instead, 32 passes. Blocks without such a row return at once.
+4. `_exact`: rows with more survivors than the buffer holds (many equal similarities, or the best ones in few
+   groups) are done by counting instead, 32 passes. Blocks without such a row return at once.
 5. `_rank`: puts the survivors of a row in order: each counts how many go before it.
 
 Similarities exist only as tiles. Survivors arrive in any order (an integer atomic counts them), but every
@@ -18,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .tile import (
-    hide,
     is_touched,
     load_tile,
     products,
@@ -26,6 +25,7 @@ from .tile import (
     similarity_tiling,
     skip_of,
     touched_tiles,
+    visible,
 )
 
 # The work of `_rank` grows with κ²; larger κ are left to `_exact`.
@@ -70,7 +70,8 @@ def _maxima(
         start = member * groups + first
         s = products(anchor_tile, anchors, row, candidates, start + lanes, head, DEPTH, WHOLE, PRECISION)
         if (start + N > candidates.rows) | is_touched(touched, member):
-            s = hide(s, skip, row, anchors.rows, start + lanes, candidates.rows)
+            shown = visible(skip, row[:, None], anchors.rows, (start + lanes)[None, :], candidates.rows)
+            s = tl.where(shown, s, float("-inf"))
         best = tl.maximum(best, s)
     flat = head * anchors.rows + row.to(tl.int64)
     tl.store(
@@ -115,7 +116,8 @@ def _survivors(
         start = member * groups + first
         s = products(anchor_tile, anchors, row, candidates, start + lanes, head, DEPTH, WHOLE, PRECISION)
         if (start + N > candidates.rows) | is_touched(touched, member):
-            s = hide(s, skip, row, anchors.rows, start + lanes, candidates.rows)
+            shown = visible(skip, row[:, None], anchors.rows, (start + lanes)[None, :], candidates.rows)
+            s = tl.where(shown, s, float("-inf"))
         # Not `s >= bound`: a NaN must survive, to be seen in the result.
         keep = ((s < bound[:, None]) == 0) & inside
         slot = tl.atomic_add(counter, 1, keep, sem="relaxed")
@@ -146,7 +148,8 @@ def _exact(
             for start in range(0, candidates.rows, N):
                 column = start + lanes
                 s = products(anchor_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
-                key = _ordered(hide(s, skip, row, anchors.rows, column, candidates.rows))
+                shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
+                key = _ordered(tl.where(shown, s, float("-inf")))
                 reached += tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
             # The last trial that fails is found + 1, so this ends as the number of larger similarities.
             above = tl.where(reached >= top_k, above, reached)
@@ -156,8 +159,8 @@ def _exact(
         for start in range(0, candidates.rows, N):
             column = start + lanes
             s = products(anchor_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
-            s = hide(s, skip, row, anchors.rows, column, candidates.rows)
-            key = _ordered(s)
+            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
+            key = _ordered(tl.where(shown, s, float("-inf")))
             tie = (key == found[:, None]).to(tl.int32)
             rank = ties[:, None] + tl.cumsum(tie, axis=1)
             take = (key > found[:, None]) | ((tie != 0) & (rank <= top_k))
@@ -172,7 +175,7 @@ def _exact(
 
 @triton.jit
 def _keys(values, indices, at, mask):
-    """int64 that falls as `_rank` orders: by similarity, then lowest column. Smaller than all keys where masked."""
+    """int64 by similarity, then lowest column; where masked, below all others."""
     value = _ordered(tl.load(values + at, mask, other=0.0)).to(tl.int64)
     column = tl.load(indices + at, mask, other=0).to(tl.int64)
     return tl.where(mask, (value << 31) | (0x7FFFFFFF - column), -1)
@@ -215,9 +218,9 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         similarities (C, A, κ) float32 and columns (C, A, κ) int32. By falling similarity, then column, for
         κ ≤ `MAX_RANKED`; by column above.
     """
-    heads, rows, _ = anchors.shape
+    heads, rows, width = anchors.shape
     device = anchors.device
-    tiling = similarity_tiling(anchors)
+    tiling = similarity_tiling(anchors, width)
     m, n = int(tiling["M"]), int(tiling["N"])
     table = rows_of(candidates)
     similarities = torch.empty(heads, rows, top_k, device=device)
@@ -274,7 +277,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
 
 
 def _groups(blocks: int, columns: int, top_k: int, tile: int) -> int:
-    """Number of groups: a power of two, at least 4κ, and enough for a grid that fills a GPU with few anchors."""
+    """Number of groups: a power of two, at least 4κ, and enough to fill a GPU if there are few anchors."""
     groups = max(tile, triton.next_power_of_2(4 * top_k))
     while groups < 8192 and blocks * (groups // tile) < 256:
         groups *= 2

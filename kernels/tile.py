@@ -52,7 +52,8 @@ def products(
 ):
     """x[x_row]·y[y_row]ᵀ in float32.
 
-    WHOLE: the width fits in DEPTH and `x_tile` holds x[x_row] already; else both are read DEPTH columns at a time.
+    WHOLE: the width fits in DEPTH and `x_tile` holds x[x_row] already; else both are read DEPTH columns at a
+    time.
     Two kernels with equal tile shape, DEPTH and PRECISION get the same bits.
     """
     depth = tl.arange(0, DEPTH)
@@ -70,7 +71,7 @@ def products(
 
 @triton.jit
 def touched_tiles(skip, row, rows, first, step, WIDTH: tl.constexpr):
-    """Bit t mod 64 is set if tile t, the WIDTH columns from first + t·step on, holds a skipped column of some row.
+    """Bit t mod 64 is set if tile t, the WIDTH columns from first + t·step on, holds a skipped column of a row.
 
     Masks in the inner loop would cost as much as the rest of it; with this, only a few tiles pay for them.
     """
@@ -90,21 +91,20 @@ def is_touched(touched, tile):
 
 
 @triton.jit
-def hide(s, skip, row, rows, column, columns):
-    """−∞ where the column is past the last one or skipped by the row."""
-    s = tl.where((column < columns)[None, :], s, float("-inf"))
+def visible(skip, anchor, anchors, column, columns):
+    """Whether pairs (anchor, column), two index tiles that broadcast, are negatives: inside and not skipped."""
+    result = (anchor < anchors) & (column < columns)
     for i in range(skip.each):
-        skipped = tl.load(skip.base + row.to(tl.int64) * skip.each + i, row < rows, other=-1)
-        s = tl.where(skipped[:, None] == column[None, :], float("-inf"), s)
-    return s
+        skipped = tl.load(skip.base + anchor.to(tl.int64) * skip.each + i, anchor < anchors, other=-1)
+        result &= skipped.to(tl.int32) != column
+    return result
 
 
-def similarity_tiling(x: Tensor) -> dict[str, int | bool | str]:
-    """Launch parameters of kernels that need tiles of x·yᵀ and nothing else, by dtype and width."""
+def similarity_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
+    """Launch parameters of kernels that need tiles of products and nothing else, by dtype and largest width."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 64, "DEPTH": 32, "WHOLE": False, "num_warps": 4, "num_stages": 3}
     else:
-        width = x.shape[-1]
         depth = 128 if 64 < width <= 128 else 64
         shape = {"M": 128, "N": 64, "DEPTH": depth, "WHOLE": width <= 128, "num_warps": 8, "num_stages": 3}
     return {**shape, "PRECISION": common.dot_precision(x)}

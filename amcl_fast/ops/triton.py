@@ -1,10 +1,11 @@
 """Backend "triton": the kernels of `amcl_fast.kernels` as torch.library operators with autograd.
 
 Signatures and mathematics are those of `amcl_fast.reference`. Inputs are float32, bfloat16 or float16; products
-take them as they are, everything after the products is float32, and so are the returned rows. Kernels need CUDA
-tensors, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
+take them as they are, everything after is float32, and so are the returned rows. The kernels take CUDA tensors,
+or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,178 @@ import triton
 from torch import Tensor
 
 from ..kernels.align import align_backward, align_forward
+from ..kernels.dense import dense_backward, dense_forward
+from ..kernels.gathered import gathered_backward, gathered_forward
+from ..kernels.select import hardest
 from ..reference import Stats
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
 _STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
+
+
+def contrast(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    beta: float,
+) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.contrast`.
+
+    Raises:
+        TypeError, ValueError: a dtype or device that the kernels do not take, or no negatives.
+    """
+    tensors = _checked(
+        anchors=anchors,
+        candidates=candidates,
+        phi_anchors=phi_anchors,
+        phi_candidates=phi_candidates,
+        offset=offset,
+    )
+    count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
+    if count < 1:
+        raise ValueError(f"candidates must hold at least one negative, got {candidates.shape[1]} rows less skip")
+    kept = count if negatives == "softmax" or top_k is None else min(top_k, count)
+    rows, stats, *_ = _contrast(*tensors, skip, kept, negatives == "topk_mean", tau_min, tau_max, beta)
+    return rows, _named(stats)
+
+
+@torch.library.custom_op("amcl_fast::triton_contrast", mutates_args=())
+def _contrast(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    kept: int,
+    mean: bool,
+    tau_min: float,
+    tau_max: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows, stats, and what the backward pass over `kept` chosen candidates needs; nothing if all are kept."""
+    if _all_kept(candidates, skip, kept):
+        rows, stats = dense_forward(
+            anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max, beta
+        )
+        return rows, stats, *(rows.new_empty(0) for _ in range(3))
+    similarities, chosen = hardest(anchors, candidates, skip, kept)
+    rows, slope_s, slope_r, stats = gathered_forward(
+        phi_anchors, phi_candidates, offset, similarities, chosen, mean, tau_min, tau_max, beta, anchors.shape[2]
+    )
+    return rows, stats, chosen, slope_s, slope_r
+
+
+@_contrast.register_fake
+def _(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    kept: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    pairs = (0,) if _all_kept(candidates, skip, kept) else (*anchors.shape[:2], kept)
+    return (
+        _float32(anchors, anchors.shape[:2]),
+        _float32(anchors, (5,)),
+        anchors.new_empty(pairs, dtype=torch.int32 if len(pairs) > 1 else torch.float32),
+        _float32(anchors, pairs),
+        _float32(anchors, pairs if phi_anchors is not None else (0,)),
+    )
+
+
+@torch.library.custom_op("amcl_fast::triton_contrast_backward", mutates_args=())
+def _contrast_backward(
+    gradient: Tensor,
+    rows: Tensor,
+    chosen: Tensor,
+    slope_s: Tensor,
+    slope_r: Tensor,
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    kept: int,
+    mean: bool,
+    tau_min: float,
+    tau_max: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four tables and of the offset."""
+    a, b, c, d, of_offset = needs
+    if _all_kept(candidates, skip, kept):
+        *grads, score = dense_backward(
+            gradient, rows, anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max,
+            beta, (a, b, c or of_offset, d),
+        )  # fmt: skip
+    else:
+        grads = list(
+            gathered_backward(
+                gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, (a, b, c, d)
+            )
+        )
+        score = (gradient[..., None] * slope_r).sum() if of_offset else gradient.new_empty(())
+    # r = φ(x)·φ(y) − offset
+    grads.append(-score.to(anchors.dtype) if of_offset else None)
+    a, b, c, d, e = _dense(anchors, [grad if need else None for grad, need in zip(grads, needs, strict=True)])
+    return a, b, c, d, e
+
+
+@_contrast_backward.register_fake
+def _(
+    gradient: Tensor,
+    rows: Tensor,
+    chosen: Tensor,
+    slope_s: Tensor,
+    slope_r: Tensor,
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    kept: int,
+    mean: bool,
+    tau_min: float,
+    tau_max: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return _like(anchors, (anchors, candidates, phi_anchors, phi_candidates, offset), needs)
+
+
+def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    rows, _, chosen, slope_s, slope_r = output
+    ctx.save_for_backward(rows, chosen, slope_s, slope_r, *inputs[:6])
+    ctx.settings = inputs[6:]
+
+
+def _contrast_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:5])
+    grads = _contrast_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
+    return *_wanted(grads, needs), *(None for _ in range(6))
+
+
+_contrast.register_autograd(_contrast_gradients, setup_context=_contrast_setup)
+
+
+def _all_kept(candidates: Tensor, skip: Tensor | None, kept: int) -> bool:
+    return kept == candidates.shape[1] - (0 if skip is None else skip.shape[1])
 
 
 def align(
@@ -128,7 +296,7 @@ def _float32(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _dense(like: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor]:
+def _dense(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
     """Operators return tensors only: an empty one stands for a gradient nobody asked for."""
     return [like.new_empty(0) if grad is None else grad for grad in grads]
 

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from compare import DEVICE, check, evaluate
+
+from amcl_fast.ops import triton as backend
+
+RANGE = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-2}
+FORMS = [
+    {"negatives": "topk_mean", "top_k": 9},
+    {"negatives": "topk_softmax", "top_k": 9},
+    {"negatives": "softmax", "top_k": None},
+    {"negatives": "topk_mean", "top_k": 1000},
+]
+NAMES = ["mean", "top", "softmax", "mean of all"]
+
+
+def unit(generator, *shape):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def pairs(rows):
+    own = torch.arange(rows)
+    return torch.stack([own, (own + rows // 2) % rows], dim=1)
+
+
+def inputs(heads, anchors, candidates, d, skip=None, offset=0.2, constant=False):
+    """Arguments of contrast; anchors and candidates are separate leaves even where their values are equal."""
+    generator = torch.Generator().manual_seed(anchors * d)
+    x = unit(generator, heads, anchors, d)
+    phi_x = 1.5 * torch.randn(heads, anchors, d, generator=generator, dtype=torch.float64) / d**0.25
+    if candidates is None:
+        y, phi_y = x.clone(), phi_x.clone()
+    else:
+        y = unit(generator, heads, candidates, d)
+        phi_y = 1.5 * torch.randn(heads, candidates, d, generator=generator, dtype=torch.float64) / d**0.25
+    if constant:
+        return [x, y, None, None, None, skip]
+    return [x, y, phi_x, phi_y, None if offset is None else torch.tensor(offset, dtype=torch.float64), skip]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("constant", [False, True], ids=["adaptive", "constant"])
+def test_simclr(form, constant):
+    settings = RANGE | form
+    if constant:
+        settings |= {"tau_min": 0.3, "tau_max": 0.3}
+    check("contrast", inputs(2, 38, None, 24, pairs(38), constant=constant), settings)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_queue(form):
+    check("contrast", inputs(1, 7, 333, 48), RANGE | form)
+
+
+@pytest.mark.parametrize("form", FORMS[:3], ids=NAMES[:3])
+def test_released_range(form):
+    # Temperatures from 1e-5 on: s/τ up to 1e5.
+    tensors = inputs(1, 12, 90, 16, offset=None)
+    tensors[2:4] = [3 * t for t in tensors[2:4]]
+    check("contrast", tensors, {"tau_min": 1e-5, "tau_max": 2.0, "beta": 1e-4} | form)
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(form, dtype):
+    check("contrast", inputs(1, 20, None, 80, pairs(20)), RANGE | form, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_wide(form):
+    check("contrast", inputs(1, 5, 70, 200), RANGE | form)
+
+
+def test_hardest_alone():
+    check("contrast", inputs(2, 16, None, 16, pairs(16)), RANGE | {"negatives": "topk_softmax", "top_k": 1})
+
+
+def test_equal_similarities():
+    generator = torch.Generator().manual_seed(1)
+    tensors = inputs(1, 6, 150, 16)
+    tensors[0], tensors[1] = (
+        torch.randint(-1, 2, t.shape, generator=generator, dtype=torch.float64) / 4 for t in tensors[:2]
+    )
+    check("contrast", tensors, RANGE | FORMS[0])
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_strided(form):
+    x, y, p, q, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(2, 6, 70, 24))
+    expected = evaluate(backend.contrast, [x, y, p, q, offset, None], RANGE | form)
+    turned = [t.mT.contiguous().mT for t in (x, y)]
+    heads_inside = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (p, q)]
+    found = evaluate(backend.contrast, [*turned, *heads_inside, offset, None], RANGE | form)
+    for key, value in found.items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_only_wanted_gradients(form):
+    x, y, p, q, _, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 4, 70, 16))
+    x.requires_grad_()
+    q.requires_grad_()
+    rows, _ = backend.contrast(x, y, p, q, None, None, **RANGE, **form)
+    rows.sum().backward()
+    assert x.grad is not None
+    assert q.grad is not None
+    assert y.grad is None
+    assert p.grad is None
+
+
+def test_no_negatives():
+    x, y, *_ = (t.float().to(DEVICE) for t in inputs(1, 2, None, 16, pairs(2)))
+    with pytest.raises(ValueError, match="candidates must hold at least one negative"):
+        backend.contrast(x, y, None, None, None, pairs(2).to(DEVICE), **RANGE, **FORMS[0])
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_is_a_well_formed_operator(form):
+    tensors = [t.float().to(DEVICE).requires_grad_() for t in inputs(1, 4, 70, 16)[:5]]
+    kept = form["top_k"] or 70
+    for leaves in (tensors, [*tensors[:2], None, None, None]):
+        torch.library.opcheck(backend._contrast, (*leaves, None, kept, False, 0.05, 2.0, 1e-2))
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_compiles_whole(form):
+    tensors = [t.float().to(DEVICE) for t in inputs(1, 4, 70, 16)[:5]]
+
+    def operator(*leaves, **settings):
+        rows, stats = backend.contrast(*leaves, None, **settings)
+        return rows * 2, stats
+
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    found, expected = (evaluate(f, tensors, RANGE | form) for f in (compiled, operator))
+    for key, value in found.items():
+        assert torch.equal(value, expected[key]), key
