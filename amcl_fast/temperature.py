@@ -88,8 +88,8 @@ class AdaptiveTemperature(nn.Module):
         Rows are what φ reads: L2-normalised projections; for Barlow Twins, raw channel vectors.
         """
         r = self.features(x) @ self.features(y).mT
-        if self.offset is not None:
-            r = r - self.score_offset
+        if (offset := self.score_offset) is not None:
+            r = r - offset
         return self.tau_min + (self.tau_max - self.tau_min) * torch.sigmoid(-r)
 
     def extra_repr(self) -> str:

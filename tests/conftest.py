@@ -1,7 +1,13 @@
-"""Fixtures for all tests."""
+"""Settings and fixtures for all tests."""
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when triton is imported, which any test may do first.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
