@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .mode import in_mode
+
 _CHUNK_ELEMENTS = 1 << 22
 """Similarities in memory at a time: 16 MiB, whatever the size of bank and queries."""
 
@@ -62,9 +64,7 @@ def knn_accuracy(
     bank = F.normalize(bank.float(), dim=1)
     correct = torch.zeros((), dtype=torch.int64, device=bank.device)
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
-        similarity, index = (F.normalize(rows.float(), dim=1) @ bank.T).topk(
-            min(k, size), dim=1, sorted=False
-        )
+        similarity, index = (F.normalize(rows.float(), dim=1) @ bank.T).topk(min(k, size), dim=1, sorted=False)
         # Every weight of a row divided by the largest: votes compare the same, and exp cannot overflow.
         weights = ((similarity - similarity.amax(1, keepdim=True)) / temperature).exp()
         votes = weights.new_zeros(len(rows), num_classes).scatter_add_(1, bank_labels[index], weights)
@@ -86,8 +86,7 @@ def _check_features(name: str, features: Tensor, labels_name: str, labels: Tenso
     lowest, highest = (int(value) for value in torch.aminmax(labels))
     if lowest < 0 or highest >= num_classes:
         raise ValueError(
-            f"{labels_name} must lie in 0..{num_classes - 1} (num_classes={num_classes}), "
-            f"got {lowest}..{highest}"
+            f"{labels_name} must lie in 0..{num_classes - 1} (num_classes={num_classes}), got {lowest}..{highest}"
         )
     if not torch.isfinite(features).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
@@ -111,13 +110,8 @@ def encode(
     Raises:
         ValueError: the loader yields nothing.
     """
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    try:
+    with in_mode(backbone, training=False):
         return _collect((backbone(images.to(device)), labels) for images, labels in loader)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -137,9 +131,7 @@ def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 def _collect(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     # The loader may reuse a batch's memory, which `.float()` alone would keep sharing.
-    parts = [
-        (features.to("cpu", torch.float32, copy=True), labels.cpu().clone()) for features, labels in batches
-    ]
+    parts = [(features.to("cpu", torch.float32, copy=True), labels.cpu().clone()) for features, labels in batches]
     if not parts:
         raise ValueError("loader yields no batch: there is nothing to evaluate")
     features, labels = zip(*parts, strict=True)

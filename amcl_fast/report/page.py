@@ -1,0 +1,224 @@
+"""The report of a run: one HTML page that needs nothing beside it, the figures as files, and a summary."""
+
+import base64
+import json
+import os
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from .figures import draw_figures
+from .run import Run, read_run
+
+_LISTED = 100
+"""Skipped files that the page names; all of them are in skipped_files.txt."""
+
+_CAPTIONS = {
+    "knn.png": "A held-out image takes the class for which its nearest training images vote, by the encoder's "
+    "features. Raw pixels and the untrained encoder show how much of it is learned.",
+    "loss.png": "The loss of one batch, as logged.",
+    "temperature.png": "The temperature of the pairs that enter the loss.",
+    "histograms.png": "All heads together. Positives are the two views of an image; the hardest negatives are "
+    "those the loss selects. The areas are equal; the scales of the rows are not.",
+    "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
+}
+
+_SETTINGS = {
+    "data": "data.root",
+    "image size": "data.size",
+    "batch size": "data.batch_size",
+    "augmentations": "data.augmentation",
+    "method": "model.class_path",
+    "backbone": "model.init_args.backbone",
+    "heads": "model.init_args.projector",
+    "loss": "model.init_args.criterion",
+    "optimiser": "model.init_args.optimizer",
+    "schedule": "model.init_args.schedule",
+    "epochs": "trainer.max_epochs",
+    "precision": "trainer.precision",
+    "gradient clip": "trainer.gradient_clip_val",
+    "seed": "seed_everything",
+}
+
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .8rem .3rem 0; text-align: left;
+vertical-align: top; border-bottom: 1px solid #e6e6e6; overflow-wrap: anywhere } th { font-weight: 600 }
+td:first-child { color: #555; white-space: nowrap; width: 12rem }
+.number { text-align: right; font-variant-numeric: tabular-nums; width: 7rem }
+.results { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
+.results div { flex: 1 1 9rem; border: 1px solid #ddd; border-radius: 6px; padding: .7rem 1rem }
+.results b { display: block; font-size: 1.7rem; font-weight: 600 } .results .best b { color: #0072b2 }
+figure { margin: 1.2rem 0 } img { max-width: 100%; width: 46rem } figcaption { color: #555; font-size: .9rem }
+.sub { color: #666; margin-top: .2rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
+"""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report/index.html, its figures and summary.json from what lies in a run directory.
+
+    Whatever the run has not logged yet is left out, so this also works while it goes on.
+
+    Args:
+        run_dir: folder of the run.
+
+    Returns:
+        The path of the page, which is complete in itself.
+
+    Raises:
+        FileNotFoundError: `run_dir` is not a run directory.
+        ValueError: a file in it is damaged.
+        OSError: the report cannot be written.
+    """
+    run = read_run(run_dir)
+    figures = draw_figures(run)
+    summary = summarise(run)
+    folder = run.folder / "report"
+    folder.mkdir(exist_ok=True)
+    for name, content in figures.items():
+        _replace(folder / name, content)
+    _replace(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    page = folder / "index.html"
+    _replace(page, _page(run, summary, figures).encode())
+    return page
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The results of a run as plain numbers; None for what was not logged."""
+    loss, knn = run.series("loss"), run.series("knn")
+    speed, waiting = run.series("images_per_second")[1], run.series("wait_share")[1]
+    return {
+        "run": run.folder.resolve().name,
+        "finished": bool(run.facts.get("finished", False)),
+        "steps": int(loss[0][-1]) if len(loss[0]) else 0,
+        "loss": run.last("loss"),
+        "knn": {
+            "pixels": run.last("knn_pixels"),
+            "untrained": run.last("knn_untrained"),
+            "trained": run.last("knn"),
+            "best": float(knn[1].max()) if len(knn[1]) else None,
+        },
+        "images_per_second": float(np.median(speed)) if len(speed) else None,
+        "wait_share": float(waiting.mean()) if len(waiting) else None,
+        "temperature": {
+            name: run.last(f"tau_{name}")
+            for who in ("positive", "negative")
+            for name in (f"{who}_mean", f"{who}_std", f"{who}_min", f"{who}_at_bound")
+        },
+        "skipped_files": len(run.skipped),
+        **run.facts,
+    }
+
+
+def _page(run: Run, summary: dict[str, Any], figures: dict[str, bytes]) -> str:
+    name = escape(str(summary["run"]))
+    status = "finished" if summary["finished"] else "not finished"
+    parts = [
+        f"<h1>{name}</h1><p class=sub>{status} · {summary['steps']:,} optimiser steps logged</p>",
+        _results(summary),
+        *(_figure(file, content) for file, content in figures.items()),
+        "<h2>Speed</h2>" + _table(_speed(summary)),
+        "<h2>Heads</h2>" + _heads(run) if run.after else "",
+        "<h2>Settings</h2>" + _table(_settings(run)),
+        "<h2>Files left out</h2>" + _skipped(run),
+        "<h2>Made with</h2>" + _table({**run.facts.get("versions", {}), **run.facts.get("machine", {})}),
+    ]
+    if run.settings:
+        text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
+        parts.append(f"<h2>All settings</h2><details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>\n<body>\n'
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _results(summary: dict[str, Any]) -> str:
+    labels = {"pixels": "raw pixels", "untrained": "untrained encoder", "trained": "trained encoder"}
+    boxes = [
+        f"<div{' class=best' if key == 'trained' else ''}><b>{value:.1f} %</b>{label}</div>"
+        for key, label in labels.items()
+        if (value := summary["knn"][key]) is not None
+    ]
+    return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>" if boxes else ""
+
+
+def _figure(name: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode()
+    caption = escape(_CAPTIONS[name])
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _speed(summary: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    if (speed := summary["images_per_second"]) is not None:
+        rows["images per second"] = f"{speed:,.0f} (median)"
+    if (share := summary["wait_share"]) is not None:
+        rows["waiting for data"] = f"{share:.1%} of the time"
+    if (seconds := summary.get("seconds")) is not None:
+        rows["training took"] = f"{seconds:,.0f} s"
+    return rows
+
+
+def _settings(run: Run) -> dict[str, str]:
+    rows = {label: run.setting(path) for label, path in _SETTINGS.items()}
+    return {label: _plain(value) for label, value in rows.items() if value is not None}
+
+
+def _plain(value: Any) -> str:
+    """A setting on one line: a class by its last name, then what it is made with."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            name = str(value["class_path"]).rpartition(".")[2]
+            return f"{name}({_plain(value.get('init_args') or {})})"
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
+
+
+def _heads(run: Run) -> str:
+    """Means of every head after training."""
+    shot = run.after
+    assert shot is not None
+    columns = {
+        "s of positives": shot.positive_similarity,
+        "s of hardest negatives": shot.hardest_similarity,
+        "τ of positives": shot.positive_tau,
+        "τ of hardest negatives": shot.hardest_tau,
+    }
+    head = "".join(f"<th class=number>{label}</th>" for label in columns)
+    rows = [
+        f"<tr><td>{number + 1}</td>"
+        + "".join(f"<td class=number>{values[number].mean():.3f}</td>" for values in columns.values())
+        + "</tr>"
+        for number in range(len(shot.positive_tau))
+    ]
+    return f"<table><tr><th>head</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _skipped(run: Run) -> str:
+    if not run.skipped:
+        return "<p>None: every image could be read.</p>"
+    listed = _table(dict(run.skipped[:_LISTED]))
+    rest = len(run.skipped) - _LISTED
+    more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
+    return f"<p>{len(run.skipped):,} images could not be used.</p>{listed}{more}"
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = (f"<tr><td>{escape(str(label))}</td><td>{escape(str(value))}</td></tr>" for label, value in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

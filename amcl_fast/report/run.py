@@ -1,0 +1,135 @@
+"""A run directory, read back: all that a report is drawn from."""
+
+import csv
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from .snapshot import Snapshot
+
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+_CONFIG, _METRICS, _FACTS, _SKIPPED = "config.yaml", "metrics.csv", "run.json", "skipped_files.txt"
+
+
+def snapshot_path(run_dir: Path, moment: str) -> Path:
+    """Where the snapshot of a moment, "before" or "after", lies in a run directory."""
+    return run_dir / "snapshots" / f"{moment}.npz"
+
+
+def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Keep what cannot be found out later, such as versions and device, in the run directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = run_dir / _FACTS
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        folder: the run directory.
+        settings: config.yaml, {} without one.
+        metrics: name to (step, value) of every logged metric, finite values only.
+        facts: what `write_facts` kept, {} if nothing.
+        skipped: (path, reason) of every image that was left out.
+        before, after: snapshots, None where there is none.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    metrics: dict[str, Series]
+    facts: dict[str, Any]
+    skipped: list[tuple[str, str]]
+    before: Snapshot | None
+    after: Snapshot | None
+
+    def series(self, name: str) -> Series:
+        """Steps and values of a metric; empty if it was not logged."""
+        return self.metrics.get(name, (np.empty(0), np.empty(0)))
+
+    def last(self, name: str) -> float | None:
+        """Latest value of a metric; None if it was not logged."""
+        values = self.series(name)[1]
+        return float(values[-1]) if len(values) else None
+
+    def setting(self, path: str) -> Any:
+        """A setting by its dotted path, None if there is none."""
+        value: Any = self.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read a run directory, also one of a run that goes on or was stopped.
+
+    Raises:
+        FileNotFoundError: not a run directory, or nothing was logged yet.
+        ValueError: a file in it is damaged.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / _METRICS).is_file():
+        what = "does not exist" if not run_dir.exists() else f"holds no {_METRICS}"
+        raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
+    snapshots = (snapshot_path(run_dir, moment) for moment in ("before", "after"))
+    before, after = (Snapshot.load(path) if path.is_file() else None for path in snapshots)
+    facts = run_dir / _FACTS
+    config = run_dir / _CONFIG
+    return Run(
+        folder=run_dir,
+        settings=(yaml.safe_load(config.read_text()) or {}) if config.is_file() else {},
+        metrics=_read_metrics(run_dir / _METRICS),
+        facts=json.loads(facts.read_text()) if facts.is_file() else {},
+        skipped=_read_skipped(run_dir / _SKIPPED),
+        before=before,
+        after=after,
+    )
+
+
+def _read_metrics(path: Path) -> dict[str, Series]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if "step" not in (rows.fieldnames or []):
+            raise ValueError(f"{path} has no column 'step'; its columns are {rows.fieldnames}")
+        for row in rows:
+            for name, text in row.items():
+                # A run that goes on may be in the middle of its last line.
+                if name and name != "step" and text and row["step"]:
+                    value = _number(text, path)
+                    if math.isfinite(value):
+                        points.setdefault(name, []).append((_number(row["step"], path), value))
+    series = {}
+    for name, pairs in points.items():
+        steps, values = np.array(pairs).T
+        order = np.argsort(steps, kind="stable")
+        series[name] = (steps[order], values[order])
+    return series
+
+
+def _number(text: str, path: Path) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}: {text!r} is not a number") from None
+
+
+def _read_skipped(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        return []
+    lines = (line.rpartition("\t") for line in path.read_text().splitlines() if line.strip())
+    return [(file or reason, reason if file else "") for file, _, reason in lines]
