@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(redraw(arguments.run))
         return 0
-    from .pretrain import pretrain
+    from .pretrain import SettingsError, pretrain
 
     try:
         return pretrain(
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_dir=arguments.run_dir,
             settings=rest,
         )
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+    except SettingsError as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 2
 

@@ -25,6 +25,7 @@ from .callbacks import (
     Guard,
     Interrupted,
     MetricsFile,
+    NonFiniteError,
     OnlineKNN,
     SaveOnSignal,
     SkippedFiles,
@@ -40,12 +41,16 @@ RUNS = Path("runs")
 _RUN_DIR_VARIABLE = "AMCL_FAST_RUN_DIR"
 
 
+class SettingsError(Exception):
+    """The settings, the data or the checkpoint are not such that a run can start."""
+
+
 class PretrainCLI(LightningCLI):
     """LightningCLI with the settings of this package's callbacks, all output in one run directory.
 
     Args:
         args: settings as command-line arguments.
-        run_dir: where everything of the run goes; made here unless `resume_step` is given.
+        run_dir: where everything of the run goes.
         resume_step: optimiser step of the checkpoint from which the run goes on, None for a new run.
     """
 
@@ -61,6 +66,7 @@ class PretrainCLI(LightningCLI):
             args=args,
             run=False,
             auto_configure_optimizers=False,
+            parser_kwargs={"allow_abbrev": False},
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -77,7 +83,12 @@ class PretrainCLI(LightningCLI):
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         self.config = parser.parse_args(args)
 
-    def before_instantiate_classes(self) -> None:
+    def open_run(self) -> None:
+        """Make the run directory and write the settings into it.
+
+        Raises:
+            FileExistsError: another run has it.
+        """
         if _rank():
             return
         if self.resume_step is None:
@@ -89,13 +100,13 @@ class PretrainCLI(LightningCLI):
                     f"go on with that run: --resume {self.run_dir}"
                 ) from None
         partial = self.run_dir / "config.partial"
-        self.parser.save(self.config, partial, skip_none=False, overwrite=True, format="yaml")
+        self.parser.save(self.config, partial, skip_unset=False, overwrite=True, format="yaml")
         os.replace(partial, self.run_dir / "config.yaml")
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         # Plain types: the checkpoint loads with weights_only, and `Method.load_from_checkpoint` rebuilds.
-        model = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))["model"]
+        model = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))["model"]
         self.model.save_hyperparameters(
             {
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -132,8 +143,35 @@ def pretrain(
         resume: run directory or checkpoint to go on from, or `LATEST`.
         run_dir: folder of a new run.
         settings: further command-line settings; they override the recipe's, or the resumed run's.
+
+    Raises:
+        SettingsError: the run cannot start; the message says why.
     """
     _quieten()
+    try:
+        cli, checkpoint = _prepare(recipe, data, resume, run_dir, settings)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise SettingsError(_message(error)) from error
+    print(f"run directory: {cli.run_dir}", flush=True)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Interrupted as interrupted:
+        if cli.trainer.is_global_zero:
+            command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
+            print(f"stopped at step {cli.trainer.global_step}; go on with: {command}", flush=True)
+        return 128 + interrupted.signum
+    except NonFiniteError as error:
+        print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
+        return 1
+    if cli.trainer.is_global_zero:
+        _print_results(cli.trainer, cli.run_dir)
+    return 0
+
+
+def _prepare(
+    recipe: str | None, data: str | None, resume: str | None, run_dir: Path | None, settings: Sequence[str]
+) -> tuple[PretrainCLI, Path | None]:
+    """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     checkpoint, step = None, None
     if resume is not None:
         if run_dir is not None:
@@ -151,17 +189,18 @@ def pretrain(
     if data is not None:
         args += ["--data.root", data]
     cli = PretrainCLI([*args, *settings], run_dir, step)
-    print(f"run directory: {run_dir}", flush=True)
-    try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except Interrupted as interrupted:
-        if cli.trainer.is_global_zero:
-            command = f"amcl-fast pretrain --resume {shlex.quote(str(run_dir))}"
-            print(f"stopped at step {cli.trainer.global_step}; go on with: {command}", flush=True)
-        return int(interrupted.code or 0)
-    if cli.trainer.is_global_zero:
-        _print_results(cli.trainer, run_dir)
-    return 0
+    if not _rank():
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+    cli.open_run()
+    return cli, checkpoint
+
+
+def _message(error: BaseException) -> str:
+    # jsonargparse wraps what a constructor says into a list of every type it has tried.
+    while "Given value type:" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 def _rank() -> int:

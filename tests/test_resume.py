@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("nvidia.dali")
-Image = pytest.importorskip("PIL.Image")
+from PIL import Image
 
 _TESTS = Path(__file__).parent
 _SETTINGS = """

@@ -1,0 +1,184 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from amcl_fast import AdaptiveTemperature
+from amcl_fast.cli import main
+from amcl_fast.methods import SimCLR
+from amcl_fast.pretrain import PretrainCLI
+from amcl_fast.recipes import describe_recipes, recipe_files, recipe_names
+
+TINY = """
+data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
+model:
+  class_path: amcl_fast.methods.SimCLR
+  init_args:
+    backbone: {name: resnet18, stem: small, width: 8}
+    projector: {heads: 2, hidden_dim: 16, dim: 8}
+    criterion:
+      class_path: amcl_fast.SimCLRLoss
+      init_args: {temperature: 0.2, negatives: softmax, include_positive: true, backend: reference}
+trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 2)):
+        for label in "ab":
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path, images, monkeypatch):
+    """Arguments of a run that takes a second, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return ["pretrain", "--config", "tiny.yaml", "--data", str(images)]
+
+
+def test_a_run_leaves_its_results_in_its_folder(tiny, tmp_path, capsys):
+    assert main([*tiny, "--run_dir", "run", "--trainer.max_epochs=2"]) == 0
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "tensorboard", "checkpoints"} <= names
+    out = capsys.readouterr().out
+    for text in ("epoch 2/2", "raw pixels", "untrained encoder", "after epoch 2", "run/checkpoints/last.ckpt"):
+        assert text in out
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2 and config["data"]["batch_size"] == 8
+
+
+def test_the_checkpoint_alone_gives_the_model_back(tiny, tmp_path):
+    assert main([*tiny, "--run_dir", "run"]) == 0
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    model = SimCLR.load_from_checkpoint(path, weights_only=True)
+    assert model.criterion.temperature == 0.2 and model.backbone.feature_dim == 64
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert main([*tiny, "--run_dir", "run"]) == 2
+    assert "--resume run" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
+    for name in ("runs/a-1", "runs/b-1"):
+        assert main([*tiny, "--run_dir", name]) == 0
+    assert main(["pretrain", "--resume", "--trainer.max_epochs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "run directory: runs/b-1" in out and "after epoch 2" in out
+    rows = (tmp_path / "runs/b-1/metrics.csv").read_text()
+    assert rows.count("\n0,") == 2  # baselines and the first step, not twice
+    assert main(["pretrain", "--recipe", "a", "--resume"]) == 0
+    assert "run directory: runs/a-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "resnet"], "no recipe 'resnet'.*demo"),
+        ([], "--recipe is missing.*demo"),
+        (["--resume"], "nothing to resume"),
+        (["--resume", "nowhere"], "nowhere does not exist"),
+        (["--recipe", "demo", "--data", "nowhere"], "nowhere"),
+        (["--recipe", "demo", "--model.backbone.name", "resnet1"], "resnet18.*'resnet1'"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_folder(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", *arguments]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("amcl-fast pretrain: error: ")
+    assert re.search(message, line), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_setting_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--recipe", "demo", "--trainer.max_epoch", "3"])
+    assert stopped.value.code == 2 and "max_epoch" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_the_recipes(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in recipe_names())
+    assert describe_recipes() in out
+
+
+def build(name, folder, *settings):
+    files = [argument for path in recipe_files(name) for argument in ("--config", str(path))]
+    return PretrainCLI([*files, *settings], folder / "run", None)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds(name, tmp_path):
+    cli = build(name, tmp_path)
+    assert cli.model.projector.heads in (1, 3)
+    assert cli.trainer.gradient_clip_val == 1.0
+
+
+def test_released_recipe_is_the_released_one(tmp_path):
+    cli = build("simclr-cifar10-released", tmp_path)
+    loss, optimizer = cli.model.criterion, cli.model.optimizer_config
+    assert (loss.negatives, loss.top_k, loss.beta, loss.include_positive) == ("topk_mean", 100, 1e-4, False)
+    tau = loss.temperature
+    assert isinstance(tau, AdaptiveTemperature)
+    assert (tau.tau_min, tau.tau_max, tau.score, tau.phi[0].out_features) == (1e-5, 2.0, "dot", 128)
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.06, 0.9, 5e-4)
+    assert optimizer.decay_all and cli.model.schedule_config.interval == "epoch"
+    assert cli.model.schedule_config.warmup_epochs == 0
+    assert cli.datamodule.batch_size == 512 and cli.datamodule.root == "cifar10"
+    projector = cli.model.projector
+    assert projector.heads == 3 and tuple(projector.output.weight.shape) == (3, 512, 128)
+    assert cli.model.backbone.feature_dim == 512 and cli.model.backbone.conv1.kernel_size == (3, 3)
+
+
+def test_settings_reach_trainer_data_and_model(tmp_path):
+    cli = build(
+        "demo",
+        tmp_path,
+        "--trainer.max_epochs=3",
+        "--data.batch_size=64",
+        "--model.optimizer.lr=0.5",
+        "--model.criterion.temperature=0.3",
+        "--knn.k=7",
+        "--seed_everything=5",
+    )
+    assert cli.trainer.max_epochs == 3 and cli.datamodule.batch_size == 64
+    assert cli.model.optimizer_config.lr == 0.5 and cli.model.criterion.temperature == 0.3
+    assert cli.datamodule.seed == 5 and next(c for c in cli.trainer.callbacks if hasattr(c, "k")).k == 7
+
+
+def test_doctor_and_help_need_no_trainer():
+    """Where lightning, DALI or torchvision cannot be imported, `doctor` must be able to say so."""
+    code = (
+        "import sys\n"
+        "for name in ('lightning', 'nvidia', 'nvidia.dali', 'torchvision', 'jsonargparse', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "from amcl_fast.cli import main\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout
