@@ -32,9 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return doctor()
     if arguments.command == "report":
-        from .report import redraw
+        from .report import write_report
 
-        print(redraw(arguments.run))
+        try:
+            print(write_report(arguments.run))
+        except (ValueError, OSError) as error:
+            print(f"amcl-fast report: error: {error}", file=sys.stderr)
+            return 2
         return 0
     from .pretrain import SettingsError, pretrain
 

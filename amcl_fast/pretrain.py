@@ -27,6 +27,7 @@ from .callbacks import (
     MetricsFile,
     NonFiniteError,
     OnlineKNN,
+    Report,
     SaveOnSignal,
     SkippedFiles,
     Throughput,
@@ -77,6 +78,7 @@ class PretrainCLI(LightningCLI):
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Guard, "guard")
+        parser.add_lightning_class_args(Report, "report")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -250,6 +252,4 @@ def _print_results(trainer: Trainer, run_dir: Path) -> None:
         if accuracy is not None:
             print(f"  {name:<18} {accuracy:5.1f} %")
     print(f"checkpoint  {trainer.checkpoint_callback.path}")  # type: ignore[union-attr]
-    report = run_dir / "report" / "index.html"
-    if report.exists():
-        print(f"report      {report}")
+    print(f"report      {run_dir / 'report' / 'index.html'}")

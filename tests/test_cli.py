@@ -53,12 +53,22 @@ def test_a_run_leaves_its_results_in_its_folder(tiny, tmp_path, capsys):
     assert main([*tiny, "--run_dir", "run", "--trainer.max_epochs=2"]) == 0
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "metrics.csv", "tensorboard", "checkpoints"} <= names
+    assert {"config.yaml", "metrics.csv", "tensorboard", "checkpoints", "report"} <= names
     out = capsys.readouterr().out
     for text in ("epoch 2/2", "raw pixels", "untrained encoder", "after epoch 2", "run/checkpoints/last.ckpt"):
         assert text in out
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 2 and config["data"]["batch_size"] == 8
+    page = run / "report" / "index.html"
+    assert "run/report/index.html" in out and page.exists()
+    page.unlink()
+    assert main(["report", str(run)]) == 0
+    assert page.exists()
+
+
+def test_report_of_no_run_is_an_error(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_the_checkpoint_alone_gives_the_model_back(tiny, tmp_path):

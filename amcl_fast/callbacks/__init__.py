@@ -1,10 +1,11 @@
-"""What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, summaries."""
+"""What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, reports."""
 
 from .checkpoint import Checkpoint
 from .guard import Guard, NonFiniteError
 from .knn import OnlineKNN
 from .metrics import MetricsFile
 from .progress import EpochSummary
+from .report import Report
 from .resume import ExactResume
 from .signals import Interrupted, SaveOnSignal
 from .skipped import SkippedFiles
@@ -19,6 +20,7 @@ __all__ = [
     "MetricsFile",
     "NonFiniteError",
     "OnlineKNN",
+    "Report",
     "SaveOnSignal",
     "SkippedFiles",
     "Throughput",
