@@ -81,6 +81,26 @@ def store_partial(partials, index, count, mask, elements, s_sum, tau_sum, tau_m2
 
 
 @triton.jit
+def store_block_partial(partials, index, count, shown, s, tau, bound):
+    """Summarise the elements of a block where `shown` as column `index` of the (PARTIALS, count) table."""
+    elements = tl.sum(tl.where(shown, 1.0, 0.0))
+    tau_sum = tl.sum(tl.where(shown, tau, 0.0))
+    deviation = tl.where(shown, tau - tau_sum / tl.maximum(elements, 1.0), 0.0)
+    store_partial(
+        partials,
+        index,
+        count,
+        True,
+        elements,
+        tl.sum(tl.where(shown, s, 0.0)),
+        tau_sum,
+        tl.sum(deviation * deviation),
+        tl.min(tl.where(shown, tau, float("inf"))),
+        tl.sum(tl.where(shown, bound, 0.0)),
+    )
+
+
+@triton.jit
 def _summarise(partials, stats, count, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     elements = tl.zeros((BLOCK,), tl.float32)

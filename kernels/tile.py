@@ -47,25 +47,31 @@ def load_tile(x, head, row, column):
 
 
 @triton.jit
+def streamed_products(x, x_row, y, y_row, head, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """x[x_row]·y[y_row]ᵀ in float32, both read DEPTH columns at a time."""
+    depth = tl.arange(0, DEPTH)
+    result = tl.zeros((x_row.shape[0], y_row.shape[0]), tl.float32)
+    for start in range(0, x.width, DEPTH):
+        x_part = load_tile(x, head, x_row, start + depth)
+        y_part = load_tile(y, head, y_row, start + depth)
+        result = tl.dot(x_part, tl.trans(y_part), result, input_precision=PRECISION, out_dtype=tl.float32)
+    return result
+
+
+@triton.jit
 def products(
     x_tile, x, x_row, y, y_row, head, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
 ):
     """x[x_row]·y[y_row]ᵀ in float32.
 
-    WHOLE: the width fits in DEPTH and `x_tile` holds x[x_row] already; else both are read DEPTH columns at a
-    time.
-    Two kernels with equal tile shape, DEPTH and PRECISION get the same bits.
+    WHOLE: the width fits in DEPTH and `x_tile` holds x[x_row] already. Two kernels with equal tile shape, DEPTH
+    and PRECISION get the same bits.
     """
-    depth = tl.arange(0, DEPTH)
     if WHOLE:
-        y_tile = load_tile(y, head, y_row, depth)
+        y_tile = load_tile(y, head, y_row, tl.arange(0, DEPTH))
         result = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION, out_dtype=tl.float32)
     else:
-        result = tl.zeros((x_row.shape[0], y_row.shape[0]), tl.float32)
-        for start in range(0, x.width, DEPTH):
-            x_part = load_tile(x, head, x_row, start + depth)
-            y_part = load_tile(y, head, y_row, start + depth)
-            result = tl.dot(x_part, tl.trans(y_part), result, input_precision=PRECISION, out_dtype=tl.float32)
+        result = streamed_products(x, x_row, y, y_row, head, DEPTH, PRECISION)
     return result
 
 

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from ..kernels.align import align_backward, align_forward
+from ..kernels.decorrelate import decorrelate_backward, decorrelate_forward
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.select import hardest
@@ -140,8 +141,7 @@ def _contrast_backward(
         )
         score = (gradient[..., None] * slope_r).sum() if of_offset else gradient.new_empty(())
     # r = φ(x)·φ(y) − offset
-    grads.append(-score.to(anchors.dtype) if of_offset else None)
-    a, b, c, d, e = _dense(anchors, [grad if need else None for grad, need in zip(grads, needs, strict=True)])
+    a, b, c, d, e = _dense(anchors, _masked([*grads, -score.to(anchors.dtype)], needs))
     return a, b, c, d, e
 
 
@@ -177,7 +177,7 @@ def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _contrast_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
     grads = _contrast_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
-    return *_wanted(grads, needs), *(None for _ in range(6))
+    return *_masked(grads, needs), *(None for _ in range(6))
 
 
 _contrast.register_autograd(_contrast_gradients, setup_context=_contrast_setup)
@@ -265,10 +265,102 @@ def _align_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | N
     grads = _align_backward(gradient, saved, x, y, phi_x, phi_y, needs)
     # r = φ(x)·φ(y) − offset
     of_offset = -(gradient * saved[4]).sum().to(offset.dtype) if ctx.needs_input_grad[4] else None
-    return *_wanted(grads, needs), of_offset, None, None, None, None
+    return *_masked(grads, needs), of_offset, None, None, None, None
 
 
 _align.register_autograd(_align_gradients, setup_context=_align_setup)
+
+
+def decorrelate(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+) -> tuple[Tensor, Stats, Stats]:
+    """`amcl_fast.reference.decorrelate`."""
+    tensors = _checked(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
+    heads, on, off = _decorrelate(*tensors, tau_min, tau_max, lambd, beta)
+    return heads, _named(on), _named(off)
+
+
+@torch.library.custom_op("amcl_fast::triton_decorrelate", mutates_args=())
+def _decorrelate(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return decorrelate_forward(x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta)
+
+
+@_decorrelate.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _float32(x, x.shape[:1]), _float32(x, (5,)), _float32(x, (5,))
+
+
+@torch.library.custom_op("amcl_fast::triton_decorrelate_backward", mutates_args=())
+def _decorrelate_backward(
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four tables and of the offset."""
+    a, b, c, d, of_offset = needs
+    *grads, score = decorrelate_backward(
+        gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, (a, b, c or of_offset, d)
+    )
+    a, b, c, d, e = _dense(x, _masked([*grads, -score.to(x.dtype)], needs))
+    return a, b, c, d, e
+
+
+@_decorrelate_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return _like(x, (x, y, phi_x, phi_y, offset), needs)
+
+
+def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.settings = inputs[5:]
+
+
+def _decorrelate_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:5])
+    grads = _decorrelate_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
+    return *_masked(grads, needs), *(None for _ in range(4))
+
+
+_decorrelate.register_autograd(_decorrelate_gradients, setup_context=_decorrelate_setup)
 
 
 def _checked(**tensors: Tensor | None) -> list[Tensor | None]:
@@ -301,7 +393,7 @@ def _dense(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
     return [like.new_empty(0) if grad is None else grad for grad in grads]
 
 
-def _wanted(grads: tuple[Tensor, ...], needs: list[bool]) -> list[Tensor | None]:
+def _masked(grads: Sequence[Tensor | None], needs: list[bool]) -> list[Tensor | None]:
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
 

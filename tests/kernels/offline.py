@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 import triton
+from amcl_fast.kernels import align, decorrelate, dense, gathered, select
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
-
-from amcl_fast.kernels import align, select
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
 
@@ -57,6 +56,17 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             x = rows(256, d, dtype)
             yield f"align {dtype} d={d}", lambda x=x: _align(x, x)
             yield f"align constant {dtype} d={d}", lambda x=x: _align(x, None)
+    for dtype in (half, torch.float16, single):
+        for d in (64, 128, 512):
+            x, y = rows(512, d, dtype), rows(2048, d, dtype)
+            for phi in (False, True):
+                name = f"contrast {'adaptive' if phi else 'constant'} {dtype} d={d}"
+                yield f"{name} top", lambda x=x, y=y, phi=phi: _contrast(x, y, phi, 100)
+                yield f"{name} all", lambda x=x, y=y, phi=phi: _contrast(x, y, phi, y.shape[1] - 2)
+        for phi in (False, True):
+            x = rows(300, 256, dtype)
+            name = f"decorrelate {'adaptive' if phi else 'constant'} {dtype}"
+            yield name, lambda x=x, phi=phi: _decorrelate(x, x if phi else None)
     x = rows(512, 128, half)
     yield "select queue", lambda: select.hardest(x, torch.empty(2, 128, 65536, dtype=half).mT, None, 1024)
 
@@ -65,6 +75,33 @@ def _align(x: torch.Tensor, phi: torch.Tensor | None) -> None:
     _, saved, _ = align.align_forward(x, x, phi, phi, None, 0.1, 2.0, 0.5, 1e-4)
     needs = (True, True, phi is not None, phi is not None)
     align.align_backward(torch.empty(x.shape[:2]), saved, x, x, phi, phi, needs)
+
+
+def _contrast(x: torch.Tensor, y: torch.Tensor, phi: bool, kept: int) -> None:
+    tables = (x, y, x, y) if phi else (x, y, None, None)
+    offset = torch.zeros(()) if phi else None
+    skip = torch.zeros(x.shape[1], 2, dtype=torch.int64)
+    needs = (True, True, phi, phi)
+    gradient = torch.empty(x.shape[:2])
+    settings = (0.1, 2.0, 1e-4)
+    for mean in (False, True):
+        if kept < y.shape[1] - 2:
+            s = torch.empty(*x.shape[:2], kept)
+            chosen = s.to(torch.int32)
+            _, slope_s, slope_r, _ = gathered.gathered_forward(
+                tables[2], tables[3], offset, s, chosen, mean, *settings, x.shape[2]
+            )
+            gathered.gathered_backward(gradient, slope_s, slope_r, chosen.zero_(), *tables, needs)
+        else:
+            dense.dense_forward(*tables, offset, skip, mean, *settings)
+            dense.dense_backward(gradient, gradient, *tables, offset, skip, mean, *settings, needs)
+
+
+def _decorrelate(x: torch.Tensor, phi: torch.Tensor | None) -> None:
+    settings = (None if phi is None else torch.zeros(()), 0.1, 2.0, 5e-3, 1e-6)
+    needs = (True, True, phi is not None, phi is not None)
+    decorrelate.decorrelate_forward(x, x, phi, phi, *settings)
+    decorrelate.decorrelate_backward(torch.empty(x.shape[0]), x, x, phi, phi, *settings, needs)
 
 
 def usage(cubin: bytes) -> dict[str, int]:

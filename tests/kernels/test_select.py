@@ -1,8 +1,7 @@
 import pytest
 import torch
-from compare import DEVICE
-
 from amcl_fast.kernels import select
+from compare import DEVICE
 
 
 def expected(anchors, candidates, skip, top_k):
