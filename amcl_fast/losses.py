@@ -7,8 +7,9 @@ Contrastive Learning", ECCV 2024 (arXiv 2310.05615).
 Common to all:
 
 - Projections are (N, C, d), or (N, d) for one head. Heads are summed, anchors averaged.
-- Everything is evaluated in float32 or better, outside autocast, since 1/τ amplifies rounding. The result is a
-  0-dim float32 tensor (float64 for float64 inputs).
+- Everything is evaluated in float32 or better, also under autocast, since 1/τ amplifies rounding. One exception:
+  on tensor cores (backend `triton`) the matrix products read half precision if the inputs have it or autocast
+  asks for it; what follows them is float32. The result is a 0-dim float32 tensor (float64 for float64 inputs).
 - A constant temperature has a constant regulariser, which is left out: `beta` matters only with an
   `AdaptiveTemperature`.
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation.
@@ -61,6 +62,14 @@ class _Loss(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor | None:
         return None if self.adaptive is None else self.adaptive.features(x)
+
+    def _product_dtype(self, z: Tensor) -> torch.dtype:
+        """What matrix products of the input `z` read; call it outside of `_full_precision`."""
+        if ops.resolve(self.backend, z) != "triton":
+            return _at_least_float32(z).dtype
+        if torch.is_autocast_enabled(z.device.type):
+            return torch.get_autocast_dtype(z.device.type)
+        return z.dtype
 
     def _check_width(self, width: int, meaning: str, argument: str, like: Tensor) -> None:
         """That φ reads vectors of `width`, and stands on the device of the input `argument`."""
@@ -119,6 +128,7 @@ class _Contrast(_Loss):
         phi_anchors: Tensor | None,
         phi_candidates: Tensor | None,
         skip: Tensor | None,
+        product_dtype: torch.dtype,
     ) -> Tensor:
         """Mean over anchors, sum over heads, of positive plus negative term.
 
@@ -129,11 +139,9 @@ class _Contrast(_Loss):
         positive, of_positives = ops.align(
             *pairs, offset, **self._range(), weight=1.0, beta=self.beta, backend=self.backend
         )
+        factors = (anchors, candidates, phi_anchors, phi_candidates)
         negative, of_negatives = ops.contrast(
-            anchors,
-            candidates,
-            phi_anchors,
-            phi_candidates,
+            *(None if factor is None else factor.to(product_dtype) for factor in factors),
             offset,
             skip,
             **self._range(),
@@ -190,8 +198,9 @@ class SimCLRLoss(_Contrast):
         n = x.shape[1]
         _check_batch("z1", n * world_size)
         self._check_width(x.shape[-1], "the projection width d", "z1", z1)
+        product_dtype = self._product_dtype(z1)
         with _full_precision(x):
-            z = F.normalize(torch.cat([x, y], dim=1), dim=-1)  # (C, 2N, d)
+            z = F.normalize(_at_least_float32(torch.cat([x, y], dim=1)), dim=-1)  # (C, 2N, d)
             phi = self._features(z)
             if world_size == 1:
                 candidates, phi_candidates = z, phi
@@ -201,7 +210,7 @@ class SimCLRLoss(_Contrast):
             pairs = (z[:, :n], z[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
             own = torch.arange(2 * n, device=z.device)
             skip = rank * 2 * n + torch.stack([own, (own + n) % (2 * n)], dim=1)
-            return self._evaluate(pairs, z, candidates, phi, phi_candidates, skip)
+            return self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
 
 
 class MoCoLoss(_Contrast):
@@ -235,12 +244,16 @@ class MoCoLoss(_Contrast):
         _check_batch("q", x.shape[1])
         self._check_width(x.shape[-1], "the projection width d", "q", q)
         candidates = _queue(queue, q, x)
+        product_dtype = self._product_dtype(q)
         with _full_precision(x):
-            x, y = F.normalize(x, dim=-1), F.normalize(y.detach(), dim=-1)
+            x = F.normalize(_at_least_float32(x), dim=-1)
+            y = F.normalize(_at_least_float32(y.detach()), dim=-1)
             phi_x, phi_y = self._features(x), self._features(y)
             phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
+            phi_candidates = self._features(candidates)
+            anchors = torch.cat([x, y], dim=1)
             return self._evaluate(
-                (x, y, phi_x, phi_y), torch.cat([x, y], dim=1), candidates, phi, self._features(candidates), None
+                (x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype
             )
 
 
@@ -273,16 +286,18 @@ class SimSiamLoss(_Loss):
             return (first + second).mean(dim=1).sum()
 
     def _direction(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Stats]:
+        if ops.resolve(self.backend, prediction) != "triton":  # whose kernel reads half precision as float32
+            prediction, target = _at_least_float32(prediction), _at_least_float32(target)
         phi_p = phi_z = None
         if self.adaptive is not None:
-            phi_p = self.adaptive.features(F.normalize(prediction, dim=-1))
-            phi_z = self.adaptive.features(F.normalize(target, dim=-1))
+            phi_p = self.adaptive.features(F.normalize(_at_least_float32(prediction), dim=-1))
+            phi_z = self.adaptive.features(F.normalize(_at_least_float32(target), dim=-1))
         return ops.align(
             prediction,
             target,
             phi_p,
             phi_z,
-            self._offset(prediction),
+            self._offset(_at_least_float32(prediction)),
             **self._range(),
             weight=0.5,
             beta=self.beta,
@@ -325,13 +340,12 @@ class BarlowTwinsLoss(_Loss):
             x, y = gather_rows(x), gather_rows(y)
         _check_batch("z1", x.shape[1])
         self._check_width(x.shape[1], "the global batch size N", "z1", z1)
+        product_dtype = self._product_dtype(z1)
         with _full_precision(x):
-            x, y = x.mT, y.mT  # channel vectors, (C, d, N)
+            x, y = _at_least_float32(x).mT, _at_least_float32(y).mT  # channel vectors, (C, d, N)
+            factors = (_standardised(x), _standardised(y), self._features(x), self._features(y))
             heads, on, off = ops.decorrelate(
-                _standardised(x),
-                _standardised(y),
-                self._features(x),
-                self._features(y),
+                *(None if factor is None else factor.to(product_dtype) for factor in factors),
                 self._offset(x),
                 **self._range(),
                 lambd=self.lambd,
@@ -348,7 +362,7 @@ def _standardised(x: Tensor) -> Tensor:
 
 
 def _heads_first(**inputs: Tensor) -> list[Tensor]:
-    """Checked projections, (N, C, d) or (N, d), as (C, N, d) in float32 or better."""
+    """Checked projections, (N, C, d) or (N, d), as (C, N, d)."""
     (first_name, first), *others = inputs.items()
     for name, z in inputs.items():
         if not isinstance(z, Tensor):
@@ -366,7 +380,7 @@ def _heads_first(**inputs: Tensor) -> list[Tensor]:
             )
         _check_kind(name, z, first_name, first)
     heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in inputs.values()]
-    return [_at_least_float32(z).transpose(0, 1) for z in heads]
+    return [z.transpose(0, 1) for z in heads]
 
 
 def _queue(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
