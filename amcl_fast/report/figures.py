@@ -17,7 +17,7 @@ from .run import Run
 from .snapshot import Snapshot
 
 _BLUE, _RED, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,

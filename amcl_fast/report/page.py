@@ -210,7 +210,7 @@ def _skipped(run: Run) -> str:
     listed = _table(dict(run.skipped[:_LISTED]))
     rest = len(run.skipped) - _LISTED
     more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
-    return f"<p>{len(run.skipped):,} images could not be used.</p>{listed}{more}"
+    return f"<p>Images that could not be used: {len(run.skipped):,}.</p>{listed}{more}"
 
 
 def _table(rows: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from amcl_fast.data import builtin
+from amcl_fast.data.textures import TEXTURES, draw
 from amcl_fast.evaluate import knn_accuracy
 
 
@@ -19,18 +20,18 @@ def dataset(tmp_path_factory):
 
 def read(folder, per_class):
     """Images (N, pixels), in [-1, 1], and labels."""
-    paths = [path for name in builtin.SHAPES for path in sorted((folder / name).iterdir())[:per_class]]
+    paths = [path for name in TEXTURES for path in sorted((folder / name).iterdir())[:per_class]]
     images = np.stack([np.asarray(Image.open(path)) for path in paths]).reshape(len(paths), -1)
-    labels = torch.arange(len(builtin.SHAPES)).repeat_interleave(per_class)
+    labels = torch.arange(len(TEXTURES)).repeat_interleave(per_class)
     return torch.from_numpy(images).float() / 127.5 - 1, labels
 
 
 def test_files_are_jpegs_by_split_and_class(dataset):
     for split, size in (("train", 500), ("test", 100)):
         folders = sorted((dataset / split).iterdir())
-        assert [folder.name for folder in folders] == sorted(builtin.SHAPES)
+        assert [folder.name for folder in folders] == sorted(TEXTURES)
         assert {len(list(folder.glob("*.jpg"))) for folder in folders} == {size}
-    with Image.open(dataset / "train" / "star" / "0000.jpg") as image:
+    with Image.open(dataset / "train" / "rings" / "0000.jpg") as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (40, 40), "RGB")
 
 
@@ -58,14 +59,6 @@ def test_no_image_is_there_twice(dataset):
     assert len({path.read_bytes() for path in files}) == len(files) == 6000
 
 
-def test_drawing_repeats():
-    first, second, other = (builtin.draw("ring", np.random.default_rng(seed)) for seed in (3, 3, 4))
-    assert np.array_equal(first, second)
-    assert not np.array_equal(first, other)
-    with pytest.raises(ValueError, match="hexagon"):
-        builtin.draw("hexagon", np.random.default_rng(0))
-
-
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(builtin, "SPLITS", {"train": 2, "test": 1})
@@ -86,13 +79,13 @@ def test_second_call_draws_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("few")
 def test_interrupted_drawing_is_done_again(tmp_path, monkeypatch):
-    draw, calls = builtin.draw, []
+    calls = []
 
-    def killed(shape, random):
-        calls.append(shape)
+    def killed(texture, random):
+        calls.append(texture)
         if len(calls) == 15:
             raise KeyboardInterrupt
-        return draw(shape, random)
+        return draw(texture, random)
 
     monkeypatch.setattr(builtin, "draw", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -106,12 +99,12 @@ def test_interrupted_drawing_is_done_again(tmp_path, monkeypatch):
 def prepare_slowly(cache, results):
     """Body of a process: draw few images, slowly; report how many were drawn and found."""
     builtin.SPLITS = {"train": 1, "test": 1}
-    draw, drawn = builtin.draw, []
+    drawn = []
 
-    def slow(shape, random):
-        drawn.append(shape)
+    def slow(texture, random):
+        drawn.append(texture)
         time.sleep(0.02)
-        return draw(shape, random)
+        return draw(texture, random)
 
     builtin.draw = slow
     folder = builtin.prepare_builtin(cache)

@@ -1,0 +1,55 @@
+"""Snapshots and run directories made by hand."""
+
+import numpy as np
+
+from amcl_fast.report import Snapshot
+from amcl_fast.report.run import snapshot_path
+
+
+def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, **arrays):
+    """A snapshot of random numbers; tau=(t, t) is a constant temperature."""
+    random = np.random.default_rng(step)
+
+    def similarity(size):
+        return random.uniform(-1, 1, (heads, size)).astype(np.float32)
+
+    def temperature(size):
+        return random.uniform(*tau, (heads, size)).astype(np.float32)
+
+    return Snapshot(
+        step=step,
+        tau_min=tau[0],
+        tau_max=tau[1],
+        top_k=top_k,
+        **{
+            "positive_similarity": similarity(16),
+            "positive_tau": temperature(16),
+            "hardest_similarity": similarity(64),
+            "hardest_tau": temperature(64),
+            "random_similarity": similarity(64),
+            "random_tau": temperature(64),
+            "views": random.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8),
+            **arrays,
+        },
+    )
+
+
+METRICS = """\
+step,epoch,loss,images_per_second,wait_share,tau_positive_mean,tau_positive_std,tau_positive_min,\
+tau_negative_mean,tau_negative_std,tau_negative_min,knn_pixels,knn_untrained,knn
+0,,,,,,,,,,,11.5,17.25,
+4,0,6.5,900,0.1,0.5,0.1,0.2,0.6,0.1,0.25,,,
+9,0,,,,,,,,,,,,41.5
+9,0,5.25,1100,0.3,0.4,0.1,0.15,0.5,0.1,0.2,,,
+14,1,4.75,1000,0.2,0.3,0.1,0.1,0.45,0.1,0.2,,,
+19,1,,,,,,,,,,,,62.75
+"""
+
+
+def run_directory(folder, *, before=None, after=None, metrics=METRICS):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.csv").write_text(metrics)
+    for moment, shot in (("before", before), ("after", after)):
+        if shot is not None:
+            shot.save(snapshot_path(folder, moment))
+    return folder

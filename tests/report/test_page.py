@@ -1,0 +1,137 @@
+"""amcl_fast.report.page: one page that needs nothing beside it and trusts nothing it shows."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from shots import run_directory, snapshot
+
+from amcl_fast.report import write_report
+from amcl_fast.report.run import write_facts
+
+
+class Page(HTMLParser):
+    """Tags (with attributes) and the text of the cells of a page; fails on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._open = [], [], []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.text.append(data.strip())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = run_directory(tmp_path / "demo-1", before=snapshot(), after=snapshot(19))
+    (folder / "config.yaml").write_text(
+        "data: {root: /data/<b>images</b>, size: 32}\n"
+        "model:\n"
+        "  class_path: amcl_fast.methods.SimCLR\n"
+        "  init_args:\n"
+        "    criterion: {class_path: amcl_fast.SimCLRLoss, init_args: {temperature: 0.2, top_k: null}}\n"
+    )
+    write_facts(
+        folder,
+        {
+            "finished": True,
+            "seconds": 12.5,
+            "versions": {"torch": "2.11<script>"},
+            "machine": {"device": "cpu"},
+        },
+    )
+    return folder
+
+
+def test_results_and_settings_are_there(folder):
+    path = write_report(folder)
+    assert path == folder / "report" / "index.html"
+    page = Page(path.read_text())
+    for text in ("11.5 %", "17.2 %", "62.8 %", "1,000 (median)", "20.0% of the time", "SimCLRLoss(temperature 0.2)"):
+        assert text in page.text
+    assert "None: every image could be read." in page.text
+
+
+def test_the_page_needs_nothing_beside_it(folder):
+    page = Page(write_report(folder).read_text())
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 5
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
+    assert not re.search(r'(src|href)="(?!data:)', write_report(folder).read_text())
+
+
+def test_everything_that_others_wrote_is_escaped(folder):
+    (folder / "skipped_files.txt").write_text("/data/<img src=x>.jpg\tnot a <JPEG> & not a PNG\n")
+    text = write_report(folder).read_text()
+    for raw in ("<b>images", "<script>", "<img src=x>", "<JPEG>"):
+        assert raw not in text
+    page = Page(text)
+    assert "/data/<b>images</b>" in page.text
+    assert "/data/<img src=x>.jpg" in page.text and "not a <JPEG> & not a PNG" in page.text
+    assert "Images that could not be used: 1." in page.text
+
+
+def test_many_skipped_files_are_counted_and_cut(folder):
+    (folder / "skipped_files.txt").write_text("".join(f"/data/{i}.jpg\tempty\n" for i in range(130)))
+    page = Page(write_report(folder).read_text())
+    assert "Images that could not be used: 130." in page.text
+    assert "and 30 more, in skipped_files.txt" in page.text
+    assert "/data/99.jpg" in page.text and "/data/100.jpg" not in page.text
+
+
+def test_summary(folder):
+    write_report(folder)
+    summary = json.loads((folder / "report" / "summary.json").read_text())
+    assert summary["run"] == "demo-1" and summary["finished"] is True
+    assert summary["knn"] == {"pixels": 11.5, "untrained": 17.25, "trained": 62.75, "best": 62.75}
+    assert (summary["loss"], summary["images_per_second"]) == (4.75, 1000)
+    assert summary["wait_share"] == pytest.approx(0.2)
+    assert summary["temperature"]["positive_mean"] == 0.3
+    assert summary["skipped_files"] == 0 and summary["seconds"] == 12.5
+
+
+def test_figures_lie_beside_the_page(folder):
+    write_report(folder)
+    names = {path.name for path in (folder / "report").iterdir()}
+    assert names == {
+        "index.html",
+        "summary.json",
+        "knn.png",
+        "loss.png",
+        "temperature.png",
+        "histograms.png",
+        "pairs.png",
+    }
+
+
+def test_a_run_that_goes_on_has_a_report_that_grows(tmp_path):
+    folder = run_directory(tmp_path / "r", metrics="step,loss\n4,6.5\n")
+    text = write_report(folder).read_text()
+    assert "not finished" in text and text.count("<img") == 1
+    assert json.loads((folder / "report" / "summary.json").read_text())["knn"]["trained"] is None
+    run_directory(folder, before=snapshot(), after=snapshot(19))
+    assert write_report(folder).read_text().count("<img") == 5
+
+
+def test_the_same_run_gives_the_same_page(folder):
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_what_is_no_run_directory_gets_no_report(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())

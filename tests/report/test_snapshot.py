@@ -1,0 +1,155 @@
+"""amcl_fast.report.snapshot against a pair-by-pair transcription, and that looking changes nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fake_data import SIZE, FakeDataModule
+from running import method
+from shots import snapshot
+
+from amcl_fast import SimCLRLoss
+from amcl_fast.report import Snapshot, capture
+
+
+class Data(FakeDataModule):
+    """Gives a new reader whenever it is asked, as the real one does."""
+
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+    def train_dataloader(self):
+        return type(self.loader)(self.loader.steps, self.loader.batch)
+
+
+def projections(module, batches=1):
+    """(C, 2n, d) per batch, as training computes them, on a copy of the module's statistics."""
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.train()
+    with torch.no_grad():
+        z = [module.embed(torch.cat(views)) for (views, _), _ in zip(Data().loader, range(batches), strict=False)]
+    module.load_state_dict(kept, strict=False)
+    return [F.normalize(part.transpose(0, 1), dim=-1) for part in z]
+
+
+def test_positives_and_temperatures_are_those_of_the_pairs():
+    module = method()
+    found = capture(module, Data(), pairs=16)
+    (one, two), phi = projections(module, 2), module.criterion.adaptive
+    for head in range(2):
+        similarity, tau = [], []
+        for z in (one[head], two[head]):
+            for i in range(8):
+                similarity.append((z[i] @ z[i + 8]).item())
+                p, q = phi.phi(z[i]), phi.phi(z[i + 8])
+                r = 4.0 * (F.cosine_similarity(p, q, dim=0) - phi.offset).item()
+                tau.append(0.1 + 0.9 / (1 + math.exp(r)))
+        np.testing.assert_allclose(found.positive_similarity[head], similarity, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.positive_tau[head], tau, rtol=1e-4)
+
+
+def test_hardest_negatives_are_the_most_similar_and_never_self_or_positive():
+    module = method()
+    found = capture(module, Data(), pairs=8)
+    (z,) = projections(module)
+    for head in range(2):
+        s = (z[head] @ z[head].T).double()
+        allowed, hardest = set(), set()
+        for i in range(8):
+            others = sorted((s[i, j].item() for j in range(16) if j not in (i, i + 8)), reverse=True)
+            allowed.update(others)
+            hardest.update(others[:4])
+
+        def drawn_from(values, pool):
+            pool = np.array(sorted(pool))
+            return all(abs(pool - value).min() < 1e-5 for value in values)
+
+        assert drawn_from(np.unique(found.hardest_similarity[head]), hardest)
+        assert drawn_from(np.unique(found.random_similarity[head]), allowed)
+        assert len(np.unique(found.random_similarity[head].round(6))) > 4 * 8
+
+
+def test_the_same_negatives_in_every_head():
+    """A temperature belongs to its similarity: with an untrained φ of zeros, τ is constant, s is not."""
+    module = method()
+    torch.nn.init.zeros_(module.criterion.adaptive.phi[2].weight)
+    torch.nn.init.zeros_(module.criterion.adaptive.phi[2].bias)
+    found = capture(module, Data(), pairs=8)
+    np.testing.assert_allclose(found.random_tau, 0.55, rtol=1e-5)
+    assert found.random_similarity.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "top_k"), [({"negatives": "softmax"}, 0), ({"negatives": "topk_mean", "top_k": 3}, 3)]
+)
+def test_constant_temperature(settings, top_k):
+    found = capture(method(criterion=SimCLRLoss(0.3, backend="reference", **settings)), Data(), pairs=8)
+    assert found.constant_tau and found.tau_min == 0.3
+    assert found.top_k == top_k
+    np.testing.assert_allclose(found.positive_tau, 0.3, rtol=1e-6)
+
+
+def test_looking_changes_nothing():
+    module, data = method(), Data()
+    module.eval()
+    module.projector.train()
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    capture(module, data, pairs=8)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (module.training, module.backbone.training, module.projector.training) == (False, False, True)
+    assert (data.loader.epoch, data.loader.step) == (0, 0)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_same_pairs_every_time():
+    module = method()
+    first, second = capture(module, Data(), pairs=8), capture(module, Data(), pairs=8)
+    assert np.array_equal(first.hardest_tau, second.hardest_tau)
+    assert np.array_equal(first.views, second.views)
+
+
+def test_half_precision_training_is_looked_at_in_full():
+    with torch.autocast("cpu", torch.bfloat16):
+        found = capture(method(), Data(), pairs=8)
+    assert len(np.unique(found.random_similarity)) > 0.5 * 2 * 8 * 14  # bfloat16 has few numbers near 1
+
+
+def test_pictures_are_the_views_before_normalisation():
+    found = capture(method(), Data(), pairs=8)
+    (views, _) = next(iter(Data().loader))
+    assert found.views.shape == (2, 8, SIZE, SIZE, 3)
+    expected = views[1][3, 2] * 0.1 + 0.3  # third channel
+    np.testing.assert_allclose(found.views[1, 3, ..., 2] / 255, expected.clamp(0, 1), atol=0.003)
+
+
+@pytest.mark.parametrize(("pairs", "taken"), [(1, 8), (8, 8), (9, 16), (1000, 32)])
+def test_pairs_come_in_whole_batches(pairs, taken):
+    assert capture(method(), Data(), pairs=pairs).positive_tau.shape == (2, taken)
+
+
+def test_no_pairs_are_refused():
+    with pytest.raises(ValueError, match="pairs"):
+        capture(method(), Data(), pairs=0)
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "before.npz"
+    snapshot(step=1).save(path)
+
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        snapshot(step=2).save(path)
+    assert Snapshot.load(path).step == 1
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", step=1)
+    with pytest.raises(ValueError, match=r"other\.npz is no snapshot"):
+        Snapshot.load(tmp_path / "other.npz")
