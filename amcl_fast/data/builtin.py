@@ -10,7 +10,7 @@ from PIL import Image
 from .cache import cache_folder
 from .textures import TEXTURES, draw
 
-VERSION = 2
+VERSION = 3
 """Part of the folder's name; a change here or in `textures` that changes an image takes the next number."""
 
 SPLITS = {"train": 500, "test": 100}

@@ -35,13 +35,13 @@ def draw(texture: str, random: np.random.Generator) -> NDArray[np.uint8]:
         raise ValueError(f"texture={texture!r}: expected one of {list(TEXTURES)}")
     low = _colour(random)
     high = _colour(random)
-    while abs((high - low) @ _LUMA) < 0.3:  # or greyscale would leave little of the pattern
+    while abs((high - low) @ _LUMA) < 0.4:  # or greyscale would leave little of the pattern
         high = _colour(random)
-    pattern = TEXTURES[texture](random, random.uniform(7, 12))
+    pattern = TEXTURES[texture](random, random.uniform(8, 12))
     image = low + (high - low) * pattern[..., None]
     angle = random.uniform(0, 2 * np.pi)
     ramp = (np.cos(angle) * (_X - SIDE / 2) + np.sin(angle) * (_Y - SIDE / 2)) / SIDE
-    image += random.uniform(-0.1, 0.1) * ramp[..., None] + random.normal(0, 0.02, image.shape)
+    image += random.uniform(-0.1, 0.1) * ramp[..., None] + random.normal(0, 0.01, image.shape)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
@@ -49,7 +49,7 @@ def _colour(random: np.random.Generator) -> Array:
     """A pale colour: vivid ones would tell images apart so well that an encoder learned nothing else."""
     colour = random.random(3)
     grey = colour @ _LUMA
-    return grey + 0.3 * (colour - grey)
+    return grey + 0.2 * (colour - grey)
 
 
 # The patterns. Each is (SIDE, SIDE) in [0, 1] and takes the distance, in pixels, at which it about repeats.
@@ -71,15 +71,6 @@ def _blobs(random: np.random.Generator, period: float) -> Array:
     return _soft(0.35 * period * _waves(random, 1.2 * period))
 
 
-def _blocks(random: np.random.Generator, period: float) -> Array:
-    side, angle = 0.6 * period, random.uniform(0, 2 * np.pi)
-    u = np.cos(angle) * (_X - SIDE / 2) + np.sin(angle) * (_Y - SIDE / 2)
-    v = np.cos(angle) * (_Y - SIDE / 2) - np.sin(angle) * (_X - SIDE / 2)
-    count = 2 * math.ceil(SIDE / side)  # more than the diagonal holds
-    filled = random.random((count, count)) > 0.5
-    return filled[(u / side + count / 2).astype(int), (v / side + count / 2).astype(int)].astype(float)
-
-
 def _cells(random: np.random.Generator, period: float) -> Array:
     _, distances = _seeds(random, period)
     nearest = np.partition(distances, 1, axis=-1)
@@ -87,14 +78,13 @@ def _cells(random: np.random.Generator, period: float) -> Array:
 
 
 def _clouds(random: np.random.Generator, period: float) -> Array:
-    octaves = sum(scale * _waves(random, scale * period) for scale in (4, 2, 1, 0.5))
-    return np.clip(0.5 + 0.35 * octaves / 4, 0, 1)
+    octaves = sum(scale * _waves(random, 2.5 * scale * period) for scale in (1, 0.5, 0.25, 0.125))
+    return np.clip(0.5 + 0.35 * octaves, 0, 1)
 
 
 def _contours(random: np.random.Generator, period: float) -> Array:
-    height = 1.3 * _waves(random, 3 * period)
-    slope = np.hypot(*np.gradient(height))
-    return _soft(0.9 - np.abs(height - height.round()) / np.maximum(slope, 0.03))
+    distance, _ = _nearest_line(1.3 * _waves(random, 3 * period))
+    return _soft(0.9 - distance)
 
 
 def _disks(random: np.random.Generator, period: float) -> Array:
@@ -118,10 +108,16 @@ def _spots(random: np.random.Generator, period: float) -> Array:
     return np.minimum(pattern, 1)
 
 
+def _stripes(random: np.random.Generator, period: float) -> Array:
+    angle = random.uniform(0, 2 * np.pi)
+    across = (np.cos(angle) * _X + np.sin(angle) * _Y) / period + 0.3 * _waves(random, 30)
+    distance, spacing = _nearest_line(across)
+    return _soft(spacing / 4 - distance)
+
+
 TEXTURES: dict[str, Callable[[np.random.Generator, float], Array]] = {
     "bars": _bars,
     "blobs": _blobs,
-    "blocks": _blocks,
     "cells": _cells,
     "clouds": _clouds,
     "contours": _contours,
@@ -129,6 +125,7 @@ TEXTURES: dict[str, Callable[[np.random.Generator, float], Array]] = {
     "mosaic": _mosaic,
     "rings": _rings,
     "spots": _spots,
+    "stripes": _stripes,
 }
 """Class name to pattern."""
 
@@ -136,6 +133,14 @@ TEXTURES: dict[str, Callable[[np.random.Generator, float], Array]] = {
 def _soft(depth: Array) -> Array:
     """Opacity from the depth in pixels below an outline, which is one pixel wide."""
     return np.clip(depth + 0.5, 0, 1)
+
+
+def _nearest_line(height: Array) -> tuple[Array, Array]:
+    """Distance of every pixel from the nearest line on which the height is a whole number, and from that line
+    to the next; in pixels.
+    """
+    spacing = 1 / np.maximum(np.hypot(*np.gradient(height)), 0.02)
+    return np.abs(height - height.round()) * spacing, spacing
 
 
 def _scatter(random: np.random.Generator, distance: float) -> list[list[float]]:
