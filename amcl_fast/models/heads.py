@@ -14,7 +14,9 @@ class ProjectorConfig:
         heads: number of heads C.
         hidden_dim: hidden width of each head.
         dim: width d of the projections.
-        batch_norm: BatchNorm between the first linear layer and its ReLU.
+        batch_norm: BatchNorm after both linear layers, as in SimCLR's official head. Without the last one, all
+            projections share one direction at first; a loss over the hardest negatives then finds negatives
+            closer than positives, and its cheapest way down is to make all projections equal.
     """
 
     heads: int = 3
@@ -40,10 +42,9 @@ class MultiHeadLinear(nn.Module):
 
 
 class MultiHeadProjector(nn.Module):
-    """Linear, (BatchNorm,) ReLU, Linear per head; features (n, feature_dim) to projections (n, C, d).
+    """Linear, ReLU, Linear per head, with or without BatchNorm; features (n, feature_dim) to projections (n, C, d).
 
-    All heads read the same features, so their first layers are one Linear. The result is a view of memory
-    that is contiguous per head, the order in which the losses read it.
+    All heads read the same features, so their first layers are one Linear.
     """
 
     def __init__(self, feature_dim: int, config: ProjectorConfig) -> None:
@@ -51,13 +52,15 @@ class MultiHeadProjector(nn.Module):
         for name in ("heads", "hidden_dim", "dim"):
             if getattr(config, name) < 1:
                 raise ValueError(f"projector.{name} must be at least 1, got {getattr(config, name)}")
-        width = config.heads * config.hidden_dim
+        hidden, dim = config.heads * config.hidden_dim, config.heads * config.dim
         self.heads = config.heads
-        self.input = nn.Linear(feature_dim, width)
-        self.norm = nn.BatchNorm1d(width) if config.batch_norm else nn.Identity()
+        self.input = nn.Linear(feature_dim, hidden)
+        self.input_norm = nn.BatchNorm1d(hidden) if config.batch_norm else nn.Identity()
         self.output = MultiHeadLinear(config.heads, config.hidden_dim, config.dim)
+        self.output_norm = nn.BatchNorm1d(dim) if config.batch_norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = torch.relu(self.norm(self.input(features)))
+        hidden = torch.relu(self.input_norm(self.input(features)))
         by_head = hidden.unflatten(1, (self.heads, -1)).transpose(0, 1)
-        return self.output(by_head).transpose(0, 1)
+        projections = self.output(by_head).transpose(0, 1)
+        return self.output_norm(projections.flatten(1)).unflatten(1, (self.heads, -1))

@@ -10,20 +10,27 @@ def test_each_head_is_its_own_perceptron(batch_norm):
     heads, features, hidden, dim = 3, 10, 6, 4
     projector = MultiHeadProjector(features, ProjectorConfig(heads, hidden, dim, batch_norm)).double()
     x = torch.randn(5, features, dtype=torch.float64)
+
+    def norm(h):
+        return (h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt() if batch_norm else h
+
     z = projector(x)
     assert z.shape == (5, heads, dim)
     for c in range(heads):
         rows = slice(c * hidden, (c + 1) * hidden)
         h = nn.functional.linear(x, projector.input.weight[rows], projector.input.bias[rows])
-        if batch_norm:
-            h = (h - h.mean(0)) / (h.var(0, unbiased=False) + projector.norm.eps).sqrt()
-        expected = h.relu() @ projector.output.weight[c] + projector.output.bias[c, 0]
-        torch.testing.assert_close(z[:, c], expected)
+        expected = norm(h).relu() @ projector.output.weight[c] + projector.output.bias[c, 0]
+        torch.testing.assert_close(z[:, c], norm(expected))
 
 
-def test_projections_are_contiguous_per_head():
-    z = MultiHeadProjector(8, ProjectorConfig(3, 6, 4))(torch.randn(5, 8))
-    assert z.transpose(0, 1).is_contiguous()
+def test_batch_norm_keeps_projections_apart_at_the_start():
+    """Features that share a large common part, as those of an untrained encoder do."""
+    torch.manual_seed(0)
+    features = 5 + torch.rand(64, 32)
+    for batch_norm, bound in ((False, (0.9, 1.0)), (True, (-0.1, 0.1))):
+        z = nn.functional.normalize(MultiHeadProjector(32, ProjectorConfig(3, batch_norm=batch_norm))(features), dim=-1)
+        similarity = torch.einsum("icd,jcd->cij", z, z).mean()
+        assert bound[0] < similarity < bound[1]
 
 
 def test_heads_start_apart_and_as_linear_layers_do():
