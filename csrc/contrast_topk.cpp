@@ -21,8 +21,9 @@ namespace {
 // A tile of S (rows × kTileBytes) stays in the level-2 cache between the product and the selection.
 constexpr int64_t kTileBytes = 8192;
 
-// Depends on the shape alone: a product's bits may depend on its shape, and must not depend on the threads.
-int64_t rows_per_block(int64_t heads, int64_t anchors) { return heads * anchors >= 2048 ? 128 : 32; }
+// Many rows spread the cost of packing the candidates for a product (with MoCo's long queue it exceeds the product at
+// 32 rows), few leave work for every thread. By the shape alone: the bits of a product may depend on its shape.
+int64_t rows_per_block(int64_t heads, int64_t anchors) { return heads * anchors >= 512 ? 128 : 32; }
 
 template <class T>
 struct ForwardMemory {

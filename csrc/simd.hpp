@@ -23,12 +23,14 @@ struct Types;
 template <>
 struct Types<float> {
   using Int = int32_t;
+  using Unsigned = uint32_t;
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Mask __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Types<double> {
   using Int = int64_t;
+  using Unsigned = uint64_t;
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
 };
@@ -88,7 +90,7 @@ struct Layout<double> {
 template <class T>
 static inline T exponential(T x) {
   using L = Layout<T>;
-  using I = typename Types<T>::Int;
+  using U = typename Types<T>::Unsigned;
   const T bounded = x < L::exp_lowest ? L::exp_lowest : x;
   const T shifted = bounded * T(1.44269504088896340736) + L::rounder;
   const T n = shifted - L::rounder;
@@ -116,7 +118,7 @@ static inline T exponential(T x) {
     p = p * f + T(0.5);
   }
   const T y = p * f * f + f + T(1);
-  const T scale = bits<T>(static_cast<I>((bits<I>(shifted) + L::bias) << L::mantissa));
+  const T scale = bits<T>(static_cast<U>((bits<U>(shifted) + static_cast<U>(L::bias)) << L::mantissa));
   return x < L::exp_lowest ? T(0) : y * scale;
 }
 
@@ -125,11 +127,10 @@ template <class T>
 static inline T logarithm(T x) {
   using L = Layout<T>;
   using I = typename Types<T>::Int;
+  using U = typename Types<T>::Unsigned;
   constexpr I sqrt_half = sizeof(T) == 4 ? static_cast<I>(0x3f3504f3) : static_cast<I>(0x3fe6a09e667f3bcdLL);
-  constexpr I one = L::bias << L::mantissa;
   const I exponent = (bits<I>(x) - sqrt_half) >> L::mantissa;
-  const T m = bits<T>(static_cast<I>(bits<I>(x) - (exponent << L::mantissa)));
-  static_assert(one > sqrt_half, "sqrt_half is in [0.5, 1)");
+  const T m = bits<T>(static_cast<U>(bits<U>(x) - (static_cast<U>(exponent) << L::mantissa)));
   const T f = (m - T(1)) / (m + T(1));
   const T q = f * f;
   T p;
