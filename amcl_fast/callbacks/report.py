@@ -39,27 +39,26 @@ class Report(L.Callback):
         self._seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._capture(trainer, pl_module, "before")
         if trainer.is_global_zero:
-            run_dir = Path(trainer.default_root_dir)
-            if trainer.global_step == 0:
-                self._capture(trainer, pl_module, "before")
-            write_facts(run_dir, _facts(trainer))
+            write_facts(Path(trainer.default_root_dir), _facts(trainer))
         self._started = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        run_dir = Path(trainer.default_root_dir)
         seconds = self._elapsed()
         self._capture(trainer, pl_module, "after")
-        write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
-        write_report(run_dir)
+        if trainer.is_global_zero:
+            run_dir = Path(trainer.default_root_dir)
+            write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
+            write_report(run_dir)
 
     def _elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
         return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     def _capture(self, trainer: L.Trainer, pl_module: L.LightningModule, moment: str) -> None:
+        # Every process looks, though one writes: synchronised batch normalisation waits for all of them.
         with trainer.precision_plugin.forward_context():
             snapshot = capture(
                 pl_module,
@@ -67,7 +66,8 @@ class Report(L.Callback):
                 pairs=self.pairs,
                 step=trainer.global_step,
             )
-        snapshot.save(snapshot_path(Path(trainer.default_root_dir), moment))
+        if trainer.is_global_zero:
+            snapshot.save(snapshot_path(Path(trainer.default_root_dir), moment))
 
 
 def _facts(trainer: L.Trainer) -> dict[str, Any]:

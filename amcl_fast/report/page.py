@@ -188,11 +188,12 @@ def _heads(run: Run) -> str:
     """Means of every head after training."""
     shot = run.after
     assert shot is not None
+    negatives = "hardest negatives" if shot.top_k else "negatives"
     columns = {
         "s of positives": shot.positive_similarity,
-        "s of hardest negatives": shot.hardest_similarity,
+        f"s of {negatives}": shot.hardest_similarity,
         "τ of positives": shot.positive_tau,
-        "τ of hardest negatives": shot.hardest_tau,
+        f"τ of {negatives}": shot.hardest_tau,
     }
     head = "".join(f"<th class=number>{label}</th>" for label in columns)
     rows = [
