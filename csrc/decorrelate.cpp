@@ -21,7 +21,8 @@ void decorrelate(const Decorrelate<T>& call, double* values, const Gradients<T>&
   });
   for (int64_t head = 0; head < call.heads; ++head) {
     double value = 0, dr = 0;
-    for (auto at = static_cast<std::size_t>(head * call.channels); at < static_cast<std::size_t>((head + 1) * call.channels); ++at) {
+    for (int64_t channel = 0; channel < call.channels; ++channel) {
+      const auto at = static_cast<std::size_t>(head * call.channels + channel);
       value += terms[at];
       dr += static_cast<double>(dr_sums[at]);
       on->add(sums_on[at]);

@@ -64,7 +64,8 @@ SumsResult result(const Sums& sums) {
 
 void require_sizes(std::initializer_list<int64_t> sizes, int threads) {
   // BLAS counts with 32-bit integers, and so do the lists of selected columns.
-  for (const int64_t size : sizes) require(size >= 1 && size <= std::numeric_limits<int32_t>::max(), "size out of range");
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  for (const int64_t size : sizes) require(size >= 1 && size <= most, "size out of range");
   require(threads >= 1, "threads must be positive");
 }
 
@@ -206,7 +207,8 @@ PYBIND11_MODULE(_native, module) {
                        int threads) { return AlignArguments{shape, temperature, weight, inputs, threads}; }));
   module.def("instruction_sets", &instruction_sets, "Instruction sets that this processor can run, best first.");
   module.def("use_instruction_set", &use_instruction_set, "Chooses one of instruction_sets(), for tests.");
-  module.def("use_blas", &use_blas, "Addresses of Fortran sgemm and dgemm (0: plain loops), and of MKL_Set_Num_Threads_Local (0: not MKL).");
+  module.def("use_blas", &use_blas,
+             "Addresses of Fortran sgemm and dgemm (0: plain loops) and of MKL_Set_Num_Threads_Local (0: not MKL).");
   module.def("contrast_topk_forward", by_type(topk_forward<float>, topk_forward<double>));
   module.def("contrast_topk_backward", by_type(topk_backward<float>, topk_backward<double>));
   module.def("contrast_softmax", by_type(softmax<float>, softmax<double>));

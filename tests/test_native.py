@@ -88,9 +88,7 @@ def assert_same(found, expected, tolerance):
         assert a.shape == ()
         assert not a.requires_grad
         # The reference's own variance has this much rounding.
-        torch.testing.assert_close(
-            a, b, rtol=100 * tolerance, atol=1e-8 + tolerance, equal_nan=True, msg=name
-        )
+        torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=1e-8 + tolerance, equal_nan=True, msg=name)
 
 
 def random_like(values_shape, seed=1):
@@ -162,9 +160,7 @@ def test_signed_zeros_are_equal(instruction_set):
     candidates[0, ::2] = -0.0
     tensors = [torch.ones(1, 3, 4), candidates, torch.randn(1, 3, 4), torch.randn(1, 40, 4), None, None]
     settings = {"tau_min": 0.1, "tau_max": 1.0, "negatives": "topk_mean", "top_k": 7, "beta": 0.1}
-    assert_same(
-        evaluate(native.contrast, tensors, settings), evaluate(reference.contrast, tensors, settings), 2e-5
-    )
+    assert_same(evaluate(native.contrast, tensors, settings), evaluate(reference.contrast, tensors, settings), 2e-5)
 
 
 def orderings(n):
@@ -181,9 +177,7 @@ def orderings(n):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "similarity"), list(orderings(5000)), ids=lambda p: p if isinstance(p, str) else ""
-)
+@pytest.mark.parametrize(("name", "similarity"), list(orderings(5000)), ids=lambda p: p if isinstance(p, str) else "")
 @pytest.mark.parametrize("top_k", [1, 100, 2400])
 def test_selection_of_awkward_rows(name, similarity, top_k, instruction_set):
     """With d = 1 and an anchor of 1, the similarities are what the test says; φ tells the columns apart."""
@@ -392,6 +386,20 @@ def test_large_batch_stays_small():
     settings = {"tau_min": 0.1, "tau_max": 1.0, "negatives": "topk_mean", "top_k": 100, "beta": 0.1}
     evaluate(native.contrast, tensors, settings)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024
+
+
+def test_inside_a_compiled_function():
+    tensors, settings = contrast_case((2, 30, 50, 8, 8, 2, 7))
+    settings["negatives"] = "topk_mean"
+    leaves = [t.requires_grad_() for t in tensors[:5]]
+
+    def loss(scale):
+        return native.contrast(leaves[0] * scale, *leaves[1:], tensors[5], **settings)[0].sum()
+
+    expected = torch.autograd.grad(loss(2.0), leaves)
+    found = torch.autograd.grad(torch.compile(loss, backend="aot_eager")(2.0), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def wrong(**changes):

@@ -3,7 +3,7 @@
 Exact, with the reference's tie rule, and with the same bits for any number of threads: matrix products are
 made block by block, one thread each, by the BLAS that torch carries, and every sum has one order. Nothing of
 the size anchors × candidates is stored. float32 and float64; strides are free (rows that BLAS cannot read are
-copied).
+copied). To torch.compile each operator is one break of the graph.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ def _connect_blas() -> None:
 _connect_blas()
 
 
+@torch.compiler.disable
 def contrast(
     anchors: Tensor,
     candidates: Tensor,
@@ -95,6 +96,7 @@ def contrast(
     return values, _stats(summary)
 
 
+@torch.compiler.disable
 def align(
     x: Tensor,
     y: Tensor,
@@ -121,6 +123,7 @@ def align(
     return values, _stats(summary)
 
 
+@torch.compiler.disable
 def decorrelate(
     x: Tensor,
     y: Tensor,
@@ -156,9 +159,7 @@ class _Temperature:
     beta: float
 
     @classmethod
-    def of(
-        cls, tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool
-    ) -> "_Temperature":
+    def of(cls, tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool) -> "_Temperature":
         if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
             raise ValueError(f"0 < tau_min <= tau_max must hold, got tau_min={tau_min} and tau_max={tau_max}")
         if not math.isfinite(beta):
@@ -300,9 +301,7 @@ class _ContrastSoftmax(torch.autograd.Function):
         arguments = _contrast_arguments(inputs, offset, skip, *ctx.settings)
         values = anchors.new_empty(anchors.shape[:2])
         outputs = _Outputs(inputs, ctx.needs_input_grad)
-        sums = _native.contrast_softmax(
-            _is_double(anchors), arguments, 0, _address(values), *outputs.arguments()
-        )
+        sums = _native.contrast_softmax(_is_double(anchors), arguments, 0, _address(values), *outputs.arguments())
         ctx.save_for_backward(*inputs, offset, skip, *outputs.tensors())
         summary = _summary(sums, temperature.low, values)
         ctx.mark_non_differentiable(summary)
@@ -332,9 +331,7 @@ class _ContrastSoftmax(torch.autograd.Function):
         return by_x, by_y, by_phi_x, by_phi_y, by_offset, None, None, None, None
 
 
-def _align_arguments(
-    inputs: Sequence[Any], offset: Tensor | None, weight: float, temperature: _Temperature
-) -> Any:
+def _align_arguments(inputs: Sequence[Any], offset: Tensor | None, weight: float, temperature: _Temperature) -> Any:
     x, _, phi_x, _ = inputs
     return _native.Align(
         (*x.shape, _width(phi_x)),
