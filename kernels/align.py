@@ -82,7 +82,8 @@ def _forward(
     tl.store(saved + 4 * count + flat, by_r, inside)
 
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    store_block_partial(partials, program, heads * tl.num_programs(0), inside, s, tau, bound)
+    centre = tl.sum(tl.where(row == tl.min(row), tau, 0.0))
+    store_block_partial(partials, program, heads * tl.num_programs(0), inside, s, tau, bound, centre)
 
 
 @triton.jit

@@ -81,11 +81,15 @@ def store_partial(partials, index, count, mask, elements, s_sum, tau_sum, tau_m2
 
 
 @triton.jit
-def store_block_partial(partials, index, count, shown, s, tau, bound):
-    """Summarise the elements of a block where `shown` as column `index` of the (PARTIALS, count) table."""
+def store_block_partial(partials, index, count, shown, s, tau, bound, centre):
+    """Summarise the elements of a block where `shown` as column `index` of the (PARTIALS, count) table.
+
+    `centre` is some τ of the block: the squares are taken around it, in one pass and without large sums.
+    """
     elements = tl.sum(tl.where(shown, 1.0, 0.0))
-    tau_sum = tl.sum(tl.where(shown, tau, 0.0))
-    deviation = tl.where(shown, tau - tau_sum / tl.maximum(elements, 1.0), 0.0)
+    deviation = tl.where(shown, tau - centre, 0.0)
+    shift = tl.sum(deviation)
+    m2 = tl.sum(deviation * deviation) - shift * shift / tl.maximum(elements, 1.0)
     store_partial(
         partials,
         index,
@@ -93,8 +97,8 @@ def store_block_partial(partials, index, count, shown, s, tau, bound):
         True,
         elements,
         tl.sum(tl.where(shown, s, 0.0)),
-        tau_sum,
-        tl.sum(deviation * deviation),
+        centre * elements + shift,
+        tl.maximum(m2, 0.0),
         tl.min(tl.where(shown, tau, float("inf"))),
         tl.sum(tl.where(shown, bound, 0.0)),
     )
@@ -146,6 +150,11 @@ def summarise(partials: Tensor) -> Tensor:
 def unit_rows(x: Tensor) -> Tensor:
     """`x`, copied if its last dimension is not contiguous: gathers and row-wise kernels read whole rows."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def capability(x: Tensor) -> tuple[int, int]:
+    """Compute capability of the GPU that holds `x`; (0, 0) for CPU tensors, which only the interpreter takes."""
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
 
 
 def dot_precision(x: Tensor) -> str:

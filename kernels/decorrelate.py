@@ -34,18 +34,21 @@ def _pair(
     x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of 𝒞, τ, σ(−r) and 1 − σ(−r)."""
+    """A tile of 𝒞, τ, σ(−r) and 1 − σ(−r), and its first τ."""
     c = scale * streamed_products(x, row, y, column, head, DEPTH, PRECISION)
     if ADAPTIVE:
         r = streamed_products(phi_x, row, phi_y, column, head, DEPTH, PRECISION)
         if HAS_OFFSET:
             r -= tl.load(offset).to(tl.float32)
         tau, sigma, complement = temperature(r, tau_min, tau_span)
+        corner = (row == tl.min(row))[:, None] & (column == tl.min(column))[None, :]
+        first, _, _ = temperature(tl.sum(tl.where(corner, r, 0.0)), tau_min, tau_span)
     else:
+        first = tau_min
         tau = tl.zeros(c.shape, tl.float32) + tau_min
         sigma = tl.zeros(c.shape, tl.float32) + 0.5
         complement = sigma
-    return c, tau, sigma, complement
+    return c, tau, sigma, complement, first
 
 
 @triton.jit
@@ -57,7 +60,7 @@ def _forward(
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
-    c, tau, sigma, complement = _pair(
+    c, tau, sigma, complement, centre = _pair(
         x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span, ADAPTIVE, HAS_OFFSET, DEPTH,
         PRECISION,
     )  # fmt: skip
@@ -73,8 +76,8 @@ def _forward(
     tiles = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
     tl.store(result + tile, tl.sum(tl.where(inside, value, 0.0)))
     bound = at_bound(sigma, complement)
-    store_block_partial(on, tile, tiles, inside & diagonal, c, tau, bound)
-    store_block_partial(off, tile, tiles, inside & (row[:, None] != column[None, :]), c, tau, bound)
+    store_block_partial(on, tile, tiles, inside & diagonal, c, tau, bound, centre)
+    store_block_partial(off, tile, tiles, inside & (row[:, None] != column[None, :]), c, tau, bound, centre)
 
 
 @triton.jit
@@ -88,7 +91,7 @@ def _slopes(
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
-    c, tau, sigma, complement = _pair(
+    c, tau, sigma, complement, _ = _pair(
         x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span, ADAPTIVE, HAS_OFFSET, DEPTH,
         PRECISION,
     )  # fmt: skip
@@ -136,7 +139,7 @@ def decorrelate_forward(
     """
     heads = x.shape[0]
     operands = _operands(x, y, phi_x, phi_y)
-    tiling = _tiling(x)
+    tiling = _tiling(x, phi_x is not None, forward=True)
     grid = (*(triton.cdiv(x.shape[1], int(tiling[side])) for side in "MN"), heads)
     tiles = grid[0] * grid[1]
     result = torch.empty(heads, tiles, device=x.device)
@@ -207,7 +210,7 @@ def _gradients(
     heads, dim, _ = x.shape
     # float16 has no room for slopes as large as 1/τ², nor for ones as small as 1/N.
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    tiling = _tiling(x)
+    tiling = _tiling(x, phi_x is not None, forward=False)
     m = int(tiling["M"])
     strip = max(m, WORKSPACE // (2 * heads * dim * dtype.itemsize) // m * m)
     of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
@@ -256,10 +259,12 @@ def _settings(x: Tensor, tau_min: float, tau_max: float, lambd: float, beta: flo
     return 1.0 / x.shape[2], tau_min, tau_max - tau_min, lambd, beta, 0.5 * x.shape[1]
 
 
-def _tiling(x: Tensor) -> dict[str, int | str]:
-    """Launch parameters by dtype."""
+def _tiling(x: Tensor, adaptive: bool, forward: bool) -> dict[str, int | str]:
+    """Launch parameters: the largest tiles whose 𝒞, r and τ, and in the forward pass statistics, fit in registers."""
     if x.dtype == torch.float32:
-        shape = {"M": 64, "N": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 3}
+        shape = {"M": 64, "N": 32, "DEPTH": 32, "num_warps": 8}
+    elif forward:
+        shape = {"M": 64 if adaptive else 128, "N": 64, "DEPTH": 64, "num_warps": 8}
     else:
-        shape = {"M": 128, "N": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
-    return {**shape, "PRECISION": dot_precision(x)}
+        shape = {"M": 128, "N": 64 if adaptive else 128, "DEPTH": 64, "num_warps": 16}
+    return {**shape, "num_stages": 3, "PRECISION": dot_precision(x)}

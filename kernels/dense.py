@@ -2,8 +2,9 @@
 
 Tiles of s and r are formed, used and forgotten, as in flash attention. Forward: a running log-sum-exp per anchor.
 Backward: tiles are formed again, once for the rows of the anchors and once for those of the candidates, so each
-gradient has one owner and needs no atomics. Few anchors against many candidates are split over the candidates, and
-the parts are added in a fixed order.
+gradient has one owner and needs no atomics. All passes read the products at one depth and precision, for equal bits
+of s: 1/τ would amplify a difference. Few anchors against many candidates are split over the candidates, and the parts
+are added in a fixed order.
 """
 
 import torch
@@ -11,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PARTIALS, dot_precision, pair_terms, store_partial, summarise
+from . import common
+from .common import PARTIALS, pair_terms, store_partial, summarise
 from .tile import (
     Rows,
     is_touched,
     load_tile,
     products,
     rows_of,
-    similarity_tiling,
     skip_of,
     touched_tiles,
     visible,
@@ -40,10 +41,11 @@ def _forward(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset).to(tl.float32)
-    anchor_tile = load_tile(anchors, head, row, tl.arange(0, DEPTH))
+    depth = tl.arange(0, DEPTH)
+    anchor_tile = load_tile(anchors, head, row, depth)
     phi_tile = anchor_tile
     if ADAPTIVE:
-        phi_tile = load_tile(phi_anchors, head, row, tl.arange(0, DEPTH))
+        phi_tile = load_tile(phi_anchors, head, row, depth)
     touched = touched_tiles(skip, row, anchors.rows, begin, N, N)
 
     total = tl.zeros((M,), tl.float32)
@@ -57,10 +59,15 @@ def _forward(
     bounds = tl.zeros((M,), tl.float32)
     for tile in range(tl.cdiv(end - begin, N)):
         column = begin + tile * N + lanes
-        s = products(anchor_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+        other_tile = load_tile(candidates, head, column, depth)
+        s = products(anchor_tile, other_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
         r = s
         if ADAPTIVE:
-            r = products(phi_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION) - shift
+            other_tile = load_tile(phi_candidates, head, column, depth)
+            r = products(
+                phi_tile, other_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION
+            )
+            r -= shift
         value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
         size = tl.full((M,), 1.0, tl.float32) * N
         low = tau
@@ -128,10 +135,11 @@ def _gradient(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset).to(tl.float32)
-    own_tile = load_tile(own, head, row, tl.arange(0, DEPTH))
+    depth = tl.arange(0, DEPTH)
+    own_tile = load_tile(own, head, row, depth)
     phi_tile = own_tile
     if ADAPTIVE:
-        phi_tile = load_tile(phi_own, head, row, tl.arange(0, DEPTH))
+        phi_tile = load_tile(phi_own, head, row, depth)
     inside = row < own.rows
     if not BY_COLUMN:
         flat = head.to(tl.int64) * own.rows + row
@@ -149,24 +157,25 @@ def _gradient(
             shown = visible(skip, index[None, :], other.rows, row[:, None], own.rows)
         else:
             shown = visible(skip, row[:, None], own.rows, index[None, :], other.rows)
-        s = products(own_tile, own, row, other, index, head, DEPTH, WHOLE, PRECISION)
+        other_tile = load_tile(other, head, index, depth)
+        s = products(own_tile, other_tile, own, row, other, index, head, DEPTH, WHOLE, PRECISION)
         r = s
         if ADAPTIVE:
-            r = products(phi_tile, phi_own, row, phi_other, index, head, DEPTH, WHOLE, PRECISION) - shift
+            phi_other_tile = load_tile(phi_other, head, index, depth)
+            r = products(phi_tile, phi_other_tile, phi_own, row, phi_other, index, head, DEPTH, WHOLE, PRECISION)
+            r -= shift
         value, by_s, by_r, _, _ = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
-        if MEAN:
-            weight = tl.where(shown, g, 0.0)
-        else:
-            weight = tl.where(shown, g * tl.exp(value - log_total), 0.0)
+        weight = tl.where(shown, g if MEAN else g * tl.exp(value - log_total), 0.0)
         if X:
-            table = load_tile(other, head, index, out_lanes)
-            out = _accumulate(weight * by_s, table, out, OUT_PRECISION)
+            if not WHOLE:
+                other_tile = load_tile(other, head, index, out_lanes)
+            out = _accumulate(weight * by_s, other_tile, out, OUT_PRECISION)
         if PHI:
-            table = load_tile(phi_other, head, index, out_lanes)
-            out_slope = weight * by_r
-            phi_out = _accumulate(out_slope, table, phi_out, OUT_PRECISION)
+            if not WHOLE:
+                phi_other_tile = load_tile(phi_other, head, index, out_lanes)
+            phi_out = _accumulate(weight * by_r, phi_other_tile, phi_out, OUT_PRECISION)
             if HAS_OFFSET:
-                score += tl.sum(out_slope, axis=1)
+                score += tl.sum(weight * by_r, axis=1)
     at = (split * tl.num_programs(2) + head).to(tl.int64) * own.rows + row
     if X:
         place = grad_own + at[:, None] * own.width + out_lanes[None, :]
@@ -216,7 +225,7 @@ def dense_forward(
     heads, rows, dim = anchors.shape
     columns = candidates.shape[1]
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
-    tiling = similarity_tiling(anchors, max(dim, inputs[2].width))
+    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None)
     blocks = triton.cdiv(rows, int(tiling["M"]))
     span, splits = _split(blocks * heads, columns, int(tiling["N"]))
     result = torch.empty(splits, heads, rows, device=anchors.device)
@@ -272,14 +281,14 @@ def dense_backward(
     settings = _settings(mean, count, tau_min, tau_max, beta, anchors.shape[2])
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
     flags = {"ADAPTIVE": phi_anchors is not None, "HAS_OFFSET": offset is not None, "MEAN": mean}
-    common = (gradient, total, offset, skip, settings, flags)
+    shared = (gradient, total, offset, skip, settings, flags)
     of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = None
     score = gradient.new_empty(())
     if needs[0] or needs[2]:
-        of_anchors, of_phi_anchors, score = _gradients(inputs, needs[0], needs[2], *common, by_column=False)
+        of_anchors, of_phi_anchors, score = _gradients(inputs, needs[0], needs[2], *shared, by_column=False)
     if needs[1] or needs[3]:
         turned = (inputs[1], inputs[0], inputs[3], inputs[2])
-        of_candidates, of_phi_candidates, _ = _gradients(turned, needs[1], needs[3], *common, by_column=True)
+        of_candidates, of_phi_candidates, _ = _gradients(turned, needs[1], needs[3], *shared, by_column=True)
     return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates, score
 
 
@@ -299,7 +308,7 @@ def _gradients(
     own, other, phi_own, _ = inputs
     heads = gradient.shape[0]
     width = max(own.width, phi_own.width)
-    tiling = _gradient_tiling(own.base, width)
+    tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"])
     chunks = triton.cdiv(width, int(tiling["OUT"]))
     blocks = triton.cdiv(own.rows, int(tiling["M"]))
     span, splits = _split(blocks * heads * chunks, other.rows, int(tiling["N"]))
@@ -359,15 +368,40 @@ def _split(programs: int, columns: int, tile: int) -> tuple[int, int]:
     return span, triton.cdiv(columns, span)
 
 
-def _gradient_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
-    """Launch parameters of `_gradient`, by dtype and largest width."""
-    precision = dot_precision(x)
+def _forward_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bool | str]:
+    """Launch parameters of `_forward`: the largest tiles whose statistics fit in registers."""
     if x.dtype == torch.float32:
-        shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False, "OUT": 64, "num_warps": 4, "num_stages": 2}
-    elif width <= 64:
-        shape = {"M": 128, "N": 64, "DEPTH": 64, "WHOLE": True, "OUT": 64, "num_warps": 8, "num_stages": 2}
-    elif width <= 128:
-        shape = {"M": 128, "N": 64, "DEPTH": 128, "WHOLE": True, "OUT": 128, "num_warps": 8, "num_stages": 2}
+        shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False}
+    elif width > 128:
+        shape = {"M": 64, "N": 32, "DEPTH": 64, "WHOLE": False}
+    elif adaptive:
+        shape = {"M": 128, "N": 32, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
     else:
-        shape = {"M": 128, "N": 64, "DEPTH": 64, "WHOLE": False, "OUT": 128, "num_warps": 8, "num_stages": 2}
-    return {**shape, "PRECISION": precision, "OUT_PRECISION": "tf32" if x.dtype == torch.float16 else precision}
+        rows = 64 if common.capability(x) >= (10, 0) else 128
+        shape = {"M": rows, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
+    return {**shape, "PRECISION": common.dot_precision(x), "num_warps": 8, "num_stages": 3}
+
+
+def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bool | str]:
+    """Launch parameters of `_gradient`: two sums of M × OUT and two tiles of M × N must fit in registers."""
+    recent = common.capability(x) >= (9, 0)
+    precision = common.dot_precision(x)
+    warps = 8
+    if x.dtype == torch.float32:
+        shape = {"M": 64 if recent else 32, "N": 16 if recent else 32, "DEPTH": 32, "WHOLE": False, "OUT": 64}
+        warps = 4 if recent else 8
+    else:
+        columns = 64
+        if adaptive:
+            columns = 16 if recent and x.dtype == torch.float16 else 32
+        depth = 128 if 64 < width <= 128 else 64
+        shape = {
+            "M": 128 if recent else 64,
+            "N": columns,
+            "DEPTH": depth,
+            "WHOLE": width <= 128,
+            "OUT": depth if width <= 128 else 128,
+        }
+    out_precision = "tf32" if x.dtype == torch.float16 else precision
+    launch = {"num_warps": warps, "num_stages": 2, "maxnreg": 255}
+    return {**shape, **launch, "PRECISION": precision, "OUT_PRECISION": out_precision}

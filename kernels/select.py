@@ -24,6 +24,7 @@ from .tile import (
     rows_of,
     similarity_tiling,
     skip_of,
+    streamed_products,
     touched_tiles,
     visible,
 )
@@ -63,14 +64,17 @@ def _maxima(
     row = tl.program_id(0) * M + tl.arange(0, M)
     first = tl.program_id(1) * N
     lanes = tl.arange(0, N)
-    anchor_tile = load_tile(anchors, head, row, tl.arange(0, DEPTH))
+    depth = tl.arange(0, DEPTH)
+    anchor_tile = load_tile(anchors, head, row, depth)
     touched = touched_tiles(skip, row, anchors.rows, first, groups, N)
     best = tl.full((M, N), float("-inf"), tl.float32)
     for member in range(tl.cdiv(candidates.rows - first, groups)):
         start = member * groups + first
-        s = products(anchor_tile, anchors, row, candidates, start + lanes, head, DEPTH, WHOLE, PRECISION)
+        column = start + lanes
+        tile = load_tile(candidates, head, column, depth)
+        s = products(anchor_tile, tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
         if (start + N > candidates.rows) | is_touched(touched, member):
-            shown = visible(skip, row[:, None], anchors.rows, (start + lanes)[None, :], candidates.rows)
+            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
             s = tl.where(shown, s, float("-inf"))
         best = tl.maximum(best, s)
     flat = head * anchors.rows + row.to(tl.int64)
@@ -105,7 +109,8 @@ def _survivors(
     row = tl.program_id(0) * M + tl.arange(0, M)
     first = tl.program_id(1) * N
     lanes = tl.arange(0, N)
-    anchor_tile = load_tile(anchors, head, row, tl.arange(0, DEPTH))
+    depth = tl.arange(0, DEPTH)
+    anchor_tile = load_tile(anchors, head, row, depth)
     touched = touched_tiles(skip, row, anchors.rows, first, groups, N)
     # int32 reaches every survivor: WORKSPACE is far smaller.
     flat = head * anchors.rows + row
@@ -114,9 +119,11 @@ def _survivors(
     counter = tl.broadcast_to((counts + flat)[:, None], (M, N))
     for member in range(tl.cdiv(candidates.rows - first, groups)):
         start = member * groups + first
-        s = products(anchor_tile, anchors, row, candidates, start + lanes, head, DEPTH, WHOLE, PRECISION)
+        column = start + lanes
+        tile = load_tile(candidates, head, column, depth)
+        s = products(anchor_tile, tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
         if (start + N > candidates.rows) | is_touched(touched, member):
-            shown = visible(skip, row[:, None], anchors.rows, (start + lanes)[None, :], candidates.rows)
+            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
             s = tl.where(shown, s, float("-inf"))
         # Not `s >= bound`: a NaN must survive, to be seen in the result.
         keep = ((s < bound[:, None]) == 0) & inside
@@ -124,13 +131,13 @@ def _survivors(
         fits = keep & (slot < capacity)
         at = (flat * capacity)[:, None] + slot
         tl.store(values + at, s, fits)
-        tl.store(indices + at, tl.broadcast_to((start + lanes)[None, :], (M, N)), fits)
+        tl.store(indices + at, tl.broadcast_to(column[None, :], (M, N)), fits)
 
 
 @triton.jit
 def _exact(
     anchors, candidates, skip, counts, values, indices, top_k, capacity,
-    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
@@ -138,7 +145,6 @@ def _exact(
     count = tl.load(counts + flat, row < anchors.rows, other=top_k)
     redo = (count < top_k) | (count > capacity)
     if tl.max(redo.to(tl.int32), axis=0) > 0:
-        anchor_tile = load_tile(anchors, head, row, tl.arange(0, DEPTH))
         lanes = tl.arange(0, N)
         found = tl.zeros((M,), tl.uint32)
         above = tl.zeros((M,), tl.int32)
@@ -147,7 +153,7 @@ def _exact(
             reached = tl.zeros((M,), tl.int32)
             for start in range(0, candidates.rows, N):
                 column = start + lanes
-                s = products(anchor_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+                s = streamed_products(anchors, row, candidates, column, head, DEPTH, PRECISION)
                 shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
                 key = _ordered(tl.where(shown, s, float("-inf")))
                 reached += tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
@@ -158,7 +164,7 @@ def _exact(
         ties = above
         for start in range(0, candidates.rows, N):
             column = start + lanes
-            s = products(anchor_tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+            s = streamed_products(anchors, row, candidates, column, head, DEPTH, PRECISION)
             shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
             key = _ordered(tl.where(shown, s, float("-inf")))
             tie = (key == found[:, None]).to(tl.int32)
@@ -226,12 +232,13 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     similarities = torch.empty(heads, rows, top_k, device=device)
     chosen = torch.empty(heads, rows, top_k, dtype=torch.int32, device=device)
     # Rarely run, so small: registers for its sums, and it need not repeat the bits of the other kernels.
-    counting = {**tiling, "M": 32, "N": 32, "DEPTH": 32, "WHOLE": False, "num_warps": 4, "num_stages": 2}
+    counting = {"M": 32, "N": 32, "DEPTH": 32, "PRECISION": tiling["PRECISION"], "num_warps": 4, "num_stages": 2}
+    counting["maxnreg"] = 255
     if top_k > MAX_RANKED:
         todo = torch.full((heads, rows), -1, dtype=torch.int32, device=device)
         _exact[triton.cdiv(rows, 32), heads](
             rows_of(anchors), table, skip_of(skip, chosen), todo, similarities, chosen, top_k, top_k,
-            **counting, maxnreg=255,
+            **counting,
         )  # fmt: skip
         return similarities, chosen
 
@@ -258,7 +265,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
             part, table, hidden, bounds, counts, values, indices, groups, capacity, **tiling
         )
         _exact[triton.cdiv(size, 32), heads](
-            part, table, hidden, counts, values, indices, top_k, capacity, **counting, maxnreg=255
+            part, table, hidden, counts, values, indices, top_k, capacity, **counting
         )
         _rank[size, heads](
             values,

@@ -22,10 +22,10 @@ class Rows(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """Skipped columns, (rows, each) int64 and contiguous; `each` may be 0."""
+    """Skipped columns, (rows, each) int64 and contiguous; `each` is a constant of the kernel, 0 if none."""
 
     base: Tensor
-    each: int
+    each: tl.constexpr
 
 
 def rows_of(x: Tensor) -> Rows:
@@ -35,7 +35,7 @@ def rows_of(x: Tensor) -> Rows:
 
 def skip_of(skip: Tensor | None, like: Tensor) -> Skip:
     """`skip` as a kernel argument; None skips nothing (`like` stands in for the pointer)."""
-    return Skip(like, 0) if skip is None else Skip(skip.contiguous(), skip.shape[1])
+    return Skip(like, tl.constexpr(0)) if skip is None else Skip(skip.contiguous(), tl.constexpr(skip.shape[1]))
 
 
 @triton.jit
@@ -60,15 +60,14 @@ def streamed_products(x, x_row, y, y_row, head, DEPTH: tl.constexpr, PRECISION: 
 
 @triton.jit
 def products(
-    x_tile, x, x_row, y, y_row, head, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
+    x_tile, y_tile, x, x_row, y, y_row, head, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
 ):
     """x[x_row]·y[y_row]ᵀ in float32.
 
-    WHOLE: the width fits in DEPTH and `x_tile` holds x[x_row] already. Two kernels with equal tile shape, DEPTH
+    WHOLE: the width fits in DEPTH, and `x_tile` and `y_tile` hold these rows. Two kernels with equal tile shape, DEPTH
     and PRECISION get the same bits.
     """
     if WHOLE:
-        y_tile = load_tile(y, head, y_row, tl.arange(0, DEPTH))
         result = tl.dot(x_tile, tl.trans(y_tile), input_precision=PRECISION, out_dtype=tl.float32)
     else:
         result = streamed_products(x, x_row, y, y_row, head, DEPTH, PRECISION)
@@ -82,7 +81,7 @@ def touched_tiles(skip, row, rows, first, step, WIDTH: tl.constexpr):
     Masks in the inner loop would cost as much as the rest of it; with this, only a few tiles pay for them.
     """
     bits = tl.zeros(row.shape, tl.int64)
-    for i in range(skip.each):
+    for i in tl.static_range(skip.each):
         distance = tl.load(skip.base + row.to(tl.int64) * skip.each + i, row < rows, other=0) - first
         tile = distance // step
         hit = (row < rows) & (distance >= 0) & (distance - tile * step < WIDTH)
@@ -100,7 +99,7 @@ def is_touched(touched, tile):
 def visible(skip, anchor, anchors, column, columns):
     """Whether pairs (anchor, column), two index tiles that broadcast, are negatives: inside and not skipped."""
     result = (anchor < anchors) & (column < columns)
-    for i in range(skip.each):
+    for i in tl.static_range(skip.each):
         skipped = tl.load(skip.base + anchor.to(tl.int64) * skip.each + i, anchor < anchors, other=-1)
         result &= skipped.to(tl.int32) != column
     return result

@@ -127,21 +127,22 @@ def _contrast_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the four tables and of the offset."""
-    a, b, c, d, of_offset = needs
+    of_offset = needs[4]
     if _all_kept(candidates, skip, kept):
+        wanted = (needs[0], needs[1], needs[2] or of_offset, needs[3])
         *grads, score = dense_backward(
             gradient, rows, anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max,
-            beta, (a, b, c or of_offset, d),
+            beta, wanted,
         )  # fmt: skip
     else:
-        grads = list(
-            gathered_backward(
-                gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, (a, b, c, d)
+        wanted = (needs[0], needs[1], needs[2], needs[3])
+        grads = [
+            *gathered_backward(
+                gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, wanted
             )
-        )
+        ]
         score = (gradient[..., None] * slope_r).sum() if of_offset else gradient.new_empty(())
-    # r = φ(x)·φ(y) − offset
-    a, b, c, d, e = _dense(anchors, _masked([*grads, -score.to(anchors.dtype)], needs))
+    a, b, c, d, e = _dense(anchors, _masked([*grads, _of_offset(score, offset)], needs))
     return a, b, c, d, e
 
 
@@ -235,8 +236,7 @@ def _align_backward(
     phi_y: Tensor | None,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d = needs
-    grads = align_backward(gradient, saved, x, y, phi_x, phi_y, (a, b, c, d))
+    grads = align_backward(gradient, saved, x, y, phi_x, phi_y, (needs[0], needs[1], needs[2], needs[3]))
     a, b, c, d = _dense(x, grads)
     return a, b, c, d
 
@@ -263,8 +263,7 @@ def _align_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | N
     saved, x, y, phi_x, phi_y, offset = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     grads = _align_backward(gradient, saved, x, y, phi_x, phi_y, needs)
-    # r = φ(x)·φ(y) − offset
-    of_offset = -(gradient * saved[4]).sum().to(offset.dtype) if ctx.needs_input_grad[4] else None
+    of_offset = _of_offset((gradient * saved[4]).sum(), offset) if ctx.needs_input_grad[4] else None
     return *_masked(grads, needs), of_offset, None, None, None, None
 
 
@@ -324,11 +323,11 @@ def _decorrelate_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the four tables and of the offset."""
-    a, b, c, d, of_offset = needs
+    wanted = (needs[0], needs[1], needs[2] or needs[4], needs[3])
     *grads, score = decorrelate_backward(
-        gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, (a, b, c or of_offset, d)
+        gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, wanted
     )
-    a, b, c, d, e = _dense(x, _masked([*grads, -score.to(x.dtype)], needs))
+    a, b, c, d, e = _dense(x, _masked([*grads, _of_offset(score, offset)], needs))
     return a, b, c, d, e
 
 
@@ -393,11 +392,18 @@ def _dense(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
     return [like.new_empty(0) if grad is None else grad for grad in grads]
 
 
+def _of_offset(score: Tensor, offset: Tensor | None) -> Tensor | None:
+    """Gradient of the offset in r = φ(x)·φ(y) − offset, from the sum of those of r."""
+    return None if offset is None else -score.to(offset.dtype)
+
+
 def _masked(grads: Sequence[Tensor | None], needs: list[bool]) -> list[Tensor | None]:
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
 
 def _like(like: Tensor, tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
-    """Fake gradients: contiguous, with the shape of their tensors."""
-    shapes = [(0,) if t is None or not need else t.shape for t, need in zip(tensors, needs, strict=True)]
-    return tuple(like.new_empty(shape) for shape in shapes)
+    """Fake gradients: contiguous, with the shape and dtype of their tensors."""
+    return tuple(
+        like.new_empty(0) if t is None or not need else t.new_empty(t.shape)
+        for t, need in zip(tensors, needs, strict=True)
+    )

@@ -1,27 +1,29 @@
-"""Compile the kernels for a GPU that is not there, exactly as the launchers would, and print what they use.
+"""Compile the kernels for GPUs that are not there, exactly as the launchers would, and print what they use.
 
-    python tests/kernels/offline.py 90 [part] [parts]
+    python tests/kernels/offline.py [--all] [--part 0/2] 80 90 100
 
-The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their
-own tables. One JSON line per compiled kernel: registers, bytes of stack and shared memory, spilled or not.
+The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
+tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block. Without
+--all, one case per row of those tables and not their products with dtype and form.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import triton
-from amcl_fast.kernels import align, decorrelate, dense, gathered, select
+from amcl_fast.kernels import align, common, decorrelate, dense, gathered, select
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
+HALF, OTHER_HALF, SINGLE = torch.bfloat16, torch.float16, torch.float32
 
 
 class _Offline:
@@ -31,7 +33,8 @@ class _Offline:
         self.arch = arch
 
     def get_current_device(self) -> int:
-        return 0
+        # Triton keeps one cache per device, so each target is a device of its own.
+        return self.arch
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -40,68 +43,81 @@ class _Offline:
         return GPUTarget("cuda", self.arch, 32)
 
 
-def cases() -> Iterator[tuple[str, Callable[[], object]]]:
+def cases(everything: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """Calls that together reach every configuration the launchers can choose."""
-    half, single = torch.bfloat16, torch.float32
-
-    def rows(n: int, d: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(2, n, d, dtype=dtype)
-
-    skip = torch.zeros(512, 2, dtype=torch.int64)
-    for dtype in (half, single):
+    dtypes = (HALF, OTHER_HALF, SINGLE)
+    for dtype in dtypes:
+        core = dtype is not OTHER_HALF
+        name = str(dtype).removeprefix("torch.")
         for d in (64, 128, 512):
-            x, y = rows(512, d, dtype), rows(4096, d, dtype)
-            yield f"select {dtype} d={d}", lambda x=x, y=y: select.hardest(x, y, skip, 100)
-        for d in (128, 2048):
-            x = rows(256, d, dtype)
-            yield f"align {dtype} d={d}", lambda x=x: _align(x, x)
-            yield f"align constant {dtype} d={d}", lambda x=x: _align(x, None)
-    for dtype in (half, torch.float16, single):
-        for d in (64, 128, 512):
-            x, y = rows(512, d, dtype), rows(2048, d, dtype)
-            for phi in (False, True):
-                name = f"contrast {'adaptive' if phi else 'constant'} {dtype} d={d}"
-                yield f"{name} top", lambda x=x, y=y, phi=phi: _contrast(x, y, phi, 100)
-                yield f"{name} all", lambda x=x, y=y, phi=phi: _contrast(x, y, phi, y.shape[1] - 2)
-        for phi in (False, True):
-            x = rows(300, 256, dtype)
-            name = f"decorrelate {'adaptive' if phi else 'constant'} {dtype}"
-            yield name, lambda x=x, phi=phi: _decorrelate(x, x if phi else None)
-    x = rows(512, 128, half)
-    yield "select queue", lambda: select.hardest(x, torch.empty(2, 128, 65536, dtype=half).mT, None, 1024)
+            if everything or (core and d != 64) or (dtype is OTHER_HALF and d == 128):
+                for adaptive in (True, False):
+                    label = f"{name} d={d} {'adaptive' if adaptive else 'constant'}"
+                    means = (False, True) if everything else (False,)
+                    yield f"all {label}", lambda d=d, t=dtype, a=adaptive, m=means: _all(d, t, a, m)
+            if everything or core:
+                yield f"select {name} d={d}", lambda d=d, t=dtype: _select(d, t)
+        for adaptive in (True, False):
+            label = f"{name} {'adaptive' if adaptive else 'constant'}"
+            if everything or core:
+                yield f"top {label}", lambda t=dtype, a=adaptive: _top(128, t, a, (False, True))
+                for d in (128, 2048) if everything else (2048,):
+                    yield f"align {label} d={d}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
+            yield f"decorrelate {label}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
+    yield "select of a queue", lambda: select.hardest(
+        torch.empty(2, 512, 128, dtype=HALF), torch.empty(2, 128, 65536, dtype=HALF).mT, None, 1024
+    )
 
 
-def _align(x: torch.Tensor, phi: torch.Tensor | None) -> None:
-    _, saved, _ = align.align_forward(x, x, phi, phi, None, 0.1, 2.0, 0.5, 1e-4)
-    needs = (True, True, phi is not None, phi is not None)
-    align.align_backward(torch.empty(x.shape[:2]), saved, x, x, phi, phi, needs)
+def _tables(d: int, dtype: torch.dtype, adaptive: bool) -> tuple[torch.Tensor | None, ...]:
+    x, y = torch.empty(2, 512, d, dtype=dtype), torch.empty(2, 2048, d, dtype=dtype)
+    return (x, y, x, y) if adaptive else (x, y, None, None)
 
 
-def _contrast(x: torch.Tensor, y: torch.Tensor, phi: bool, kept: int) -> None:
-    tables = (x, y, x, y) if phi else (x, y, None, None)
-    offset = torch.zeros(()) if phi else None
-    skip = torch.zeros(x.shape[1], 2, dtype=torch.int64)
-    needs = (True, True, phi, phi)
-    gradient = torch.empty(x.shape[:2])
-    settings = (0.1, 2.0, 1e-4)
-    for mean in (False, True):
-        if kept < y.shape[1] - 2:
-            s = torch.empty(*x.shape[:2], kept)
-            chosen = s.to(torch.int32)
-            _, slope_s, slope_r, _ = gathered.gathered_forward(
-                tables[2], tables[3], offset, s, chosen, mean, *settings, x.shape[2]
-            )
-            gathered.gathered_backward(gradient, slope_s, slope_r, chosen.zero_(), *tables, needs)
-        else:
-            dense.dense_forward(*tables, offset, skip, mean, *settings)
-            dense.dense_backward(gradient, gradient, *tables, offset, skip, mean, *settings, needs)
+def _offset(adaptive: bool) -> torch.Tensor | None:
+    return torch.zeros(()) if adaptive else None
 
 
-def _decorrelate(x: torch.Tensor, phi: torch.Tensor | None) -> None:
-    settings = (None if phi is None else torch.zeros(()), 0.1, 2.0, 5e-3, 1e-6)
-    needs = (True, True, phi is not None, phi is not None)
-    decorrelate.decorrelate_forward(x, x, phi, phi, *settings)
-    decorrelate.decorrelate_backward(torch.empty(x.shape[0]), x, x, phi, phi, *settings, needs)
+def _skip(rows: int) -> torch.Tensor:
+    return torch.zeros(rows, 2, dtype=torch.int64)
+
+
+def _select(d: int, dtype: torch.dtype) -> None:
+    x, y, *_ = _tables(d, dtype, False)
+    select.hardest(x, y, _skip(512), 100)
+
+
+def _all(d: int, dtype: torch.dtype, adaptive: bool, means: tuple[bool, ...]) -> None:
+    tables, offset, gradient = _tables(d, dtype, adaptive), _offset(adaptive), torch.empty(2, 512)
+    for mean in means:
+        call = (*tables, offset, _skip(512), mean, 0.1, 2.0, 1e-4)
+        dense.dense_forward(*call)
+        dense.dense_backward(gradient, gradient, *call, (True, True, adaptive, adaptive))
+
+
+def _top(d: int, dtype: torch.dtype, adaptive: bool, means: tuple[bool, ...]) -> None:
+    tables, offset, gradient = _tables(d, dtype, adaptive), _offset(adaptive), torch.empty(2, 512)
+    s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
+    for mean in means:
+        _, slope_s, slope_r, _ = gathered.gathered_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d)
+    gathered.gathered_backward(
+        gradient, slope_s, slope_r, chosen, *tables, (True, True, adaptive, adaptive)
+    )
+
+
+def _align(d: int, dtype: torch.dtype, adaptive: bool) -> None:
+    x = torch.empty(2, 256, d, dtype=dtype)
+    phi = x if adaptive else None
+    _, saved, _ = align.align_forward(x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 0.5, 1e-4)
+    align.align_backward(torch.empty(2, 256), saved, x, x, phi, phi, (True, True, adaptive, adaptive))
+
+
+def _decorrelate(dtype: torch.dtype, adaptive: bool) -> None:
+    x = torch.empty(2, 300, 256, dtype=dtype)
+    phi = x if adaptive else None
+    call = (x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 5e-3, 1e-6)
+    decorrelate.decorrelate_forward(*call)
+    decorrelate.decorrelate_backward(torch.empty(2), *call, (True, True, adaptive, adaptive))
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -112,23 +128,28 @@ def usage(cubin: bytes) -> dict[str, int]:
         text = subprocess.run(
             [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    return {name.lower(): int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK")}
+    names = {"registers": "REG", "stack": "STACK"}
+    return {key: int(re.search(rf"\b{name}:(\d+)", text)[1]) for key, name in names.items()}
 
 
-def main(arch: int, part: int = 0, parts: int = 1) -> None:
-    """Compile every `parts`-th case and print its kernels."""
-    triton.runtime.driver.set_active(_Offline(arch))
-    compiled: dict[str, tuple[str, object]] = {}
-    run, label = JITFunction.run, ""
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("arch", nargs="+", type=int)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th case from the i-th on")
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    seen: set[str] = set()
+    run, arch, label = JITFunction.run, 0, ""
 
     def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        if kernel.hash not in compiled:
-            compiled[kernel.hash] = (label, kernel)
-            module = self.__module__.rsplit(".", 1)[-1]
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
             line = {
                 "arch": arch,
-                "kernel": f"{module}.{self.__name__.strip('_')}",
+                "kernel": f"{self.__module__.rsplit('.', 1)[-1]}.{self.__name__.strip('_')}",
                 "case": label,
                 "warps": kernel.metadata.num_warps,
                 "shared": kernel.metadata.shared,
@@ -138,11 +159,12 @@ def main(arch: int, part: int = 0, parts: int = 1) -> None:
         return kernel
 
     JITFunction.run = compile_only
-    for i, (name, call) in enumerate(cases()):
-        if i % parts == part:
-            label = name
-            call()
+    common.capability = lambda x: divmod(arch, 10)
+    todo = [(arch, *case) for arch in arguments.arch for case in cases(arguments.all)]
+    for arch, label, call in todo[part::parts]:  # noqa: B007 (read by compile_only)
+        triton.runtime.driver.set_active(_Offline(arch))
+        call()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -44,20 +44,23 @@ def test_simclr(form, constant):
     settings = RANGE | form
     if constant:
         settings |= {"tau_min": 0.3, "tau_max": 0.3}
-    check("contrast", inputs(2, 38, None, 24, pairs(38), constant=constant), settings)
+    check("contrast", inputs(2, 22, None, 24, pairs(22), constant=constant), settings)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
 def test_queue(form):
-    check("contrast", inputs(1, 7, 333, 48), RANGE | form)
+    check("contrast", inputs(1, 5, 150, 48), RANGE | form)
 
 
 @pytest.mark.parametrize("form", FORMS[:3], ids=NAMES[:3])
 def test_released_range(form):
     # Temperatures from 1e-5 on: s/τ up to 1e5.
-    tensors = inputs(1, 12, 90, 16, offset=None)
+    tensors = inputs(1, 6, 70, 16, offset=None)
     tensors[2:4] = [3 * t for t in tensors[2:4]]
-    check("contrast", tensors, {"tau_min": 1e-5, "tau_max": 2.0, "beta": 1e-4} | form)
+    # Over all negatives s is formed again in the backward pass. On a GPU the bits are the same; NumPy's product, which
+    # is the interpreter's, may round them differently for another shape of tile, and 1/τ turns 2⁻²⁴ into 6e-3.
+    floor = 2e-2 if form["negatives"] == "softmax" and DEVICE == "cpu" else None
+    check("contrast", tensors, {"tau_min": 1e-5, "tau_max": 2.0, "beta": 1e-4} | form, floor=floor)
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
@@ -68,7 +71,7 @@ def test_half_precision(form, dtype):
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
 def test_wide(form):
-    check("contrast", inputs(1, 5, 70, 200), RANGE | form)
+    check("contrast", inputs(1, 3, 70, 160), RANGE | form)
 
 
 def test_hardest_alone():
@@ -86,7 +89,7 @@ def test_equal_similarities():
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
 def test_strided(form):
-    x, y, p, q, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(2, 6, 70, 24))
+    x, y, p, q, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(2, 4, 70, 24))
     expected = evaluate(backend.contrast, [x, y, p, q, offset, None], RANGE | form)
     turned = [t.mT.contiguous().mT for t in (x, y)]
     heads_inside = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (p, q)]

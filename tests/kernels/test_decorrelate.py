@@ -1,8 +1,8 @@
 import pytest
 import torch
+from amcl_fast.kernels import decorrelate
 from compare import DEVICE, check, evaluate
 
-from amcl_fast.kernels import decorrelate
 from amcl_fast.ops import triton as backend
 
 SETTINGS = {"tau_min": 0.05, "tau_max": 2.0, "lambd": 5e-3, "beta": 1e-4}

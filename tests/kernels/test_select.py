@@ -38,7 +38,7 @@ def check(anchors, candidates, skip, top_k):
 
 @pytest.mark.parametrize(
     ("heads", "rows", "columns", "d", "top_k"),
-    [(2, 70, 70, 32, 10), (1, 5, 300, 48, 1), (1, 64, 200, 16, 100), (1, 3, 33, 130, 33), (1, 20, 700, 20, 3)],
+    [(2, 30, 70, 32, 10), (1, 5, 300, 48, 1), (1, 9, 200, 16, 100), (1, 3, 33, 130, 33), (1, 20, 700, 20, 3)],
 )
 def test_random(heads, rows, columns, d, top_k):
     generator = torch.Generator().manual_seed(rows)
@@ -46,9 +46,9 @@ def test_random(heads, rows, columns, d, top_k):
 
 
 def test_own_rows_are_skipped():
-    z = unit(torch.Generator().manual_seed(0), 2, 90, 32)
-    check(z, z, pairs(90), 7)
-    check(z, z, pairs(90), 88)
+    z = unit(torch.Generator().manual_seed(0), 2, 40, 32)
+    check(z, z, pairs(40), 7)
+    check(z, z, pairs(40), 37)
 
 
 def test_many_skipped_columns():
@@ -81,14 +81,14 @@ def test_best_ones_in_one_group():
 
 def test_too_many_to_rank(monkeypatch):
     monkeypatch.setattr(select, "MAX_RANKED", 4)
-    z = unit(torch.Generator().manual_seed(3), 2, 70, 16)
-    check(z, z, pairs(70), 9)
+    z = unit(torch.Generator().manual_seed(3), 1, 40, 16)
+    check(z, z, pairs(40), 9)
 
 
 def test_anchors_in_turns(monkeypatch):
     monkeypatch.setattr(select, "WORKSPACE", 0)
-    z = unit(torch.Generator().manual_seed(4), 2, 150, 16)
-    check(z, z, pairs(150), 9)
+    z = unit(torch.Generator().manual_seed(4), 2, 70, 16)
+    check(z, z, pairs(70), 5)
 
 
 def test_negative_similarities():
@@ -112,5 +112,5 @@ def test_nan_is_seen():
 
 
 def test_half_precision_tiles():
-    z = unit(torch.Generator().manual_seed(8), 1, 140, 96).half()
-    check(z, z, pairs(140), 9)
+    z = unit(torch.Generator().manual_seed(8), 1, 40, 96).half()
+    check(z, z, pairs(40), 9)

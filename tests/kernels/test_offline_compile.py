@@ -1,0 +1,46 @@
+"""Compiled for GPUs that are not there: no error, no spilled register, no more shared memory than a block may have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Usable by one block, bytes.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+PARTS = 2
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    # Not in this process: the interpreter, once chosen, holds for all of it.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("offline.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), "--part", f"{part}/{PARTS}", *map(str, SHARED)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for part in range(PARTS)
+    ]
+    lines = []
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err[-4000:]
+        lines += [json.loads(line) for line in out.splitlines()]
+    return lines
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("arch", SHARED)
+def test_resources(kernels, arch):
+    of_arch = [kernel for kernel in kernels if kernel["arch"] == arch]
+    assert len({kernel["kernel"] for kernel in of_arch}) >= 14
+    for kernel in of_arch:
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] <= SHARED[arch], kernel
