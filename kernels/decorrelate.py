@@ -260,10 +260,10 @@ def _settings(x: Tensor, tau_min: float, tau_max: float, lambd: float, beta: flo
 
 
 def _tiling(x: Tensor, adaptive: bool, forward: bool) -> dict[str, int | str]:
-    """Launch parameters: the largest tiles whose 𝒞, r and τ, and in the forward pass statistics, fit in registers."""
+    """Launch parameters: the largest tiles whose 𝒞, r and τ, and statistics or float32 slopes, fit in registers."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 32, "DEPTH": 32, "num_warps": 8}
-    elif forward:
+    elif forward or x.dtype == torch.float16:
         shape = {"M": 64 if adaptive else 128, "N": 64, "DEPTH": 64, "num_warps": 8}
     else:
         shape = {"M": 128, "N": 64 if adaptive else 128, "DEPTH": 64, "num_warps": 16}

@@ -391,16 +391,17 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
         shape = {"M": 64 if recent else 32, "N": 16 if recent else 32, "DEPTH": 32, "WHOLE": False, "OUT": 64}
         warps = 4 if recent else 8
     else:
+        half = x.dtype == torch.float16  # its second products are tf32, which take twice the registers
         columns = 64
         if adaptive:
-            columns = 16 if recent and x.dtype == torch.float16 else 32
-        depth = 128 if 64 < width <= 128 else 64
+            columns = 16 if recent and half else 32
+        whole = width <= 128 and (recent or not half)
         shape = {
             "M": 128 if recent else 64,
             "N": columns,
-            "DEPTH": depth,
-            "WHOLE": width <= 128,
-            "OUT": depth if width <= 128 else 128,
+            "DEPTH": 128 if whole and width > 64 else 64,
+            "WHOLE": whole,
+            "OUT": 64 if width <= 64 else 128,
         }
     out_precision = "tf32" if x.dtype == torch.float16 else precision
     launch = {"num_warps": warps, "num_stages": 2, "maxnreg": 255}
