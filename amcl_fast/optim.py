@@ -130,12 +130,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool =
     fused = fused and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
     kernels = {"fused": True} if fused else {"foreach": True}
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels
-        )
-    return torch.optim.AdamW(
-        groups, config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernels
-    )
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels)
+    return torch.optim.AdamW(groups, config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernels)
 
 
 def _param_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

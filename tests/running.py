@@ -28,9 +28,7 @@ def method(**settings):
     torch.manual_seed(0)
     if "criterion" not in settings:
         temperature = AdaptiveTemperature(6, tau_min=0.1, tau_max=1.0, score="cosine")
-        settings["criterion"] = SimCLRLoss(
-            temperature, negatives="topk_softmax", top_k=4, backend="reference"
-        )
+        settings["criterion"] = SimCLRLoss(temperature, negatives="topk_softmax", top_k=4, backend="reference")
     return SimCLR(
         backbone=BackboneConfig("resnet18", "small", 8),
         projector=ProjectorConfig(heads=2, hidden_dim=5, dim=6),

@@ -27,9 +27,7 @@ class Checkpoint(LightningCheckpoint):
         every_n_minutes: also save when the last save is that old; 0 to not.
     """
 
-    def __init__(
-        self, every_n_epochs: int = 1, every_n_steps: int = 0, every_n_minutes: float = 10.0
-    ) -> None:
+    def __init__(self, every_n_epochs: int = 1, every_n_steps: int = 0, every_n_minutes: float = 10.0) -> None:
         super().__init__()
         if every_n_epochs < 1:
             raise ValueError(f"checkpoint.every_n_epochs must be at least 1, got {every_n_epochs}")

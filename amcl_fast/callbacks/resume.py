@@ -25,9 +25,7 @@ class ExactResume(L.Callback):
         self._loader_state: dict[str, Any] | None = None
         self._generators: dict[str, Any] | None = None
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
         generators = [_generators()]
         if trainer.world_size > 1:
@@ -38,9 +36,7 @@ class ExactResume(L.Callback):
             "loader": trainer.train_dataloader.state_dict(),  # type: ignore[union-attr]
         }
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[KEY]
         processes = len(state["generators"])
         if processes != trainer.world_size:

@@ -39,9 +39,7 @@ class _ResNetEncoder(ResNet):
         feature_dim: width of the features.
     """
 
-    def __init__(
-        self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str, width: int
-    ) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str, width: int) -> None:
         self._width = width
         super().__init__(block, layers)
         # The parent has built its stem and head at their published sizes.

@@ -54,9 +54,7 @@ def test_goes_on_exactly(tmp_path, uninterrupted, stop, saved):
     assert torch.load(path, weights_only=True)["global_step"] == saved
     torch.manual_seed(1)
     dice = Dice()
-    trainer = seeded(
-        tmp_path, extra=[Noise(), dice], checkpoint=Checkpoint(every_n_steps=3), ckpt_path=str(path)
-    )
+    trainer = seeded(tmp_path, extra=[Noise(), dice], checkpoint=Checkpoint(every_n_steps=3), ckpt_path=str(path))
     assert (trainer.global_step, trainer.current_epoch) == (STEPS, 3)
     for name, value in trainer.lightning_module.state_dict().items():
         assert torch.equal(value, weights[name]), name

@@ -72,9 +72,7 @@ def test_training_moves_encoder_heads_and_temperature():
 
 
 def test_baseline_differs_by_its_temperature_only():
-    module = method(
-        criterion=SimCLRLoss(0.2, negatives="softmax", include_positive=True, backend="reference")
-    )
+    module = method(criterion=SimCLRLoss(0.2, negatives="softmax", include_positive=True, backend="reference"))
     adaptive = {name for name, _ in method().named_parameters()}
     assert adaptive - {name for name, _ in module.named_parameters()} == {
         "criterion.temperature.offset",
