@@ -3,7 +3,8 @@
 The class of an image is the kind of pattern that fills it, so it survives crops, flips, colour jitter and
 greyscale. Nothing else says much about it: size, place and direction of the pattern, its two colours (and so
 whether it is dark on bright or bright on dark), contrast, a gradient over the image and noise are drawn for
-every image. Raw pixels are therefore next to useless, and so are the features of an untrained encoder.
+every image. So kNN (k = 200, chance 10 %) reaches 15 % on raw pixels and 26 % on an untrained ResNet-18 of
+width 16, against 85 % after 12 of the 15 epochs of the `demo` recipe.
 """
 
 import math
