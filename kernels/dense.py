@@ -394,7 +394,7 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
         half = x.dtype == torch.float16  # its second products are tf32, which take twice the registers
         columns = 64
         if adaptive:
-            columns = 16 if recent and half else 32
+            columns = 16 if recent and (half or width > 128) else 32
         whole = width <= 128 and (recent or not half)
         shape = {
             "M": 128 if recent else 64,
