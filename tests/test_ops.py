@@ -1,5 +1,8 @@
 """The choice of a backend."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -47,3 +50,10 @@ def test_without_a_compiler_everything_runs(native):
     native(NO)
     z1, z2 = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
     torch.testing.assert_close(SimCLRLoss(0.1)(z1, z2), SimCLRLoss(0.1, backend="reference")(z1, z2))
+
+
+def test_the_losses_import_no_trainer_and_no_pipeline():
+    heavy = ("lightning", "nvidia.dali", "jsonargparse", "torchvision", "matplotlib", "triton")
+    code = f"import sys, amcl_fast, amcl_fast.losses; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
