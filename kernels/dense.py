@@ -397,7 +397,7 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
             columns = 16 if recent and (half or width > 128) else 32
         whole = width <= 128 and (recent or not half)
         shape = {
-            "M": 128 if recent else 64,
+            "M": 128 if recent and (whole or not adaptive) else 64,
             "N": columns,
             "DEPTH": 128 if whole and width > 64 else 64,
             "WHOLE": whole,
