@@ -1,0 +1,13 @@
+"""The exact cases through the kernels, in float32."""
+
+import pytest
+import torch
+from compare import DEVICE
+from test_golden import CASES, relative_error, run
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_golden(path):
+    found, case = run(path, torch.float32, "triton", DEVICE)
+    for name, value in found.items():
+        assert relative_error(value, case[name]) < 1e-5, name
