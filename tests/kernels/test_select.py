@@ -114,3 +114,15 @@ def test_nan_is_seen():
 def test_half_precision_tiles():
     z = unit(torch.Generator().manual_seed(8), 1, 40, 96).half()
     check(z, z, pairs(40), 9)
+
+
+def test_ordinary_rows_need_no_counting(monkeypatch):
+    class Idle:
+        def __getitem__(self, grid):
+            return lambda *arguments, **settings: None
+
+    monkeypatch.setattr(select, "_exact", Idle())
+    z = unit(torch.Generator().manual_seed(9), 1, 40, 32)
+    check(z, z, pairs(40), 12)
+    generator = torch.Generator().manual_seed(10)
+    check(unit(generator, 1, 5, 16), unit(generator, 1, 700, 16), None, 20)
