@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -28,12 +27,15 @@ from .callbacks import (
     NonFiniteError,
     OnlineKNN,
     Report,
+    SaveError,
     SaveOnSignal,
     SkippedFiles,
     Throughput,
 )
+from .checkpoint import load_checkpoint
 from .cli import LATEST
 from .data import ContrastiveDataModule
+from .lock import RunLock
 from .methods import Method
 from .recipes import recipe_files, recipe_names
 
@@ -75,6 +77,7 @@ class PretrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=str | None, help="recipe on which this one builds")
+        parser.add_argument("--recipe", type=str | None, help="name of the recipe of a run, kept with its results")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Guard, "guard")
@@ -85,8 +88,8 @@ class PretrainCLI(LightningCLI):
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         self.config = parser.parse_args(args)
 
-    def open_run(self) -> None:
-        """Make the run directory and write the settings into it.
+    def open_run(self, lock: RunLock) -> None:
+        """Make the run directory, lock it and write the settings into it.
 
         Raises:
             FileExistsError: another run has it.
@@ -101,6 +104,7 @@ class PretrainCLI(LightningCLI):
                     f"{self.run_dir} exists, and two runs never share a folder; give another --run_dir, or "
                     f"go on with that run: --resume {self.run_dir}"
                 ) from None
+            lock.acquire(self.run_dir)
         partial = self.run_dir / "config.partial"
         self.parser.save(self.config, partial, skip_unset=False, overwrite=True, format="yaml")
         os.replace(partial, self.run_dir / "config.yaml")
@@ -150,10 +154,15 @@ def pretrain(
         SettingsError: the run cannot start; the message says why.
     """
     _quieten()
-    try:
-        cli, checkpoint = _prepare(recipe, data, resume, run_dir, settings)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise SettingsError(_message(error)) from error
+    with RunLock() as lock:
+        try:
+            cli, checkpoint = _prepare(recipe, data, resume, run_dir, settings, lock)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            raise SettingsError(_message(error)) from error
+        return _train(cli, checkpoint)
+
+
+def _train(cli: PretrainCLI, checkpoint: Path | None) -> int:
     print(f"run directory: {cli.run_dir}", flush=True)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -162,7 +171,7 @@ def pretrain(
             command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
             print(f"stopped at step {cli.trainer.global_step}; go on with: {command}", flush=True)
         return 128 + interrupted.signum
-    except NonFiniteError as error:
+    except (NonFiniteError, SaveError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
@@ -171,7 +180,12 @@ def pretrain(
 
 
 def _prepare(
-    recipe: str | None, data: str | None, resume: str | None, run_dir: Path | None, settings: Sequence[str]
+    recipe: str | None,
+    data: str | None,
+    resume: str | None,
+    run_dir: Path | None,
+    settings: Sequence[str],
+    lock: RunLock,
 ) -> tuple[PretrainCLI, Path | None]:
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     checkpoint, step = None, None
@@ -181,20 +195,25 @@ def _prepare(
         checkpoint = _find_checkpoint(resume, recipe)
         run_dir = checkpoint.parents[1]
         configs = [run_dir / "config.yaml"]
-        step = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"]
+        if not _rank():
+            lock.acquire(run_dir)
+        step = load_checkpoint(checkpoint)["global_step"]
     else:
         configs = recipe_files(recipe) if recipe else []
         if not configs and "--config" not in settings and not {"--help", "--print_config"} & set(settings):
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
         run_dir = _new_run_dir(run_dir, recipe or "run")
     args = [argument for config in configs for argument in ("--config", str(config))]
+    if recipe is not None and resume is None:
+        args += ["--recipe", recipe]
     if data is not None:
         args += ["--data.root", data]
     cli = PretrainCLI([*args, *settings], run_dir, step)
     if not _rank():
         cli.datamodule.prepare_data()
         cli.datamodule.setup("fit")
-    cli.open_run()
+    cli.model.check_batch(cli.datamodule.batch_size)
+    cli.open_run(lock)
     return cli, checkpoint
 
 

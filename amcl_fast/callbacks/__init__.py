@@ -1,6 +1,6 @@
 """What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, reports."""
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, SaveError
 from .guard import Guard, NonFiniteError
 from .knn import OnlineKNN
 from .metrics import MetricsFile
@@ -21,6 +21,7 @@ __all__ = [
     "NonFiniteError",
     "OnlineKNN",
     "Report",
+    "SaveError",
     "SaveOnSignal",
     "SkippedFiles",
     "Throughput",
