@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ class OptimizerConfig:
     Attributes:
         name: sgd, lars, adamw, or lamb (apex's; AdamW stands in for it where apex does not work).
         lr: peak learning rate.
+        bias_lr: peak learning rate of biases, scales and offsets where these are not decayed; None: `lr`.
+        lr_scaling: whether the learning rates are those of batches of 256 images, to be multiplied by B/256
+            (`linear`) or √(B/256) (`sqrt`) for B images per optimiser step over all processes.
         momentum: of sgd and lars.
         betas: of adamw and lamb.
         weight_decay: L2 for sgd and lars, decoupled for adamw.
@@ -31,6 +34,8 @@ class OptimizerConfig:
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     lr: float = 0.06
+    bias_lr: float | None = None
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
@@ -103,7 +108,28 @@ class LARS(Optimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
+def lr_scale(config: OptimizerConfig, batch_size: int) -> float:
+    """Factor on the learning rates of `config` for optimiser steps of `batch_size` images over all processes.
+
+    Raises:
+        ValueError: unknown rule.
+    """
+    if config.lr_scaling == "none":
+        return 1.0
+    if config.lr_scaling not in ("linear", "sqrt"):
+        raise ValueError(f"lr_scaling must be none, linear or sqrt, got {config.lr_scaling!r}")
+    ratio = batch_size / 256
+    return ratio if config.lr_scaling == "linear" else math.sqrt(ratio)
+
+
+def build_optimizer(
+    module: nn.Module,
+    config: OptimizerConfig,
+    *,
+    fused: bool = True,
+    scale: float = 1.0,
+    constant_lr: Mapping[str, float] | None = None,
+) -> Optimizer:
     """The optimiser of `config` over all trainable parameters of `module`.
 
     Args:
@@ -111,46 +137,58 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool =
         config: see `OptimizerConfig`.
         fused: permit torch's fused kernels. They unscale gradients themselves, so they exclude clipping under
             a gradient scaler.
+        scale: factor on all learning rates, see `lr_scale`.
+        constant_lr: learning rates that the schedule leaves alone, by prefix of the parameters' names.
 
     Raises:
         ValueError: unknown name or implementation, or a setting out of range.
     """
     if config.implementation not in ("auto", "torch", "apex"):
         raise ValueError(f"implementation must be auto, torch or apex, got {config.implementation!r}")
-    groups = _param_groups(module, config)
+    groups = _param_groups(module, config, scale, constant_lr or {})
+    lr = config.lr * scale
     if config.name == "lars":
-        return LARS(groups, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
+        return LARS(groups, lr, config.momentum, config.weight_decay, config.trust_coefficient)
     if config.name not in ("sgd", "adamw", "lamb"):
         raise ValueError(f"optimizer must be sgd, lars, adamw or lamb, got {config.name!r}")
     if config.implementation == "apex" or config.name == "lamb":
-        optimizer = _apex_optimizer(groups, config)
+        optimizer = _apex_optimizer(groups, config, lr)
         if optimizer is not None:
             return optimizer
     params = [p for group in groups for p in group["params"]]
     fused = fused and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
     kernels = {"fused": True} if fused else {"foreach": True}
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels)
-    return torch.optim.AdamW(groups, config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernels)
+        return torch.optim.SGD(groups, lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels)
+    return torch.optim.AdamW(groups, lr, betas=config.betas, weight_decay=config.weight_decay, **kernels)
 
 
-def _param_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One group, or one that is decayed and one (biases, scales, offsets) that is not."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if config.decay_all and config.name != "lars":
-        return [{"params": [p for _, p in named]}]
-    plain = [p for name, p in named if p.ndim <= 1 or name.endswith("bias")]
-    exempt = {id(p) for p in plain}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for _, p in named if id(p) not in exempt]},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    if config.name == "lars":
-        groups[1]["adapt"] = False
-    return [group for group in groups if group["params"]]
+def _param_groups(
+    module: nn.Module, config: OptimizerConfig, scale: float, constant_lr: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Scheduled groups before constant ones, and in each those that are decayed before biases, scales, offsets."""
+    separate = config.name == "lars" or not config.decay_all
+    if config.bias_lr is not None and not separate:
+        raise ValueError("bias_lr needs biases apart from weights: set decay_all to false")
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            constant = next((prefix for prefix in constant_lr if name.startswith(f"{prefix}.")), "")
+            plain = separate and (p.ndim <= 1 or name.endswith("bias"))
+            groups.setdefault((constant, plain), {"params": []})["params"].append(p)
+    for (constant, plain), group in groups.items():
+        if plain:
+            group["weight_decay"] = 0.0
+            if config.bias_lr is not None:
+                group["lr"] = config.bias_lr * scale
+            if config.name == "lars":
+                group["adapt"] = False
+        if constant:
+            group |= {"lr": constant_lr[constant] * scale, "constant_lr": True}
+    return [groups[key] for key in sorted(groups)]
 
 
-def _apex_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer | None:
+def _apex_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> Optimizer | None:
     """apex's optimiser, or None after a warning that says what runs instead."""
     from .capabilities import apex_status
 
@@ -165,8 +203,8 @@ def _apex_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Op
     from apex.optimizers import FusedLAMB, FusedSGD
 
     if config.name == "sgd":
-        return FusedSGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return FusedLAMB(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        return FusedSGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return FusedLAMB(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -193,6 +231,8 @@ def lr_factor(position: int, total: int, warmup: int) -> float:
 def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, epochs: int) -> LambdaLR:
     """Scheduler of `config` for a training of `steps` optimiser steps in `epochs` epochs.
 
+    Groups of parameters with a constant learning rate keep it.
+
     Raises:
         ValueError: warm-up negative or as long as the training, unknown interval.
     """
@@ -205,4 +245,11 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int,
         )
     total = steps if config.interval == "step" else epochs
     warmup = round(config.warmup_epochs * total / max(1, epochs))
-    return LambdaLR(optimizer, lambda position: lr_factor(position, total, warmup))
+
+    def scheduled(position: int) -> float:
+        return lr_factor(position, total, warmup)
+
+    def constant(position: int) -> float:
+        return 1.0
+
+    return LambdaLR(optimizer, [constant if g.get("constant_lr") else scheduled for g in optimizer.param_groups])

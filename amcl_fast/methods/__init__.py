@@ -1,6 +1,10 @@
 """One LightningModule per framework; baseline and AMCL differ by the temperature of the criterion only."""
 
+from .barlow_twins import BarlowTwins
 from .base import Method
+from .moco import MoCo
+from .pairs import Pairs
 from .simclr import SimCLR
+from .simsiam import SimSiam
 
-__all__ = ["Method", "SimCLR"]
+__all__ = ["BarlowTwins", "Method", "MoCo", "Pairs", "SimCLR", "SimSiam"]

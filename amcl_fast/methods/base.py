@@ -1,6 +1,6 @@
 """What all frameworks share: encoder, heads, optimiser, schedule, precision of the loss, logging."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
-from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler
+from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
 from ..steps import at_logging_step
+from .pairs import Pairs, untracked
 
 Batch = tuple[Sequence[Tensor], Tensor]
 
 
 class Method(L.LightningModule):
-    """A framework of contrastive learning. A subclass gives `contrast`.
+    """A framework of contrastive learning. A subclass gives `loss` and `pairs`.
 
-    A batch is (views, labels): a sequence of tensors (n, 3, H, W), and (n,) int64 that training ignores.
+    A batch is (views, labels): two tensors (n, 3, H, W), and (n,) int64 that training ignores. The views pass
+    the encoder together, so BatchNorm sees both at once.
 
     Args:
         criterion: loss of the framework; its `last_stats` are logged.
@@ -26,11 +28,12 @@ class Method(L.LightningModule):
         projector: heads.
         optimizer: optimiser of everything that learns, φ included.
         schedule: learning-rate schedule.
-        compile: run encoder and heads through torch.compile in training.
+        compile: run encoders and heads through torch.compile in training.
 
     Attributes:
         backbone: images (n, 3, H, W) to features (n, feature_dim).
         projector: features to projections (n, C, d).
+        constant_lr: learning rates that no schedule changes, by prefix of the parameters' names.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Method(L.LightningModule):
         self.projector = MultiHeadProjector(self.backbone.feature_dim, projector)  # type: ignore[arg-type]
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        self.constant_lr: dict[str, float] = {}
+        self._compile = compile
         # Evaluation meets other batch sizes, for which a compiled graph would be built again: it stays eager.
-        self.encode_views = torch.compile(self.embed) if compile else self.embed
+        self.encode_views = self.compiled(self.embed)
         self._lr = optimizer.lr
         self._gradient_norm: Tensor | None = None
 
@@ -58,9 +63,43 @@ class Method(L.LightningModule):
         """Projections (n, C, d) of images (n, 3, H, W)."""
         return self.projector(self.backbone(images))
 
+    def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`function` as training runs it: through torch.compile if that is asked for."""
+        return torch.compile(function) if self._compile else function
+
+    def loss(self, images: Tensor) -> Tensor:
+        """Loss (0-dim) of images (2n, 3, H, W), the first views and then the second ones."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def pairs(self, images: Tensor) -> Pairs:
+        """Similarity and temperature of the pairs that the loss forms of images (2n, 3, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which pairs it forms")
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise ValueError if the framework's settings do not fit the global batch size."""
+
     def contrast(self, views: Sequence[Tensor]) -> Tensor:
-        """Loss (0-dim) of one batch of views. Called under autocast; the criterion must not be."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it contrasts views")
+        """Loss (0-dim) of the two views of a batch.
+
+        Raises:
+            ValueError: not two views.
+        """
+        return self.loss(self._both(views))
+
+    def temperatures(self, views: Sequence[Tensor]) -> Pairs:
+        """A look at the pairs of one batch of views, in the present mode; the module stays as it is.
+
+        Anchors are of the first view, at most 512. Raises ValueError as `contrast`.
+        """
+        with torch.no_grad(), untracked(self):
+            return self.pairs(self._both(views))
+
+    def _both(self, views: Sequence[Tensor]) -> Tensor:
+        if len(views) != 2:
+            raise ValueError(
+                f"{type(self).__name__} contrasts two views of an image, got {len(views)}; set data.views to 2"
+            )
+        return torch.cat(list(views))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -91,12 +130,24 @@ class Method(L.LightningModule):
     def _scales_gradients(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
+    def _lr_scale(self) -> float:
+        if self.optimizer_config.lr_scaling == "none":
+            return 1.0
+        images = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        return lr_scale(self.optimizer_config, images)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         clips_scaled = self._scales_gradients and bool(self.trainer.gradient_clip_val)
-        optimizer = build_optimizer(self, self.optimizer_config, fused=not clips_scaled)
+        optimizer = build_optimizer(
+            self,
+            self.optimizer_config,
+            fused=not clips_scaled,
+            scale=self._lr_scale(),
+            constant_lr=self.constant_lr,
+        )
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
         scheduler = build_scheduler(
             optimizer, self.schedule_config, steps=int(steps), epochs=-(-int(steps) // int(per_epoch))
@@ -105,8 +156,3 @@ class Method(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule_config.interval},
         }
-
-
-def outside_autocast(device: torch.device) -> torch.autocast:
-    """Context for losses: 1/τ multiplies every rounding, so they are never evaluated in half precision."""
-    return torch.autocast(device.type, enabled=False)

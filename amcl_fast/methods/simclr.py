@@ -1,17 +1,17 @@
 """SimCLR and AMCL-SimCLR (paper, Eq. 1.1 and 2.1)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..losses import SimCLRLoss
-from .base import Method, outside_autocast
+from .base import Method
+from .pairs import LARGEST, Pairs, pairs_of, unit_rows
 
 
 class SimCLR(Method):
-    """Two views of every image, through one pass of the encoder; the other images are the negatives.
+    """The two views of an image are each other's positives; all other images of the batch are the negatives.
 
     With accumulation (`accumulate_grad_batches`), gradients of several batches are summed; the
     negatives of a batch remain its own.
@@ -26,9 +26,11 @@ class SimCLR(Method):
     def __init__(self, criterion: SimCLRLoss, **kwargs: Any) -> None:
         super().__init__(criterion, **kwargs)
 
-    def contrast(self, views: Sequence[Tensor]) -> Tensor:
-        if len(views) != 2:
-            raise ValueError(f"SimCLR contrasts two views of an image, got {len(views)}; set data.views to 2")
-        z1, z2 = self.encode_views(torch.cat(list(views))).chunk(2)
-        with outside_autocast(z1.device):
-            return self.criterion(z1.float(), z2.float())
+    def loss(self, images: Tensor) -> Tensor:
+        return self.criterion(*self.encode_views(images).chunk(2))
+
+    def pairs(self, images: Tensor) -> Pairs:
+        z1, z2 = (unit_rows(z) for z in self.embed(images).chunk(2))
+        x, y = z1[:, :LARGEST], torch.cat([z2, z1], dim=1)
+        own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:LARGEST]
+        return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1))

@@ -1,6 +1,15 @@
-"""Encoders and projection heads."""
+"""Encoders, heads, and MoCo's momentum encoder and queue."""
 
 from .backbones import BackboneConfig, build_backbone
-from .heads import MultiHeadProjector, ProjectorConfig
+from .heads import MultiHeadPredictor, MultiHeadProjector, ProjectorConfig
+from .momentum import KeyQueue, MomentumEncoder
 
-__all__ = ["BackboneConfig", "MultiHeadProjector", "ProjectorConfig", "build_backbone"]
+__all__ = [
+    "BackboneConfig",
+    "KeyQueue",
+    "MomentumEncoder",
+    "MultiHeadPredictor",
+    "MultiHeadProjector",
+    "ProjectorConfig",
+    "build_backbone",
+]

@@ -1,4 +1,4 @@
-"""Projection heads, all C of them in one product per layer."""
+"""Projection and prediction heads, all C of them in one product per layer."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,19 @@ class ProjectorConfig:
         heads: number of heads C.
         hidden_dim: hidden width of each head.
         dim: width d of the projections.
-        batch_norm: BatchNorm after both linear layers, as in SimCLR's official head. Without the last one, all
+        batch_norm: BatchNorm after every linear layer, as in SimCLR's official head. Without the last one, all
             projections share one direction at first; a loss over the hardest negatives then finds negatives
             closer than positives, and its cheapest way down is to make all projections equal.
+        layers: linear layers; 2 for SimCLR and MoCo, 3 for SimSiam and Barlow Twins.
+        output_affine: whether the last BatchNorm has a learned scale and shift; SimSiam's has none.
     """
 
     heads: int = 3
     hidden_dim: int = 512
     dim: int = 128
     batch_norm: bool = False
+    layers: int = 2
+    output_affine: bool = True
 
 
 class MultiHeadLinear(nn.Module):
@@ -40,27 +44,65 @@ class MultiHeadLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
 
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """The same with the heads beside one another, (n, C·in_features) to (n, C·out_features).
+
+        BatchNorm reads and gives this layout.
+        """
+        by_head = x.unflatten(1, (len(self.weight), -1)).transpose(0, 1)
+        return self(by_head).transpose(0, 1).flatten(1)
+
 
 class MultiHeadProjector(nn.Module):
-    """Linear, ReLU, Linear per head, with or without BatchNorm; features (n, feature_dim) to projections (n, C, d).
+    """Perceptron of 2 or more layers per head, ReLU between them; features (n, feature_dim) to (n, C, d).
 
     All heads read the same features, so their first layers are one Linear.
     """
 
     def __init__(self, feature_dim: int, config: ProjectorConfig) -> None:
         super().__init__()
-        for name in ("heads", "hidden_dim", "dim"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"projector.{name} must be at least 1, got {getattr(config, name)}")
-        hidden, dim = config.heads * config.hidden_dim, config.heads * config.dim
-        self.heads = config.heads
-        self.input = nn.Linear(feature_dim, hidden)
-        self.input_norm = nn.BatchNorm1d(hidden) if config.batch_norm else nn.Identity()
-        self.output = MultiHeadLinear(config.heads, config.hidden_dim, config.dim)
-        self.output_norm = nn.BatchNorm1d(dim) if config.batch_norm else nn.Identity()
+        for name, smallest in (("heads", 1), ("hidden_dim", 1), ("dim", 1), ("layers", 2)):
+            if getattr(config, name) < smallest:
+                raise ValueError(f"projector.{name} must be at least {smallest}, got {getattr(config, name)}")
+        heads, hidden, dim = config.heads, config.hidden_dim, config.dim
+        between = range(config.layers - 2)
+
+        def norm(width: int, affine: bool = True) -> nn.Module:
+            return nn.BatchNorm1d(heads * width, affine=affine) if config.batch_norm else nn.Identity()
+
+        self.heads = heads
+        self.dim = dim
+        self.input = nn.Linear(feature_dim, heads * hidden)
+        self.input_norm = norm(hidden)
+        self.hidden = nn.ModuleList(MultiHeadLinear(heads, hidden, hidden) for _ in between)
+        self.hidden_norms = nn.ModuleList(norm(hidden) for _ in between)
+        self.output = MultiHeadLinear(heads, hidden, dim)
+        self.output_norm = norm(dim, config.output_affine)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = torch.relu(self.input_norm(self.input(features)))
-        by_head = hidden.unflatten(1, (self.heads, -1)).transpose(0, 1)
-        projections = self.output(by_head).transpose(0, 1)
-        return self.output_norm(projections.flatten(1)).unflatten(1, (self.heads, -1))
+        x = torch.relu(self.input_norm(self.input(features)))
+        for linear, norm in zip(self.hidden, self.hidden_norms, strict=True):
+            x = torch.relu(norm(linear.side_by_side(x)))  # type: ignore[operator]
+        return self.output_norm(self.output.side_by_side(x)).unflatten(1, (self.heads, -1))
+
+
+class MultiHeadPredictor(nn.Module):
+    """SimSiam's predictor per head (arXiv 2011.10566): Linear, BatchNorm, ReLU, Linear; (n, C, d) to (n, C, d).
+
+    Args:
+        heads: number of heads C.
+        dim: width d of projections and predictions.
+        hidden_dim: hidden width of each head.
+    """
+
+    def __init__(self, heads: int, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(f"predictor_hidden_dim must be at least 1, got {hidden_dim}")
+        self.input = MultiHeadLinear(heads, dim, hidden_dim)
+        self.input_norm = nn.BatchNorm1d(heads * hidden_dim)
+        self.output = MultiHeadLinear(heads, hidden_dim, dim)
+
+    def forward(self, projections: Tensor) -> Tensor:
+        x = torch.relu(self.input_norm(self.input.side_by_side(projections.flatten(1))))
+        return self.output.side_by_side(x).unflatten(1, projections.shape[1:])

@@ -1,0 +1,102 @@
+"""MoCo and AMCL-MoCo (arXiv 1911.05722, 2003.04297; paper, Eq. 1.1 and 2.1)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import gather_rows, world
+from ..losses import MoCoLoss
+from ..models import KeyQueue, MomentumEncoder
+from .base import Method
+from .pairs import LARGEST, Pairs, pairs_of, unit_rows
+
+
+class MoCo(Method):
+    """Queries of one view, keys of the other by a momentum encoder; the negatives are a queue of older keys.
+
+    Symmetric: both views are queries and keys. The momentum encoder follows after every optimiser step, which
+    with MoCo's own order (before the keys are computed) makes the same keys. Keys join the queue after the
+    backward pass, since φ learns from the queue; those of all processes join on every process, in order of
+    rank.
+
+    Several processes: keys whose BatchNorm saw the queries of the same images would give the answer away, so
+    use either `shuffle_batch_norm` or the trainer's sync_batchnorm.
+
+    Args:
+        criterion: `MoCoLoss` with a constant temperature (MoCo) or an adaptive one (AMCL-MoCo).
+        queue_size: keys K per head, at least the two views of the global batch.
+        momentum: of the momentum encoder.
+        shuffle_batch_norm: encode keys in an order that is shuffled over all processes (MoCo, Section 3.3);
+            without effect in one process. Batches must be equal in size.
+        kwargs: see `Method`.
+    """
+
+    criterion: MoCoLoss
+
+    def __init__(
+        self,
+        criterion: MoCoLoss,
+        *,
+        queue_size: int = 4096,
+        momentum: float = 0.99,
+        shuffle_batch_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(criterion, **kwargs)
+        self.key_encoder = MomentumEncoder(self.backbone, self.projector, momentum=momentum)
+        self.queue = KeyQueue(self.projector.heads, queue_size, self.projector.dim)
+        self.shuffle_batch_norm = shuffle_batch_norm
+        self._encode_keys = self.compiled(self.key_encoder.forward)
+        self._keys: Tensor | None = None
+        # DDP would send the whole queue from rank 0 before every step; it is equal everywhere by construction.
+        self._ddp_params_and_buffers_to_ignore = ["queue.keys"]
+
+    def check_batch(self, batch_size: int) -> None:
+        if self.queue.keys.shape[1] < 2 * batch_size:
+            raise ValueError(
+                f"model.queue_size must hold the keys of both views of a batch, 2 · {batch_size} with this "
+                f"data.batch_size, got {self.queue.keys.shape[1]}"
+            )
+
+    def loss(self, images: Tensor) -> Tensor:
+        queries = self.encode_views(images)
+        with torch.no_grad():
+            keys = unit_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
+        self._keys = keys
+        k1, k2 = keys.to(self.queue.keys.dtype).transpose(0, 1).chunk(2)
+        return self.criterion(queries.to(k1.dtype), torch.cat([k2, k1]), self.queue.keys.mT)
+
+    def on_after_backward(self) -> None:
+        assert self._keys is not None
+        self.queue.enqueue(gather_rows(self._keys) if world()[1] > 1 else self._keys)
+        self._keys = None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.key_encoder.update(self.backbone, self.projector)
+
+    def pairs(self, images: Tensor) -> Pairs:
+        n = len(images) // 2
+        x = unit_rows(self.embed(images)[:n][:LARGEST])
+        step = -(-self.queue.keys.shape[1] // LARGEST)
+        keys = unit_rows(self.key_encoder(images)[n:])
+        y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
+        negative = torch.arange(y.shape[1], device=x.device) >= n
+        return pairs_of(x, y, self.criterion.temperature, negative.expand(x.shape[1], -1))
+
+    @property
+    def _shuffles(self) -> bool:
+        return self.shuffle_batch_norm and world()[1] > 1
+
+    def _shuffled(self, images: Tensor) -> Tensor:
+        """Keys (n, C, d) of this process's images, each encoded by a process drawn at random."""
+        rank, processes = world()
+        everyone = gather_rows(images.transpose(0, 1)).transpose(0, 1)
+        # Every process draws the same order, also after a resume.
+        generator = torch.Generator().manual_seed(self.queue.written)
+        order = torch.randperm(len(everyone), generator=generator)
+        own = everyone[order.chunk(processes)[rank].to(images.device)]
+        keys = self._encode_keys(own.contiguous(memory_format=torch.channels_last))
+        places = order.argsort()[rank * len(images) : (rank + 1) * len(images)]
+        return gather_rows(keys.transpose(0, 1)).transpose(0, 1)[places.to(images.device)]

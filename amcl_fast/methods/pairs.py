@@ -1,0 +1,78 @@
+"""A look at the pairs that a loss forms, apart from training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..temperature import AdaptiveTemperature
+
+LARGEST = 512
+"""Anchors, channels or keys of a queue that are looked at, at most: more would only take memory."""
+
+
+class Pairs(NamedTuple):
+    """Similarity and temperature of pairs of one batch, detached, float32.
+
+    Attributes:
+        positive_similarity, positive_tau: (C, n) of n anchors with their positives.
+        negative_similarity, negative_tau: (C, n, m) of the same anchors with m negatives each.
+    """
+
+    positive_similarity: Tensor
+    positive_tau: Tensor
+    negative_similarity: Tensor
+    negative_tau: Tensor
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """Projections (n, C, d) as L2-normalised rows (C, n, d), float32 or better."""
+    return F.normalize((z if z.dtype == torch.float64 else z.float()).transpose(0, 1), dim=-1)
+
+
+def pairs_of(
+    x: Tensor,
+    y: Tensor,
+    temperature: float | AdaptiveTemperature,
+    negative: Tensor,
+    similar: tuple[Tensor, Tensor] | None = None,
+) -> Pairs:
+    """Pairs of anchors and candidates, of which the first are the anchors' positives, in their order.
+
+    Args:
+        x: anchors (C, A, w), as φ reads them.
+        y: candidates (C, B, w), as φ reads them; A ≤ B.
+        temperature: constant, or adaptive.
+        negative: (A, B) bool, which candidates are an anchor's negatives; as many in every row.
+        similar: anchors and candidates whose products are the similarities, if they are not x and y.
+    """
+    u, v = similar or (x, y)
+    with torch.autocast(x.device.type, enabled=False):
+        similarity = u @ v.mT
+        adaptive = isinstance(temperature, AdaptiveTemperature)
+        tau = temperature(x, y) if adaptive else torch.full_like(similarity, temperature)  # type: ignore[operator, arg-type]
+
+    def positives(values: Tensor) -> Tensor:
+        return values.diagonal(dim1=1, dim2=2).detach().float()
+
+    def negatives(values: Tensor) -> Tensor:
+        return values[:, negative].unflatten(1, (x.shape[1], -1)).detach().float()
+
+    return Pairs(positives(similarity), positives(tau), negatives(similarity), negatives(tau))
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch normalisation as they are."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

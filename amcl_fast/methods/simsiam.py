@@ -1,0 +1,51 @@
+"""SimSiam and AMCL-SimSiam (arXiv 2011.10566; paper, Eq. 1.2 and 2.2)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..losses import SimSiamLoss
+from ..models import MultiHeadPredictor
+from .base import Method
+from .pairs import LARGEST, Pairs, pairs_of, unit_rows
+
+
+class SimSiam(Method):
+    """A predictor's output for one view aligns with the projection of the other; there are no negatives.
+
+    Args:
+        criterion: `SimSiamLoss` with a constant temperature (SimSiam) or an adaptive one (AMCL-SimSiam).
+        predictor_hidden_dim: hidden width of the predictor, per head.
+        predictor_lr: constant learning rate of the predictor, which the schedule leaves alone (SimSiam,
+            Section 4.1); None: as everything else.
+        kwargs: see `Method`.
+    """
+
+    criterion: SimSiamLoss
+
+    def __init__(
+        self,
+        criterion: SimSiamLoss,
+        *,
+        predictor_hidden_dim: int = 512,
+        predictor_lr: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(criterion, **kwargs)
+        self.predictor = MultiHeadPredictor(self.projector.heads, self.projector.dim, predictor_hidden_dim)
+        self._predict = self.compiled(self.predictor.forward)
+        if predictor_lr is not None:
+            self.constant_lr = {"predictor": predictor_lr}
+
+    def loss(self, images: Tensor) -> Tensor:
+        z = self.encode_views(images)
+        (z1, z2), (p1, p2) = z.chunk(2), self._predict(z).chunk(2)
+        return self.criterion(p1, z2, p2, z1)
+
+    def pairs(self, images: Tensor) -> Pairs:
+        z = self.embed(images)
+        n = len(z) // 2
+        x, y = unit_rows(self.predictor(z)[:n][:LARGEST]), unit_rows(z[n:])
+        own = torch.eye(n, dtype=torch.bool, device=z.device)[:LARGEST]
+        return pairs_of(x, y, self.criterion.temperature, ~own)

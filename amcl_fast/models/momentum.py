@@ -1,0 +1,83 @@
+"""MoCo's key encoder and its queue of keys (arXiv 1911.05722)."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MomentumEncoder(nn.Module):
+    """Modules in a row whose weights are a moving average of those of others, which they start as copies of.
+
+    Running statistics of BatchNorm are not averaged: they come from the copies' own forward passes.
+
+    Args:
+        sources: modules to copy, applied one after the other.
+        momentum: share m of the old average that an update keeps, 0 ≤ m ≤ 1.
+    """
+
+    def __init__(self, *sources: nn.Module, momentum: float) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+        self.momentum = momentum
+        self.copies = nn.Sequential(*copy.deepcopy(sources)).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.copies(x)
+
+    @torch.no_grad()
+    def update(self, *sources: nn.Module) -> None:
+        """average ← m·average + (1 − m)·source for every parameter, in one call for all of them."""
+        averages: list[Tensor] = list(self.copies.parameters())
+        current: list[Tensor] = [parameter for source in sources for parameter in source.parameters()]
+        torch._foreach_lerp_(averages, current, 1 - self.momentum)
+
+
+class KeyQueue(nn.Module):
+    """Ring of the latest K keys of each head; random unit vectors until keys have come.
+
+    A batch overwrites the oldest keys in place, so whatever a backward pass still needs of the queue must have
+    been used before: autograd raises an error otherwise.
+
+    Args:
+        heads: number of heads C.
+        size: number of keys K.
+        dim: width d of the keys.
+
+    Attributes:
+        keys: (C, K, d), L2-normalised. Not in the order of their age.
+        written: number of keys that have ever come; the next one goes to place `written` mod K. It is a
+            number on the host, since a step that read it from a GPU would wait for it, and travels in the
+            state dict.
+    """
+
+    keys: Tensor
+
+    def __init__(self, heads: int, size: int, dim: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"queue_size must be at least 1, got {size}")
+        # A generator of its own: every process starts with the same queue, whatever its seed.
+        start = torch.randn(heads, size, dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("keys", F.normalize(start, dim=-1))
+        self.written = 0
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Put L2-normalised keys (C, n, d), n ≤ K, in the place of the oldest."""
+        n, size = keys.shape[1], self.keys.shape[1]
+        if n > size:
+            raise ValueError(f"queue_size must be at least the {n} keys of one batch over all processes, got {size}")
+        start = self.written % size
+        before_end = min(n, size - start)
+        self.keys[:, start : start + before_end] = keys[:, :before_end]
+        self.keys[:, : n - before_end] = keys[:, before_end:]
+        self.written += n
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.written)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.written = int(state)
