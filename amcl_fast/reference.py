@@ -170,7 +170,7 @@ def decorrelate(
         terms = terms + beta * torch.where(diagonal, penalty, -penalty)
     c, t = correlation.detach(), tau.detach()
     on = stats(c.diagonal(dim1=-2, dim2=-1), t.diagonal(dim1=-2, dim2=-1), tau_min, tau_max)
-    off = stats(c[:, ~diagonal], t[:, ~diagonal], tau_min, tau_max)
+    off = stats(_off_diagonal(c), _off_diagonal(t), tau_min, tau_max)
     return terms.sum((-2, -1)), on, off
 
 
@@ -190,6 +190,12 @@ def stats(similarity: Tensor, tau: Tensor, tau_min: float, tau_max: float) -> St
         "tau_min": tau.min() if tau.numel() else tau.mean(),
         "tau_at_bound": at_bound.to(tau.dtype).mean(),
     }
+
+
+def _off_diagonal(matrices: Tensor) -> Tensor:
+    """(C, d, d) without its diagonals, (C, d − 1, d); by views, as a mask would wait for the device."""
+    dim = matrices.shape[-1]
+    return matrices.flatten(1)[:, :-1].unflatten(1, (dim - 1, dim + 1))[..., 1:]
 
 
 def _temperature(r: Tensor, offset: Tensor | None, tau_min: float, tau_max: float) -> Tensor:

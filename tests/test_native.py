@@ -450,3 +450,16 @@ def test_bad_arguments(changes, error, message):
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="instruction set 'mmx' is not available"):
         _native.use_instruction_set("mmx")
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["adaptive", "constant"])
+def test_are_well_formed_operators(constant):
+    tensors, _ = contrast_case((2, 8, 8, 6, 0 if constant else 4, 2, 3))
+    leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
+    temperature = (0.1, 0.0, 0.0) if constant else (0.1, 1.4, 0.01)
+    wanted = [t is not None for t in leaves[:5]]
+    torch.library.opcheck(native._contrast_topk, (*leaves, False, 3, *temperature, True))
+    torch.library.opcheck(native._contrast_topk, (*leaves[:5], None, True, 8, *temperature, True))
+    torch.library.opcheck(native._contrast_softmax, (*leaves, *temperature, wanted))
+    torch.library.opcheck(native._align, (*leaves[:5], 0.5, *temperature))
+    torch.library.opcheck(native._decorrelate, (*leaves[:5], 5e-3, *temperature, wanted))

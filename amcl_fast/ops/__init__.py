@@ -30,19 +30,17 @@ def resolve(backend: str, tensor: Tensor) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
-        if tensor.is_cuda and tensor.dtype != torch.float64 and capabilities.triton_status().available:
+        if tensor.is_cuda and tensor.dtype != torch.float64 and _problem("triton") is None:
             return "triton"
-        if tensor.device.type == "cpu" and capabilities.native_status().available:
+        if tensor.device.type == "cpu" and _problem("native") is None:
             return "native"
         return "reference"
-    if backend == "native":
-        if tensor.device.type != "cpu":
-            raise ValueError(f"backend 'native' takes CPU tensors, got {tensor.device}")
-        _require("native", capabilities.native_status())
-    if backend == "triton":
-        if tensor.dtype == torch.float64:
-            raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
-        _require("triton", capabilities.triton_status())
+    if backend == "native" and tensor.device.type != "cpu":
+        raise ValueError(f"backend 'native' takes CPU tensors, got {tensor.device}")
+    if backend == "triton" and tensor.dtype == torch.float64:
+        raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
+    if backend != "reference" and (problem := _problem(backend)) is not None:
+        raise RuntimeError(f"backend {backend!r} is not available: {problem}")
     return backend
 
 
@@ -77,6 +75,12 @@ def _implementation(backend: str, tensors: tuple[Tensor | None, ...]) -> Any:
     return reference
 
 
-def _require(backend: str, status: capabilities.Status) -> None:
-    if not status.available:
-        raise RuntimeError(f"backend {backend!r} is not available: {status.reason}")
+def _problem(backend: str) -> str | None:
+    """Why `backend` cannot be used here, None if it can."""
+    status = capabilities.native_status() if backend == "native" else capabilities.triton_status()
+    return None if status.available else status.reason
+
+
+# torch.compile cannot trace the imports that answer this. It is what torch.compiler.assume_constant_result does; that
+# function itself would import the compiler with amcl_fast.
+_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -3,27 +3,24 @@
 Exact, with the reference's tie rule, and with the same bits for any number of threads: matrix products are
 made block by block, one thread each, by the BLAS that torch carries, and every sum has one order. Nothing of
 the size anchors × candidates is stored. float32 and float64; strides are free (rows that BLAS cannot read are
-copied). To torch.compile each operator is one break of the graph.
+copied). Each operator is one or two of torch.library, with fake tensors and autograd.
 """
 
 import ctypes
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _native
 from ..reference import NEGATIVES, Stats
+from .tensors import fake_gradients, masked, named, stand_ins
 
 _DTYPES = (torch.float32, torch.float64)
-# Order of the engine's statistics; the keys of `reference.stats`.
-_STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
 
 
 def _connect_blas() -> None:
@@ -41,7 +38,6 @@ def _connect_blas() -> None:
 _connect_blas()
 
 
-@torch.compiler.disable
 def contrast(
     anchors: Tensor,
     candidates: Tensor,
@@ -71,7 +67,7 @@ def contrast(
     heads, rows, width = _expect("anchors", anchors, (None, None, None))
     columns = _expect("candidates", candidates, (heads, None, width))[1]
     _expect_phi("phi_anchors", phi_anchors, (heads, rows), "phi_candidates", phi_candidates, (heads, columns))
-    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_anchors is not None)
+    temperature = _temperature(tau_min, tau_max, beta, offset, adaptive=phi_anchors is not None)
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
     skipped = 0
@@ -87,16 +83,15 @@ def contrast(
     elif top_k is None or top_k < 1:
         raise ValueError(f"top_k must be at least 1 for {negatives!r}, got {top_k}")
     top_k = min(top_k, available)
-    if negatives == "topk_softmax" and top_k == available:
-        negatives = "softmax"
-    function = _ContrastSoftmax if negatives == "softmax" else _ContrastTopK
-    values, summary = function.apply(
-        anchors, candidates, phi_anchors, phi_candidates, offset, skip, negatives, top_k, temperature
-    )
-    return values, _stats(summary)
+    tensors = (anchors, candidates, phi_anchors, phi_candidates, None if phi_anchors is None else offset)
+    if negatives == "topk_mean" or top_k < available:
+        keep = any(_wanted(*tensors))
+        values, summary, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *temperature, keep)
+    else:
+        values, summary, *_ = _contrast_softmax(*tensors, skip, *temperature, _wanted(*tensors))
+    return values, named(summary)
 
 
-@torch.compiler.disable
 def align(
     x: Tensor,
     y: Tensor,
@@ -118,12 +113,11 @@ def align(
     heads, rows, width = _expect("x", x, (None, None, None))
     _expect("y", y, (heads, rows, width))
     _expect_phi("phi_x", phi_x, (heads, rows), "phi_y", phi_y, (heads, rows))
-    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
-    values, summary = _Align.apply(x, y, phi_x, phi_y, offset, weight, temperature)
-    return values, _stats(summary)
+    temperature = _temperature(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
+    values, summary, _ = _align(x, y, phi_x, phi_y, None if phi_x is None else offset, weight, *temperature)
+    return values, named(summary)
 
 
-@torch.compiler.disable
 def decorrelate(
     x: Tensor,
     y: Tensor,
@@ -145,278 +139,490 @@ def decorrelate(
     heads, channels, batch = _expect("x", x, (None, None, None))
     _expect("y", y, (heads, channels, batch))
     _expect_phi("phi_x", phi_x, (heads, channels), "phi_y", phi_y, (heads, channels))
-    temperature = _Temperature.of(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
-    values, on, off = _Decorrelate.apply(x, y, phi_x, phi_y, offset, lambd, temperature)
-    return values, _stats(on), _stats(off)
+    temperature = _temperature(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
+    tensors = (x, y, phi_x, phi_y, None if phi_x is None else offset)
+    values, on, off, *_ = _decorrelate(*tensors, lambd, *temperature, _wanted(*tensors))
+    return values, named(on), named(off)
 
 
-@dataclass(frozen=True)
-class _Temperature:
-    """τ = low + span·σ(−(r − offset)) and the weight of its regulariser; a constant τ has span = β = 0."""
+def _temperature(
+    tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool
+) -> tuple[float, float, float]:
+    """low, span and beta of τ = low + span·σ(−(r − offset)); a constant τ has span = beta = 0."""
+    if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
+        raise ValueError(f"0 < tau_min <= tau_max must hold, got tau_min={tau_min} and tau_max={tau_max}")
+    if not math.isfinite(beta):
+        raise ValueError(f"beta must be finite, got {beta}")
+    if offset is not None and offset.dim() != 0:
+        raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
+    return (tau_min, tau_max - tau_min, beta) if adaptive else (tau_min, 0.0, 0.0)
 
-    low: float
-    span: float
-    beta: float
 
-    @classmethod
-    def of(cls, tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool) -> "_Temperature":
-        if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
-            raise ValueError(f"0 < tau_min <= tau_max must hold, got tau_min={tau_min} and tau_max={tau_max}")
-        if not math.isfinite(beta):
-            raise ValueError(f"beta must be finite, got {beta}")
-        if offset is not None and offset.dim() != 0:
-            raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
-        return cls(tau_min, tau_max - tau_min, beta) if adaptive else cls(tau_min, 0.0, 0.0)
-
-    def argument(self, offset: Tensor | None) -> tuple[float, float, float, float]:
-        return self.low, self.span, 0.0 if offset is None else float(offset.detach()), self.beta
+def _wanted(*tensors: Tensor | None) -> list[bool]:
+    """Of which tensors a backward pass will want the gradient."""
+    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 class _Outputs:
     """Memory for the gradients by x, y, φx, φy and the offset, those that are wanted."""
 
-    def __init__(self, inputs: Sequence[Any], wanted: Sequence[bool]) -> None:
+    def __init__(self, inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> None:
         # empty(shape) and not empty_like: an input's strides may overlap or have gaps.
         self.rows = [
             torch.empty(t.shape, dtype=t.dtype) if t is not None and want else None
             for t, want in zip(inputs, wanted[:4], strict=True)
         ]
-        x, _, phi_x, _ = inputs
-        with_offset = wanted[4] and phi_x is not None
-        self.offset = torch.empty(x.shape[0], dtype=torch.float64) if with_offset else None
+        assert inputs[0] is not None
+        self.offset = torch.empty(inputs[0].shape[0], dtype=torch.float64) if wanted[4] else None
 
     def arguments(self) -> tuple[list[tuple[int, int, int] | None], int]:
         return [_strided(t) for t in self.rows], _address(self.offset)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All five, as an operator without per-row upstream gradients saves them."""
-        return *self.rows, self.offset
+    def by_head(self) -> list[Tensor | None]:
+        """The gradients, that of the offset still one float64 a head."""
+        return [*self.rows, self.offset]
 
-    def gradients(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        return *self.rows, None if self.offset is None else self.offset.sum().to(dtype)
+    def gradients(self, dtype: torch.dtype) -> list[Tensor | None]:
+        return [*self.rows, None if self.offset is None else self.offset.sum().to(dtype)]
 
 
-def _scaled(gradients: Sequence[Tensor | None], by_head: Tensor) -> tuple[Tensor | None, ...]:
-    """`_Outputs.tensors` of the heads' values, times the upstream gradient of each head."""
+def _fake_by_head(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
+    """`_Outputs.by_head` after `stand_ins`, as fake tensors."""
+    x = tensors[0]
+    assert x is not None
+    by_offset = x.new_empty(x.shape[0], dtype=torch.float64) if wanted[4] else x.new_empty(0)
+    return [*fake_gradients(x, tensors[:4], wanted[:4]), by_offset]
+
+
+def _scaled(gradients: Sequence[Tensor | None], by_head: Tensor) -> list[Tensor | None]:
+    """Gradients of the heads' values (`_Outputs.by_head`), times the upstream gradient of each head."""
     *rows, offset = gradients
     scaled = [None if t is None else t * by_head[:, None, None] for t in rows]
-    return *scaled, None if offset is None else (offset * by_head).sum().to(by_head.dtype)
+    return [*scaled, None if offset is None else (offset * by_head).sum().to(by_head.dtype)]
 
 
 def _contrast_arguments(
-    inputs: Sequence[Any],
+    inputs: Sequence[Tensor | None],
     offset: Tensor | None,
     skip: Tensor | None,
-    form: str,
+    form: _native.Form,
     top_k: int,
-    temperature: _Temperature,
-) -> Any:
+    temperature: tuple[float, float, float],
+) -> _native.Contrast:
     a, b, phi_a, _ = inputs
-    shape = (*a.shape[:2], b.shape[1], a.shape[2], _width(phi_a), top_k, _width(skip))
+    assert a is not None and b is not None
     return _native.Contrast(
-        shape,
-        getattr(_native.Form, form),
-        temperature.argument(offset),
+        (*a.shape[:2], b.shape[1], a.shape[2], _width(phi_a), top_k, _width(skip)),
+        form,
+        _with_offset(temperature, offset),
         [_strided(t) for t in inputs],
         _address(skip),
         torch.get_num_threads(),
     )
 
 
-class _ContrastTopK(torch.autograd.Function):
-    """The forward pass leaves, for each row, its k columns and its derivatives by their s and r."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        phi_anchors: Tensor | None,
-        phi_candidates: Tensor | None,
-        offset: Tensor | None,
-        skip: Tensor | None,
-        form: str,
-        top_k: int,
-        temperature: _Temperature,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
-        skip = None if skip is None else skip.contiguous()
-        ctx.settings = form, top_k, temperature
-        arguments = _contrast_arguments(inputs, offset, skip, *ctx.settings)
-        values = anchors.new_empty(anchors.shape[:2])
-        columns = ds = dr = None
-        if any(ctx.needs_input_grad):
-            columns = torch.empty(*values.shape, top_k, dtype=torch.int32)
-            ds = values.new_empty(columns.shape)
-            dr = None if phi_anchors is None else torch.empty_like(ds)
-        sums = _native.contrast_topk_forward(
-            _is_double(anchors), arguments, _address(values), _address(columns), _address(ds), _address(dr)
-        )
-        ctx.save_for_backward(*inputs, offset, skip, columns, ds, dr)
-        summary = _summary(sums, temperature.low, values)
-        ctx.mark_non_differentiable(summary)
-        return values, summary
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, offset, skip, columns, ds, dr = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        outputs = _Outputs(inputs, ctx.needs_input_grad)
-        _native.contrast_topk_backward(
-            _is_double(upstream),
-            _contrast_arguments(inputs, offset, skip, *ctx.settings),
-            _address(upstream),
-            _address(columns),
-            _address(ds),
-            _address(dr),
-            *outputs.arguments(),
-        )
-        return *outputs.gradients(upstream.dtype), None, None, None, None
+@torch.library.custom_op("amcl_fast::native_contrast_topk", mutates_args=())
+def _contrast_topk(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    mean: bool,
+    top_k: int,
+    low: float,
+    span: float,
+    beta: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Values, statistics and, if `keep`, each row's k columns and its derivatives by their s and r."""
+    inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
+    skip = None if skip is None else skip.contiguous()
+    form = _native.Form.topk_mean if mean else _native.Form.topk_softmax
+    values = anchors.new_empty(anchors.shape[:2])
+    columns = ds = dr = None
+    if keep:
+        columns = torch.empty(*values.shape, top_k, dtype=torch.int32)
+        ds = values.new_empty(columns.shape)
+        dr = None if phi_anchors is None else torch.empty_like(ds)
+    sums = _native.contrast_topk_forward(
+        _is_double(anchors),
+        _contrast_arguments(inputs, offset, skip, form, top_k, (low, span, beta)),
+        _address(values),
+        _address(columns),
+        _address(ds),
+        _address(dr),
+    )
+    a, b, c = stand_ins(values, (columns, ds, dr))
+    return values, _summary(sums, low, values), a, b, c
 
 
-class _ContrastSoftmax(torch.autograd.Function):
-    """The gradients of Σ values are made in the forward pass, where each row's S and R are at hand.
+@_contrast_topk.register_fake
+def _(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    mean: bool,
+    top_k: int,
+    low: float,
+    span: float,
+    beta: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    pairs = (*anchors.shape[:2], top_k) if keep else (0,)
+    return (
+        anchors.new_empty(anchors.shape[:2]),
+        anchors.new_empty(5),
+        anchors.new_empty(pairs, dtype=torch.int32 if keep else anchors.dtype),
+        anchors.new_empty(pairs),
+        anchors.new_empty(pairs if phi_anchors is not None else (0,)),
+    )
 
-    A loss that averages over anchors gives all of a head one upstream gradient, so those gradients need
-    only be scaled. Any other upstream gradient costs a second pass.
+
+@torch.library.custom_op("amcl_fast::native_contrast_topk_backward", mutates_args=())
+def _contrast_topk_backward(
+    upstream: Tensor,
+    columns: Tensor,
+    ds: Tensor,
+    dr: Tensor,
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    mean: bool,
+    top_k: int,
+    low: float,
+    span: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four tables and of the offset."""
+    inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
+    skip = None if skip is None else skip.contiguous()
+    form = _native.Form.topk_mean if mean else _native.Form.topk_softmax
+    upstream = upstream.contiguous()
+    outputs = _Outputs(inputs, needs)
+    _native.contrast_topk_backward(
+        _is_double(upstream),
+        _contrast_arguments(inputs, offset, skip, form, top_k, (low, span, beta)),
+        _address(upstream),
+        _address(columns),
+        _address(ds),
+        _address(dr if phi_anchors is not None else None),
+        *outputs.arguments(),
+    )
+    a, b, c, d, e = stand_ins(upstream, outputs.gradients(upstream.dtype))
+    return a, b, c, d, e
+
+
+@_contrast_topk_backward.register_fake
+def _(upstream: Tensor, columns: Tensor, ds: Tensor, dr: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return fake_gradients(upstream, arguments[:5], arguments[-1])
+
+
+def _contrast_topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:], *inputs[:6])
+    ctx.settings = inputs[6:11]
+
+
+def _contrast_topk_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return 12 * (None,)
+    needs = list(ctx.needs_input_grad[:5])
+    grads = _contrast_topk_backward(upstream, *ctx.saved_tensors, *ctx.settings, needs)
+    return *masked(grads, needs), *(None for _ in range(7))
+
+
+_contrast_topk.register_autograd(_contrast_topk_gradients, setup_context=_contrast_topk_setup)
+
+
+@torch.library.custom_op("amcl_fast::native_contrast_softmax", mutates_args=())
+def _contrast_softmax(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    low: float,
+    span: float,
+    beta: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Values, statistics and the wanted gradients of Σ values, made while each row's S and R are at hand.
+
+    A loss that averages over anchors gives all of a head one upstream gradient, so those gradients need only be
+    scaled. Any other upstream gradient costs a second pass.
     """
+    values = anchors.new_empty(anchors.shape[:2])
+    tensors = (anchors, candidates, phi_anchors, phi_candidates)
+    sums, outputs = _softmax_pass(tensors, offset, skip, (low, span, beta), None, values, wanted)
+    a, b, c, d, e = stand_ins(values, outputs.by_head())
+    return values, _summary(sums, low, values), a, b, c, d, e
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        phi_anchors: Tensor | None,
-        phi_candidates: Tensor | None,
-        offset: Tensor | None,
-        skip: Tensor | None,
-        form: str,
-        top_k: int,
-        temperature: _Temperature,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = [_readable(t) for t in (anchors, candidates, phi_anchors, phi_candidates)]
-        skip = None if skip is None else skip.contiguous()
-        ctx.settings = form, top_k, temperature
-        arguments = _contrast_arguments(inputs, offset, skip, *ctx.settings)
-        values = anchors.new_empty(anchors.shape[:2])
-        outputs = _Outputs(inputs, ctx.needs_input_grad)
-        sums = _native.contrast_softmax(_is_double(anchors), arguments, 0, _address(values), *outputs.arguments())
-        ctx.save_for_backward(*inputs, offset, skip, *outputs.tensors())
-        summary = _summary(sums, temperature.low, values)
-        ctx.mark_non_differentiable(summary)
-        return values, summary
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, offset, skip = ctx.saved_tensors[:6]
-        made = ctx.saved_tensors[6:]
-        by_head = upstream[:, :1]
-        if torch.equal(upstream, by_head.expand_as(upstream)):
-            return *_scaled(made, by_head[:, 0]), None, None, None, None
+@_contrast_softmax.register_fake
+def _(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    low: float,
+    span: float,
+    beta: float,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    made = _fake_by_head((anchors, candidates, phi_anchors, phi_candidates, offset), wanted)
+    return anchors.new_empty(anchors.shape[:2]), anchors.new_empty(5), *made
+
+
+@torch.library.custom_op("amcl_fast::native_contrast_softmax_backward", mutates_args=())
+def _contrast_softmax_backward(
+    upstream: Tensor,
+    by_x: Tensor,
+    by_y: Tensor,
+    by_phi_x: Tensor,
+    by_phi_y: Tensor,
+    by_offset: Tensor,
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    low: float,
+    span: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four tables and of the offset, from those of Σ values."""
+    made = masked((by_x, by_y, by_phi_x, by_phi_y, by_offset), needs)
+    by_head = upstream[:, :1]
+    if torch.equal(upstream, by_head.expand_as(upstream)):
+        grads = _scaled(made, by_head[:, 0])
+    else:
         # What belongs to an anchor is scaled with it; what sums over anchors is made anew.
         upstream = upstream.contiguous()
-        by_x, by_phi_x = (None if made[i] is None else made[i] * upstream[..., None] for i in (0, 2))
-        outputs = _Outputs(inputs, (False, ctx.needs_input_grad[1], False, *ctx.needs_input_grad[3:]))
+        tensors = (anchors, candidates, phi_anchors, phi_candidates)
+        wanted = [False, needs[1], False, *needs[3:]]
         values = torch.empty_like(upstream)
-        _native.contrast_softmax(
-            _is_double(upstream),
-            _contrast_arguments(inputs, offset, skip, *ctx.settings),
-            _address(upstream),
-            _address(values),
-            *outputs.arguments(),
-        )
-        _, by_y, _, by_phi_y, by_offset = outputs.gradients(upstream.dtype)
-        return by_x, by_y, by_phi_x, by_phi_y, by_offset, None, None, None, None
+        _, outputs = _softmax_pass(tensors, offset, skip, (low, span, beta), upstream, values, wanted)
+        grads = outputs.gradients(upstream.dtype)
+        for i in (0, 2):
+            table = made[i]
+            grads[i] = None if table is None else table * upstream[..., None]
+    a, b, c, d, e = stand_ins(upstream, grads)
+    return a, b, c, d, e
 
 
-def _align_arguments(inputs: Sequence[Any], offset: Tensor | None, weight: float, temperature: _Temperature) -> Any:
+@_contrast_softmax_backward.register_fake
+def _(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return fake_gradients(upstream, arguments[5:10], arguments[-1])
+
+
+def _softmax_pass(
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    offset: Tensor | None,
+    skip: Tensor | None,
+    temperature: tuple[float, float, float],
+    upstream: Tensor | None,
+    values: Tensor,
+    wanted: list[bool],
+) -> tuple[tuple[float, ...], _Outputs]:
+    """Fills `values`; returns the sums for statistics and the gradients of Σ upstream·values (None: of Σ values)."""
+    inputs = [_readable(t) for t in tensors]
+    skip = None if skip is None else skip.contiguous()
+    count = tensors[1].shape[1] - _width(skip)
+    outputs = _Outputs(inputs, wanted)
+    sums = _native.contrast_softmax(
+        _is_double(values),
+        _contrast_arguments(inputs, offset, skip, _native.Form.softmax, count, temperature),
+        _address(upstream),
+        _address(values),
+        *outputs.arguments(),
+    )
+    return sums, outputs
+
+
+def _contrast_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:], *inputs[:6])
+    ctx.settings = inputs[6:9]
+
+
+def _contrast_softmax_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return 10 * (None,)
+    needs = list(ctx.needs_input_grad[:5])
+    grads = _contrast_softmax_backward(upstream, *ctx.saved_tensors, *ctx.settings, needs)
+    return *masked(grads, needs), *(None for _ in range(5))
+
+
+_contrast_softmax.register_autograd(_contrast_softmax_gradients, setup_context=_contrast_softmax_setup)
+
+
+def _align_arguments(
+    inputs: Sequence[Tensor | None], offset: Tensor | None, weight: float, temperature: tuple[float, float, float]
+) -> _native.Align:
     x, _, phi_x, _ = inputs
+    assert x is not None
     return _native.Align(
         (*x.shape, _width(phi_x)),
-        temperature.argument(offset),
+        _with_offset(temperature, offset),
         weight,
         [_strided(t) for t in inputs],
         torch.get_num_threads(),
     )
 
 
-class _Align(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        phi_x: Tensor | None,
-        phi_y: Tensor | None,
-        offset: Tensor | None,
-        weight: float,
-        temperature: _Temperature,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
-        ctx.settings = weight, temperature
-        arguments = _align_arguments(inputs, offset, *ctx.settings)
-        values = x.new_empty(x.shape[:2])
-        factors = x.new_empty(*x.shape[:2], 4)
-        sums = _native.align_forward(_is_double(x), arguments, _address(values), _address(factors))
-        ctx.save_for_backward(*inputs, offset, factors)
-        summary = _summary(sums, temperature.low, values)
-        ctx.mark_non_differentiable(summary)
-        return values, summary
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _summary: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, offset, factors = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        outputs = _Outputs(inputs, ctx.needs_input_grad)
-        _native.align_backward(
-            _is_double(upstream),
-            _align_arguments(inputs, offset, *ctx.settings),
-            _address(upstream),
-            _address(factors),
-            *outputs.arguments(),
-        )
-        return *outputs.gradients(upstream.dtype), None, None
+@torch.library.custom_op("amcl_fast::native_align", mutates_args=())
+def _align(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    weight: float,
+    low: float,
+    span: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, statistics, and what the backward pass needs of each row."""
+    inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
+    arguments = _align_arguments(inputs, offset, weight, (low, span, beta))
+    values = x.new_empty(x.shape[:2])
+    factors = x.new_empty(*x.shape[:2], 4)
+    sums = _native.align_forward(_is_double(x), arguments, _address(values), _address(factors))
+    return values, _summary(sums, low, values), factors
 
 
-class _Decorrelate(torch.autograd.Function):
-    """One value per head: its gradients are made in the forward pass and scaled in the backward pass."""
+@_align.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape[:2]), x.new_empty(5), x.new_empty(*x.shape[:2], 4)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        phi_x: Tensor | None,
-        phi_y: Tensor | None,
-        offset: Tensor | None,
-        lambd: float,
-        temperature: _Temperature,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
-        outputs = _Outputs(inputs, ctx.needs_input_grad)
-        values = torch.empty(x.shape[0], dtype=torch.float64)
-        on, off = _native.decorrelate(
-            _is_double(x),
-            (*x.shape, _width(phi_x)),
-            temperature.argument(offset),
-            lambd,
-            [_strided(t) for t in inputs],
-            torch.get_num_threads(),
-            _address(values),
-            *outputs.arguments(),
-        )
-        ctx.save_for_backward(*outputs.tensors())
-        summaries = _summary(on, temperature.low, x), _summary(off, temperature.low, x)
-        ctx.mark_non_differentiable(*summaries)
-        return values.to(x.dtype), *summaries
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_summaries: Tensor) -> tuple[Tensor | None, ...]:
-        return *_scaled(ctx.saved_tensors, upstream), None, None
+@torch.library.custom_op("amcl_fast::native_align_backward", mutates_args=())
+def _align_backward(
+    upstream: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    weight: float,
+    low: float,
+    span: float,
+    beta: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the four tables and of the offset."""
+    inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
+    upstream = upstream.contiguous()
+    outputs = _Outputs(inputs, needs)
+    _native.align_backward(
+        _is_double(upstream),
+        _align_arguments(inputs, offset, weight, (low, span, beta)),
+        _address(upstream),
+        _address(factors),
+        *outputs.arguments(),
+    )
+    a, b, c, d, e = stand_ins(upstream, outputs.gradients(upstream.dtype))
+    return a, b, c, d, e
+
+
+@_align_backward.register_fake
+def _(upstream: Tensor, factors: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return fake_gradients(upstream, arguments[:5], arguments[-1])
+
+
+def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], *inputs[:5])
+    ctx.settings = inputs[5:]
+
+
+def _align_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return 9 * (None,)
+    needs = list(ctx.needs_input_grad[:5])
+    grads = _align_backward(upstream, *ctx.saved_tensors, *ctx.settings, needs)
+    return *masked(grads, needs), None, None, None, None
+
+
+_align.register_autograd(_align_gradients, setup_context=_align_setup)
+
+
+@torch.library.custom_op("amcl_fast::native_decorrelate", mutates_args=())
+def _decorrelate(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    lambd: float,
+    low: float,
+    span: float,
+    beta: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value of each head, statistics on and off the diagonal, and the wanted gradients, which need only be scaled."""
+    inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
+    outputs = _Outputs(inputs, wanted)
+    values = torch.empty(x.shape[0], dtype=torch.float64)
+    on, off = _native.decorrelate(
+        _is_double(x),
+        (*x.shape, _width(phi_x)),
+        _with_offset((low, span, beta), offset),
+        lambd,
+        [_strided(t) for t in inputs],
+        torch.get_num_threads(),
+        _address(values),
+        *outputs.arguments(),
+    )
+    a, b, c, d, e = stand_ins(x, outputs.by_head())
+    return values.to(x.dtype), _summary(on, low, x), _summary(off, low, x), a, b, c, d, e
+
+
+@_decorrelate.register_fake
+def _(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    lambd: float,
+    low: float,
+    span: float,
+    beta: float,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    made = _fake_by_head((x, y, phi_x, phi_y, offset), wanted)
+    return x.new_empty(x.shape[0]), x.new_empty(5), x.new_empty(5), *made
+
+
+def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[3:])
+
+
+def _decorrelate_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return 10 * (None,)
+    made = masked(ctx.saved_tensors, ctx.needs_input_grad[:5])
+    return *_scaled(made, upstream), *(None for _ in range(5))
+
+
+_decorrelate.register_autograd(_decorrelate_gradients, setup_context=_decorrelate_setup)
 
 
 def _check_floating(**tensors: Tensor | None) -> None:
@@ -486,16 +692,18 @@ def _is_double(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float64
 
 
-def _summary(sums: tuple[float, float, float, float, float, float], low: float, like: Tensor) -> Tensor:
-    """The statistics of `_STATS` from the engine's sums, which measure τ from `low`; NaN for an empty set."""
+def _with_offset(temperature: tuple[float, float, float], offset: Tensor | None) -> tuple[float, float, float, float]:
+    """low, span, offset and beta, as the engine takes them."""
+    low, span, beta = temperature
+    return low, span, 0.0 if offset is None else float(offset), beta
+
+
+def _summary(sums: tuple[float, ...], low: float, like: Tensor) -> Tensor:
+    """Statistics (5,) from the engine's sums, which measure τ from `low`; NaN for an empty set."""
     s, rise, rise_squared, lowest, at_bound, count = sums
     if count == 0:
-        return like.new_full((len(_STATS),), math.nan)
+        return like.new_full((5,), math.nan)
     mean = rise / count
     # max(NaN, 0) would hide a NaN if it stood second.
     deviation = math.sqrt(max(rise_squared / count - mean * mean, 0.0))
     return like.new_tensor([s / count, low + mean, deviation, lowest, at_bound / count])
-
-
-def _stats(summary: Tensor) -> Stats:
-    return dict(zip(_STATS, summary.unbind(), strict=True))

@@ -5,7 +5,6 @@ take them as they are, everything after is float32, and so are the returned rows
 or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.select import hardest
 from ..reference import Stats
+from .tensors import fake_gradients, masked, named, stand_ins
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
-_STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
 
 
 def contrast(
@@ -55,7 +54,7 @@ def contrast(
         raise ValueError(f"candidates must hold at least one negative, got {candidates.shape[1]} rows less skip")
     kept = count if negatives == "softmax" or top_k is None else min(top_k, count)
     rows, stats, *_ = _contrast(*tensors, skip, kept, negatives == "topk_mean", tau_min, tau_max, beta)
-    return rows, _named(stats)
+    return rows, named(stats)
 
 
 @torch.library.custom_op("amcl_fast::triton_contrast", mutates_args=())
@@ -142,7 +141,7 @@ def _contrast_backward(
             )
         ]
         score = (gradient[..., None] * slope_r).sum() if of_offset else gradient.new_empty(())
-    a, b, c, d, e = _dense(anchors, _masked([*grads, _of_offset(score, offset)], needs))
+    a, b, c, d, e = stand_ins(anchors, masked([*grads, _of_offset(score, offset)], needs))
     return a, b, c, d, e
 
 
@@ -166,19 +165,22 @@ def _(
     beta: float,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    return _like(anchors, (anchors, candidates, phi_anchors, phi_candidates, offset), needs)
+    return fake_gradients(anchors, (anchors, candidates, phi_anchors, phi_candidates, offset), needs)
 
 
 def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     rows, _, chosen, slope_s, slope_r = output
     ctx.save_for_backward(rows, chosen, slope_s, slope_r, *inputs[:6])
     ctx.settings = inputs[6:]
 
 
-def _contrast_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _contrast_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return 11 * (None,)
     needs = list(ctx.needs_input_grad[:5])
     grads = _contrast_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
-    return *_masked(grads, needs), *(None for _ in range(6))
+    return *masked(grads, needs), *(None for _ in range(6))
 
 
 _contrast.register_autograd(_contrast_gradients, setup_context=_contrast_setup)
@@ -203,7 +205,7 @@ def align(
     """`amcl_fast.reference.align`."""
     tensors = _checked(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
     rows, _, stats = _align(*tensors, tau_min, tau_max, weight, beta)
-    return rows, _named(stats)
+    return rows, named(stats)
 
 
 @torch.library.custom_op("amcl_fast::triton_align", mutates_args=())
@@ -237,7 +239,7 @@ def _align_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = align_backward(gradient, saved, x, y, phi_x, phi_y, (needs[0], needs[1], needs[2], needs[3]))
-    a, b, c, d = _dense(x, grads)
+    a, b, c, d = stand_ins(x, grads)
     return a, b, c, d
 
 
@@ -251,20 +253,23 @@ def _(
     phi_y: Tensor | None,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    return _like(x, (x, y, phi_x, phi_y), needs)
+    return fake_gradients(x, (x, y, phi_x, phi_y), needs)
 
 
 def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     x, y, phi_x, phi_y, offset, *_ = inputs
     ctx.save_for_backward(output[1], x, y, phi_x, phi_y, offset)
 
 
-def _align_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _align_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return 9 * (None,)
     saved, x, y, phi_x, phi_y, offset = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     grads = _align_backward(gradient, saved, x, y, phi_x, phi_y, needs)
     of_offset = _of_offset((gradient * saved[4]).sum(), offset) if ctx.needs_input_grad[4] else None
-    return *_masked(grads, needs), of_offset, None, None, None, None
+    return *masked(grads, needs), of_offset, None, None, None, None
 
 
 _align.register_autograd(_align_gradients, setup_context=_align_setup)
@@ -285,7 +290,7 @@ def decorrelate(
     """`amcl_fast.reference.decorrelate`."""
     tensors = _checked(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
     heads, on, off = _decorrelate(*tensors, tau_min, tau_max, lambd, beta)
-    return heads, _named(on), _named(off)
+    return heads, named(on), named(off)
 
 
 @torch.library.custom_op("amcl_fast::triton_decorrelate", mutates_args=())
@@ -327,7 +332,7 @@ def _decorrelate_backward(
     *grads, score = decorrelate_backward(
         gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, wanted
     )
-    a, b, c, d, e = _dense(x, _masked([*grads, _of_offset(score, offset)], needs))
+    a, b, c, d, e = stand_ins(x, masked([*grads, _of_offset(score, offset)], needs))
     return a, b, c, d, e
 
 
@@ -345,18 +350,21 @@ def _(
     beta: float,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    return _like(x, (x, y, phi_x, phi_y, offset), needs)
+    return fake_gradients(x, (x, y, phi_x, phi_y, offset), needs)
 
 
 def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:5])
     ctx.settings = inputs[5:]
 
 
-def _decorrelate_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _decorrelate_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return 9 * (None,)
     needs = list(ctx.needs_input_grad[:5])
     grads = _decorrelate_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
-    return *_masked(grads, needs), *(None for _ in range(4))
+    return *masked(grads, needs), *(None for _ in range(4))
 
 
 _decorrelate.register_autograd(_decorrelate_gradients, setup_context=_decorrelate_setup)
@@ -379,31 +387,10 @@ def _checked(**tensors: Tensor | None) -> list[Tensor | None]:
     return list(tensors.values())
 
 
-def _named(stats: Tensor) -> Stats:
-    return dict(zip(_STATS, stats.detach().unbind(), strict=True))
-
-
 def _float32(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _dense(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
-    """Operators return tensors only: an empty one stands for a gradient nobody asked for."""
-    return [like.new_empty(0) if grad is None else grad for grad in grads]
 
 
 def _of_offset(score: Tensor, offset: Tensor | None) -> Tensor | None:
     """Gradient of the offset in r = φ(x)·φ(y) − offset, from the sum of those of r."""
     return None if offset is None else -score.to(offset.dtype)
-
-
-def _masked(grads: Sequence[Tensor | None], needs: list[bool]) -> list[Tensor | None]:
-    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-
-
-def _like(like: Tensor, tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
-    """Fake gradients: contiguous, with the shape and dtype of their tensors."""
-    return tuple(
-        like.new_empty(0) if t is None or not need else t.new_empty(t.shape)
-        for t, need in zip(tensors, needs, strict=True)
-    )

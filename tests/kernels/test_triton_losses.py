@@ -1,0 +1,100 @@
+"""The losses on the Triton backend in mixed precision: products in half precision, all else in float32."""
+
+import pytest
+import torch
+from compare import DEVICE
+
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast.ops import triton as backend
+
+N, HEADS, D = 8, 2, 32
+# Both operands are rounded (2⁻⁹ and 2⁻¹² relative), and 1/τ, up to 10 here, multiplies what that does to s.
+TOLERANCE = {torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+
+def temperature(dim):
+    torch.manual_seed(0)
+    return AdaptiveTemperature(dim, 8, 0.1, 1.0, score="cosine").to(DEVICE)
+
+
+LOSSES = {
+    "topk_mean": lambda b: SimCLRLoss(temperature(D), top_k=4, backend=b),
+    "infonce": lambda b: SimCLRLoss(temperature(D), negatives="softmax", include_positive=True, backend=b),
+    "nt_xent": lambda b: SimCLRLoss(0.5, negatives="softmax", include_positive=True, backend=b),
+    "moco": lambda b: MoCoLoss(temperature(D), top_k=4, backend=b),
+    "simsiam": lambda b: SimSiamLoss(temperature(D), backend=b),
+    "barlow": lambda b: BarlowTwinsLoss(temperature(N), backend=b),
+}
+
+
+def inputs(name, dtype):
+    generator = torch.Generator().manual_seed(1)
+    count = 4 if name == "simsiam" else 2
+    views = [torch.randn(N, HEADS, D, generator=generator).to(DEVICE, dtype) for _ in range(count)]
+    views = [view.requires_grad_() for view in views]
+    if name == "moco":
+        keys = torch.nn.functional.normalize(torch.randn(HEADS, 60, D, generator=generator), dim=-1)
+        views.append(keys.mT.to(DEVICE, dtype))
+    return views
+
+
+def evaluate(loss, tensors):
+    value = loss(*tensors)
+    leaves = [t for t in (*tensors, *loss.parameters()) if t.requires_grad]
+    grads = torch.autograd.grad(value, leaves, allow_unused=True)
+    return [value.detach(), *(g for g in grads if g is not None)]
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-6)).item()
+
+
+@pytest.fixture
+def product_dtypes(monkeypatch):
+    """Dtypes of x in every call of an operator."""
+    seen = {}
+    for name in ("contrast", "decorrelate", "align"):
+        original = getattr(backend, name)
+
+        def watch(x, *rest, _original=original, _name=name, **settings):
+            seen.setdefault(_name, set()).add(x.dtype)
+            return _original(x, *rest, **settings)
+
+        monkeypatch.setattr(backend, name, watch)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_under_autocast(name, dtype, product_dtypes):
+    tensors = inputs(name, torch.float32)
+    expected = evaluate(LOSSES[name]("reference"), tensors)
+    with torch.autocast(DEVICE, dtype):
+        found = evaluate(LOSSES[name]("triton"), tensors)
+    assert found[0].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert relative_error(a, b) < TOLERANCE[dtype]
+    products = "decorrelate" if name == "barlow" else "contrast"
+    if name == "simsiam":
+        assert product_dtypes == {"align": {torch.float32}}
+    else:
+        assert product_dtypes[products] == {dtype}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_inputs(name, dtype):
+    tensors = inputs(name, dtype)
+    exact = [t.detach().float().requires_grad_(t.requires_grad) for t in tensors]
+    expected = evaluate(LOSSES[name]("reference"), exact)
+    found = evaluate(LOSSES[name]("triton"), tensors)
+    assert found[0].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_stays_float32(name, product_dtypes):
+    evaluate(LOSSES[name]("triton"), inputs(name, torch.float32))
+    assert set().union(*product_dtypes.values()) == {torch.float32}
