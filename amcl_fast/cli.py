@@ -1,12 +1,14 @@
-"""The command line: `amcl-fast pretrain | report | doctor`.
+"""The command line: `amcl-fast pretrain | evaluate | export | report | doctor`.
 
-Sub-commands import what they need when they run, so that `doctor` works where the trainer cannot be imported.
+A sub-command is two functions: one that declares its arguments and one that runs it. What it needs is imported when
+it runs, so that `doctor` works where the trainer cannot be imported.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .recipes import describe_recipes
 
@@ -19,27 +21,64 @@ Every setting of trainer, data and model can be given on top, with the name it h
 
 recipes:
 """
+_DATA = "folder of images by class, or builtin, cifar10, cifar100, stl10"
+_WEIGHTS = "run directory, checkpoint, or file written by export"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit code."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for declare in (_declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_doctor):
+        declare(commands)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "pretrain":
+    if arguments.command == "pretrain":
+        arguments.settings = rest
+    elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if arguments.command == "doctor":
-        from .doctor import main as doctor
+    return arguments.run(arguments)
 
-        return doctor()
-    if arguments.command == "report":
-        from .report import write_report
 
+def _in_one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Print what the user can mend as one line, exit code 2; other errors are faults and show their traceback."""
+
+    def run_and_tell(arguments: argparse.Namespace) -> int:
         try:
-            print(write_report(arguments.run))
-        except (ValueError, OSError) as error:
-            print(f"amcl-fast report: error: {error}", file=sys.stderr)
+            return run(arguments)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"amcl-fast {arguments.command}: error: {error}", file=sys.stderr)
             return 2
-        return 0
+
+    return run_and_tell
+
+
+def _declare_pretrain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pretrain",
+        help="train an encoder",
+        description="Train an encoder by a recipe, or go on with a run that was stopped.",
+        epilog=_PRETRAIN + describe_recipes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="one of the recipes below")
+    parser.add_argument("--data", metavar="PATH", help=_DATA)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="RUN",
+        help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given)",
+    )
+    parser.add_argument(
+        "--run_dir", type=Path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+    )
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
     from .pretrain import SettingsError, pretrain
 
     try:
@@ -48,47 +87,106 @@ def main(argv: Sequence[str] | None = None) -> int:
             data=arguments.data,
             resume=arguments.resume,
             run_dir=arguments.run_dir,
-            settings=rest,
+            settings=arguments.settings,
         )
     except SettingsError as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    pretrain = commands.add_parser(
-        "pretrain",
-        help="train an encoder",
-        description="Train an encoder by a recipe, or go on with a run that was stopped.",
-        epilog=_PRETRAIN + describe_recipes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _declare_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="kNN and linear probe of an encoder",
+        description="Measure a frozen encoder: weighted kNN, and a linear probe for every learning rate at once.",
         allow_abbrev=False,
     )
-    pretrain.add_argument("--recipe", metavar="NAME", help="one of the recipes below")
-    pretrain.add_argument(
-        "--data", metavar="PATH", help="folder of images by class, or builtin, cifar10, cifar100, stl10"
+    parser.add_argument("weights", type=Path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
+    parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
+    parser.add_argument("--k", type=int, default=200, metavar="N", help="neighbours of kNN (200)")
+    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="of the linear probe (100)")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", metavar="LR", help="learning rates at batch 256 (0.01 to 30, eight of them)"
     )
-    pretrain.add_argument(
-        "--resume",
-        nargs="?",
-        const=LATEST,
-        metavar="RUN",
-        help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given)",
+    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="of the linear probe (256)")
+    parser.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="linear probe on random crops and flips, anew every epoch, or on features computed once "
+        "(default: crops and flips on a GPU, once on a CPU)",
     )
-    pretrain.add_argument(
-        "--run_dir", type=Path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
-    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON (default: evaluation-*.json beside CKPT)")
+    parser.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw the report of a run again", allow_abbrev=False)
-    report.add_argument("run", type=Path, metavar="RUN_DIR")
 
-    commands.add_parser("doctor", help="versions, devices and backends", allow_abbrev=False)
-    return parser
+@_in_one_line
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluate.command import run
+    from .evaluate.linear import RATES
+
+    run(
+        arguments.weights,
+        data=arguments.data,
+        size=arguments.size,
+        k=arguments.k,
+        epochs=arguments.epochs,
+        rates=arguments.rates or RATES,
+        batch_size=arguments.batch_size,
+        augment=arguments.augment,
+        output=arguments.output,
+    )
+    return 0
+
+
+def _declare_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write an encoder for other programs",
+        description="Write the backbone as safetensors, with torchvision's or timm's names, or as ONNX.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("weights", type=Path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: backbone.FORMAT beside CKPT)")
+    parser.set_defaults(run=_export)
+
+
+@_in_one_line
+def _export(arguments: argparse.Namespace) -> int:
+    from .encoder import load_encoder
+    from .export import export, loading_code
+
+    path = export(arguments.weights, format=arguments.format, output=arguments.output)
+    print(path)
+    if arguments.format == "safetensors":
+        print(f"\n{loading_code(load_encoder(path).config, str(path))}")
+    return 0
+
+
+def _declare_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="draw the report of a run again", allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.set_defaults(run=_report)
+
+
+@_in_one_line
+def _report(arguments: argparse.Namespace) -> int:
+    from .report import write_report
+
+    print(write_report(arguments.run_dir))
+    return 0
+
+
+def _declare_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="versions, devices and backends", allow_abbrev=False)
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import main
+
+    return main()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class RunLock:
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
-            raise RunInUseError(f"{run_dir} is in use: {holder} trains there, and two runs never share a folder") from None
+            raise RunInUseError(
+                f"{run_dir} is in use: {holder} trains there, and two runs never share a folder"
+            ) from None
         except OSError as error:
             warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
         self._file.truncate(0)

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from ..evaluate.knn import encode, knn_accuracy, pixel_features
+from ..evaluate import encode, knn_accuracy, pixel_features
 
 
 class OnlineKNN(L.Callback):

@@ -61,7 +61,7 @@ class ContrastiveLoader:
 
         Args:
             images: files and labels, the same in every shard.
-            views: one augmentation a view, two or more.
+            views: one augmentation a view.
             output: size of the images, batch size of this shard, device.
             seed: base seed, the same in every shard.
             shard: index of this process.
@@ -69,11 +69,11 @@ class ContrastiveLoader:
             on_bad_file: called with path and reason when a file turns out to be bad during the run.
 
         Raises:
-            ValueError: fewer than two views, a shard out of range, or too few images for one batch in each
+            ValueError: no views, a shard out of range, or too few images for one batch in each
                 shard.
         """
-        if len(views) < 2:
-            raise ValueError(f"views: got {len(views)}; contrastive learning needs two or more")
+        if not views:
+            raise ValueError("views: got none; at least one is needed")
         if not 0 <= shard < num_shards:
             raise ValueError(f"shard={shard}: expected 0 <= shard < num_shards={num_shards}")
         self._batches = len(images.files) // num_shards // output.batch_size
@@ -269,6 +269,21 @@ class ContrastiveLoader:
             while good in self._bad:
                 good = (good + 1) % total
             self._source[place] = good
+
+
+class SingleViewLoader:
+    """One augmented view of each image, as `(images, labels)`; otherwise a `ContrastiveLoader`."""
+
+    def __init__(self, loader: ContrastiveLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Full batches an epoch."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for (images,), labels in self._loader:
+            yield images, labels
 
 
 class EvaluationLoader:

@@ -9,7 +9,7 @@ import torch
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
-from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images, scan_classes, scan_unlabelled
 from amcl_fast.distributed import world
@@ -168,15 +168,29 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         bank, query = self._images()
         return self._features_loader(bank), self._features_loader(query)
 
+    def linear_probe_loader(self) -> SingleViewLoader:
+        """The training images with a label, by random crop and flip alone, anew every epoch: a linear probe's.
+
+        Every process gets all of them. Batches hold `batch_size` images, or all there are.
+        """
+        images = self._labelled(self._images()[0])
+        output = self._output(min(self.batch_size, len(images.files)))
+        crop_and_flip = [Augmentation.from_letters("ae")]
+        return SingleViewLoader(
+            ContrastiveLoader(images, crop_and_flip, output, seed=self.seed, on_bad_file=self._note_bad_file)
+        )
+
     def _features_loader(self, images: Images) -> EvaluationLoader:
+        return EvaluationLoader(
+            self._labelled(images), self._output(self.batch_size), on_bad_file=self._note_bad_file
+        )
+
+    def _labelled(self, images: Images) -> Images:
         known_bad = {path for path, _ in self.skipped}
-        usable = [
+        return images.subset(
             place
             for place, (path, label) in enumerate(zip(images.files, images.labels, strict=True))
             if label >= 0 and path not in known_bad
-        ]
-        return EvaluationLoader(
-            images.subset(usable), self._output(self.batch_size), on_bad_file=self._note_bad_file
         )
 
     def _images(self) -> tuple[Images, Images]:

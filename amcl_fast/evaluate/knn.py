@@ -1,12 +1,10 @@
-"""Weighted k-nearest-neighbour accuracy, and the features that it judges."""
-
-from collections.abc import Iterable
+"""Weighted k-nearest-neighbour accuracy."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .mode import in_mode
+from .features import check_features
 
 _CHUNK_ELEMENTS = 1 << 22
 """Similarities in memory at a time: 16 MiB, whatever the size of bank and queries."""
@@ -50,8 +48,8 @@ def knn_accuracy(
         )
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    _check_features("bank", bank, "bank_labels", bank_labels, num_classes)
-    _check_features("queries", queries, "query_labels", query_labels, num_classes)
+    check_features("bank", bank, "bank_labels", bank_labels, num_classes)
+    check_features("queries", queries, "query_labels", query_labels, num_classes)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if not temperature > 0:
@@ -70,69 +68,3 @@ def knn_accuracy(
         votes = weights.new_zeros(len(rows), num_classes).scatter_add_(1, bank_labels[index], weights)
         correct += (votes.argmax(1) == labels).sum()
     return 100 * correct.item() / len(queries)
-
-
-def _check_features(name: str, features: Tensor, labels_name: str, labels: Tensor, num_classes: int) -> None:
-    if not features.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {features.dtype}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{labels_name} must be int64, got {labels.dtype}")
-    if not len(features):
-        raise ValueError(f"{name} is empty: kNN needs at least one row")
-    if labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"{labels_name} must be ({len(features)},), one label a row of {name}, got {tuple(labels.shape)}"
-        )
-    lowest, highest = (int(value) for value in torch.aminmax(labels))
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"{labels_name} must lie in 0..{num_classes - 1} (num_classes={num_classes}), got {lowest}..{highest}"
-        )
-    if not torch.isfinite(features).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite values")
-
-
-@torch.no_grad()
-def encode(
-    backbone: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Features of every image of a loader, computed in evaluation mode.
-
-    Args:
-        backbone: images (n, 3, H, W) to features (n, d); its training mode is restored afterwards, module by
-            module.
-        loader: yields (images, labels (n,) int64).
-        device: where the backbone stands.
-
-    Returns:
-        Features (N, d) float32 and labels (N,), both on the CPU.
-
-    Raises:
-        ValueError: the loader yields nothing.
-    """
-    with in_mode(backbone, training=False):
-        return _collect((backbone(images.to(device)), labels) for images, labels in loader)
-
-
-def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The images themselves, flattened, as features: the baseline that an encoder has to beat.
-
-    Args:
-        loader: yields (images (n, 3, H, W), labels (n,) int64).
-
-    Returns:
-        Features (N, 3 * H * W) float32 and labels (N,), both on the CPU.
-
-    Raises:
-        ValueError: the loader yields nothing.
-    """
-    return _collect((images.flatten(1), labels) for images, labels in loader)
-
-
-def _collect(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    # The loader may reuse a batch's memory, which `.float()` alone would keep sharing.
-    parts = [(features.to("cpu", torch.float32, copy=True), labels.cpu().clone()) for features, labels in batches]
-    if not parts:
-        raise ValueError("loader yields no batch: there is nothing to evaluate")
-    features, labels = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(labels)

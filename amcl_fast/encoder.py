@@ -1,0 +1,160 @@
+"""A trained encoder, read back from what a run or `amcl-fast export` has left."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .checkpoint import load_checkpoint
+from .models import BackboneConfig, build_backbone
+from .models.backbones import TIMM_PREFIX
+
+SUFFIX = ".safetensors"
+_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+_PREFIX = "backbone."
+_METADATA_KEYS = {"amcl_fast", "backbone", "size", "mean", "std"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder and how it was trained.
+
+    Attributes:
+        backbone: normalised images (n, 3, H, W) to features (n, feature_dim), in evaluation mode, on the CPU.
+        config: what the backbone is.
+        size: side of the training images, in pixels.
+        mean, std: normalisation of its inputs, per channel, of pixels in [0, 1].
+        origin: where it comes from, as text: amcl_fast (version), method, recipe, run, epochs, steps; what is
+            not known is left out.
+        data: the training data, as the run's data.root; None for an exported file.
+    """
+
+    backbone: nn.Module
+    config: BackboneConfig
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: dict[str, str]
+    data: str | None = None
+
+    @property
+    def published(self) -> nn.Module:
+        """The module whose parameters have the names of torchvision or timm."""
+        return _published(self.backbone, self.config)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """All but the weights as text, for the header of an exported file; `load_encoder` reads it back."""
+        return {
+            **self.origin,
+            "backbone": json.dumps(asdict(self.config)),
+            "size": str(self.size),
+            "mean": json.dumps(list(self.mean)),
+            "std": json.dumps(list(self.std)),
+        }
+
+
+def find_weights(path: Path) -> Path:
+    """The file to which a path leads: itself, or the last checkpoint of a run directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    file = path / _CHECKPOINT if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} holds no {_CHECKPOINT}" if path.is_dir() else f"{path} does not exist"
+        raise FileNotFoundError(f"{what}; expected a run directory, a checkpoint or an exported {SUFFIX} file")
+    return file
+
+
+def load_encoder(path: Path) -> Encoder:
+    """The encoder of a run directory, of a checkpoint or of an exported safetensors file.
+
+    The file is read as data. Nothing in it is executed, imported or looked up by name, except the name of the
+    backbone among those of `build_backbone`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of the three, damaged, or from elsewhere.
+        ImportError: timm or safetensors is needed and missing.
+    """
+    file = find_weights(path)
+    try:
+        return _from_exported(file) if file.suffix == SUFFIX else _from_checkpoint(file)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        # Of a file that is well formed, but whose entries are not those of an encoder of ours.
+        raise ValueError(f"{file} holds no encoder of amcl-fast: {error}") from error
+
+
+def _from_checkpoint(file: Path) -> Encoder:
+    checkpoint = load_checkpoint(file)
+    settings = checkpoint.get("settings")
+    if not settings:
+        raise ValueError(f"{file} lacks the settings of its run; `amcl-fast pretrain` writes them into checkpoints")
+    model, data = settings["model"], settings["data"]
+    config = BackboneConfig(**model["init_args"]["backbone"])
+    weights = {
+        name.removeprefix(_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    backbone = build_backbone(config)
+    backbone.load_state_dict(weights)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
+    origin = {
+        "amcl_fast": settings["amcl_fast"],
+        "method": model["class_path"],
+        "recipe": settings.get("recipe"),
+        "run": settings["run"],
+        "epochs": progress["processed"],
+        "steps": checkpoint["global_step"],
+    }
+    return Encoder(
+        backbone=backbone.eval(),
+        config=config,
+        size=data["size"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        origin={name: str(value) for name, value in origin.items() if value is not None},
+        data=data["root"],
+    )
+
+
+def _from_exported(file: Path) -> Encoder:
+    metadata, weights = _read_safetensors(file)
+    if not metadata.keys() >= _METADATA_KEYS:
+        raise ValueError(
+            f"{file} was not written by `amcl-fast export`: its header lacks "
+            f"{', '.join(sorted(_METADATA_KEYS - metadata.keys()))}. A backbone of your own is evaluated by "
+            "amcl_fast.evaluate.evaluate"
+        )
+    config = BackboneConfig(**json.loads(metadata["backbone"]))
+    backbone = build_backbone(config)
+    _published(backbone, config).load_state_dict(weights)
+    facts = {"backbone", "size", "mean", "std", "load", "format"}
+    return Encoder(
+        backbone=backbone.eval(),
+        config=config,
+        size=int(metadata["size"]),
+        mean=tuple(json.loads(metadata["mean"])),
+        std=tuple(json.loads(metadata["std"])),
+        origin={name: value for name, value in metadata.items() if name not in facts},
+    )
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f"{file} needs safetensors: pip install 'amcl-fast[export]'") from error
+    try:
+        with safe_open(file, framework="pt") as content:
+            return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file, or is damaged: {error}") from error
+
+
+def _published(backbone: nn.Module, config: BackboneConfig) -> Any:
+    return backbone.model if config.name.startswith(TIMM_PREFIX) else backbone

@@ -1,0 +1,131 @@
+"""`amcl-fast evaluate`: from a checkpoint and a folder to a table and a JSON file."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..data import ContrastiveDataModule
+from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
+from ..files import write_file
+from .evaluation import Evaluation, evaluate
+
+
+def run(
+    weights: Path,
+    *,
+    data: str | None,
+    size: int | None,
+    k: int,
+    epochs: int,
+    rates: Sequence[float],
+    batch_size: int,
+    augment: bool | None,
+    output: Path | None,
+) -> None:
+    """Evaluate, print a table, write the JSON file.
+
+    Args:
+        weights: run directory, checkpoint or exported safetensors file.
+        data: as data.root of `ContrastiveDataModule`; None: what the encoder was trained on.
+        size: side of the images in pixels; None: as in training.
+        k: neighbours of kNN.
+        epochs, rates, batch_size: of the linear probe.
+        augment: random crop and flip for the linear probe, anew every epoch; None: on a GPU only, since the encoder
+            runs once an epoch for it.
+        output: the JSON file; None: `evaluation-DATA.json` in the run directory, or beside the weights.
+
+    Raises:
+        ValueError: the weights or the data cannot be used, or a setting is out of range.
+        OSError: something cannot be read or written.
+        ImportError: a package is missing.
+    """
+    encoder = load_encoder(weights)
+    data = data or encoder.data
+    if data is None:
+        raise ValueError(f"{weights} does not say what it was trained on: give --data")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    datamodule = ContrastiveDataModule(
+        root=data,
+        size=size or encoder.size,
+        batch_size=batch_size,
+        mean=encoder.mean,  # type: ignore[arg-type]
+        std=encoder.std,  # type: ignore[arg-type]
+        num_threads=len(os.sched_getaffinity(0)),
+        device="gpu" if device.type == "cuda" else "cpu",
+    )
+    datamodule.prepare_data()
+    datamodule.setup()
+    print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
+    bank, queries = datamodule.features_loaders()
+    found = evaluate(
+        encoder.backbone,
+        bank,
+        queries,
+        num_classes=datamodule.num_classes,
+        augmented=datamodule.linear_probe_loader() if (device.type == "cuda" if augment is None else augment) else None,
+        k=k,
+        rates=rates,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        progress=_bar,
+    )
+    print(_table(found))
+    path = output or _beside(weights, data)
+    content = {
+        "weights": str(weights),
+        "encoder": encoder.metadata,
+        "data": data,
+        "size": datamodule.size,
+        "classes": datamodule.num_classes,
+        **found.as_dict(),
+        "skipped_files": [list(entry) for entry in datamodule.skipped],
+    }
+    write_file(path, json.dumps(content, indent=2) + "\n")
+    print(f"written to  {path}")
+
+
+def _bar(loop: Iterable[Any], title: str) -> Iterable[Any]:
+    return tqdm(loop, desc=title, leave=False, disable=None)  # None: only on a terminal
+
+
+def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDataModule) -> str:
+    origin = encoder.origin
+    history = f"{origin['epochs']} epochs, {origin['steps']} steps"
+    left_out = f", {len(datamodule.skipped):,} files left out" if datamodule.skipped else ""
+    return (
+        f"encoder     {file} ({encoder.config.name}, {history})\n"
+        f"data        {data}: {datamodule.num_classes} classes, {datamodule.size} px{left_out}"
+    )
+
+
+def _table(found: Evaluation) -> str:
+    probe = found.linear
+    seen = "random crop and flip every epoch" if found.augmented else "features computed once, without augmentation"
+    lines = [
+        f"images      {found.training_images:,} to learn from, {found.queries:,} held out; {found.features} features",
+        f"kNN         {found.knn:.2f} %  (k = {found.k}, temperature {found.temperature:g})",
+        f"linear      {probe.top1[probe.best]:.2f} %  ({found.epochs} epochs, batch {found.batch_size}, {seen})",
+        "  rate      top-1" + ("     top-5" if probe.top5 else ""),
+    ]
+    for index, (rate, top1) in enumerate(zip(probe.rates, probe.top1, strict=True)):
+        top5 = f"  {probe.top5[index]:6.2f} %" if probe.top5 else ""
+        lines.append(f"  {rate:<8g}{top1:6.2f} %{top5}{'  <- best' if index == probe.best else ''}")
+    lines.append("The best rate is chosen on the held-out images themselves, as is the custom.")
+    return "\n".join(lines)
+
+
+def _beside(weights: Path, data: str) -> Path:
+    """Where the result goes: into the run directory if there is one."""
+    name = f"evaluation-{Path(data).resolve().name}.json"
+    if weights.is_dir():
+        return weights / name
+    if weights.suffix == SUFFIX:
+        return weights.with_name(f"{weights.stem}-{name}")
+    run_dir = weights.resolve().parents[1]
+    return (run_dir if (run_dir / "config.yaml").is_file() else weights.parent) / name

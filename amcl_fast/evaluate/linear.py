@@ -1,0 +1,209 @@
+"""Linear probe: classifiers on frozen features, one per learning rate, all trained in one pass."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .features import Progress, check_features, silent
+
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Learning rates at a batch of 256. Features of different encoders differ in scale by as much."""
+
+TOP5_CLASSES = 10
+"""Top-5 accuracy says nothing with fewer classes."""
+
+_CHUNK_ELEMENTS = 1 << 24
+"""Logits in memory at a time when accuracies are counted: 64 MiB."""
+
+
+class Batches(Protocol):
+    """One epoch of (features (n, d), labels (n,) int64) at every `iter`, of `len` batches."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class ShuffledFeatures:
+    """Batches of features that were computed once, in a new order every epoch; the last one may be smaller.
+
+    Args:
+        features: (N, d).
+        labels: (N,) int64.
+        batch_size: rows of a batch.
+        seed: of the orders.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int = 0) -> None:
+        self._features, self._labels, self._batch_size = features, labels, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self._labels) // self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self._labels), generator=self._generator).to(self._features.device)
+        for rows in order.split(self._batch_size):
+            yield self._features[rows], self._labels[rows]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Accuracies of a linear probe.
+
+    Attributes:
+        rates: learning rates, as given.
+        top1: accuracy in percent on the queries of each rate's classifier.
+        top5: the same for the five best classes; None with fewer than 10 classes.
+        best: index of the rate with the highest top1, the lowest such rate. It is chosen on the very queries
+            that it is measured on, as is the custom, so it flatters the encoder a little; `top1` holds them all.
+        weight: (R, classes, d) of the classifiers.
+        bias: (R, classes).
+    """
+
+    rates: tuple[float, ...]
+    top1: tuple[float, ...]
+    top5: tuple[float, ...] | None
+    best: int
+    weight: Tensor
+    bias: Tensor
+
+
+def linear_probe(
+    train: Batches,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    num_classes: int,
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> ProbeResult:
+    """Train a linear classifier per learning rate on the same features, and measure them all.
+
+    The usual protocol for frozen encoders (He et al., MoCo, CVPR 2020, Section 4.1, and its successors): softmax
+    regression by SGD with momentum, no weight decay, no normalisation of the features, a cosine schedule from the
+    rate to zero over all steps. Every rate sees the same batches, and the classifiers of all rates are one product.
+    They begin at zero: the problem is convex, so nothing is gained by a random start.
+
+    Args:
+        train: features of the training images, an epoch at a time, such as `ShuffledFeatures`. Their dtype is that
+            of the classifiers.
+        queries: (Q, d) features to measure on.
+        query_labels: (Q,) int64, 0 to num_classes - 1.
+        num_classes: number of classes K.
+        rates: learning rates for a batch of 256; a rate is multiplied by batch_size / 256.
+        epochs: passes over `train`.
+        batch_size: rows of a full batch of `train`.
+        momentum: of SGD.
+        weight_decay: of SGD, on weights and biases.
+        device: where to train.
+        progress: wraps the loop over the epochs.
+
+    Returns:
+        Accuracies and classifiers. A classifier that is not finite any more gets nothing right.
+
+    Raises:
+        TypeError: features are not floating point or labels not int64.
+        ValueError: shapes that do not fit, labels or settings out of range, features that are not finite.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    check_features("queries", queries, "query_labels", query_labels, num_classes)
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"rates must be one or more numbers above 0, got {list(rates)}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if not len(train):
+        raise ValueError("train yields no batch: there is nothing to learn from")
+
+    shape = len(rates), num_classes, queries.shape[1]
+    weight = torch.zeros(shape, dtype=queries.dtype, device=device, requires_grad=True)
+    bias = torch.zeros(shape[:2], dtype=queries.dtype, device=device, requires_grad=True)
+    rate = torch.tensor(rates, dtype=queries.dtype, device=device) * (batch_size / 256)
+    classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
+    for epoch in progress(range(epochs), "linear probe"):
+        for features, labels in train:
+            if epoch == 0:  # a look at every value makes a GPU wait
+                check_features("features of train", features, "labels of train", labels, num_classes)
+                if features.shape[1] != queries.shape[1]:
+                    raise ValueError(f"train has {features.shape[1]} features, queries have {queries.shape[1]}")
+            classifiers.step(features.to(weight), labels.to(device))
+    top1, top5 = _accuracies(weight.detach(), bias.detach(), queries, query_labels)
+    best = max(range(len(rates)), key=lambda index: (top1[index], -rates[index]))
+    return ProbeResult(
+        rates=tuple(rates),
+        top1=top1,
+        top5=top5 if num_classes >= TOP5_CLASSES else None,
+        best=best,
+        weight=weight.detach().cpu(),
+        bias=bias.detach().cpu(),
+    )
+
+
+class _Classifiers:
+    """SGD on R linear classifiers that differ in their learning rate.
+
+    torch.optim.SGD has one rate for each parameter, and R parameters would be R products.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, rate: Tensor, momentum: float, weight_decay: float, steps: int
+    ) -> None:
+        self._parameters = (weight, bias)
+        self._velocities = (torch.zeros_like(weight), torch.zeros_like(bias))
+        self._rates = (rate.view(-1, 1, 1), rate.view(-1, 1))
+        self._momentum, self._weight_decay = momentum, weight_decay
+        self._done, self._steps = 0, steps
+
+    def step(self, features: Tensor, labels: Tensor) -> None:
+        weight, bias = self._parameters
+        loss = F.cross_entropy(
+            _logits(weight, bias, features).transpose(1, 2),  # (n, K, R)
+            labels[:, None].expand(-1, len(weight)),
+            reduction="sum",
+        )
+        gradients = torch.autograd.grad(loss / len(labels), self._parameters)
+        # CosineAnnealingLR, in closed form.
+        decay = (1 + math.cos(math.pi * self._done / self._steps)) / 2
+        self._done += 1
+        with torch.no_grad():
+            for parameter, gradient, velocity, rate in zip(
+                self._parameters, gradients, self._velocities, self._rates, strict=True
+            ):
+                velocity.mul_(self._momentum).add_(gradient).add_(parameter, alpha=self._weight_decay)
+                parameter.sub_(decay * rate * velocity)
+
+
+def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
+    """(n, R, K): the logits of all classifiers, as one product."""
+    return torch.addmm(bias.flatten(), features, weight.flatten(0, 1).T).unflatten(1, bias.shape)
+
+
+def _accuracies(
+    weight: Tensor, bias: Tensor, queries: Tensor, labels: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Top-1 and top-5 of every classifier, in percent."""
+    size = max(1, _CHUNK_ELEMENTS // bias.numel())
+    right = torch.zeros(2, len(weight), dtype=torch.int64, device=weight.device)
+    for rows, truth in zip(queries.split(size), labels.split(size), strict=True):
+        logits = _logits(weight, bias, rows.to(weight))
+        hits = logits.topk(min(5, logits.shape[2]), dim=2).indices == truth.to(weight.device)[:, None, None]
+        hits &= torch.isfinite(logits).all(2, keepdim=True)
+        right += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)])
+    top1, top5 = (100 * right.double() / len(queries)).tolist()
+    return tuple(top1), tuple(top5)

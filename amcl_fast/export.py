@@ -1,0 +1,105 @@
+"""The encoder as a file for others: safetensors with the names of torchvision or timm, or ONNX."""
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .encoder import SUFFIX, Encoder, load_encoder
+from .files import write_file
+from .models.backbones import TIMM_PREFIX, BackboneConfig
+
+Format = Literal["safetensors", "onnx"]
+FORMATS: tuple[Format, ...] = ("safetensors", "onnx")
+
+
+def export(weights: Path, *, format: Format = "safetensors", output: Path | None = None) -> Path:
+    """Write the encoder of a run directory, a checkpoint or an exported file.
+
+    Both formats carry, as metadata, the name of the backbone, recipe, epochs and version, and the normalisation and
+    size of the images (see `Encoder.metadata`). ONNX has the input `images` (batch, 3, size, size), normalised, with
+    any batch, and the output `features` (batch, feature_dim).
+
+    Args:
+        weights: what to export.
+        format: safetensors or onnx.
+        output: file to write, replaced when the new one is whole; default: `backbone.safetensors` or `backbone.onnx`
+            in the run directory, or beside the weights under their name.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_encoder`.
+        ImportError: a package of the extra `export` is missing.
+        OSError: the file cannot be written.
+    """
+    encoder = load_encoder(weights)
+    suffix = SUFFIX if format == "safetensors" else ".onnx"
+    path = output or (weights / f"backbone{suffix}" if weights.is_dir() else weights.with_suffix(suffix))
+    write_file(path, _safetensors(encoder) if format == "safetensors" else _onnx(encoder))
+    return path
+
+
+def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
+    """Python lines that load an exported safetensors file into `model`, strictly.
+
+    torchvision's ResNet has one width and one stem. Another stem takes two lines more; another width is loaded by
+    this package, which builds the same network.
+    """
+    load = f'model.load_state_dict(safetensors.torch.load_file("{file}"))'
+    if config.name.startswith(TIMM_PREFIX):
+        name = config.name.removeprefix(TIMM_PREFIX)
+        return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", num_classes=0)\n{load}'
+    if config.width != BackboneConfig().width:
+        return (
+            "from pathlib import Path\nfrom amcl_fast.encoder import load_encoder\n"
+            f'model = load_encoder(Path("{file}")).backbone  # width {config.width}; torchvision has 64 alone'
+        )
+    lines = [
+        "import safetensors.torch, torch, torchvision",
+        f"model = torchvision.models.{config.name}()",
+        "model.fc = torch.nn.Identity()",
+    ]
+    if config.stem == "small":
+        lines += [
+            "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # the stem for small images",
+            "model.maxpool = torch.nn.Identity()",
+        ]
+    return "\n".join([*lines, load])
+
+
+def _safetensors(encoder: Encoder) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise _missing("safetensors") from error
+    weights = {name: value.contiguous() for name, value in encoder.published.state_dict().items()}
+    return save(weights, {"format": "pt", **encoder.metadata, "load": loading_code(encoder.config)})
+
+
+def _onnx(encoder: Encoder) -> bytes:
+    # A batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, encoder.size, encoder.size)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch 2.11 inside itself
+            program = torch.onnx.export(
+                encoder.backbone,
+                (example,),
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise _missing("onnx and onnxscript") from error
+    assert program is not None
+    program.model.metadata_props.update(encoder.metadata)
+    return program.model_proto.SerializeToString()
+
+
+def _missing(what: str) -> ImportError:
+    return ImportError(f"this export needs {what}: pip install 'amcl-fast[export]'")
