@@ -76,7 +76,7 @@ class PretrainCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights and data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--base", type=str | None, help="recipe on which this one builds")
+        parser.add_argument("--base", type=str | list[str] | None, help="parts on which a recipe builds")
         parser.add_argument("--recipe", type=str | None, help="name of the recipe of a run, kept with its results")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")

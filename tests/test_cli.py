@@ -12,7 +12,7 @@ from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
 from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
-from amcl_fast.recipes import describe_recipes, recipe_files, recipe_names
+from amcl_fast.recipes import describe_recipes, recipe_files
 
 TINY = """
 data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
@@ -132,20 +132,12 @@ def test_help_lists_the_recipes(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in recipe_names())
     assert describe_recipes() in out
 
 
 def build(name, folder, *settings):
     files = [argument for path in recipe_files(name) for argument in ("--config", str(path))]
     return PretrainCLI([*files, *settings], folder / "run", None)
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_builds(name, tmp_path):
-    cli = build(name, tmp_path)
-    assert cli.model.projector.heads in (1, 3)
-    assert cli.trainer.gradient_clip_val == 1.0
 
 
 def test_released_recipe_is_the_released_one(tmp_path):

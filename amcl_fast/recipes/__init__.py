@@ -1,39 +1,87 @@
 """Recipes: YAML for `amcl-fast pretrain --recipe NAME`.
 
-The first line of a recipe is a comment that says what it is. `base: OTHER` builds on the recipe OTHER: its
-settings come first. A name that begins with an underscore is only a base.
+A recipe is a file of this folder, or `<framework>-<dataset>-<variant>`, which is put together of parts:
+
+    frameworks/<framework>              method, heads, optimiser
+    datasets/<dataset>                  data, encoder, length of the training, evaluation
+    combinations/<framework>-<dataset>  where that combination differs, if there is such a file
+    losses/<framework>-<variant>        loss and number of heads
+    combinations/<framework>-<dataset>-<variant>    likewise
+
+Later parts override earlier ones. The first line of every file is a comment that says what it is; `base` names
+parts or recipes on which a file builds, whose settings come first. A name that begins with an underscore is
+only a base. A run's config.yaml holds all of its settings.
 """
 
+import difflib
 from pathlib import Path
 
 import yaml
 
 FOLDER = Path(__file__).parent
 
+FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow")
+
+VARIANTS = {
+    "baseline": "one head, constant temperature",
+    "released": "AMCL as its authors released it, for the data sets they released it for, and builtin",
+    "amcl": "AMCL with temperatures that stay adaptive",
+}
+
+DATASETS = {
+    "builtin": tuple(VARIANTS),
+    "cifar10": tuple(VARIANTS),
+    "cifar100": tuple(VARIANTS),
+    "stl10": tuple(VARIANTS),
+    "imagenet100": ("baseline", "amcl"),
+    "imagenet1k": ("baseline", "amcl"),
+}
+
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that can be run."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
+    """Names of the recipes that can be run: the files, then the combinations."""
+    combined = [f"{f}-{d}-{v}" for f in FRAMEWORKS for d, variants in DATASETS.items() for v in variants]
+    return _named() + combined
 
 
 def recipe_files(name: str) -> list[Path]:
-    """Files of a recipe in the order in which they apply, its base first.
+    """Files of a recipe in the order in which they apply.
 
     Raises:
         ValueError: there is no such recipe.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(recipe_names())}")
-    base = yaml.safe_load(path.read_text()).get("base")
-    return [*(recipe_files(base) if base else []), path]
+    if name not in recipe_names():
+        close = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
+        hint = f"close to it: {', '.join(close)}" if close else f"recipes: {', '.join(_named())}, {_PATTERN}"
+        raise ValueError(f"there is no recipe {name!r}; {hint}")
+    if name in _named():
+        return _with_bases(name)
+    framework, dataset, variant = name.split("-")
+    files = [*_with_bases(f"frameworks/{framework}"), *_with_bases(f"datasets/{dataset}")]
+    own = (f"combinations/{framework}-{dataset}", f"losses/{framework}-{variant}", f"combinations/{name}")
+    return files + [path for path in map(_path, own) if path.is_file()]
 
 
 def describe_recipes() -> str:
-    """One line per recipe: name and first comment."""
-    width = max(map(len, recipe_names()))
-    lines = []
-    for name in recipe_names():
-        first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
-        lines.append(f"  {name:<{width}}  {first.lstrip('# ')}")
-    return "\n".join(lines)
+    """One line per file, then what can be combined."""
+    width = max(map(len, [*_named(), *VARIANTS]))
+    lines = [f"  {name:<{width}}  {_path(name).read_text().splitlines()[0].lstrip('# ')}" for name in _named()]
+    lines += [f"  {_PATTERN}, of", f"    {', '.join(FRAMEWORKS)}", f"    {', '.join(DATASETS)}"]
+    return "\n".join(lines + [f"    {name:<{width}}  {meaning}" for name, meaning in VARIANTS.items()])
+
+
+_PATTERN = "<framework>-<dataset>-<variant>"
+
+
+def _named() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _path(part: str) -> Path:
+    return FOLDER / f"{part}.yaml"
+
+
+def _with_bases(part: str) -> list[Path]:
+    bases = yaml.safe_load(_path(part).read_text()).get("base", [])
+    files = [path for base in ([bases] if isinstance(bases, str) else bases) for path in _with_bases(base)]
+    return [*files, _path(part)]

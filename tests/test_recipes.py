@@ -1,0 +1,128 @@
+"""Every recipe builds, and trains for two steps at toy size."""
+
+import warnings
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from fake_data import FakeDataModule
+
+from amcl_fast import AdaptiveTemperature
+from amcl_fast.cli import main
+from amcl_fast.methods import BarlowTwins
+from amcl_fast.optim import lr_scale
+from amcl_fast.pretrain import PretrainCLI
+from amcl_fast.recipes import FOLDER, describe_recipes, recipe_files, recipe_names
+
+BATCH, WIDTH = 16, 12
+
+
+def build(name, folder, *settings):
+    files = [argument for path in recipe_files(name) for argument in ("--config", str(path))]
+    return PretrainCLI([*files, *settings], folder / "run", None)
+
+
+def toy(name, folder):
+    """The recipe with a tiny encoder, for images of 8 pixels, and tiny heads; everything else is its own."""
+    settings = [f"--model.backbone.{setting}" for setting in ("name=resnet18", "stem=small", "width=8")]
+    settings.append("--model.compile=false")
+    settings += [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}"]
+    settings += ["--model.schedule.warmup_epochs=0.5", f"--data.batch_size={BATCH}"]
+    if not name.endswith(("baseline", "constant")):
+        reads = BATCH if name.startswith("barlow") else WIDTH
+        settings.append(f"--model.criterion.temperature.dim={reads}")
+    return build(name, folder, *settings)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_trains_two_steps(name, tmp_path):
+    cli = toy(name, tmp_path)
+    adaptive = isinstance(cli.model.criterion.temperature, AdaptiveTemperature)
+    assert adaptive == (not name.endswith(("baseline", "constant")))
+    before = [p.detach().clone() for p in cli.model.parameters()]
+    data = FakeDataModule(steps=1, batch=BATCH)
+    data.batch_size = BATCH
+    # The recipe's precision, clipping and so on, without its callbacks and loggers.
+    settings = cli.config["trainer"].as_dict() | {"max_epochs": 2, "accelerator": "cpu", "logger": False}
+    trainer = L.Trainer(**settings | {"callbacks": None, "enable_checkpointing": False, "enable_progress_bar": False})
+    trainer.fit(cli.model, datamodule=data)
+    assert trainer.global_step == 2
+    assert all(torch.isfinite(p).all() for p in cli.model.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(cli.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_phi_fits_what_it_reads(name, tmp_path):
+    """Settings that fail at the first step of a real run only."""
+    model = yaml.safe_load("{}")
+    for path in recipe_files(name):
+        model = merged(model, yaml.safe_load(path.read_text()))
+    data, model = model["data"], model["model"]["init_args"]
+    temperature = model["criterion"]["init_args"]["temperature"]
+    if isinstance(temperature, dict):
+        reads = data["batch_size"] if name.startswith("barlow") else model["projector"]["dim"]
+        assert temperature["init_args"]["dim"] == reads
+    if "queue_size" in model:
+        assert model["queue_size"] >= 2 * data["batch_size"]
+
+
+def merged(first, second):
+    """Nested mappings, the second over the first."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return first | {key: merged(first.get(key), value) for key, value in second.items()}
+
+
+def test_every_file_is_part_of_a_recipe():
+    used = {path for name in recipe_names() for path in recipe_files(name)}
+    assert used == set(FOLDER.rglob("*.yaml"))
+
+
+def test_later_parts_override_earlier_ones(tmp_path):
+    cli = build("simclr-imagenet100-baseline", tmp_path)
+    assert cli.model.criterion.temperature == 0.2  # the loss's own is 0.5
+    assert (cli.datamodule.batch_size, cli.datamodule.size, cli.trainer.max_epochs) == (128, 224, 400)
+
+
+def test_imagenet_rates_follow_the_batch(tmp_path):
+    cli = build("barlow-imagenet1k-baseline", tmp_path, "--model.compile=false", "--model.projector.hidden_dim=64")
+    assert lr_scale(cli.model.optimizer_config, cli.datamodule.batch_size) == 8
+    views = cli.datamodule.views
+    assert (views[0].blur, views[1].blur) == (1.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("simclr-cifar10-aml", "simclr-cifar10-amcl"),
+        ("moco-imagenet1k-released", "moco-imagenet1k-baseline"),
+        ("resnet", "demo, <framework>-<dataset>-<variant>"),
+    ],
+)
+def test_unknown_names_get_help(name, close):
+    with pytest.raises(ValueError, match=f"no recipe '{name}'.*{close}"):
+        recipe_files(name)
+
+
+def test_the_list_is_short_and_tells_all_names():
+    text = describe_recipes()
+    assert len(text.splitlines()) < 15
+    for name in recipe_names():
+        assert name in text or all(part in text for part in name.split("-"))
+
+
+def test_released_barlow_twins_needs_the_batch_it_was_made_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "--recipe", "barlow-builtin-released", "--data.batch_size", "128"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "temperature.dim=256" in line and "data.batch_size=128" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_barlow_twins_of_constant_temperature_takes_any_batch(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = build("barlow-builtin-baseline", tmp_path)
+    assert isinstance(cli.model, BarlowTwins)
+    cli.model.check_batch(7)
