@@ -1,0 +1,255 @@
+"""amcl_fast.export and amcl_fast.encoder: what is written loads elsewhere, strictly, and gives the same features."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fake_data import FakeDataModule
+from running import fit, method
+
+from amcl_fast.checkpoint import load_checkpoint
+from amcl_fast.encoder import find_weights, load_encoder
+from amcl_fast.export import export, loading_code
+from amcl_fast.methods import SimCLR
+from amcl_fast.models import BackboneConfig, ProjectorConfig
+
+BACKBONES = {
+    "standard": BackboneConfig("resnet18"),
+    "bottleneck": BackboneConfig("resnet50"),
+    "small": BackboneConfig("resnet18", stem="small"),
+    "narrow": BackboneConfig("resnet34", stem="small", width=8),
+    "timm": BackboneConfig("timm/resnet10t"),
+}
+
+
+def checkpoint(folder, config, **changes):
+    """A run directory with a checkpoint as `amcl-fast pretrain` leaves it; returns it and its encoder."""
+    torch.manual_seed(0)
+    module = SimCLR(method().criterion, backbone=config, projector=ProjectorConfig(2, 5, 6))
+    with torch.no_grad():  # running statistics that are not those of a new network
+        module.backbone.train()(torch.randn(8, 3, 32, 32))
+    settings = {
+        "amcl_fast": "0.1.0",
+        "run": folder.name,
+        "recipe": "demo",
+        "model": {
+            "class_path": "amcl_fast.methods.SimCLR",
+            "init_args": {"backbone": {"name": config.name, "stem": config.stem, "width": config.width}},
+        },
+        "data": {"root": "cifar10", "size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1]},
+    }
+    content = {
+        "state_dict": module.state_dict(),
+        "global_step": 12,
+        "loops": {"fit_loop": {"epoch_progress": {"total": {"processed": 3}}}},
+        "settings": settings,
+        **changes,
+    }
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    return folder, module.backbone.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def features(module, images):
+    with torch.no_grad():
+        return module.eval()(images)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_printed_lines_load_the_file_strictly(tmp_path, images, name):
+    """torchvision's or timm's own model, built by the lines that a user is shown, gives the same features."""
+    pytest.importorskip("safetensors")
+    if name == "timm":
+        pytest.importorskip("timm")
+    run, backbone = checkpoint(tmp_path / "run", BACKBONES[name])
+    path = export(run)
+    assert path == run / "backbone.safetensors"
+    space: dict = {}
+    exec(loading_code(BACKBONES[name], str(path)), space)
+    model = space["model"]
+    assert type(model).__module__.startswith({"timm": "timm.", "narrow": "amcl_fast."}.get(name, "torchvision."))
+    # In float64: another memory format rounds differently.
+    model, backbone, images = model.double(), backbone.double(), images.double()
+    torch.testing.assert_close(features(model, images), features(backbone, images), rtol=1e-9, atol=1e-12)
+
+
+def test_a_standard_resnet_needs_its_classifier_removed_and_nothing_else(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["bottleneck"])
+    weights = load_file(export(run))
+    model = torchvision.models.resnet50()
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+
+
+def test_the_header_says_what_the_file_is(tmp_path):
+    safe_open = pytest.importorskip("safetensors").safe_open
+    run, _ = checkpoint(tmp_path / "run-7", BACKBONES["small"])
+    with safe_open(export(run), framework="pt") as file:
+        metadata = file.metadata()
+    assert {name: metadata[name] for name in ("recipe", "run", "method", "epochs", "steps", "amcl_fast", "size")} == {
+        "recipe": "demo",
+        "run": "run-7",
+        "method": "amcl_fast.methods.SimCLR",
+        "epochs": "3",
+        "steps": "12",
+        "amcl_fast": "0.1.0",
+        "size": "32",
+    }
+    assert json.loads(metadata["mean"]) == [0.5, 0.4, 0.3] and json.loads(metadata["std"]) == [0.25, 0.2, 0.1]
+    assert json.loads(metadata["backbone"]) == {"name": "resnet18", "stem": "small", "width": 64}
+    assert "conv1" in metadata["load"]
+
+
+@pytest.mark.parametrize("name", ["narrow", "timm"])
+def test_onnx_gives_the_same_features_at_any_batch(tmp_path, images, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    if name == "timm":
+        pytest.importorskip("timm")
+    run, backbone = checkpoint(tmp_path / "run", BACKBONES[name])
+    session = onnxruntime.InferenceSession(export(run, format="onnx"), providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        (found,) = session.run(["features"], {"images": images[:batch].numpy()})
+        expected = features(backbone, images[:batch])
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["recipe"] == "demo" and json.loads(metadata["std"]) == [0.25, 0.2, 0.1]
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["backbone.onnx"]  # weights are inside
+
+
+@pytest.mark.parametrize("source", ["run", "checkpoint", "exported", "exported again"])
+def test_an_encoder_is_read_back_from_all_that_holds_one(tmp_path, images, source):
+    if "exported" in source:
+        pytest.importorskip("safetensors")
+    run, backbone = checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    path = run
+    if source == "checkpoint":
+        path = (run / "checkpoints" / "last.ckpt").rename(tmp_path / "alone.ckpt")
+    if "exported" in source:
+        path = export(run)
+    if source == "exported again":
+        path = export(path, output=tmp_path / "again.safetensors")
+    found = load_encoder(path)
+    assert torch.equal(features(found.backbone, images), features(backbone, images))
+    assert not found.backbone.training and found.config == BACKBONES["narrow"]
+    assert (found.size, found.mean, found.std) == (32, (0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
+    assert found.origin["recipe"] == "demo" and found.origin["epochs"] == "3"
+    assert found.data == (None if "exported" in source else "cifar10")  # a path of this machine is not given away
+
+
+def test_what_training_saves_is_what_is_read(tmp_path, images):
+    """The real callback, and the count of epochs that Lightning keeps."""
+    module = method()
+    config = {
+        "recipe": None,
+        "model": {
+            "class_path": "amcl_fast.methods.SimCLR",
+            "init_args": {"backbone": {"name": "resnet18", "stem": "small", "width": 8}},
+        },
+        "data": {"root": "builtin", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]},
+    }
+    run = tmp_path / "demo-1"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    fit(run, module, FakeDataModule(), max_epochs=2)
+    found = load_encoder(run)
+    assert found.origin == {
+        "amcl_fast": found.origin["amcl_fast"],
+        "method": "amcl_fast.methods.SimCLR",
+        "run": "demo-1",
+        "epochs": "2",
+        "steps": "8",
+    }
+    assert torch.equal(features(found.backbone, images), features(module.backbone, images))
+
+
+class Touch:
+    """A pickle of it makes a file when it is loaded: what a hostile checkpoint does."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_checkpoint_from_elsewhere_runs_no_code(tmp_path, form):
+    trap, bad = tmp_path / "executed", tmp_path / "bad.ckpt"
+    content = {"state_dict": {}, "global_step": Touch(trap)}
+    if form == "torch":
+        torch.save(content, bad)
+    else:
+        bad.write_bytes(pickle.dumps(content))
+    for read in (load_checkpoint, load_encoder, export):
+        with pytest.raises(ValueError, match=r"bad\.ckpt is refused.*could run code"):
+            read(bad)
+    assert not trap.exists()
+    if form == "torch":
+        torch.load(bad, weights_only=False)
+        assert trap.exists()  # the trap works
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04half an archive", b"\x80\x02}."])
+def test_damaged_and_other_files_are_refused_by_name(tmp_path, content):
+    for name in ("a.ckpt", "a.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}"):
+            load_encoder(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {}}, "lacks the settings of its run"),
+        ({"settings": {"model": {}, "data": {}}}, "holds no encoder"),
+        ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no encoder.*conv1"),
+        ({"loops": {}}, "holds no encoder.*fit_loop"),
+    ],
+)
+def test_checkpoints_of_something_else_are_refused(tmp_path, changes, message):
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"], **changes)
+    with pytest.raises(ValueError, match=rf"(?s)last\.ckpt {message}"):
+        load_encoder(run)
+
+
+def test_weights_of_another_program_point_to_the_function(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"header lacks amcl_fast, backbone.*amcl_fast\.evaluate\.evaluate"):
+        load_encoder(tmp_path / "other.safetensors")
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; expected a run directory"):
+        find_weights(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/last\.ckpt"):
+        find_weights(tmp_path)
+
+
+def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    path = export(run)
+    good = path.read_bytes()
+
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(run)
+    assert path.read_bytes() == good and [file.name for file in path.parent.iterdir() if file.is_file()] == [path.name]
