@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,30 +15,61 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_rows(x: Tensor) -> Tensor:
-    """Rows of all processes, (C, n, d) → (C, world size · n, d), in order of rank.
+def row_counts(x: Tensor) -> list[int]:
+    """Rows n of x (C, n, d) in every process, in order of rank. The host waits for these few bytes.
 
-    The backward pass SUMS every process's gradient of this process's rows: each used them as candidates. All
-    processes must pass the same shape.
+    Raises:
+        ValueError: C or d differ between processes.
     """
-    return _GatherRows.apply(x.transpose(0, 1)).transpose(0, 1)
+    own = torch.tensor([x.shape], device=x.device)
+    shapes = own.new_empty(dist.get_world_size(), x.dim())
+    dist.all_gather_into_tensor(shapes, own)
+    by_rank: list[list[int]] = shapes.tolist()
+    if any((c, d) != (x.shape[0], x.shape[2]) for c, _, d in by_rank):
+        raise ValueError(f"processes must agree on heads C and width d, their shapes (C, n, d) are {by_rank}")
+    return [n for _, n, _ in by_rank]
+
+
+def gather_rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Rows of all processes, (C, n, d) → (C, Σ n, d), in order of rank; n may differ between processes.
+
+    The backward pass SUMS every process's gradient of this process's rows: each used them as candidates.
+
+    Args:
+        x: rows of this process.
+        counts: `row_counts(x)`, if known already.
+    """
+    counts = row_counts(x) if counts is None else counts
+    return _GatherRows.apply(x.transpose(0, 1), counts).transpose(0, 1)
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather along dim 0.
+    """all_gather along dim 0, with shorter blocks padded to the longest.
 
     torch.distributed.nn.functional.all_gather is not used: outside NCCL its backward pass receives into
     `empty_like(gradient)`, which scrambles gradients that are dense but not contiguous (torch 2.11).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gathered = x.new_empty(dist.get_world_size() * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
-        return gathered
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        blocks = x.new_empty(len(counts) * longest, *x.shape[1:])
+        dist.all_gather_into_tensor(blocks, _padded(x, longest).contiguous())
+        if min(counts) == longest:
+            return blocks
+        return torch.cat([block[:n] for block, n in zip(blocks.split(longest), counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        own = gradient.new_empty(gradient.shape[0] // dist.get_world_size(), *gradient.shape[1:])
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        longest = max(ctx.counts)
+        if min(ctx.counts) < longest:
+            gradient = torch.cat([_padded(block, longest) for block in gradient.split(ctx.counts)])
+        own = gradient.new_empty(longest, *gradient.shape[1:])
         dist.reduce_scatter_tensor(own, gradient.contiguous())
-        return own
+        return own[: ctx.counts[dist.get_rank()]], None
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """`x` with zeros below it, up to `rows` rows."""
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows - len(x)))

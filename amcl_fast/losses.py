@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from .distributed import gather_rows, world
+from .distributed import gather_rows, row_counts, world
 from .reference import NEGATIVES, Stats
 from .temperature import AdaptiveTemperature
 
@@ -130,7 +130,7 @@ class _Contrast(_Loss):
         skip: Tensor | None,
         product_dtype: torch.dtype,
     ) -> Tensor:
-        """Mean over anchors, sum over heads, of positive plus negative term.
+        """Positive plus negative term of every anchor and head, (C, 2N).
 
         `pairs` are the N positive pairs (x, y, φ(x), φ(y)); `anchors` are 2N rows, the x of every pair, then its
         y. Similarity and r are symmetric, so each pair is evaluated once for both of its anchors.
@@ -155,7 +155,7 @@ class _Contrast(_Loss):
         if self.include_positive:
             # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
             negative = torch.logaddexp(negative, -positive)
-        return (positive + negative).mean(dim=1).sum()
+        return positive + negative
 
 
 class SimCLRLoss(_Contrast):
@@ -172,8 +172,9 @@ class SimCLRLoss(_Contrast):
         top_k: κ, number of hardest negatives per anchor and head; all if fewer exist. Ignored with `softmax`.
         beta: β ≥ 0, weight of the temperature regulariser.
         include_positive: add the positive to the log-sum-exp (InfoNCE); not with `topk_mean`.
-        gather: take the candidates from all processes of torch.distributed. Each process returns the mean over
-            its own anchors; gradients are right under DDP, which averages them. Batches must be equal in size.
+        gather: take the candidates from all processes of torch.distributed. The mean of what the processes
+            return is the loss of the global batch, and gradients are right under DDP, which averages them. Batches
+            may differ in size; the host waits for the sizes.
         backend: `auto`, `triton`, `native` or `reference`.
     """
 
@@ -194,23 +195,26 @@ class SimCLRLoss(_Contrast):
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
         x, y = _heads_first(z1=z1, z2=z2)
-        rank, world_size = world() if self.gather else (0, 1)
         n = x.shape[1]
-        _check_batch("z1", n * world_size)
+        rank, processes = world() if self.gather else (0, 1)
+        counts = row_counts(x) if processes > 1 else [n]
+        _check_batch("z1", sum(counts))
         self._check_width(x.shape[-1], "the projection width d", "z1", z1)
         product_dtype = self._product_dtype(z1)
         with _full_precision(x):
             z = F.normalize(_at_least_float32(torch.cat([x, y], dim=1)), dim=-1)  # (C, 2N, d)
             phi = self._features(z)
-            if world_size == 1:
+            if processes == 1:
                 candidates, phi_candidates = z, phi
             else:
-                candidates = gather_rows(z)
+                candidates = gather_rows(z, [2 * count for count in counts])
                 phi_candidates = self._features(candidates)
             pairs = (z[:, :n], z[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
             own = torch.arange(2 * n, device=z.device)
-            skip = rank * 2 * n + torch.stack([own, (own + n) % (2 * n)], dim=1)
-            return self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
+            skip = 2 * sum(counts[:rank]) + torch.stack([own, (own + n) % (2 * n)], dim=1)
+            rows = self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
+            # The mean over all anchors of the processes is the mean of what they return.
+            return rows.sum() * (processes / (2 * sum(counts)))
 
 
 class MoCoLoss(_Contrast):
@@ -252,9 +256,10 @@ class MoCoLoss(_Contrast):
             phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
             phi_candidates = self._features(candidates)
             anchors = torch.cat([x, y], dim=1)
-            return self._evaluate(
+            rows = self._evaluate(
                 (x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype
             )
+            return rows.mean(dim=1).sum()
 
 
 class SimSiamLoss(_Loss):
@@ -315,7 +320,8 @@ class BarlowTwinsLoss(_Loss):
         lambd: λ ≥ 0, weight of the off-diagonal.
         beta: β ≥ 0, weight of the temperature regulariser.
         gather: correlate the batches of all processes of torch.distributed. Every process returns the loss of
-            the global batch; gradients are right under DDP, which averages them. Batches must be equal in size.
+            the global batch; gradients are right under DDP, which averages them. Batches may differ in size; the
+            host waits for the sizes.
         backend: `auto`, `triton`, `native` or `reference`.
     """
 
@@ -337,7 +343,8 @@ class BarlowTwinsLoss(_Loss):
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
         x, y = _heads_first(z1=z1, z2=z2)
         if self.gather and world()[1] > 1:
-            x, y = gather_rows(x), gather_rows(y)
+            counts = row_counts(x)
+            x, y = gather_rows(x, counts), gather_rows(y, counts)
         _check_batch("z1", x.shape[1])
         self._check_width(x.shape[1], "the global batch size N", "z1", z1)
         product_dtype = self._product_dtype(z1)

@@ -1,4 +1,4 @@
-"""Losses over several processes, with different data on each, against one process with the global batch."""
+"""Losses over several processes, with different data and batch sizes, against one process with the global batch."""
 
 import os
 from datetime import timedelta
@@ -9,20 +9,27 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
+from amcl_fast.distributed import row_counts
 
-LOCAL = 3  # rows per process
+EQUAL, RAGGED = "equal", "ragged"
+# Rows of each process.
+COUNTS = {(2, EQUAL): [3, 3], (3, EQUAL): [3, 3, 3], (2, RAGGED): [4, 2], (3, RAGGED): [1, 5, 3]}
 
 
-def losses(kind, world_size, gather):
+def losses(total, gather):
     torch.manual_seed(0)
 
-    def temperature(dim):
-        return 0.2 if kind == "constant" else AdaptiveTemperature(dim, 8, 0.1, 1.0, score="cosine").double()
+    def adaptive(dim):
+        return AdaptiveTemperature(dim, 8, 0.1, 1.0, score="cosine").double()
 
+    softmax = {"negatives": "softmax", "include_positive": True, "gather": gather}
     return {
-        "topk": SimCLRLoss(temperature(6), top_k=4, gather=gather),
-        "softmax": SimCLRLoss(temperature(6), negatives="softmax", include_positive=True, gather=gather),
-        "barlow": BarlowTwinsLoss(temperature(LOCAL * world_size), gather=gather),
+        "top-k, constant": SimCLRLoss(0.2, top_k=4, gather=gather),
+        "top-k, adaptive": SimCLRLoss(adaptive(6), top_k=4, gather=gather),
+        "softmax, constant": SimCLRLoss(0.2, **softmax),
+        "softmax, adaptive": SimCLRLoss(adaptive(6), **softmax),
+        "Barlow Twins, constant": BarlowTwinsLoss(0.2, gather=gather),
+        "Barlow Twins, adaptive": BarlowTwinsLoss(adaptive(total), gather=gather),
     }
 
 
@@ -31,8 +38,8 @@ def encoder():
     return torch.nn.Linear(5, 2 * 6, dtype=torch.float64)
 
 
-def images(world_size):
-    return torch.randn(2, LOCAL * world_size, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+def images(total):
+    return torch.randn(2, total, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def gradients(loss, model, views):
@@ -42,32 +49,49 @@ def gradients(loss, model, views):
     return value.detach(), [p.grad for p in (*model.parameters(), *loss.parameters())]
 
 
-def worker(rank, world_size, store, kind, results):
+def start(rank, world_size, store):
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
     torch.set_num_threads(1)
+
+
+def worker(rank, counts, store, results):
+    start(rank, len(counts), store)
+    own = images(sum(counts)).split(counts, dim=1)[rank]
     found = {}
-    for name, loss in losses(kind, world_size, gather=True).items():
+    for name, loss in losses(sum(counts), gather=True).items():
         # As Lightning and torchrun users do it: encoder and φ averaged by DDP's rule.
-        value, grads = gradients(loss, encoder(), images(world_size)[:, rank * LOCAL : (rank + 1) * LOCAL])
+        value, grads = gradients(loss, encoder(), own)
         for tensor in (value, *grads):
             dist.all_reduce(tensor)
-            tensor /= world_size
+            tensor /= len(counts)
         found[name] = (value, grads)
     if rank == 0:
         torch.save(found, results)
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("sizes", [EQUAL, RAGGED])
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("kind", ["constant", "adaptive"])
-def test_processes_equal_one_process(tmp_path, world_size, kind):
-    args = (world_size, os.fspath(tmp_path / "store"), kind, os.fspath(tmp_path / "found.pt"))
+def test_processes_equal_one_process(tmp_path, world_size, sizes):
+    counts = COUNTS[world_size, sizes]
+    args = (counts, os.fspath(tmp_path / "store"), os.fspath(tmp_path / "found.pt"))
     mp.spawn(worker, args=args, nprocs=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    for name, loss in losses(kind, world_size, gather=False).items():
-        value, grads = gradients(loss, encoder(), images(world_size))
+    for name, loss in losses(sum(counts), gather=False).items():
+        value, grads = gradients(loss, encoder(), images(sum(counts)))
         torch.testing.assert_close(found[name][0], value, rtol=1e-9, atol=0)
         for a, b in zip(found[name][1], grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def disagreeing(rank, world_size, store):
+    start(rank, world_size, store)
+    with pytest.raises(ValueError, match=r"agree on heads C and width d, .* \[\[2, 3, 4\], \[2, 3, 5\]\]"):
+        row_counts(torch.zeros(2, 3, 4 + rank))
+    dist.destroy_process_group()
+
+
+def test_disagreement_is_an_error_and_no_hang(tmp_path):
+    mp.spawn(disagreeing, args=(2, os.fspath(tmp_path / "store")), nprocs=2)
