@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
+from traps import Touch
 
 from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
+from amcl_fast.lock import RunLock
 from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import describe_recipes, recipe_files
@@ -97,6 +101,82 @@ def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
     assert rows.count("\n0,") == 2  # baselines and the first step, not twice
     assert main(["pretrain", "--recipe", "a", "--resume"]) == 0
     assert "run directory: runs/a-1" in capsys.readouterr().out
+
+
+def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
+    pytest.importorskip("safetensors")
+    assert main([*tiny, "--run_dir", "run"]) == 0
+    capsys.readouterr()
+    probe = ["--data", str(images), "--epochs", "2", "--batch_size", "8"]
+    assert main(["evaluate", "run", *probe]) == 0
+    out = capsys.readouterr().out
+    for text in ("16 to learn from, 4 held out; 64 features", "features computed once", "<- best", "kNN "):
+        assert text in out
+    assert len(re.findall(r"^  [\d.]+ +[\d.]+ %", out, re.MULTILINE)) == 8
+    found = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
+    assert found["encoder"]["run"] == "run" and found["linear"]["training_images"] == "features computed once"
+
+    assert main(["export", "run", "--output", "alone.safetensors"]) == 0
+    assert "load_encoder" in capsys.readouterr().out  # of width 8, which torchvision does not have
+    assert main(["evaluate", "alone.safetensors", *probe, "--output", "again.json"]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    for part in ("knn", "linear", "training_images", "queries", "size"):
+        assert again[part] == found[part]
+
+    assert main(["evaluate", "run", "--epochs", "1", "--rates", "1", "10", "--augment", "--batch_size", "8"]) == 0
+    assert "random crop and flip every epoch" in capsys.readouterr().out
+    own = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
+    assert own["data"] == str(images)  # the run's own, by default
+    assert own["linear"]["sweep"]["rates"] == [1.0, 10.0]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "does not exist"), ("text.ckpt", "text.ckpt is refused")])
+def test_what_cannot_be_evaluated_is_one_line(command, name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.ckpt").write_text("text")
+    assert main([command, name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"amcl-fast {command}: error: ") and message in line
+
+
+def test_a_run_that_goes_on_cannot_be_resumed(tiny, tmp_path, capsys):
+    assert main([*tiny, "--run_dir", "run"]) == 0
+    metrics = (tmp_path / "run" / "metrics.csv").read_text()
+    with RunLock() as lock:
+        lock.acquire(tmp_path / "run")
+        assert main(["pretrain", "--resume", "run", "--trainer.max_epochs=2"]) == 2
+    assert "run is in use" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.csv").read_text() == metrics
+    assert main(["pretrain", "--resume", "run", "--trainer.max_epochs=2"]) == 0
+
+
+def test_a_run_is_not_resumed_from_a_checkpoint_that_could_run_code(tiny, tmp_path, capsys):
+    assert main([*tiny, "--run_dir", "run"]) == 0
+    trap = tmp_path / "executed"
+    torch.save({"state_dict": {}, "global_step": Touch(trap)}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert main(["pretrain", "--resume", "run"]) == 2
+    assert "last.ckpt is refused" in capsys.readouterr().err
+    assert not trap.exists()
+
+
+def test_a_disk_that_is_full_at_the_last_save_is_one_line(tiny, tmp_path, capsys, monkeypatch):
+    assert main([*tiny, "--run_dir", "run"]) == 0
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    good = path.read_bytes()
+
+    def full(trainer, partial, **_):
+        partial.write_bytes(good[:100])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "save_checkpoint", full)
+        settings = ["--trainer.max_epochs=2", "--checkpoint.every_n_epochs=9"]
+        assert main(["pretrain", "--resume", "run", *settings]) == 1
+    assert re.search(r"error: step 4: .*No space left.*the last good one is .*last\.ckpt", capsys.readouterr().err)
+    assert path.read_bytes() == good and [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    assert main(["pretrain", "--resume", "run"]) == 0  # there is room again
+    assert torch.load(path, weights_only=True)["global_step"] == 4
 
 
 @pytest.mark.parametrize(

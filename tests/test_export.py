@@ -9,6 +9,7 @@ import torch
 import yaml
 from fake_data import FakeDataModule
 from running import fit, method
+from traps import Touch
 
 from amcl_fast.checkpoint import load_checkpoint
 from amcl_fast.encoder import find_weights, load_encoder
@@ -172,16 +173,6 @@ def test_what_training_saves_is_what_is_read(tmp_path, images):
         "steps": "8",
     }
     assert torch.equal(features(found.backbone, images), features(module.backbone, images))
-
-
-class Touch:
-    """A pickle of it makes a file when it is loaded: what a hostile checkpoint does."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])

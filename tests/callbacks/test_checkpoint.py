@@ -1,9 +1,11 @@
+import resource
+
 import lightning as L
 import pytest
 import torch
 from running import fit
 
-from amcl_fast.callbacks import Checkpoint, NonFiniteError
+from amcl_fast.callbacks import Checkpoint, NonFiniteError, SaveError
 
 
 def saves(monkeypatch):
@@ -61,6 +63,44 @@ def test_a_save_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         trainer.checkpoint_callback.save(trainer)
     assert path.read_bytes() == good
+
+
+class FullDisk(L.Callback):
+    """From step `first` to before step `last`, no file can grow beyond a few pages: a save fails half way."""
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_start(self, trainer, *_):
+        full = self.first <= trainer.global_step < self.last
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 if full else self.limits[0], self.limits[1]))
+
+    def on_exception(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+def test_training_goes_on_when_a_save_fails(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "checkpoints", {}
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen[trainer.global_step] = (
+                torch.load(folder / "last.ckpt", weights_only=True)["global_step"] if trainer.global_step else None,
+                [file.name for file in folder.glob("*")],
+            )
+
+    with pytest.warns(UserWarning, match=r"step 3: the checkpoint cannot be saved \(.*File too large.*goes on"):
+        fit(tmp_path, checkpoint=Checkpoint(every_n_steps=1), extra=[FullDisk(2, 4), Look()], max_epochs=2)
+    assert seen[4] == (2, ["last.ckpt"])  # steps 3 and 4 could not be saved
+    assert seen[6] == (6, ["last.ckpt"])
+
+
+def test_the_last_save_must_succeed(tmp_path):
+    with pytest.raises(SaveError, match=r"step 8: .*File too large.*the last good one is .*last\.ckpt"):
+        fit(tmp_path, checkpoint=Checkpoint(every_n_epochs=9, every_n_steps=3), extra=[FullDisk(7, 9)])
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

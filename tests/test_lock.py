@@ -1,0 +1,54 @@
+"""amcl_fast.lock: one process at a time, and none after it died."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amcl_fast import lock
+from amcl_fast.lock import RunInUseError, RunLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from amcl_fast.lock import RunLock
+with RunLock() as lock:
+    lock.acquire(Path(sys.argv[1]))
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_is_refused_until_the_first_is_killed(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(RunInUseError, match=rf"is in use: process {holder.pid} on "), RunLock() as own:
+            own.acquire(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with RunLock() as own:
+        own.acquire(tmp_path)
+
+
+def test_the_lock_ends_with_the_block(tmp_path):
+    for _ in range(2):
+        with RunLock() as first:
+            first.acquire(tmp_path)
+            with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), RunLock() as second:
+                second.acquire(tmp_path)
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="cannot be locked.*Function not implemented"), RunLock() as own:
+        own.acquire(tmp_path)
