@@ -145,9 +145,9 @@ setup(
     # Here because setuptools before 77 rejects the SPDX string in pyproject.toml, and later ones deprecate
     # the table that those want.
     license="Apache-2.0",
-    packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *kernel_packages],
+    packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *kernel_packages, "amcl_fast.benchmarks"],
     # Never a top-level `kernels`: another well-known package owns that name.
-    package_dir={"amcl_fast.kernels": "kernels"},
+    package_dir={"amcl_fast.kernels": "kernels", "amcl_fast.benchmarks": "benchmarks"},
     ext_modules=[Extension("amcl_fast._native", ["CMakeLists.txt", *sorted(native_sources)], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,4 +1,4 @@
-"""The command line: `amcl-fast pretrain | evaluate | export | report | doctor`.
+"""The command line: `amcl-fast pretrain | evaluate | export | report | bench | doctor`.
 
 A sub-command is two functions: one that declares its arguments and one that runs it. What it needs is imported when
 it runs, so that `doctor` works where the trainer cannot be imported.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .ops import BACKENDS
 from .recipes import describe_recipes
 
 LATEST = "latest"
@@ -31,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for declare in (_declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_doctor):
+    declarations = (
+        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_bench, _declare_doctor
+    )  # fmt: skip
+    for declare in declarations:
         declare(commands)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "pretrain":
@@ -176,6 +180,53 @@ def _report(arguments: argparse.Namespace) -> int:
 
     print(write_report(arguments.run_dir))
     return 0
+
+
+def _declare_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure this machine; draw the benchmarks' report",
+        description="Check every case against float64 and time it beside its peers. Results go to this machine's JSON.",
+        allow_abbrev=False,
+    )
+    sections = ("operators", "pipeline", "training", "scaling", "all")
+    parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
+    parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the operators (auto)")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the rounds of each case (4)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--list", action="store_true", help="names of the cases for this machine")
+    modes.add_argument(
+        "--report", action="store_true", help="draw README.md's tables and docs/benchmarks/ from the JSON files"
+    )
+    modes.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two JSON files, or two commits, measured here in turn"
+    )
+    parser.set_defaults(run=_bench)
+
+
+@_in_one_line
+def _bench(arguments: argparse.Namespace) -> int:
+    from .benchmarks import command
+
+    if arguments.list:
+        command.list_cases()
+        return 0
+    if arguments.report:
+        command.report(arguments.output)
+        return 0
+    if arguments.compare:
+        command.compare(*arguments.compare, arguments.case, arguments.backend, arguments.seconds)
+        return 0
+    sections = command.SECTIONS if arguments.section == "all" else (arguments.section,)
+    passed = command.measure(
+        sections, arguments.case, arguments.backend, arguments.seconds, arguments.data, arguments.output
+    )
+    return 0 if passed else 1
 
 
 def _declare_doctor(commands: Any) -> None:

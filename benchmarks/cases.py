@@ -1,4 +1,4 @@
-"""What is measured on a GPU: operands, settings and targets of each case."""
+"""What is measured: operands, settings, peers and targets of each case, for CPU and GPU."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,22 +7,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amcl_fast import AdaptiveTemperature
+
+Operands = list[Tensor | None]
+
+OPERATORS = ("contrast", "align", "decorrelate")
+LOSSES = ("simclr", "barlow")
+# What a case runs in, unless it names a dtype: the dtype in which people train there.
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+# Products per second, of the order of what a few cores and a GPU reach: they decide which cases a device gets.
+_RATES = {"cpu": 1.5e11, "cuda": 4e14}
+_LONGEST = 0.6
+PHI = ("0.weight", "0.bias", "2.weight", "2.bias")
+
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one size.
+    """One operator or one whole loss at one size, forward and backward.
 
     Attributes:
-        name: what the table calls it.
-        operator: `contrast`, `align` or `decorrelate`.
-        heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: the anchors themselves, with
-            SimCLR's skipped columns) and d (the batch for `decorrelate`).
-        settings: keyword arguments of the operator.
-        gradients: which of x, y, φ(x), φ(y) take part in the backward pass.
-        peers: names in `benchmarks.peers` to time beside the kernels.
-        targets: least speed-up over a peer, by its name; `memory`: least ratio of dense memory to ours; `products`:
-            most times the bare matrix products; `bandwidth`: least share of the device's copy bandwidth; `gib`: most
-            memory beside inputs and gradients.
+        name: what the tables call it.
+        operator: one of `OPERATORS`, with s, r and the rest as in `amcl_fast.reference`; or one of `LOSSES`, from
+            projections to the scalar.
+        heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: as many as anchors, with SimCLR's
+            skipped columns) and d (the batch for `decorrelate` and `barlow`).
+        settings: keyword arguments of the operator or, but for the range of τ, of the loss.
+        gradients: which of x, y, φ(x), φ(y) take part in the backward pass of an operator.
+        peers: names of `benchmarks.peers` that run beside it.
+        targets: by device. Least speed-up over a peer, by its name; `memory`: least ratio of dense memory to ours;
+            `products`: most times the bare matrix products; `bandwidth`: least share of the device's copy
+            bandwidth; `gib`: most memory beside inputs and gradients. A device with an entry always gets the case.
+        dtype: of the operands; empty: the device's in `DTYPES`.
     """
 
     name: str
@@ -34,28 +49,68 @@ class Case:
     settings: dict[str, Any]
     gradients: tuple[bool, bool, bool, bool] = (True, True, True, True)
     peers: tuple[str, ...] = ("dense", "compiled", "products")
-    targets: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, dict[str, float]] = field(default_factory=dict)
+    dtype: str = ""
 
     @property
     def adaptive(self) -> bool:
         """Whether τ is learned."""
         return self.settings["tau_min"] < self.settings["tau_max"]
 
-    def operands(self, device: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor | None]:
-        """Arguments of the operator up to its settings, leaves that take part in the backward pass."""
+    @property
+    def columns(self) -> int:
+        """Candidates of each anchor, those that are skipped included."""
+        return self.candidates or self.rows
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of the products of a dense forward and backward pass."""
+        columns = 1 if self.operator == "align" else self.columns
+        return (12.0 if self.adaptive else 6.0) * self.heads * self.rows * columns * self.width
+
+    def fits(self, device: str) -> bool:
+        """Whether this case is for the kind of device, `cpu` or `cuda`: it has a target there, or ends soon."""
+        return device in self.targets or self.operations / _RATES[device] < _LONGEST
+
+    def dtype_on(self, device: str) -> torch.dtype:
+        """dtype of the operands on `cpu` or `cuda`."""
+        return getattr(torch, self.dtype) if self.dtype else DTYPES[device]
+
+    def operands(self, device: str, dtype: torch.dtype, seed: int = 0, *, on_grid: bool = False) -> Operands:
+        """Arguments of the operator up to its settings, or of the loss; leaves that take part in the backward pass.
+
+        Args:
+            device: where they are.
+            dtype: of the floating tensors.
+            seed: of the random numbers.
+            on_grid: round anchors and candidates to multiples of a power of two, so that float32 forms every
+                similarity without rounding, in any order of summation. Then the hardest candidates are the same in
+                float32 and in float64, and one that is swapped is an error and no accident of rounding.
+        """
         generator = torch.Generator(device).manual_seed(seed)
 
-        def rows(count: int) -> Tensor:
-            z = torch.randn(self.heads, count, self.width, device=device, generator=generator)
-            return F.normalize(z, dim=-1) if self.operator == "contrast" else z
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, device=device, generator=generator)
 
-        x = rows(self.rows)
+        if self.operator in LOSSES:
+            return self._projections(normal, dtype)
+
+        def table(count: int) -> Tensor:
+            z = normal(self.heads, count, self.width)
+            if self.operator != "contrast":
+                return z
+            z = F.normalize(z, dim=-1)
+            # 2^-9 at d = 128: entries of up to five standard deviations have eight bits, as bfloat16 has.
+            step = 2.0 ** -round(7.5 + torch.tensor(self.width / 16).log2().item() / 2)
+            return (z / step).round() * step if on_grid else z
+
         own = self.operator == "contrast" and not self.candidates
-        y = x.clone() if own else rows(self.candidates or self.rows)
-        phi: list[Tensor | None] = [None, None]
+        x = table(self.rows)
+        y = x.clone() if own else table(self.columns)
+        phi: Operands = [None, None]
         if self.adaptive:
             scale = 2 / self.width**0.25
-            phi = [scale * torch.randn(z.shape, device=device, generator=generator) for z in (x, y)]
+            phi = [scale * normal(*z.shape) for z in (x, y)]
         tensors = [None if z is None else z.to(dtype) for z in (x, y, *phi)]
         for tensor, needed in zip(tensors, self.gradients, strict=True):
             if tensor is not None:
@@ -66,37 +121,94 @@ class Case:
         pairs = torch.stack([index, (index + self.rows // 2) % self.rows], dim=1)
         return [*tensors, None, pairs if own else None]
 
+    def _projections(self, normal: Any, dtype: torch.dtype) -> Operands:
+        """Two views' projections, (N, C, d) or (N, d) for one head, and φ's weights in the order of `PHI`."""
+        batch, width = (self.rows // 2, self.width) if self.operator == "simclr" else (self.width, self.rows)
+        z1 = normal(*((batch, self.heads, width) if self.heads > 1 else (batch, width)))
+        tensors = [z1, z1 + normal(*z1.shape)]
+        if self.adaptive:
+            weights = AdaptiveTemperature(self.width).phi.state_dict()
+            tensors += [normal(*weights[name].shape) / self.width**0.5 for name in PHI]
+        return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
 
 _AMCL = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-4}
-_CONTRAST = _AMCL | {"negatives": "topk_mean", "top_k": 100}
+_TOPK = _AMCL | {"negatives": "topk_mean", "top_k": 100}
+_ALL = _AMCL | {"negatives": "softmax", "top_k": None}
 _NT_XENT = {"tau_min": 0.5, "tau_max": 0.5, "beta": 0.0, "negatives": "softmax", "top_k": None}
+_BARLOW = _AMCL | {"lambd": 5e-3, "beta": 1e-6}
+_WITH_CHUNKED = ("dense", "compiled", "chunked", "products")
 
 CASES = (
     Case(
-        "SimCLR, N = 4096", "contrast", 3, 8192, 0, 128, _CONTRAST,
-        peers=("dense", "compiled", "chunked", "products"),
-        targets={"products": 2, "dense": 10, "compiled": 5, "memory": 50},
+        "SimCLR, N = 512", "contrast", 3, 1024, 0, 128, _TOPK,
+        peers=("reference", *_WITH_CHUNKED), targets={"cpu": {"dense": 4, "compiled": 3, "products": 1}},
     ),
     Case(
-        "SimCLR, N = 65,536", "contrast", 3, 131_072, 0, 128, _CONTRAST, peers=("products in turns",),
-        targets={"gib": 4},
+        "SimCLR, N = 2048", "contrast", 3, 4096, 0, 128, _TOPK,
+        peers=_WITH_CHUNKED, targets={"cpu": {"dense": 8, "products": 0.6, "memory": 20}},
     ),
     Case(
-        "MoCo, N = 256, queue 65,536", "contrast", 3, 512, 65_536, 128, _CONTRAST,
-        gradients=(True, False, True, True), peers=("dense", "compiled", "chunked", "products"),
-        targets={"dense": 5},
-    ),
-    Case("NT-Xent, N = 4096", "contrast", 3, 8192, 0, 128, _NT_XENT, targets={"compiled": 3}),
-    Case(
-        "SimCLR, N = 4096, softmax over all", "contrast", 3, 8192, 0, 128,
-        _AMCL | {"negatives": "softmax", "top_k": None},
+        "SimCLR, N = 4096", "contrast", 3, 8192, 0, 128, _TOPK,
+        peers=_WITH_CHUNKED, targets={"cuda": {"products": 2, "dense": 10, "compiled": 5, "memory": 50}},
     ),
     Case(
-        "Barlow Twins, d = 8192, N = 1024", "decorrelate", 1, 8192, 0, 1024,
-        _AMCL | {"lambd": 5e-3, "beta": 1e-6}, targets={"dense": 5, "memory": 50},
+        "SimCLR, N = 16,384", "contrast", 3, 32_768, 0, 128, _TOPK, peers=(), targets={"cpu": {"gib": 2}},
+    ),
+    Case(
+        "SimCLR, N = 65,536", "contrast", 3, 131_072, 0, 128, _TOPK, peers=("products in turns",),
+        targets={"cuda": {"gib": 4}},
+    ),
+    Case(
+        "SimCLR, N = 1024, softmax over all", "contrast", 3, 2048, 0, 128, _ALL, targets={"cpu": {"dense": 2}},
+    ),
+    Case(
+        "SimCLR, N = 4096, softmax over all", "contrast", 3, 8192, 0, 128, _ALL, targets={"cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 512, topk_softmax", "contrast", 3, 1024, 0, 128, _TOPK | {"negatives": "topk_softmax"},
+        peers=("dense", "products"),
+    ),
+    Case(
+        "SimCLR, N = 512, float64", "contrast", 3, 1024, 0, 128, _TOPK, peers=("dense", "products"), dtype="float64",
+    ),
+    Case(
+        "NT-Xent, N = 1024", "contrast", 3, 2048, 0, 128, _NT_XENT, peers=("dense", "products"),
+    ),
+    Case("NT-Xent, N = 4096", "contrast", 3, 8192, 0, 128, _NT_XENT, targets={"cuda": {"compiled": 3}}),
+    Case(
+        "MoCo, N = 256, queue 65,536", "contrast", 3, 512, 65_536, 128, _TOPK, gradients=(True, False, True, True),
+        peers=_WITH_CHUNKED, targets={"cpu": {"dense": 4}, "cuda": {"dense": 5}},
+    ),
+    Case(
+        "Barlow Twins, d = 2048, N = 512", "decorrelate", 1, 2048, 0, 512, _BARLOW, targets={"cpu": {"dense": 2}},
+    ),
+    Case(
+        "Barlow Twins, d = 8192, N = 1024", "decorrelate", 1, 8192, 0, 1024, _BARLOW,
+        targets={"cuda": {"dense": 5, "memory": 50}},
     ),
     Case(
         "SimSiam, d = 2048, N = 4096", "align", 3, 4096, 0, 2048, _AMCL | {"weight": 0.5},
-        gradients=(True, False, True, True), peers=("dense", "compiled"), targets={"bandwidth": 0.7},
+        gradients=(True, False, True, True), peers=("dense", "compiled"), targets={"cuda": {"bandwidth": 0.7}},
+    ),
+    Case("Whole loss: AMCL-SimCLR, N = 512, InfoNCE", "simclr", 3, 1024, 0, 128, _ALL, peers=("dense",)),
+    Case("Whole loss: NT-Xent, N = 512, one head", "simclr", 1, 1024, 0, 128, _NT_XENT, peers=("dense", "lightly")),
+    Case(
+        "Whole loss: Barlow Twins, τ = 1, d = 2048, N = 512", "barlow", 1, 2048, 0, 512,
+        {"tau_min": 1.0, "tau_max": 1.0, "beta": 0.0, "lambd": 5e-3}, peers=("dense", "lightly"),
     ),
 )  # fmt: skip
+
+
+def select(device: str, substring: str = "") -> list[Case]:
+    """Cases for a kind of device, `cpu` or `cuda`, whose name contains `substring` (case ignored).
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    available = [case for case in CASES if case.fits(device)]
+    chosen = [case for case in available if substring.lower() in case.name.lower()]
+    if not chosen:
+        names = "\n".join(f"  {case.name}" for case in available)
+        raise ValueError(f"case must be part of one of these names, those for {device}, got {substring!r}:\n{names}")
+    return chosen

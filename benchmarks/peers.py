@@ -1,16 +1,23 @@
-"""The same operators as anyone would write them in PyTorch, and the products that nobody can do without."""
+"""The same operators and losses as anyone would write them in PyTorch, other libraries' and the bare products."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .cases import Case
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss, ops
 
-Operator = Callable[..., Tensor]
+from .cases import LOSSES, PHI, Case, Operands
+
+# From operands, as `Case.operands` makes them, to the result.
+Run = Callable[..., Tensor]
+
+class NotInstalled(Exception):
+    """A peer's package is missing; the message says what installs it."""
 
 
 def _temperature(r: Tensor, settings: dict[str, Any]) -> Tensor:
@@ -107,13 +114,46 @@ def decorrelate(
     return terms.sum((-2, -1))
 
 
-def products(case: Case, operands: list[Tensor | None], rows_at_once: int | None = None) -> Callable[[], None]:
+def simclr(z1: Tensor, z2: Tensor, *phi: Tensor, **settings: Any) -> Tensor:
+    """`SimCLRLoss` with the positive in the log-sum-exp, dense, for (N, C, d) or (N, d)."""
+    n = len(z1)
+    x, y = (z.reshape(n, -1, z.shape[-1]).transpose(0, 1) for z in (z1, z2))
+    z = F.normalize(torch.cat([x, y], dim=1), dim=-1)
+    logits = z @ z.mT
+    if phi:
+        features = F.linear(F.relu(F.linear(z, phi[0], phi[1])), phi[2], phi[3])
+        tau = _temperature(features @ features.mT, settings)
+        logits = logits / tau - settings["beta"] * (0.5 * z.shape[-1] * tau.log() + tau.reciprocal())
+    else:
+        logits = logits / settings["tau_min"]
+    logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
+    target = torch.arange(2 * n, device=z.device).roll(n).expand(len(z), -1)
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten()) * len(z)
+
+
+def barlow(z1: Tensor, z2: Tensor, **settings: Any) -> Tensor:
+    """`BarlowTwinsLoss` of a constant temperature, dense, for (N, d)."""
+    x, y = (((z - z.mean(0)) / (z.std(0) + 1e-9)).mT.unsqueeze(0) for z in (z1, z2))
+    return decorrelate(x, y, None, None, None, **settings).sum()
+
+
+def _lightly(case: Case) -> Run:
+    try:
+        from lightly.loss import BarlowTwinsLoss, NTXentLoss
+    except ImportError:
+        raise NotInstalled("not installed: pip install 'amcl-fast[bench]'") from None
+    if case.operator == "simclr":
+        return NTXentLoss(case.settings["tau_min"])
+    return BarlowTwinsLoss(case.settings["lambd"])
+
+
+def products(case: Case, operands: Operands, rows_at_once: int | None = None) -> Callable[[], None]:
     """The matrix products of a dense forward and backward pass, alone: s, r, and two gradients of each.
 
     `rows_at_once`: for that many anchors at a time, where rows × candidates does not fit in memory.
     """
     tables = [t.detach() for t in operands[:4] if t is not None]
-    pairs = [(x, y) for x, y in zip(tables[::2], tables[1::2], strict=True)]
+    pairs = list(zip(tables[::2], tables[1::2], strict=True))
 
     def run() -> None:
         for x, y in pairs:
@@ -125,14 +165,57 @@ def products(case: Case, operands: list[Tensor | None], rows_at_once: int | None
     return run
 
 
-def peer(name: str, case: Case) -> Operator:
-    """The operator of `case` as `dense`, `compiled` or `chunked` PyTorch."""
-    operators: dict[str, Operator] = {"contrast": contrast, "align": align, "decorrelate": decorrelate}
+def peer(name: str, case: Case) -> Run:
+    """The operator or loss of `case` as the peer `name` has it.
+
+    Raises:
+        NotInstalled: an optional package is missing.
+        ValueError: there is no such peer of this operator.
+    """
+    operators: dict[str, Run] = {
+        "contrast": contrast, "align": align, "decorrelate": decorrelate, "simclr": simclr, "barlow": barlow
+    }  # fmt: skip
     dense = operators[case.operator]
     if name == "dense":
-        return dense
+        return partial(dense, **case.settings)
     if name == "compiled":
-        return torch.compile(dense, dynamic=False)
+        torch.compiler.reset()
+        return partial(torch.compile(dense, dynamic=False), **case.settings)
     if name == "chunked" and case.operator == "contrast":
-        return contrast_chunked
+        return partial(contrast_chunked, **case.settings)
+    if name == "lightly" and case.operator in LOSSES and not case.adaptive:
+        return _lightly(case)
     raise ValueError(f"no peer {name!r} of {case.operator}")
+
+
+def implementation(name: str, case: Case) -> Run:
+    """The operator or loss of `case`, from its operands to a tensor, by a backend of amcl_fast or by a peer.
+
+    Raises:
+        NotInstalled, ValueError: as `peer`.
+    """
+    if name not in ops.BACKENDS:
+        return peer(name, case)
+    if case.operator in LOSSES:
+        return _loss(name, case)
+    operator = getattr(ops, case.operator)
+    return lambda *operands: operator(*operands, backend=name, **case.settings)[0]
+
+
+def _loss(backend: str, case: Case) -> Run:
+    settings = {key: value for key, value in case.settings.items() if not key.startswith("tau")} | {"backend": backend}
+    low, high = case.settings["tau_min"], case.settings["tau_max"]
+    temperature: float | AdaptiveTemperature = low
+    if case.adaptive:
+        temperature = AdaptiveTemperature(case.width, tau_min=low, tau_max=high)
+    if case.operator == "simclr":
+        module: nn.Module = SimCLRLoss(temperature, include_positive=True, **settings)
+    else:
+        module = BarlowTwinsLoss(temperature, **settings)
+    names = [f"temperature.phi.{name}" for name in PHI]
+
+    def run(z1: Tensor, z2: Tensor, *phi: Tensor) -> Tensor:
+        # φ's weights are operands, so that every implementation is asked for the same gradients.
+        return torch.func.functional_call(module, dict(zip(names, phi, strict=False)), (z1, z2))
+
+    return run

@@ -20,9 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 NOTE = "_native_missing.txt"
 EMPTY_MODULE = "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_native, module) {}\n"
+# Folders of the top level that are installed as packages inside amcl_fast.
+PARTS = ("kernels", "benchmarks")
 IMPORT = (
-    "import amcl_fast.kernels, amcl_fast.capabilities as c;"
-    "print(amcl_fast.__file__, amcl_fast.kernels.__file__, c.native_status(), sep='\\n')"
+    "import amcl_fast.kernels, amcl_fast.benchmarks, amcl_fast.capabilities as c;"
+    "parts = amcl_fast, amcl_fast.kernels, amcl_fast.benchmarks;"
+    "print(*(part.__file__ for part in parts), c.native_status(), sep='\\n')"
 )
 
 
@@ -31,7 +34,7 @@ def source(tmp_path) -> Path:
     """A copy of what an install is made of, without what earlier builds left."""
     folder = tmp_path / "source"
     built = shutil.ignore_patterns("__pycache__", "*.so", NOTE)
-    for name in ("amcl_fast", "csrc", "kernels"):
+    for name in ("amcl_fast", "csrc", "kernels", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=built)
     for name in (
         "setup.py",
@@ -72,7 +75,7 @@ def pip(python: Path, *arguments: str | Path, **environment: str) -> str:
 
 
 def import_from(python: Path, folder: Path) -> list[str]:
-    """Import the package in `folder`; return the files of both packages and native_status()."""
+    """Import the package in `folder`; return the files of the packages and native_status()."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
         [python, "-c", IMPORT], cwd=folder, env=environment, capture_output=True, text=True
@@ -99,18 +102,18 @@ def test_wheel_holds_every_file_and_imports(tmp_path, source, python):
     pip(python, "wheel", "--wheel-dir", tmp_path, source)
     (wheel,) = tmp_path.glob("amcl_fast-*.whl")
     modules = {path.relative_to(source) for path in (source / "amcl_fast").rglob("*") if path.is_file()}
-    kernels = {Path("amcl_fast", path.relative_to(source)) for path in (source / "kernels").rglob("*.py")}
+    parts = {Path("amcl_fast", p.relative_to(source)) for name in PARTS for p in (source / name).rglob("*.py")}
     held = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert {path for path in held if path.parts[0] == "amcl_fast"} == {
         *modules,
-        *kernels,
+        *parts,
         Path("amcl_fast", NATIVE),
     }
     assert {path.parts[0] for path in held} == {"amcl_fast", wheel.name.split("-cp")[0] + ".dist-info"}
 
     pip(python, "install", wheel)
     site = next((tmp_path / "environment" / "lib").glob("*/site-packages"))
-    files = [str(site / "amcl_fast" / "__init__.py"), str(site / "amcl_fast" / "kernels" / "__init__.py")]
+    files = [str(site / "amcl_fast" / name / "__init__.py") for name in (".", *PARTS)]
     *found, native = import_from(python, tmp_path)
     assert found == files
     assert "available=True" in native
@@ -152,7 +155,7 @@ def test_editable_install(tmp_path, source, python):
     build_only(source, "empty.cpp", EMPTY_MODULE)
     stale = source / "amcl_fast" / NATIVE
     stale.write_bytes(b"of an earlier build")
-    files = [str(source / "amcl_fast" / "__init__.py"), str(source / "kernels" / "__init__.py")]
+    files = [str(source / name / "__init__.py") for name in ("amcl_fast", *PARTS)]
 
     pip(python, "install", "--editable", source, CXX="/bin/false")
     assert not stale.exists()

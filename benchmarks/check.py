@@ -1,0 +1,136 @@
+"""Whether an implementation computes what it claims, against float64; nothing is timed before this."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amcl_fast import ops
+
+from .cases import Case, Operands
+from .peers import Run, implementation
+
+# What every dtype is granted, ‖found − exact‖ / ‖exact‖, beside three times the error of PyTorch's own arithmetic.
+# In half precision the products read rounded factors, and gradients are rounded when they leave.
+FLOOR = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# Similarities that the float64 reference may hold; beyond that a sample of the anchors is checked.
+_LARGEST = {"cpu": 15_000_000, "cuda": 100_000_000}
+
+
+def evaluate(run: Run, operands: Operands, upstream: Tensor | None = None) -> list[Tensor]:
+    """Result and gradients of all leaves.
+
+    Args:
+        run: implementation.
+        operands: of a case.
+        upstream: gradient of the result. None: unequal weights, so that errors do not cancel.
+    """
+    leaves = [
+        t.detach().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t for t in operands
+    ]
+    result = run(*leaves)
+    if upstream is None:
+        upstream = torch.linspace(0.5, 1.5, result.numel(), device=result.device).reshape(result.shape)
+    (result * upstream.to(result.dtype)).sum().backward()
+    return [result.detach(), *(t.grad for t in leaves if t is not None and t.grad is not None)]
+
+
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest ‖found − expected‖ / ‖expected‖ of the pairs; ∞ for NaN."""
+    errors = [
+        ((a.double() - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in zip(found, expected, strict=True)
+    ]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def granted(name: str, case: Case, dtype: torch.dtype) -> float:
+    """Relative error of an implementation that is no mistake in it: 0 for the backends of amcl_fast."""
+    if name in ops.BACKENDS:
+        return 0.0
+    if dtype.itemsize == 2:
+        # PyTorch's products round s and r to half precision, which changes temperatures and the hardest negatives.
+        return 0.5
+    if case.settings.get("top_k") is not None:
+        # torch.topk breaks ties as it likes, and the operands of the check have some.
+        return 2e-2
+    # lightly standardises by the biased variance + 1e-5, Barlow Twins by the unbiased one.
+    return 1e-2 if (name, case.operator) == ("lightly", "barlow") else 0.0
+
+
+class Oracle:
+    """float64 result and gradients of a case, and the error that its dtype allows.
+
+    Where rows × candidates would not fit into memory in float64, a sample of the anchors has a gradient and the others
+    have none: the implementation still runs at full size, and the reference sees the sample alone.
+
+    Attributes:
+        tolerance: 3 × the relative error of `amcl_fast.reference` (dense PyTorch) in the case's arithmetic, plus
+            `FLOOR`.
+    """
+
+    def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
+        self._operands = case.operands(device, dtype, on_grid=True)
+        self._rows: Tensor | None = None
+        limit = _LARGEST[device] // (case.heads * case.columns)
+        if case.operator == "contrast" and case.rows > limit:
+            self._rows = torch.linspace(0, case.rows - 1, max(limit, 16), device=device).long()
+        # Half precision is what the factors are given in; the arithmetic after that is float32.
+        arithmetic = torch.float32 if dtype.itemsize == 2 else dtype
+        reference = implementation("reference", case)
+        self._upstreams: list[Tensor | None] = [None]
+        if self._rows is None:
+            # Equal gradients, as a mean over anchors sends them; a backend may have a faster path for these.
+            self._upstreams.append(torch.ones((), device=device))
+        sampled = self._sampled(self._operands)
+        exact = self._converted(sampled, torch.float64)
+        own = self._converted(sampled, arithmetic)
+        self._expected = [evaluate(reference, exact, upstream) for upstream in self._upstreams]
+        errors = [
+            relative_error(evaluate(reference, own, upstream), expected)
+            for upstream, expected in zip(self._upstreams, self._expected, strict=True)
+        ]
+        self.tolerance = FLOOR[dtype] + 3 * max(errors)
+
+    def evaluate(self, run: Run) -> list[list[Tensor]]:
+        """Result and gradients by `run`, once for each kind of upstream gradient."""
+        if self._rows is None:
+            return [evaluate(run, self._operands, upstream) for upstream in self._upstreams]
+        heads, rows = self._operands[0].shape[:2]  # type: ignore[union-attr]
+        upstream = torch.zeros(heads, rows, device=self._rows.device)
+        upstream[:, self._rows] = torch.linspace(
+            0.5, 1.5, heads * len(self._rows), device=upstream.device
+        ).reshape(heads, -1)
+        found = evaluate(run, self._operands, upstream)
+        return [[t[:, self._rows] if number in self._by_row else t for number, t in enumerate(found)]]
+
+    def error(self, run: Run) -> float:
+        """Largest relative error of `run` over result and gradients."""
+        found = self.evaluate(run)
+        return max(relative_error(a, b) for a, b in zip(found, self._expected, strict=True))
+
+    @property
+    def _by_row(self) -> set[int]:
+        """Places in what `evaluate` returns that have a row for each anchor: the result, gradients of x and φ(x)."""
+        given = [place for place, t in enumerate(self._operands[:4]) if t is not None and t.requires_grad]
+        return {0} | {1 + number for number, place in enumerate(given) if place in (0, 2)}
+
+    def _sampled(self, operands: Operands) -> Operands:
+        if self._rows is None:
+            return operands
+        rows = self._rows
+        anchors, candidates, phi_anchors, phi_candidates, offset, skip = operands
+        return [
+            _rows(anchors, rows), candidates, _rows(phi_anchors, rows), phi_candidates, offset,
+            None if skip is None else skip[rows],
+        ]  # fmt: skip
+
+    @staticmethod
+    def _converted(operands: Operands, dtype: torch.dtype) -> Operands:
+        return [
+            t.detach().to(dtype).requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
+            for t in operands
+        ]
+
+
+def _rows(table: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if table is None else table.detach()[:, rows].requires_grad_(table.requires_grad)

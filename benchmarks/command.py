@@ -1,0 +1,182 @@
+"""What `amcl-fast bench` does: measure sections, list cases, draw the report, compare."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import results
+from .cases import select
+
+SECTIONS = ("operators", "pipeline", "training", "scaling")
+Rows = Iterator[dict[str, Any]]
+
+
+def device() -> str:
+    """The kind of device that is measured: `cuda` where there is one, or else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def list_cases() -> None:
+    """Print what each section measures on this machine."""
+    from .pipeline import BATCH, LETTERS
+    from .scaling import AXES
+    from .training import recipes
+
+    names = {
+        "operators": [case.name for case in select(device())],
+        "pipeline": [_pipeline_name(size, letters) for size in BATCH for letters in LETTERS],
+        "training": recipes(),
+        "scaling": list(AXES),
+    }
+    for section, cases in names.items():
+        print(section, *(f"  {case}" for case in cases), sep="\n")
+
+
+def report(output: Path | None) -> None:
+    """Draw README.md's tables and docs/benchmarks/*.png below the current directory; print what was written.
+
+    Raises:
+        ValueError, OSError: no results in the folder, or no README.md with the markers.
+        ImportError: no matplotlib.
+    """
+    from .report import write
+
+    for path in write(output or results.default_folder(), Path("README.md"), Path("docs/benchmarks")):
+        print(path)
+
+
+def compare(a: str, b: str, substring: str, backend: str, seconds: float) -> None:
+    """Print two result files, or two commits that are measured now, side by side.
+
+    Raises:
+        ValueError: see `benchmarks.compare.compare`.
+    """
+    from .compare import compare as table
+
+    print(table(a, b, device(), substring, backend, seconds))
+
+
+def measure(
+    sections: Sequence[str], substring: str, backend: str, seconds: float, data: Path | None, output: Path | None
+) -> bool:
+    """Measure some of `SECTIONS`, a line a case, and write each into the machine's JSON when it is complete.
+
+    A section of which only a part was asked for, or in which a case failed, is printed and not written.
+
+    Args:
+        sections: what to measure.
+        substring: part of the names of the cases to measure.
+        backend: of our implementation.
+        seconds: time for the rounds of each case.
+        data: folder of classes of photographs, for the pipeline at 224 pixels.
+        output: folder of the JSON; None: `results.default_folder()`.
+
+    Returns:
+        Whether every case was within its tolerance.
+
+    Raises:
+        ValueError: no case has such a name, or a setting is out of range, or the backend cannot run here.
+        ImportError: the trainer's packages are missing.
+    """
+    if seconds <= 0:
+        raise ValueError(f"seconds must be above 0, got {seconds:g}")
+    if data is not None and not data.is_dir():
+        raise ValueError(f"data must be a folder of classes of images, got {str(data)!r}")
+    path = results.path_of(output or results.default_folder(), device())
+    passed = True
+    for section in sections:
+        rows = []
+        with results.environment() as about:
+            for row in _MEASURES[section](substring, backend, seconds, data):
+                if "failed" in row:
+                    passed = False
+                    print(f"FAILED  {row['failed']}", file=sys.stderr, flush=True)
+                else:
+                    rows.append(row)
+        if passed and not substring:
+            results.save(path, device(), section, about, rows)
+            print(f"written: {path}, {section}, after {about['seconds']:.0f} s", flush=True)
+    return passed
+
+
+def _operators(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    from .operators import WrongResult, copy_bandwidth, measure
+    from .report import operator_line
+
+    cases = select(device(), substring)
+    bandwidth = copy_bandwidth() if device() == "cuda" else None
+    for number, case in enumerate(cases, 1):
+        print(f"[{number}/{len(cases)}] {case.name}", flush=True)
+        try:
+            row = measure(case, device(), backend, seconds, bandwidth)
+        except WrongResult as wrong:
+            yield {"failed": str(wrong)}
+            continue
+        print(f"    {operator_line(row)}", flush=True)
+        yield row
+
+
+def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    from .pipeline import BATCH, LETTERS, images, measure
+
+    names = {_pipeline_name(size, letters): (size, letters) for size in BATCH for letters in LETTERS}
+    for name, (size, letters) in _matching(names, substring):
+        if size == 224 and data is None:
+            print(f"{name}: not run, for want of photographs: --data PATH", flush=True)
+            continue
+        for row in measure(size, letters, images(size, data), seconds):
+            if "missing" in row:
+                print(f"{name}, {row['library']}: {row['missing']}", flush=True)
+            else:
+                rate, cost = row["images_per_second"][1], row["processor_ms"][1]
+                print(f"{name}, {row['library']}: {rate:.0f} images/s, {cost:.2f} ms of processor time", flush=True)
+            yield row
+
+
+def _training(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    from .training import measure, recipes
+
+    for recipe, _ in _matching(dict.fromkeys(recipes()), substring):
+        row = measure(recipe)
+        shares = ", ".join(f"{phase} {value:.0f} ms" for phase, value in row["milliseconds"].items())
+        print(f"{recipe}: {row['images_per_second']:.0f} images/s; {shares}", flush=True)
+        yield row
+
+
+def _scaling(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    from .operators import WrongResult
+    from .scaling import AXES, measure
+
+    for axis, _ in _matching(AXES, substring):
+        try:
+            row = measure(axis, device(), backend, seconds)
+        except WrongResult as wrong:
+            yield {"failed": str(wrong)}
+            continue
+        found = ", ".join(
+            f"{name} {row[name]['exponent']:.2f}" for name in ("ours", "dense", "products") if row[name]["exponent"]
+        )
+        print(f"exponents of time in {axis}: {found}", flush=True)
+        yield row
+
+
+def _matching(names: dict[str, Any], substring: str) -> list[tuple[str, Any]]:
+    chosen = [(name, value) for name, value in names.items() if substring.lower() in name.lower()]
+    if not chosen:
+        raise ValueError(f"case must be part of one of these names: {', '.join(names)}; got {substring!r}")
+    return chosen
+
+
+def _pipeline_name(size: int, letters: str) -> str:
+    return f"{size} px, {letters or 'resize only'}"
+
+
+_MEASURES: dict[str, Callable[[str, str, float, Path | None], Rows]] = {
+    "operators": _operators,
+    "pipeline": _pipeline,
+    "training": _training,
+    "scaling": _scaling,
+}

@@ -1,0 +1,86 @@
+"""Peak memory of a run beyond what stood before it.
+
+On CUDA the allocator knows it. On the CPU it is resident memory, measured in a process of its own for each run: one
+call to load libraries and compile; what that left is given back to the system; the kernel's high-water mark is reset
+(/proc/self/clear_refs); the second call raises it.
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cases import Case
+
+
+def extra_bytes(run: Callable[[], object], device: str) -> int | None:
+    """Peak bytes while `run` runs for the second time, beside what stood before; its result counts.
+
+    None where the CPU's system does not tell (no Linux). On `cpu`, call it in a fresh process: memory that earlier
+    work has freed and the allocator has kept would hide what is measured.
+    """
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        run()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def in_fresh_process(case: Case, name: str, device: str = "cpu") -> int | None:
+    """`extra_bytes` of a case's step less its gradients, by the implementation `name`, in a process of its own.
+
+    Raises:
+        RuntimeError: that process failed; the message is the end of what it said.
+    """
+    request = {"case": dataclasses.asdict(case), "name": name, "device": device, "threads": torch.get_num_threads()}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"memory of {case.name!r} by {name}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found[1]) * 1024
+
+
+def _answer(request: dict[str, Any]) -> int | None:
+    from .operators import step_of
+    from .peers import implementation
+
+    torch.set_num_threads(request["threads"])
+    case, device = Case(**request["case"]), request["device"]
+    operands = case.operands(device, case.dtype_on(device))
+    measured = extra_bytes(step_of(implementation(request["name"], case), [operands]), device)
+    gradients = sum(t.nbytes for t in operands if t is not None and t.requires_grad)
+    return None if measured is None else max(0, measured - gradients)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))

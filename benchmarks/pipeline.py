@@ -1,0 +1,129 @@
+"""Images in, two augmented views out: DALI as the trainer uses it, beside PIL + torchvision v2 with a DataLoader.
+
+A row: `size` (pixels), `letters` (augmentations, see `Augmentation.from_letters`), `library` (`dali`, `torchvision`),
+and `images_per_second` and `processor_ms` (per source image, over all threads and worker processes) as
+[lower quartile, median, upper quartile] of the rounds, with `rounds`; or `missing`, the reason why it was not run. A
+letter costs what it adds to the crop alone.
+"""
+
+import multiprocessing
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amcl_fast.data import Augmentation
+from amcl_fast.data.builtin import prepare_builtin
+from amcl_fast.data.scan import Images, scan_classes
+
+LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
+BATCH = {32: 256, 224: 64}
+LIBRARIES = ("dali", "torchvision")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PREFETCH = 2
+
+
+def images(size: int, data: Path | None) -> Images:
+    """What the pipelines read: the folder of classes `data`, repeated to 16 batches; for 32 px the built-in images.
+
+    Raises:
+        ValueError: `data` is no folder of classes of images.
+    """
+    if size == 32:
+        return scan_classes(prepare_builtin() / "train")
+    assert data is not None
+    found = scan_classes(data / "train" if (data / "train").is_dir() else data)
+    return found.subset(number % len(found.files) for number in range(16 * BATCH[size]))
+
+
+def measure(size: int, letters: str, source: Images, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
+    """The rows of one size and one set of augmentations, the libraries in turn."""
+    rows, streams = [], {}
+    for library in LIBRARIES:
+        row: dict[str, Any] = {"size": size, "letters": letters, "library": library}
+        rows.append(row)
+        try:
+            streams[library] = iter(_STREAMS[library](size, letters, source))
+        except ImportError as error:
+            row["missing"] = f"not installed: {str(error).splitlines()[0]}"
+    found: dict[str, list[tuple[float, float]]] = {library: [] for library in streams}
+    for _ in range(rounds):
+        for library, stream in streams.items():
+            found[library].append(_rate(stream, BATCH[size], seconds / rounds))
+    # Each one's workers end before the next is measured.
+    streams.clear()
+    for row in rows:
+        if values := found.get(row["library"]):
+            row["rounds"] = len(values)
+            for name, column in zip(("images_per_second", "processor_ms"), zip(*values, strict=True), strict=True):
+                row[name] = statistics.quantiles(column, n=4, method="inclusive")
+    return rows
+
+
+def _rate(stream: Iterator[Any], batch: int, seconds: float) -> tuple[float, float]:
+    """(images a second, processor milliseconds an image) of an endless stream."""
+    # What was prefetched while the stream stood still is not counted; nor is the start of a pipeline.
+    for _ in range(_PREFETCH * (os.cpu_count() or 1) + 1):
+        next(stream)
+    started, processor, count = time.monotonic(), _processor_seconds(), 0
+    while count < 2 or time.monotonic() - started < seconds:
+        next(stream)
+        count += 1
+    elapsed, processor = time.monotonic() - started, _processor_seconds() - processor
+    return count * batch / elapsed, 1e3 * processor / (count * batch)
+
+
+def _processor_seconds() -> float:
+    """User and system time of this process's threads and of its living worker processes."""
+    own = os.times()
+    total = own.user + own.system
+    for worker in multiprocessing.active_children():
+        # The name of the command, in brackets, may hold spaces.
+        fields = re.sub(r".*\) ", "", Path(f"/proc/{worker.pid}/stat").read_text()).split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def _dali(size: int, letters: str, source: Images) -> Iterator[Any]:
+    from amcl_fast.data.loader import ContrastiveLoader
+    from amcl_fast.data.pipeline import Output
+
+    cuda = torch.cuda.is_available()
+    output = Output(
+        size=size,
+        batch_size=BATCH[size],
+        device="gpu" if cuda else "cpu",
+        device_id=torch.cuda.current_device() if cuda else None,
+        num_threads=os.cpu_count() or 1,
+        prefetch=_PREFETCH,
+    )
+    loader = ContrastiveLoader(source, [Augmentation.from_letters(letters)] * 2, output)
+    return _endless(loader)
+
+
+def _torchvision(size: int, letters: str, source: Images) -> Iterator[Any]:
+    from .torchvision_views import Views
+
+    loader = torch.utils.data.DataLoader(
+        Views(source.files, size, Augmentation.from_letters(letters), _MEAN, _STD),
+        batch_size=BATCH[size],
+        shuffle=True,
+        drop_last=True,
+        num_workers=os.cpu_count() or 1,
+        prefetch_factor=_PREFETCH,
+        persistent_workers=True,
+    )
+    return _endless(loader)
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+_STREAMS = {"dali": _dali, "torchvision": _torchvision}

@@ -1,0 +1,217 @@
+"""Tables and plots from the JSON of every machine; nothing in them is written by hand."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import results
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_PEERS = ("dense", "compiled", "chunked", "reference", "lightly")
+_TARGETS = {
+    "products": "≤ {:g} × products", "memory": "memory ≤ 1/{:g} of dense", "gib": "< {:g} GiB",
+    "bandwidth": "≥ {:.0%} of copy bandwidth",
+}  # fmt: skip
+_FOUND = {"products": "{:.2f} ×", "memory": "1/{:.0f}", "gib": "{:.2f} GiB", "bandwidth": "{:.0%}"}
+
+
+def write(folder: Path, readme: Path, plots: Path) -> list[Path]:
+    """Put the tables of all results in `folder` between the README's markers, and draw the plots.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: there are no results, or the README lacks the markers.
+        ImportError: no matplotlib.
+    """
+    from . import plot
+
+    documents = results.load_all(folder)
+    if not documents:
+        raise ValueError(f"{folder} must hold the JSON of a machine; amcl-fast bench writes it")
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme} must hold the lines {BEGIN} and {END} once")
+    written, parts = [readme], []
+    for document in documents:
+        pictures = plot.draw(document, plots)
+        written += pictures
+        parts.append(machine(document, [_relative(path, readme.parent) for path in pictures]))
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
+    return written
+
+
+def machine(document: dict[str, Any], pictures: list[str]) -> str:
+    """Markdown of one machine's document, with links to its plots."""
+    about = document["machine"]
+    lines = [f"### {about['name']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"]
+    for section, (title, table) in _TABLES.items():
+        if section in document["sections"]:
+            content = document["sections"][section]
+            lines += [f"**{title}** {conditions(content['environment'])}", table(content["rows"])]
+    lines += [f"![{_alt(path)}]({path})" for path in pictures]
+    return "\n\n".join(lines)
+
+
+def conditions(about: dict[str, Any]) -> str:
+    """When, of which commit and with what a section was measured."""
+    parts = [
+        about["date"][:10],
+        f"commit {about['commit'][:7]}{' with uncommitted changes' if about['dirty'] else ''}",
+        f"torch {about['torch']}",
+        f"{about['threads']} threads",
+        f"load {about['load']:.2f} at the start",
+    ]
+    if about.get("elsewhere") is not None:
+        parts.append(f"{about['elsewhere']:.0%} of the processors' time spent elsewhere")
+    return f"({', '.join(parts)})"
+
+
+def operators(rows: list[dict[str, Any]]) -> str:
+    """Table of the operators: times, speed-up over each peer, share of the bare products, memory, targets."""
+    peers = [peer for peer in _PEERS if any(peer in row["runs"] for row in rows)]
+    head = ["case", "dtype, backend", "ms (quartiles)", *(f"× {peer}" for peer in peers), "of the products"]
+    lines = []
+    for row in rows:
+        ours = row["runs"]["ours"]
+        cells = [row["case"], f"{row['dtype']}, {row['backend']}", _quartiles(ours)]
+        cells += [_speed_up(row, peer) for peer in peers]
+        cells += [_or_dash(row["ratios"].get("products"), "{:.2f} ×"), _memory(row), _verdicts(row)]
+        lines.append(cells)
+    return _table([*head, "extra memory", "target"], lines)
+
+
+def operator_line(row: dict[str, Any]) -> str:
+    """One line about one case, for the terminal."""
+    parts = [_quartiles(row["runs"]["ours"]) + " ms"]
+    parts += [f"{_speed_up(row, peer)} {peer}" for peer in _PEERS if peer in row["runs"]]
+    if "products" in row["ratios"]:
+        parts.append(f"{row['ratios']['products']:.2f} × the products")
+    return "; ".join([*parts, _memory(row), _verdicts(row)])
+
+
+def pipeline(rows: list[dict[str, Any]]) -> str:
+    """Table of the data pipelines, a line for each size and set of augmentations."""
+    keys = list(dict.fromkeys((row["size"], row["letters"]) for row in rows))
+    of = {(row["size"], row["letters"], row["library"]): row for row in rows}
+    lines = []
+    for size, letters in keys:
+        ours, peer = (of.get((size, letters, library), {}) for library in ("dali", "torchvision"))
+        cells = [f"{size} px", letters or "resize only"]
+        for name, form in (("images_per_second", "{:.0f}"), ("processor_ms", "{:.2f}")):
+            cells += [_or_dash(_median(row, name), form) if row else "–" for row in (ours, peer)]
+        cost = [_median(row, "processor_ms") for row in (ours, peer)]
+        cells.append(_or_dash(cost[1] / cost[0] if cost[0] and cost[1] else None, "{:.1f}"))
+        cells += [_or_dash(_added(of, size, letters, library), "{:+.2f}") for library in ("dali", "torchvision")]
+        lines.append(cells)
+    return _table(
+        ["size", "augmentations", "DALI, images/s", "torchvision, images/s", "DALI, CPU ms/image",
+         "torchvision, CPU ms/image", "×", "added by the letter, DALI", "torchvision"],
+        lines,
+    )  # fmt: skip
+
+
+def training(rows: list[dict[str, Any]]) -> str:
+    """Table of training steps: images/s and the share of each phase."""
+    phases = list(rows[0]["milliseconds"])
+    lines = []
+    for row in rows:
+        total = sum(row["milliseconds"].values())
+        shares = [f"{row['milliseconds'][phase] / total:.1%}" for phase in phases]
+        lines.append([f"`{row['recipe']}`", f"{row['images_per_second']:.0f}", f"{total:.0f}", *shares])
+    return _table(["recipe", "images/s", "ms a step", *phases], lines)
+
+
+def scaling(rows: list[dict[str, Any]]) -> str:
+    """Table of exponents."""
+    runs = ("ours", "dense", "products")
+    lines = [
+        [
+            row["axis"],
+            f"{row['values'][0]:,} – {row['values'][-1]:,}",
+            *(_or_dash(row[run]["exponent"], "{:.2f}") for run in runs),
+            *(_or_dash(row[run]["memory_exponent"], "{:.2f}") for run in runs[:2]),
+        ]
+        for row in rows
+    ]
+    return _table(
+        ["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines
+    )
+
+
+def _quartiles(run: dict[str, Any]) -> str:
+    return f"{_three_digits(run['median_ms'])} ({_three_digits(run['q1_ms'])} – {_three_digits(run['q3_ms'])})"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _speed_up(row: dict[str, Any], peer: str) -> str:
+    run = row["runs"].get(peer)
+    if run is None:
+        return "–"
+    if "missing" in run:
+        return "not installed"
+    if "wrong" in run:
+        return f"wrong by {run['wrong']:.0e}"
+    return f"{row['ratios'][peer]:.1f}"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    extra = row["runs"]["ours"]["extra_bytes"]
+    if extra is None:
+        return "not measured"
+    text = f"{extra / 2**20:,.0f} MiB"
+    return text + (f", 1/{row['ratios']['memory']:.0f} of dense" if "memory" in row["ratios"] else "")
+
+
+def _verdicts(row: dict[str, Any]) -> str:
+    parts = []
+    for name, target in row["targets"].items():
+        wanted = _TARGETS.get(name, f"≥ {{:g}} × {name}").format(target)
+        found = row["ratios"].get(name)
+        figure = "not measured" if found is None else _FOUND.get(name, "{:.1f} ×").format(found)
+        parts.append(f"{wanted}: {'met' if row['met'][name] else 'missed'} ({figure})")
+    return "; ".join(parts) or "–"
+
+
+def _median(row: dict[str, Any], name: str) -> float | None:
+    return row[name][1] if name in row else None
+
+
+def _added(of: dict[tuple[int, str, str], dict[str, Any]], size: int, letters: str, library: str) -> float | None:
+    """What the one letter beside the crop (or the crop itself) adds to the processor time."""
+    if not letters or len(letters) > 2:
+        return None
+    with_it, without = (_median(of.get((size, x, library), {}), "processor_ms") for x in (letters, letters[:-1]))
+    return None if with_it is None or without is None else with_it - without
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.resolve().relative_to(folder.resolve()).as_posix()
+
+
+def _alt(path: str) -> str:
+    return re.sub(r"[-_]", " ", Path(path).stem)
+
+
+_TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
+    "operators": ("Operators and losses, forward and backward.", operators),
+    "scaling": ("Exponents of the contrast's time and memory.", scaling),
+    "pipeline": ("Two views of an image.", pipeline),
+    "training": ("Where a training step's time goes.", training),
+}

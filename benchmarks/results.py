@@ -1,0 +1,171 @@
+"""The JSON of a machine: what it is, and the sections that were measured on it.
+
+    {
+      "schema": 1,
+      "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
+      "sections": {
+        NAME: {                      # operators, pipeline, training, scaling; checks on a GPU
+          "environment": {
+            "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
+            "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,
+            "driver": str | null,                                     # NVIDIA's
+            "threads": int, "load": float, "elsewhere": float | null, "seconds": float,
+          },
+          "rows": [{...}, ...]       # each section's module says what a row holds
+        }
+      }
+    }
+
+`load` is the system's load average when the section began; `elsewhere` the share of the machine's processor time that
+other processes and the hypervisor's other guests took while it ran. A section that is measured again replaces itself
+and leaves the others.
+"""
+
+import contextlib
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+SECTIONS = ("operators", "pipeline", "training", "scaling", "checks")
+# A machine with more load than this, a core, is not quiet.
+_QUIET = 0.1
+
+
+def default_folder() -> Path:
+    """benchmarks/results below the current directory if there is one, or else the current directory."""
+    folder = Path("benchmarks/results")
+    return folder if folder.is_dir() else Path()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The machine as its JSON names it; `device` is `cpu` or `cuda`."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return {"device": device, "name": name, "cores": os.cpu_count() or 1, "memory_gib": round(memory, 1)}
+
+
+def path_of(folder: Path, device: str) -> Path:
+    """The machine's file in `folder`."""
+    about = machine(device)
+    name = about["name"] if device == "cuda" else f"{about['name']} {about['cores']} cores"
+    return folder / (re.sub(r"\W+", "-", name).strip("-").lower() + ".json")
+
+
+@contextlib.contextmanager
+def environment() -> Iterator[dict[str, Any]]:
+    """Versions, commit, date and load; what the machine did besides is filled in at the end of the block."""
+    status = _output("git", "status", "--porcelain", "--untracked-files=no")
+    about: dict[str, Any] = {
+        "commit": _output("git", "rev-parse", "HEAD") or "unknown",
+        "dirty": bool(status),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "triton")},
+        "amcl_fast": _version("amcl-fast") or "source",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "elsewhere": None,
+    }
+    if about["load"] > _QUIET * (os.cpu_count() or 1):
+        print(f"warning: this machine is not quiet: load average {about['load']}", file=sys.stderr)
+    started, before, own = time.monotonic(), _processor_seconds(), _own_seconds()
+    yield about
+    about["seconds"] = round(time.monotonic() - started, 1)
+    after = _processor_seconds()
+    if before and after:
+        total = after[0] - before[0]
+        elsewhere = (after[1] - before[1]) - (_own_seconds() - own)
+        about["elsewhere"] = round(max(0.0, elsewhere / total), 3) if total else 0.0
+
+
+def save(path: Path, device: str, section: str, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Put one section into the machine's file; the file is replaced whole.
+
+    Raises:
+        ValueError: the file there is of another schema.
+    """
+    document: dict[str, Any] = load(path) if path.exists() else {"schema": SCHEMA, "sections": {}}
+    document["machine"] = machine(device)
+    document["sections"][section] = {"environment": about, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The document in a file.
+
+    Raises:
+        ValueError: it is none of this schema.
+    """
+    document = json.loads(path.read_text())
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {document.get('schema')!r}")
+    return document
+
+
+def load_all(folder: Path) -> list[dict[str, Any]]:
+    """Every document of this schema in a folder, by file name; other JSON files are passed over."""
+    documents = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(ValueError):
+            documents.append(load(path))
+    return documents
+
+
+def _processor() -> str:
+    """Model of the processor; family and model where the name is a mere brand, as on virtual machines."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in text.splitlines())}
+        if "model name" in fields:
+            name = re.sub(r"\((R|TM)\)", "", fields["model name"]).strip()
+            if not re.search(r"\d", name):
+                name += f" family {fields['cpu family']} model {fields['model']}"
+            return name
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor_seconds() -> tuple[float, float] | None:
+    """(all, not idle) seconds of all cores since the system started; steal counts as not idle."""
+    try:
+        ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    per_second = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) / per_second, (sum(ticks) - idle) / per_second
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])

@@ -1,0 +1,39 @@
+"""The registry under pytest-benchmark: `pytest benchmarks/`. The project's own tests leave this file out.
+
+Cases whose products take a tenth of a second at most; `amcl-fast bench` measures all, in turn with their peers.
+"""
+
+from typing import Any
+
+import pytest
+
+from .cases import CASES, Case
+from .check import Oracle, granted
+from .command import device
+from .operators import step_of
+from .peers import NotInstalled, implementation
+
+pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark: pip install 'amcl-fast[bench]'")
+
+_LONGEST = {"cpu": 3e10, "cuda": 1e13}
+_CASES = [case for case in CASES if case.operations <= _LONGEST[device()] and case.fits(device())]
+_RUNS = [
+    (case, name)
+    for case in _CASES
+    for name in ("auto", "reference", *(peer for peer in case.peers if peer in ("dense", "compiled", "lightly")))
+]
+
+
+@pytest.mark.parametrize(("case", "name"), _RUNS, ids=[f"{case.name}: {name}" for case, name in _RUNS])
+def test_forward_and_backward(benchmark: Any, case: Case, name: str) -> None:
+    """Checked against float64, then timed."""
+    dtype = case.dtype_on(device())
+    try:
+        run = implementation(name, case)
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+    oracle = Oracle(case, device(), dtype)
+    assert oracle.error(run) <= max(oracle.tolerance, granted(name, case, dtype))
+    step = step_of(run, [case.operands(device(), dtype, seed) for seed in range(3)])
+    benchmark.group = case.name
+    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
