@@ -49,7 +49,13 @@ def contrast_topk_backward(
     offset: int,
 ) -> None: ...
 def contrast_softmax(
-    is_double: bool, call: Contrast, weights: int, values: int, gradients: Sequence[_Rows], offset: int
+    is_double: bool,
+    call: Contrast,
+    weights: int,
+    extra: int,
+    values: int,
+    gradients: Sequence[_Rows],
+    offset: int,
 ) -> _Sums: ...
 def decorrelate(
     is_double: bool,

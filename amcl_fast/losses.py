@@ -139,6 +139,7 @@ class _Contrast(_Loss):
         positive, of_positives = ops.align(
             *pairs, offset, **self._range(), weight=1.0, beta=self.beta, backend=self.backend
         )
+        positive = torch.cat([positive, positive], dim=1)
         factors = (anchors, candidates, phi_anchors, phi_candidates)
         negative, of_negatives = ops.contrast(
             *(None if factor is None else factor.to(product_dtype) for factor in factors),
@@ -148,13 +149,11 @@ class _Contrast(_Loss):
             negatives=self.negatives,
             top_k=self.top_k,
             beta=self.beta,
+            # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
+            extra=-positive if self.include_positive else None,
             backend=self.backend,
         )
         self.last_stats = _named(of_positives, of_negatives)
-        positive = torch.cat([positive, positive], dim=1)
-        if self.include_positive:
-            # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
-            negative = torch.logaddexp(negative, -positive)
         return positive + negative
 
 

@@ -48,6 +48,7 @@ def contrast(
     negatives: str,
     top_k: int | None,
     beta: float,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """Negative term of every anchor and head (Eq. 2.1 and 2.4; `topk_mean` is the released code's form).
 
@@ -56,6 +57,8 @@ def contrast(
     - `topk_mean`     mean_T(s/τ) − β·Σ_T(log τ + 1/τ)
     - `topk_softmax`  log Σ_T exp(s/τ − β·Ω(τ))
     - `softmax`       the same over all negatives; `top_k` is ignored
+
+    The last two may have one more logit `extra` in their sum: the positive, in InfoNCE.
 
     Args:
         anchors: (C, A, d), L2-normalised.
@@ -68,6 +71,7 @@ def contrast(
         negatives: one of `NEGATIVES`.
         top_k: κ ≥ 1.
         beta: β, weight of the regulariser.
+        extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None.
 
     Returns:
         (rows, stats): rows (C, A); stats of s and τ over T, 0-dim and detached.
@@ -95,6 +99,8 @@ def contrast(
         if beta:
             logits = logits - beta * omega(tau, dim)
         result = logits.logsumexp(-1)
+        if extra is not None:
+            result = torch.logaddexp(result, extra)
     return result, stats(s, tau, tau_min, tau_max)
 
 

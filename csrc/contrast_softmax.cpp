@@ -7,7 +7,8 @@
 namespace amcl {
 
 template <class T>
-Sums contrast_softmax(const Contrast<T>& call, const T* weights, T* values, const Gradients<T>& gradients) {
+Sums contrast_softmax(const Contrast<T>& call, const T* weights, const T* extra, T* values,
+                      const Gradients<T>& gradients) {
   const Kernels<T>& kernel = kernels<T>();
   const auto count = static_cast<std::size_t>(call.heads * call.anchors);
   std::vector<T> dr_sums(count);
@@ -17,8 +18,9 @@ Sums contrast_softmax(const Contrast<T>& call, const T* weights, T* values, cons
   for_all_pairs(pairs, gradients, 3 * call.candidates, [&](int64_t head, int64_t anchor, T* s, T* r, T* work) {
     const int64_t at = head * call.anchors + anchor;
     values[at] = kernel.softmax_row(call.candidates, s, r, call.skip + anchor * call.skips, call.skips,
-                                    call.temperature, gradients.any(), weights ? weights[at] : T(1), work,
-                                    &dr_sums[static_cast<std::size_t>(at)], &sums[static_cast<std::size_t>(at)]);
+                                    call.temperature, gradients.any(), weights ? weights[at] : T(1),
+                                    extra ? extra + at : nullptr, work, &dr_sums[static_cast<std::size_t>(at)],
+                                    &sums[static_cast<std::size_t>(at)]);
   });
   Sums result;
   for (const Sums& part : sums) result.add(part);
@@ -31,7 +33,9 @@ Sums contrast_softmax(const Contrast<T>& call, const T* weights, T* values, cons
   return result;
 }
 
-template Sums contrast_softmax(const Contrast<float>&, const float*, float*, const Gradients<float>&);
-template Sums contrast_softmax(const Contrast<double>&, const double*, double*, const Gradients<double>&);
+template Sums contrast_softmax(const Contrast<float>&, const float*, const float*, float*,
+                               const Gradients<float>&);
+template Sums contrast_softmax(const Contrast<double>&, const double*, const double*, double*,
+                               const Gradients<double>&);
 
 }  // namespace amcl

@@ -77,10 +77,11 @@ struct Kernels {
   // constant temperature). r is overwritten; work holds 3k elements.
   T (*topk_row)(Form form, int64_t k, const T* s, T* r, const Temperature<T>& temperature, T* ds, T* dr, T* work,
                 Sums* sums);
-  // The same over a whole row of n columns but those in `skip`. With `gradients`, s and r become `weight` times the
-  // derivatives of the value by s and by r, and `dr_sum` the sum of the latter. work holds 3n elements.
+  // The same over a whole row of n columns but those in `skip`, and, unless null, the logit `extra`. With `gradients`, s
+  // and r become `weight` times the derivatives of the value by s and by r, and `dr_sum` the sum of the latter. work
+  // holds 3n elements.
   T (*softmax_row)(int64_t n, T* s, T* r, const int64_t* skip, int64_t skips, const Temperature<T>& temperature,
-                   bool gradients, T weight, T* work, T* dr_sum, Sums* sums);
+                   bool gradients, T weight, const T* extra, T* work, T* dr_sum, Sums* sums);
   // The terms of one channel, `diagonal` being its own column. s holds correlations; s and r become the derivatives
   // of the value by them. work holds 2n elements.
   double (*decorrelate_row)(int64_t n, int64_t diagonal, T* s, T* r, const Temperature<T>& temperature, T lambda,

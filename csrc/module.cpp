@@ -118,12 +118,12 @@ void topk_backward(const ContrastArguments& arguments, Address upstream, Address
 }
 
 template <class T>
-SumsResult softmax(const ContrastArguments& arguments, Address weights, Address values, const FourRows& outputs,
-                   Address offset) {
+SumsResult softmax(const ContrastArguments& arguments, Address weights, Address extra, Address values,
+                   const FourRows& outputs, Address offset) {
   const auto call = arguments.call<T>();
   require(values != 0, "missing outputs");
-  return result(
-      contrast_softmax(call, pointer<const T>(weights), pointer<T>(values), gradients<T>(outputs, offset)));
+  return result(contrast_softmax(call, pointer<const T>(weights), pointer<const T>(extra), pointer<T>(values),
+                                 gradients<T>(outputs, offset)));
 }
 
 // (heads, channels, batch, width of φ)

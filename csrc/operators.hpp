@@ -48,10 +48,10 @@ template <class T>
 void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const int32_t* columns, const T* ds,
                             const T* dr, const Gradients<T>& gradients);
 
-// Values (heads, anchors) over all negatives and, in the same pass, the gradients of Σ weight · value; `weights` is
-// (heads, anchors), null for ones.
+// Values (heads, anchors) over all negatives and, unless null, one `extra` logit for each anchor; in the same pass the
+// gradients of Σ weight · value. `weights` and `extra` are (heads, anchors), `weights` null for ones.
 template <class T>
-Sums contrast_softmax(const Contrast<T>& call, const T* weights, T* values, const Gradients<T>& gradients);
+Sums contrast_softmax(const Contrast<T>& call, const T* weights, const T* extra, T* values, const Gradients<T>& gradients);
 
 // Barlow Twins: x and y are (heads, channels, batch). `values` is (heads,).  The gradients are those of each
 // head's value.

@@ -106,6 +106,30 @@ def test_contrast(shape, form, dtype, tolerance, instruction_set):
     assert_same(found, evaluate(reference.contrast, tensors, settings, weights), tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=["f64", "f32"])
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+@pytest.mark.parametrize("equal", [True, False], ids=["equal weights", "weights"])
+def test_contrast_with_an_extra_logit(shape, form, dtype, tolerance, equal):
+    tensors, settings = contrast_case(shape, dtype)
+    settings["negatives"] = form
+    # From far below the negatives' log-sum-exp to far above it.
+    extra = (40 * random_like(shape[:2], seed=2) - 10).to(dtype)
+    weights = None if equal else random_like(shape[:2])
+
+    def with_extra(operator):
+        return lambda *tensors, **settings: operator(*tensors[:6], extra=tensors[6], **settings)
+
+    found = evaluate(with_extra(native.contrast), [*tensors, extra], settings, weights)
+    assert_same(found, evaluate(with_extra(reference.contrast), [*tensors, extra], settings, weights), tolerance)
+
+
+def test_an_extra_logit_needs_a_log_sum_exp():
+    tensors, settings = contrast_case(SHAPES[1])
+    with pytest.raises(ValueError, match="extra joins a log-sum-exp"):
+        native.contrast(*tensors, negatives="topk_mean", extra=torch.zeros(2, 7, dtype=torch.float64), **settings)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_contrast_with_plain_products(form, blas):
     tensors, settings = contrast_case((2, 33, 70, 17, 9, 2, 10))
@@ -460,6 +484,8 @@ def test_are_well_formed_operators(constant):
     wanted = [t is not None for t in leaves[:5]]
     torch.library.opcheck(native._contrast_topk, (*leaves, False, 3, *temperature, True))
     torch.library.opcheck(native._contrast_topk, (*leaves[:5], None, True, 8, *temperature, True))
-    torch.library.opcheck(native._contrast_softmax, (*leaves, *temperature, wanted))
+    extra = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
+    for more in (None, extra):
+        torch.library.opcheck(native._contrast_softmax, (*leaves, more, *temperature, wanted))
     torch.library.opcheck(native._align, (*leaves[:5], 0.5, *temperature))
     torch.library.opcheck(native._decorrelate, (*leaves[:5], 5e-3, *temperature, wanted))

@@ -51,6 +51,7 @@ def contrast(
     negatives: str,
     top_k: int | None,
     beta: float,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` in C++.
 
@@ -63,11 +64,16 @@ def contrast(
         phi_anchors=phi_anchors,
         phi_candidates=phi_candidates,
         offset=offset,
+        extra=extra,
     )
     heads, rows, width = _expect("anchors", anchors, (None, None, None))
     columns = _expect("candidates", candidates, (heads, None, width))[1]
     _expect_phi("phi_anchors", phi_anchors, (heads, rows), "phi_candidates", phi_candidates, (heads, columns))
     temperature = _temperature(tau_min, tau_max, beta, offset, adaptive=phi_anchors is not None)
+    if extra is not None:
+        _expect("extra", extra, (heads, rows))
+        if negatives == "topk_mean":
+            raise ValueError("extra joins a log-sum-exp: it takes 'topk_softmax' or 'softmax', not 'topk_mean'")
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
     skipped = 0
@@ -87,8 +93,10 @@ def contrast(
     if negatives == "topk_mean" or top_k < available:
         keep = any(_wanted(*tensors))
         values, summary, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *temperature, keep)
+        if extra is not None:
+            values = torch.logaddexp(values, extra)
     else:
-        values, summary, *_ = _contrast_softmax(*tensors, skip, *temperature, _wanted(*tensors))
+        values, summary, *_ = _contrast_softmax(*tensors, skip, extra, *temperature, _wanted(*tensors))
     return values, named(summary)
 
 
@@ -351,6 +359,7 @@ def _contrast_softmax(
     phi_candidates: Tensor | None,
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     low: float,
     span: float,
     beta: float,
@@ -363,7 +372,7 @@ def _contrast_softmax(
     """
     values = anchors.new_empty(anchors.shape[:2])
     tensors = (anchors, candidates, phi_anchors, phi_candidates)
-    sums, outputs = _softmax_pass(tensors, offset, skip, (low, span, beta), None, values, wanted)
+    sums, outputs = _softmax_pass(tensors, offset, skip, extra, (low, span, beta), None, values, wanted)
     a, b, c, d, e = stand_ins(values, outputs.by_head())
     return values, _summary(sums, low, values), a, b, c, d, e
 
@@ -376,6 +385,7 @@ def _(
     phi_candidates: Tensor | None,
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     low: float,
     span: float,
     beta: float,
@@ -399,6 +409,7 @@ def _contrast_softmax_backward(
     phi_candidates: Tensor | None,
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     low: float,
     span: float,
     beta: float,
@@ -415,7 +426,7 @@ def _contrast_softmax_backward(
         tensors = (anchors, candidates, phi_anchors, phi_candidates)
         wanted = [False, needs[1], False, *needs[3:]]
         values = torch.empty_like(upstream)
-        _, outputs = _softmax_pass(tensors, offset, skip, (low, span, beta), upstream, values, wanted)
+        _, outputs = _softmax_pass(tensors, offset, skip, extra, (low, span, beta), upstream, values, wanted)
         grads = outputs.gradients(upstream.dtype)
         for i in (0, 2):
             table = made[i]
@@ -433,6 +444,7 @@ def _softmax_pass(
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     temperature: tuple[float, float, float],
     upstream: Tensor | None,
     values: Tensor,
@@ -440,13 +452,14 @@ def _softmax_pass(
 ) -> tuple[tuple[float, ...], _Outputs]:
     """Fills `values`; returns the sums for statistics and the gradients of Σ upstream·values (None: of Σ values)."""
     inputs = [_readable(t) for t in tensors]
-    skip = None if skip is None else skip.contiguous()
+    skip, extra = (None if t is None else t.contiguous() for t in (skip, extra))
     count = tensors[1].shape[1] - _width(skip)
     outputs = _Outputs(inputs, wanted)
     sums = _native.contrast_softmax(
         _is_double(values),
         _contrast_arguments(inputs, offset, skip, _native.Form.softmax, count, temperature),
         _address(upstream),
+        _address(extra),
         _address(values),
         *outputs.arguments(),
     )
@@ -455,16 +468,18 @@ def _softmax_pass(
 
 def _contrast_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:], *inputs[:6])
-    ctx.settings = inputs[6:9]
+    ctx.save_for_backward(output[0], *output[2:], *inputs[:7])
+    ctx.settings = inputs[7:10]
 
 
 def _contrast_softmax_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return 10 * (None,)
+        return 11 * (None,)
+    values, *saved = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:5])
-    grads = _contrast_softmax_backward(upstream, *ctx.saved_tensors, *ctx.settings, needs)
-    return *masked(grads, needs), *(None for _ in range(5))
+    grads = _contrast_softmax_backward(upstream, *saved, *ctx.settings, needs)
+    by_extra = upstream * (saved[-1] - values).exp() if ctx.needs_input_grad[6] else None
+    return *masked(grads, needs), None, by_extra, None, None, None, None
 
 
 _contrast_softmax.register_autograd(_contrast_softmax_gradients, setup_context=_contrast_softmax_setup)

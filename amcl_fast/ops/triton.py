@@ -36,6 +36,7 @@ def contrast(
     negatives: str,
     top_k: int | None,
     beta: float,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast`.
 
@@ -54,7 +55,7 @@ def contrast(
         raise ValueError(f"candidates must hold at least one negative, got {candidates.shape[1]} rows less skip")
     kept = count if negatives == "softmax" or top_k is None else min(top_k, count)
     rows, stats, *_ = _contrast(*tensors, skip, kept, negatives == "topk_mean", tau_min, tau_max, beta)
-    return rows, named(stats)
+    return rows if extra is None else torch.logaddexp(rows, extra), named(stats)
 
 
 @torch.library.custom_op("amcl_fast::triton_contrast", mutates_args=())

@@ -2,6 +2,7 @@ import pytest
 import torch
 from compare import DEVICE, check, evaluate
 
+from amcl_fast import reference
 from amcl_fast.ops import triton as backend
 
 RANGE = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-2}
@@ -72,6 +73,20 @@ def test_half_precision(form, dtype):
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
 def test_wide(form):
     check("contrast", inputs(1, 3, 70, 160), RANGE | form)
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_extra_logit(form):
+    tensors = [None if t is None else t.float().to(DEVICE) for t in inputs(2, 5, 70, 16)]
+    extra = torch.linspace(-5, 30, 10, device=DEVICE).reshape(2, 5)
+
+    def with_extra(operator):
+        return lambda *tensors, **settings: operator(*tensors[:6], extra=tensors[6], **settings)
+
+    found = evaluate(with_extra(backend.contrast), [*tensors, extra], RANGE | form)
+    expected = evaluate(with_extra(reference.contrast), [*tensors, extra], RANGE | form)
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_hardest_alone():
