@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..distributed import world
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
 from ..steps import at_logging_step
@@ -156,3 +158,13 @@ class Method(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule_config.interval},
         }
+
+
+def share_of_mean(rows: int, like: Tensor) -> Tensor | float:
+    """Factor on a mean over this process's rows that makes DDP's average the mean over all rows: n·processes/Σ n."""
+    _, processes = world()
+    if processes == 1:
+        return 1.0
+    total = like.new_tensor(rows)
+    dist.all_reduce(total)
+    return rows * processes / total

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import gather_rows, world
+from ..distributed import gather_rows, row_counts, world
 from ..losses import MoCoLoss
 from ..models import KeyQueue, MomentumEncoder
-from .base import Method
+from .base import Method, share_of_mean
 from .pairs import LARGEST, Pairs, pairs_of, unit_rows
 
 
@@ -28,7 +28,7 @@ class MoCo(Method):
         queue_size: keys K per head, at least the two views of the global batch.
         momentum: of the momentum encoder.
         shuffle_batch_norm: encode keys in an order that is shuffled over all processes (MoCo, Section 3.3);
-            without effect in one process. Batches must be equal in size.
+            without effect in one process.
         kwargs: see `Method`.
     """
 
@@ -65,7 +65,8 @@ class MoCo(Method):
             keys = unit_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
         self._keys = keys
         k1, k2 = keys.to(self.queue.keys.dtype).transpose(0, 1).chunk(2)
-        return self.criterion(queries.to(k1.dtype), torch.cat([k2, k1]), self.queue.keys.mT)
+        loss = self.criterion(queries.to(k1.dtype), torch.cat([k2, k1]), self.queue.keys.mT)
+        return share_of_mean(len(images), loss) * loss
 
     def on_after_backward(self) -> None:
         assert self._keys is not None
@@ -91,12 +92,13 @@ class MoCo(Method):
 
     def _shuffled(self, images: Tensor) -> Tensor:
         """Keys (n, C, d) of this process's images, each encoded by a process drawn at random."""
-        rank, processes = world()
-        everyone = gather_rows(images.transpose(0, 1)).transpose(0, 1)
+        rank, _ = world()
+        flat = images.flatten(1).unsqueeze(0)
+        counts = row_counts(flat)
+        everyone = gather_rows(flat, counts).squeeze(0).unflatten(1, images.shape[1:])
         # Every process draws the same order, also after a resume.
-        generator = torch.Generator().manual_seed(self.queue.written)
-        order = torch.randperm(len(everyone), generator=generator)
-        own = everyone[order.chunk(processes)[rank].to(images.device)]
-        keys = self._encode_keys(own.contiguous(memory_format=torch.channels_last))
-        places = order.argsort()[rank * len(images) : (rank + 1) * len(images)]
-        return gather_rows(keys.transpose(0, 1)).transpose(0, 1)[places.to(images.device)]
+        order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(self.queue.written))
+        drawn = everyone[order.split(counts)[rank].to(images.device)]
+        keys = self._encode_keys(drawn.contiguous(memory_format=torch.channels_last))
+        own = order.argsort().split(counts)[rank].to(images.device)
+        return gather_rows(keys.transpose(0, 1), counts).transpose(0, 1)[own]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
-from .base import Method
+from .base import Method, share_of_mean
 from .pairs import LARGEST, Pairs, pairs_of, unit_rows
 
 
@@ -41,7 +41,8 @@ class SimSiam(Method):
     def loss(self, images: Tensor) -> Tensor:
         z = self.encode_views(images)
         (z1, z2), (p1, p2) = z.chunk(2), self._predict(z).chunk(2)
-        return self.criterion(p1, z2, p2, z1)
+        loss = self.criterion(p1, z2, p2, z1)
+        return share_of_mean(len(images), loss) * loss
 
     def pairs(self, images: Tensor) -> Pairs:
         z = self.embed(images)
