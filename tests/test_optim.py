@@ -15,6 +15,7 @@ from amcl_fast.optim import (
     build_optimizer,
     build_scheduler,
     lr_factor,
+    lr_scale,
 )
 
 
@@ -108,6 +109,32 @@ def test_biases_norms_and_offset_are_exempt_from_decay(name):
         assert decayed["adapt"] and not exempt["adapt"]
 
 
+def test_biases_may_have_their_own_rate():
+    """Barlow Twins' 0.2 and 0.0048 for batches of 256."""
+    config = OptimizerConfig("lars", lr=0.2, bias_lr=0.0048, lr_scaling="linear")
+    weights, biases = build_optimizer(model(), config, scale=lr_scale(config, 2048)).param_groups
+    assert (weights["lr"], biases["lr"]) == (pytest.approx(1.6), pytest.approx(0.0384))
+    with pytest.raises(ValueError, match=r"bias_lr.*decay_all"):
+        build_optimizer(model(), OptimizerConfig("sgd", bias_lr=0.1))
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 16), ("sqrt", 4)])
+def test_rates_scale_with_the_batch(rule, factor):
+    assert lr_scale(OptimizerConfig(lr_scaling=rule), 4096) == factor
+
+
+def test_constant_rates_come_last_and_escape_the_schedule():
+    config = OptimizerConfig("sgd", lr=0.1, decay_all=False)
+    optimizer = build_optimizer(model(), config, scale=2.0, constant_lr={"heads": 0.3})
+    scheduler = build_scheduler(optimizer, ScheduleConfig(), steps=4, epochs=1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.2, 0.6, 0.6])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0, 5e-4, 0]
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.6, 0.6])
+
+
 def test_released_recipe_decays_everything():
     (group,) = build_optimizer(model(), OptimizerConfig("sgd")).param_groups
     assert group["weight_decay"] == 5e-4 and group["momentum"] == 0.9
@@ -143,6 +170,11 @@ def test_apex_is_used_where_it_works(name, kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "apex.optimizers", made)
     optimizer = build_optimizer(model(), OptimizerConfig(name, lr=0.5, implementation="apex"))
     assert type(optimizer).__name__ == kind and optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_unknown_scaling_is_named():
+    with pytest.raises(ValueError, match=r"lr_scaling.*'cubic'"):
+        lr_scale(OptimizerConfig(lr_scaling="cubic"), 256)
 
 
 @pytest.mark.parametrize("settings", [{"name": "adam"}, {"implementation": "cuda"}])

@@ -94,6 +94,4 @@ def test_processes_train_as_one(tmp_path, sizes):
         for state in found:
             assert state.keys() == expected.keys()
             for name, value in expected.items():
-                torch.testing.assert_close(
-                    state[name], value, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{setting}, {name}: {text}"
-                )
+                torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=f"{setting}: {name}")

@@ -1,0 +1,33 @@
+"""amcl_fast.report.capture sees the pairs of every framework."""
+
+import numpy as np
+import pytest
+from fake_data import FakeDataModule
+from tiny import FRAMEWORKS, KINDS, method
+
+from amcl_fast.report import capture
+
+
+class Data(FakeDataModule):
+    """Gives a new reader whenever it is asked, as the real one does."""
+
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+    def train_dataloader(self):
+        return type(self.loader)(self.loader.steps, self.loader.batch)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_framework_can_be_looked_at(framework, kind):
+    module = method(framework, kind)
+    found = capture(module, Data(), pairs=16)
+    assert found.framework == type(module).__name__
+    assert found.positive_tau.shape == (2, 2 * (6 if framework == "barlow" else 8))  # channels or images, two batches
+    pairs = module.train().temperatures(next(iter(Data().loader))[0])
+    count = pairs.positive_tau.shape[1]
+    assert np.array_equal(found.positive_tau[:, :count], pairs.positive_tau.numpy())
+    assert np.array_equal(found.positive_similarity[:, :count], pairs.positive_similarity.numpy())
+    assert found.constant_tau == (kind == "baseline")
+    assert found.top_k == (4 if kind == "amcl" and framework in ("simclr", "moco") else 0)
+    assert abs(found.random_similarity).max() <= 1 + 1e-5

@@ -1,0 +1,174 @@
+"""What all frameworks share: training, precision, clipping, accumulation, compilation, exact resume."""
+
+import lightning as L
+import pytest
+import running
+import torch
+from fake_data import FakeDataModule
+from running import Stop
+from tiny import FRAMEWORKS, KINDS, fit, method
+
+from amcl_fast.callbacks import Checkpoint
+from amcl_fast.methods import MoCo, SimCLR
+from amcl_fast.optim import OptimizerConfig, ScheduleConfig
+
+every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def views(n=8, seed=1, **settings):
+    return tuple(torch.randn(2, n, 3, 8, 8, generator=torch.Generator().manual_seed(seed), **settings))
+
+
+@every_framework
+def test_loss_is_float32_while_the_encoder_is_not(framework):
+    module = method(framework)
+    dtypes = {}
+    module.backbone.register_forward_hook(lambda _, __, out: dtypes.update(features=out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module.contrast(views())
+    assert loss.dtype == torch.float32 and dtypes == {"features": torch.bfloat16}
+
+
+@every_framework
+@every_kind
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_every_precision_trains_everything(framework, kind, precision):
+    module = method(framework, kind, optimizer=OptimizerConfig(lr=0.1))
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    trainer = fit(module, Double() if precision == "64-true" else None, precision=precision)
+    assert torch.isfinite(trainer.callback_metrics["loss"])
+    still = [name for name, value in module.named_parameters() if torch.equal(value.float(), before[name])]
+    assert not still
+
+
+@every_framework
+def test_weights_in_half_precision_train(framework):
+    """Where small updates are lost in rounding, so that not everything moves."""
+    module = method(framework, optimizer=OptimizerConfig(lr=0.1))
+    before = module.backbone.conv1.weight.clone()
+    trainer = fit(module, precision="bf16-true")
+    assert torch.isfinite(trainer.callback_metrics["loss"])
+    assert module.backbone.conv1.weight.dtype == torch.bfloat16
+    assert not torch.equal(module.backbone.conv1.weight.float(), before)
+
+
+class Double(FakeDataModule):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return tuple(view.double() for view in batch[0]), batch[1]
+
+
+@every_framework
+def test_baseline_differs_by_its_temperature_only(framework):
+    names = [{name for name, _ in method(framework, kind).named_parameters()} for kind in KINDS]
+    assert names[1] - names[0] == {
+        "criterion.temperature.offset",
+        *(f"criterion.temperature.phi.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
+    }
+
+
+@every_framework
+def test_metrics_are_logged(framework):
+    trainer = fit(method(framework), gradient_clip_val=1.0)
+    names = {"loss", "lr", "gradient_norm", "tau_positive_mean", "similarity_positive"}
+    assert names <= set(trainer.callback_metrics)
+    assert framework == "simsiam" or "tau_negative_at_bound" in trainer.callback_metrics
+
+
+def test_nothing_is_logged_between_logging_steps(monkeypatch):
+    calls = []
+    monkeypatch.setattr(SimCLR, "log", lambda self, name, *a, **k: calls.append(self.trainer.global_step))
+    fit(method("simclr"), data=FakeDataModule(steps=7), log_every_n_steps=3)
+    assert set(calls) == {3, 6}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(precision):
+    module = method("simclr", optimizer=OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0))
+    before = [p.detach().clone() for p in module.parameters()]
+    fit(module, data=FakeDataModule(steps=1), gradient_clip_val=1e-3, precision=precision)
+    moved = [p.detach() - old for p, old in zip(module.parameters(), before, strict=True)]
+    norm = torch.stack([difference.norm() for difference in moved]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@every_framework
+@every_kind
+def test_accumulation_sums_gradients_of_batches(framework, kind):
+    """Two batches of one accumulated step: the mean of their gradients, each with its own negatives."""
+    sgd = OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0)
+    module, other = method(framework, kind, optimizer=sgd), method(framework, kind)
+    for batch, _ in FakeDataModule(steps=2).train_dataloader():
+        (other.contrast(batch) / 2).backward()
+        other.on_after_backward()  # MoCo's second batch meets the keys of the first
+    expected = {name: p.detach() - p.grad for name, p in other.named_parameters() if p.requires_grad}
+    trainer = fit(module, data=FakeDataModule(steps=2), accumulate_grad_batches=2)
+    assert trainer.global_step == 1
+    for name, value in expected.items():
+        torch.testing.assert_close(module.get_parameter(name).detach(), value, msg=name)
+
+
+def test_schedule_covers_the_training():
+    rates = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    schedule = ScheduleConfig(warmup_epochs=1)
+    fit(method("simclr", optimizer=OptimizerConfig(lr=0.1), schedule=schedule), max_epochs=2, callbacks=[Rates()])
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1]) and rates[-1] < 0.02
+
+
+def test_epochs_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
+        fit(method("simclr"), max_epochs=-1)
+
+
+@every_framework
+def test_three_views_are_refused(framework):
+    with pytest.raises(ValueError, match=r"two views.*got 3"):
+        method(framework).contrast(tuple(torch.randn(3, 4, 3, 8, 8)))
+
+
+@every_framework
+def test_compiled_training_gives_the_same_numbers(framework, monkeypatch):
+    # The graph is captured as for inductor, whose C++ takes a minute to build.
+    compile, compiled_functions = torch.compile, []
+
+    def fake(function):
+        compiled_functions.append(function)
+        return compile(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", fake)
+    eager, compiled = method(framework), method(framework, compile=True)
+    assert len(compiled_functions) == {"moco": 2, "simsiam": 2}.get(framework, 1)
+    losses = [module.contrast(views()) for module in (eager, compiled)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    for (name, a), (_, b) in zip(eager.named_parameters(), compiled.named_parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+
+
+@every_framework
+def test_a_stopped_run_goes_on_exactly(framework, tmp_path):
+    """Saved inside the second epoch, with half a ring of new keys in MoCo's queue."""
+    options = {"queue_size": 40} if framework == "moco" else {}
+
+    def train(folder, **settings):
+        checkpoint = Checkpoint(every_n_steps=3)
+        module = method(framework, **options)
+        return running.fit(folder, module, checkpoint=checkpoint, **settings).lightning_module
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "stopped", extra=[Stop.at(7)])
+    path = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == 6
+    resumed = train(tmp_path / "stopped", ckpt_path=str(path))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    if isinstance(resumed, MoCo):
+        assert resumed.queue.written == 8 * 16

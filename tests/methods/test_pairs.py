@@ -1,0 +1,84 @@
+"""Method.temperatures: the pairs that the losses form."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import DIM, FRAMEWORKS, HEADS, KINDS, method
+
+from amcl_fast.methods.pairs import LARGEST
+
+N = 8
+
+
+def views():
+    return tuple(torch.randn(2, N, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def expected_rows(module, framework):
+    """Anchors, their positives, and their negatives one by one, as φ and as the similarity read them."""
+    z = module.embed(torch.cat(views()))
+    z1, z2 = z.chunk(2)
+    if framework == "simclr":
+        return z1, z2, [torch.cat([z1[:i], z1[i + 1 :], z2[:i], z2[i + 1 :]]) for i in range(N)]
+    if framework == "moco":
+        keys = module.key_encoder(torch.cat(views()))
+        return z1, keys[N:], [module.queue.keys.transpose(0, 1)] * N
+    if framework == "simsiam":
+        return module.predictor(z)[:N], z2, [torch.cat([z2[:i], z2[i + 1 :]]) for i in range(N)]
+    # Anchors are channels: (d, C, n).
+    x, y = z1.permute(2, 1, 0), z2.permute(2, 1, 0)
+    return x, y, [torch.cat([y[:i], y[i + 1 :]]) for i in range(DIM)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_pairs_one_by_one(framework, kind):
+    module = method(framework, kind)
+    anchors, positives, negatives = expected_rows(module, framework)
+    found = module.temperatures(views())
+
+    def similarity(a, b):
+        if framework == "barlow":
+            return torch.corrcoef(torch.stack([a, b]))[0, 1]
+        return F.cosine_similarity(a, b, dim=0)
+
+    def tau(a, b):
+        if kind == "baseline":
+            return module.criterion.temperature
+        a, b = (x if framework == "barlow" else F.normalize(x, dim=0) for x in (a, b))
+        return module.criterion.temperature(a[None], b[None]).item()
+
+    for value in found:
+        assert value.dtype == torch.float32 and not value.requires_grad
+    for c in range(HEADS):
+        for i in range(len(anchors)):
+            a, b = anchors[i, c], positives[i, c]
+            assert found.positive_similarity[c, i].item() == pytest.approx(similarity(a, b).item(), abs=1e-5)
+            assert found.positive_tau[c, i].item() == pytest.approx(tau(a, b), abs=1e-5)
+        # A row of negatives is a set.
+        for values, function in ((found.negative_similarity, similarity), (found.negative_tau, tau)):
+            expected = torch.tensor([float(function(anchors[2, c], b)) for b in negatives[2][:, c]])
+            torch.testing.assert_close(values[c, 2].sort().values, expected.sort().values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_look_changes_nothing(framework):
+    module = method(framework).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.temperatures(views())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(norm.track_running_stats for norm in module.modules() if hasattr(norm, "track_running_stats"))
+
+
+def test_long_queues_are_sampled_all_along():
+    module = method("moco", "baseline", queue_size=3 * LARGEST - 2)
+    keys = module.queue.keys
+    keys[:, ::3] = keys[:, :1]
+    found = module.temperatures(views())
+    assert found.negative_tau.shape == (HEADS, N, LARGEST)
+    torch.testing.assert_close(found.negative_similarity.std(dim=-1), torch.zeros(HEADS, N), rtol=0, atol=1e-6)
+
+
+def test_views_are_two():
+    with pytest.raises(ValueError, match=r"two views.*got 1"):
+        method("simclr").temperatures(views()[:1])
