@@ -169,16 +169,29 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _declare_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="draw the report of a run again", allow_abbrev=False)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser = commands.add_parser(
+        "report",
+        help="draw the report of a run again, or compare several",
+        description="Draw the report of a run; of several runs, one page with all of them side by side.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
+    )
     parser.set_defaults(run=_report)
 
 
 @_in_one_line
 def _report(arguments: argparse.Namespace) -> int:
-    from .report import write_report
+    from .report import write_comparison, write_report
 
-    print(write_report(arguments.run_dir))
+    if len(arguments.run_dirs) > 1:
+        print(write_comparison(arguments.run_dirs, arguments.output))
+    elif arguments.output:
+        raise ValueError("--output is the folder of a comparison; the report of one run is written into its own")
+    else:
+        print(write_report(arguments.run_dirs[0]))
     return 0
 
 

@@ -45,6 +45,7 @@ class FakeLoader:
 
 class FakeDataModule(L.LightningDataModule):
     num_classes = CLASSES
+    classes = ("a", "b")
 
     def __init__(self, steps: int = 4, batch: int = 8, nan_at: int | None = None) -> None:
         super().__init__()
@@ -63,3 +64,6 @@ class FakeDataModule(L.LightningDataModule):
             return [(images, labels)]
 
         return draw(1, 20), draw(2, 10)
+
+    def held_out_sample(self, classes: int, images: int) -> list[tuple[Tensor, Tensor]]:
+        return self.features_loaders()[1]

@@ -1,7 +1,8 @@
-"""The report of a run: a look at the pairs before and after training, and the page made of them."""
+"""The report of a run: a look at the pairs before, during and after training, and the page made of them."""
 
 import platform
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..evaluate.mode import in_mode
 from ..report.page import write_report
-from ..report.run import snapshot_path, write_facts
-from ..report.snapshot import capture
+from ..report.run import head_metric, snapshot_path, write_facts
+from ..report.snapshot import capture, hardest
 
 
 class Report(L.Callback):
     """Writes `report/` into the run directory when training ends, and snapshots of the pairs for it.
 
+    After every epoch it logs the mean temperature of every head for positives and selected negatives of the last
+    batch, if the temperature is adaptive.
+
     It must come after the callbacks that log at the end of training. A run that is resumed keeps the snapshot
-    from before its first step.
+    from before its first step. A report that cannot be written is a warning: it can be drawn later.
 
     Args:
         pairs: pairs of views to look at, before and after.
@@ -45,17 +50,46 @@ class Report(L.Callback):
             write_facts(Path(trainer.default_root_dir), _facts(trainer))
         self._started = time.monotonic()
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch and pl_module.criterion.adaptive is not None:  # type: ignore[union-attr]
+            self._log_heads(trainer, pl_module, batch[0])
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = self._elapsed()
         self._capture(trainer, pl_module, "after")
-        if trainer.is_global_zero:
-            run_dir = Path(trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        run_dir = Path(trainer.default_root_dir)
+        try:
             write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
             write_report(run_dir)
+        except OSError as error:
+            warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
 
     def _elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
         return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
+
+    @staticmethod
+    def _log_heads(trainer: L.Trainer, pl_module: Any, views: Any) -> None:
+        # Every process looks: frameworks gather what belongs to a global batch.
+        gpus = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with (
+            trainer.precision_plugin.forward_context(),
+            in_mode(pl_module, training=True),
+            torch.random.fork_rng(devices=gpus),
+        ):
+            pairs = pl_module.temperatures(views)
+        top_k = getattr(pl_module.criterion, "top_k", None) or 0
+        _, negative = hardest(pairs.negative_similarity, pairs.negative_tau, top_k)
+        means = {"positive": pairs.positive_tau.mean(1), "negative": negative.mean((1, 2))}
+        metrics = {
+            head_metric(kind, head): tau for kind, taus in means.items() for head, tau in enumerate(taus.tolist())
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # as Lightning counts
 
     def _capture(self, trainer: L.Trainer, pl_module: L.LightningModule, moment: str) -> None:
         # Every process looks, though one writes: synchronised batch normalisation waits for all of them.
@@ -67,7 +101,10 @@ class Report(L.Callback):
                 step=trainer.global_step,
             )
         if trainer.is_global_zero:
-            snapshot.save(snapshot_path(Path(trainer.default_root_dir), moment))
+            try:
+                snapshot.save(snapshot_path(Path(trainer.default_root_dir), moment))
+            except OSError as error:
+                warnings.warn(f"the snapshot {moment} training cannot be kept: {error}", stacklevel=2)
 
 
 def _facts(trainer: L.Trainer) -> dict[str, Any]:

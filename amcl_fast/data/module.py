@@ -180,6 +180,18 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ContrastiveLoader(images, crop_and_flip, output, seed=self.seed, on_bad_file=self._note_bad_file)
         )
 
+    def held_out_sample(self, classes: int, images: int) -> EvaluationLoader:
+        """Held-out images of at most `classes` classes and at most `images` of each, without augmentation.
+
+        The classes are spread evenly over all of them; the choice is always the same.
+        """
+        query = self._images()[1]
+        present = np.unique(query.labels)
+        chosen = present[np.linspace(0, len(present) - 1, min(classes, len(present))).astype(int)]
+        ranks, _ = _ranks(query.labels)
+        places = np.flatnonzero(np.isin(query.labels, chosen) & (ranks < images))
+        return self._features_loader(query.subset(places))
+
     def _features_loader(self, images: Images) -> EvaluationLoader:
         return EvaluationLoader(
             self._labelled(images), self._output(self.batch_size), on_bad_file=self._note_bad_file

@@ -1,8 +1,6 @@
 """The report of a run: one HTML page that needs nothing beside it, the figures as files, and a summary."""
 
-import base64
 import json
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,19 +8,26 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..files import write_file
 from .figures import draw_figures
+from .html import document, figure, table
 from .run import Run, read_run
 
 _LISTED = 100
 """Skipped files that the page names; all of them are in skipped_files.txt."""
 
 _CAPTIONS = {
+    "embedding.png": "Held-out images on the first two principal axes of the encoder's L2-normalised features, by "
+    "class; ten classes at most.",
+    "heads.png": "At the end of every epoch, in the last batch: positives and the negatives that the loss selects.",
+    "agreement.png": "Correlation between two heads of their similarities of the same negatives: heads that agree in "
+    "everything (1) are one head.",
     "knn.png": "A held-out image takes the class for which its nearest training images vote, by the encoder's "
     "features. Raw pixels and the untrained encoder show how much of it is learned.",
     "loss.png": "The loss of one batch, as logged.",
     "temperature.png": "The temperature of the pairs that enter the loss.",
-    "histograms.png": "All heads together. Positives are the two views of an image; the hardest negatives are "
-    "those the loss selects. The areas are equal; the scales of the rows are not.",
+    "histograms.png": "All heads together. Positives are the two views of an image (in Barlow Twins, a channel in both "
+    "views); the hardest negatives are those the loss selects. The areas are equal; the scales of the rows are not.",
     "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
 }
 
@@ -42,21 +47,6 @@ _SETTINGS = {
     "gradient clip": "trainer.gradient_clip_val",
     "seed": "seed_everything",
 }
-
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
-table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .8rem .3rem 0; text-align: left;
-vertical-align: top; border-bottom: 1px solid #e6e6e6; overflow-wrap: anywhere } th { font-weight: 600 }
-td:first-child { color: #555; white-space: nowrap; width: 12rem }
-.number { text-align: right; font-variant-numeric: tabular-nums; width: 7rem }
-.results { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
-.results div { flex: 1 1 9rem; border: 1px solid #ddd; border-radius: 6px; padding: .7rem 1rem }
-.results b { display: block; font-size: 1.7rem; font-weight: 600 } .results .best b { color: #0072b2 }
-figure { margin: 1.2rem 0 } img { max-width: 100%; width: 46rem } figcaption { color: #555; font-size: .9rem }
-.sub { color: #666; margin-top: .2rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
-"""
-
 
 def write_report(run_dir: Path) -> Path:
     """Write report/index.html, its figures and summary.json from what lies in a run directory.
@@ -80,10 +70,10 @@ def write_report(run_dir: Path) -> Path:
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
     for name, content in figures.items():
-        _replace(folder / name, content)
-    _replace(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_file(folder / name, content)
+    write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     page = folder / "index.html"
-    _replace(page, _page(run, summary, figures).encode())
+    write_file(page, _page(run, summary, figures))
     return page
 
 
@@ -102,6 +92,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "trained": run.last("knn"),
             "best": float(knn[1].max()) if len(knn[1]) else None,
         },
+        "linear": {name: found["linear"]["top1"] for name, found in run.evaluations.items()},
         "images_per_second": float(np.median(speed)) if len(speed) else None,
         "wait_share": float(waiting.mean()) if len(waiting) else None,
         "temperature": {
@@ -120,22 +111,25 @@ def _page(run: Run, summary: dict[str, Any], figures: dict[str, bytes]) -> str:
     parts = [
         f"<h1>{name}</h1><p class=sub>{status} · {summary['steps']:,} optimiser steps logged</p>",
         _results(summary),
-        *(_figure(file, content) for file, content in figures.items()),
-        "<h2>Speed</h2>" + _table(_speed(summary)),
+        "<h2>Linear probe</h2>" + table(_probes(run)) if run.evaluations else "",
+        *(figure(content, _CAPTIONS[file]) for file, content in figures.items()),
+        "<h2>Speed</h2>" + table(_speed(summary)),
         "<h2>Heads</h2>" + _heads(run) if run.after else "",
-        "<h2>Settings</h2>" + _table(_settings(run)),
+        "<h2>Settings</h2>" + table(_settings(run)),
         "<h2>Files left out</h2>" + _skipped(run),
-        "<h2>Made with</h2>" + _table({**run.facts.get("versions", {}), **run.facts.get("machine", {})}),
+        "<h2>Made with</h2>" + table({**run.facts.get("versions", {}), **run.facts.get("machine", {})}),
     ]
     if run.settings:
         text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
         parts.append(f"<h2>All settings</h2><details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>\n<body>\n'
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
+    return document(name, parts)
+
+
+def _probes(run: Run) -> dict[str, str]:
+    return {
+        name: f"{probe['top1']:.2f} % at rate {probe['rate']:g}, {probe['epochs']} epochs, {probe['training_images']}"
+        for name, probe in ((name, found["linear"]) for name, found in run.evaluations.items())
+    }
 
 
 def _results(summary: dict[str, Any]) -> str:
@@ -146,14 +140,6 @@ def _results(summary: dict[str, Any]) -> str:
         if (value := summary["knn"][key]) is not None
     ]
     return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>" if boxes else ""
-
-
-def _figure(name: str, content: bytes) -> str:
-    data = base64.b64encode(content).decode()
-    caption = escape(_CAPTIONS[name])
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
 
 
 def _speed(summary: dict[str, Any]) -> dict[str, str]:
@@ -208,18 +194,7 @@ def _heads(run: Run) -> str:
 def _skipped(run: Run) -> str:
     if not run.skipped:
         return "<p>None: every image could be read.</p>"
-    listed = _table(dict(run.skipped[:_LISTED]))
+    listed = table(dict(run.skipped[:_LISTED]))
     rest = len(run.skipped) - _LISTED
     more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
     return f"<p>Images that could not be used: {len(run.skipped):,}.</p>{listed}{more}"
-
-
-def _table(rows: dict[str, Any]) -> str:
-    cells = (f"<tr><td>{escape(str(label))}</td><td>{escape(str(value))}</td></tr>" for label, value in rows.items())
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

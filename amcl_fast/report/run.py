@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from ..files import write_file
 from .snapshot import Snapshot
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -24,16 +24,18 @@ def snapshot_path(run_dir: Path, moment: str) -> Path:
     return run_dir / "snapshots" / f"{moment}.npz"
 
 
+def head_metric(kind: str, head: int) -> str:
+    """Name of the metric that holds a head's mean temperature of its "positive" or "negative" pairs."""
+    return f"tau_{kind}_head_{head}"
+
+
 def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     """Keep what cannot be found out later, such as versions and device, in the run directory.
 
     Raises:
         OSError: it cannot be written.
     """
-    path = run_dir / _FACTS
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(partial, path)
+    write_file(run_dir / _FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Run:
         metrics: name to (step, value) of every logged metric, finite values only.
         facts: what `write_facts` kept, {} if nothing.
         skipped: (path, reason) of every image that was left out.
+        evaluations: what `amcl-fast evaluate` left in the folder, by data set.
         before, after: snapshots, None where there is none.
     """
 
@@ -54,6 +57,7 @@ class Run:
     metrics: dict[str, Series]
     facts: dict[str, Any]
     skipped: list[tuple[str, str]]
+    evaluations: dict[str, dict[str, Any]]
     before: Snapshot | None
     after: Snapshot | None
 
@@ -65,6 +69,13 @@ class Run:
         """Latest value of a metric; None if it was not logged."""
         values = self.series(name)[1]
         return float(values[-1]) if len(values) else None
+
+    def heads(self, kind: str) -> list[Series]:
+        """Mean temperature of every head's "positive" or "negative" pairs; empty if it was not logged."""
+        found: list[Series] = []
+        while head_metric(kind, len(found)) in self.metrics:
+            found.append(self.metrics[head_metric(kind, len(found))])
+        return found
 
     def setting(self, path: str) -> Any:
         """A setting by its dotted path, None if there is none."""
@@ -95,6 +106,10 @@ def read_run(run_dir: Path) -> Run:
         metrics=_read_metrics(run_dir / _METRICS),
         facts=json.loads(facts.read_text()) if facts.is_file() else {},
         skipped=_read_skipped(run_dir / _SKIPPED),
+        evaluations={
+            path.stem.removeprefix("evaluation-"): json.loads(path.read_text())
+            for path in sorted(run_dir.glob("evaluation-*.json"))
+        },
         before=before,
         after=after,
     )
@@ -131,5 +146,5 @@ def _number(text: str, path: Path) -> float:
 def _read_skipped(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
-    lines = (line.rpartition("\t") for line in path.read_text().splitlines() if line.strip())
+    lines = (line.rpartition("\t") for line in path.read_text(errors="backslashreplace").splitlines() if line.strip())
     return [(file or reason, reason if file else "") for file, _, reason in lines]

@@ -4,18 +4,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..evaluate import encode
 from ..evaluate.mode import in_mode
 
-_ANCHORS = 256
-"""Anchors of a batch; more would only take memory."""
+if TYPE_CHECKING:
+    from ..methods.pairs import Pairs
 
 _KEPT = 4096
 """Negatives of each kind that are sampled from a batch; it has millions."""
@@ -23,12 +24,19 @@ _KEPT = 4096
 _SHOWN = 10
 """Pairs of views that are kept as pictures."""
 
+_CLASSES, _IMAGES = 10, 100
+"""Classes of the embedding and images of each: more colours cannot be told apart, more dots hide one another."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Similarity and temperature of pairs, per head, as the loss forms them.
+    """Similarity and temperature of pairs, per head, as the loss forms them, and an embedding of held-out images.
+
+    Pairs are of images; in Barlow Twins they are of channels, similarity is their correlation, and the positive of a
+    channel is itself in the other view. SimSiam's loss has no negatives: those here are the other images.
 
     Attributes:
+        framework: name of the method's class.
         step: optimiser step at which it was taken.
         tau_min, tau_max: range of the temperature, equal if it is constant.
         top_k: hardest negatives that the loss selects per anchor and head, 0 if it takes all.
@@ -36,8 +44,13 @@ class Snapshot:
         hardest_similarity, hardest_tau: (C, M) of a sample of the selected negatives.
         random_similarity, random_tau: (C, M) of a sample of all negatives.
         views: (2, P, H, W, 3) uint8, the first pairs of views as pictures.
+        embedding: (E, 2) of the encoder's features of held-out images, on their first two principal axes.
+        embedding_variance: (2,) share of the variance that each axis shows.
+        labels: (E,) index into `classes`.
+        classes: names of the classes in the embedding.
     """
 
+    framework: str
     step: int
     tau_min: float
     tau_max: float
@@ -49,6 +62,10 @@ class Snapshot:
     random_similarity: NDArray[np.float32]
     random_tau: NDArray[np.float32]
     views: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    embedding_variance: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: NDArray[np.str_]
 
     @property
     def constant_tau(self) -> bool:
@@ -80,20 +97,20 @@ class Snapshot:
             if missing:
                 raise ValueError(f"{path} is no snapshot: it lacks {', '.join(sorted(missing))}")
             arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
-        scalars = {"step": int, "tau_min": float, "tau_max": float, "top_k": int}
+        scalars = {"framework": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
         return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items()}))
 
 
 @torch.no_grad()
 def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) -> Snapshot:
-    """Similarities and temperatures of the first pairs of views that the data module gives.
+    """Similarities and temperatures of the first pairs of views that the data module gives, and an embedding.
 
     The views come from a loader of their own, so the same pairs come every time and training's place in the
     data stays as it is; weights, running statistics and random generators stay too. Batch normalisation works
-    with the statistics of the batch, negatives are those of the batch: as the loss sees them.
+    with the statistics of the batch, negatives are those that the framework has: as the loss sees them.
 
     Args:
-        method: a `SimCLR`: backbone, projector and criterion.
+        method: a `Method`.
         datamodule: a `ContrastiveDataModule` that is set up.
         pairs: number of pairs, rounded up to whole batches; all if there are fewer.
         step: optimiser step to write down.
@@ -104,33 +121,59 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     criterion = method.criterion
+    top_k = getattr(criterion, "top_k", None) or 0
     sampler = torch.Generator().manual_seed(0)
     pictures = np.empty((2, 0, 1, 1, 3), np.uint8)
     parts: list[dict[str, Tensor]] = []
     gpus = [method.device] if method.device.type == "cuda" else []
     with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
-        for first, second in _take(datamodule.train_dataloader(), pairs):
+        for views in _take(datamodule.train_dataloader(), pairs):
             if not parts:
-                pictures = np.stack([_pictures(view, datamodule) for view in (first, second)])
-            z = _embed(method, torch.cat([first, second]).to(method.device))
-            parts.append(_of_batch(z, criterion, sampler))
+                pictures = np.stack([_pictures(view, datamodule) for view in views])
+            parts.append(_sample(method.temperatures([view.to(method.device) for view in views]), top_k, sampler))
     tau_min, tau_max = (
         (float(criterion.temperature),) * 2
         if criterion.adaptive is None
         else (criterion.adaptive.tau_min, criterion.adaptive.tau_max)
     )
+    features, labels = encode(method.backbone, datamodule.held_out_sample(_CLASSES, _IMAGES), method.device)
+    embedding, shares = principal_components(features)
+    shown = labels.unique()
     return Snapshot(
+        framework=type(method).__name__,
         step=step,
         tau_min=tau_min,
         tau_max=tau_max,
-        top_k=criterion.top_k or 0,
+        top_k=top_k,
         views=pictures,
+        embedding=embedding.numpy(),
+        embedding_variance=shares.numpy(),
+        labels=torch.searchsorted(shown, labels).numpy(),
+        classes=np.array([datamodule.classes[label] for label in shown]),
         **{kind: torch.cat([part[kind] for part in parts], dim=1).numpy() for kind in parts[0]},
     )
 
 
+def hardest(similarity: Tensor, tau: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Of negatives (C, n, m) the `top_k` most similar of every anchor and head, 0 for all: both (C, n, k)."""
+    if not top_k:
+        return similarity, tau
+    similarity, index = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1)
+    return similarity, tau.gather(-1, index)
+
+
+def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
+    """L2-normalised features (n, d) on their first two principal axes, (n, 2), and the axes' shares of the variance."""
+    unit = F.normalize(features.float(), dim=1)
+    left, values, right = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    # An axis has no sign of its own: that of its largest entry, so that a picture comes out the same again.
+    signs = right.gather(1, right.abs().argmax(1, keepdim=True)).sign().T
+    places, shares = left * values * signs, values**2 / (values**2).sum().clamp_min(1e-12)
+    return F.pad(places, (0, 2))[:, :2], F.pad(shares, (0, 2))[:2]  # one image or one feature has no second axis
+
+
 def _take(loader: Any, pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first two views of batch after batch, until there are `pairs` of them."""
+    """The two views of batch after batch, until there are `pairs` of them."""
     taken = 0
     for views, _ in loader:
         yield views[0], views[1]
@@ -139,47 +182,19 @@ def _take(loader: Any, pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
             return
 
 
-def _embed(method: Any, images: Tensor) -> Tensor:
-    """`method.embed`, L2-normalised and heads first, (C, 2n, d); running statistics stay as they are."""
-
-    def apply(module: nn.Module, x: Tensor) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        return torch.func.functional_call(module, buffers, (x,))
-
-    z = apply(method.projector, apply(method.backbone, images))
-    return F.normalize(z.float().transpose(0, 1), dim=-1)
-
-
-def _of_batch(z: Tensor, criterion: Any, sampler: torch.Generator) -> dict[str, Tensor]:
-    """Similarity and temperature of positives and negatives of one batch z (C, 2n, d), the views one after the
-    other.
-
-    Anchors are of the first view, at most `_ANCHORS`; all 2n rows are candidates.
-    """
-    n = z.shape[1] // 2
-    rows = torch.arange(min(n, _ANCHORS), device=z.device)
-    anchors = z[:, rows]
-    with torch.autocast(z.device.type, enabled=False):
-        s = anchors @ z.mT
-        tau = (
-            torch.full_like(s, float(criterion.temperature))
-            if criterion.adaptive is None
-            else criterion.adaptive(anchors, z)
-        )
-    negatives = s.clone()
-    negatives[:, rows, rows] = negatives[:, rows, rows + n] = -torch.inf
-    hardest = negatives.topk(min(criterion.top_k or 2 * n, 2 * n - 2), dim=-1).indices
-    anchor = torch.randint(len(rows), (_KEPT,), generator=sampler)
-    column = torch.randint(2 * n, (_KEPT,), generator=sampler)
-    others = (column != anchor) & (column != anchor + n)
-    anchor, column = anchor[others].to(z.device), column[others].to(z.device)
-    chosen = torch.randint(hardest[0].numel(), (_KEPT,), generator=sampler).to(z.device)
-    found = {}
-    for name, values in (("similarity", s), ("tau", tau)):
-        found[f"positive_{name}"] = values[:, rows, rows + n]
-        found[f"hardest_{name}"] = values.gather(-1, hardest).flatten(1)[:, chosen]
-        found[f"random_{name}"] = values[:, anchor, column]
-    return {name: values.cpu() for name, values in found.items()}
+def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, Tensor]:
+    """Positives, and a sample of the selected and of all negatives: the same pairs in every head."""
+    selected = [values.flatten(1) for values in hardest(pairs.negative_similarity, pairs.negative_tau, top_k)]
+    every = [values.flatten(1) for values in (pairs.negative_similarity, pairs.negative_tau)]
+    drawn = [torch.randint(of[0].shape[1], (_KEPT,), generator=sampler).to(of[0].device) for of in (selected, every)]
+    return {
+        "positive_similarity": pairs.positive_similarity.cpu(),
+        "positive_tau": pairs.positive_tau.cpu(),
+        "hardest_similarity": selected[0][:, drawn[0]].cpu(),
+        "hardest_tau": selected[1][:, drawn[0]].cpu(),
+        "random_similarity": every[0][:, drawn[1]].cpu(),
+        "random_tau": every[1][:, drawn[1]].cpu(),
+    }
 
 
 def _pictures(view: Tensor, datamodule: Any) -> NDArray[np.uint8]:

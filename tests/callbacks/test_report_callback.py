@@ -7,9 +7,11 @@ import torch
 from fake_data import FakeDataModule, FakeLoader
 from running import Stop, fit, method
 
+from amcl_fast import SimCLRLoss
 from amcl_fast.callbacks import MetricsFile
+from amcl_fast.callbacks import report as callback
 from amcl_fast.callbacks.report import Report
-from amcl_fast.report import Snapshot
+from amcl_fast.report import Snapshot, read_run
 from amcl_fast.report.run import snapshot_path
 
 
@@ -36,11 +38,49 @@ def test_a_run_ends_with_a_report(tmp_path):
     assert summary["finished"] is True and summary["seconds"] > 0
     assert (summary["training_images"], summary["classes"]) == (32, 2)
     assert summary["versions"]["torch"] == torch.__version__
-    assert (tmp_path / "report" / "index.html").read_text().count("<img") == 4  # no kNN here
+    assert (tmp_path / "report" / "index.html").read_text().count("<img") == 7  # no kNN here
     before, after = (Snapshot.load(snapshot_path(tmp_path, moment)) for moment in ("before", "after"))
     assert (before.step, after.step) == (0, 8)
     assert (before.positive_similarity != after.positive_similarity).any()
     assert (before.views == after.views).all()
+
+
+def test_temperatures_of_every_head_are_logged_after_every_epoch(tmp_path):
+    module = train(tmp_path)
+    run = read_run(tmp_path)
+    for kind in ("positive", "negative"):
+        first, second = run.heads(kind)
+        assert first[0].tolist() == second[0].tolist() == [3, 7]
+        assert all(0.1 < tau < 1.0 for tau in [*first[1], *second[1]])
+    # The last batch, as training left the weights.
+    views, _ = FakeLoader(4, 8)._draw(7)
+    module.train()
+    pairs = module.temperatures(views)
+    assert [series[1][-1] for series in run.heads("positive")] == pytest.approx(pairs.positive_tau.mean(1).tolist())
+    hardest = pairs.negative_similarity.topk(4, dim=-1).indices  # top_k of the loss
+    expected = pairs.negative_tau.gather(-1, hardest).mean((1, 2))
+    assert [series[1][-1] for series in run.heads("negative")] == pytest.approx(expected.tolist())
+
+
+def test_a_constant_temperature_has_no_curves_of_heads(tmp_path):
+    module = method(criterion=SimCLRLoss(0.3, backend="reference"))
+    fit(tmp_path, module, Data(), logger=MetricsFile(tmp_path), extra=[Report(pairs=8)])
+    assert read_run(tmp_path).heads("positive") == []
+
+
+@pytest.mark.parametrize("where", ["write_report", "write_facts"])
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, where):
+    real = getattr(callback, where)
+
+    def full(folder, *rest):
+        if where == "write_report" or rest[0]["finished"]:
+            raise OSError(28, "No space left on device")
+        return real(folder, *rest)
+
+    monkeypatch.setattr(callback, where, full)
+    with pytest.warns(UserWarning, match="no report: .*No space left.*amcl-fast report"):
+        train(tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
 def test_a_stopped_run_keeps_its_first_look_when_it_goes_on(tmp_path):

@@ -6,7 +6,7 @@ from amcl_fast.report import Snapshot
 from amcl_fast.report.run import snapshot_path
 
 
-def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, **arrays):
+def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, framework="SimCLR", **arrays):
     """A snapshot of random numbers; tau=(t, t) is a constant temperature."""
     random = np.random.default_rng(step)
 
@@ -17,6 +17,7 @@ def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, **arrays):
         return random.uniform(*tau, (heads, size)).astype(np.float32)
 
     return Snapshot(
+        framework=framework,
         step=step,
         tau_min=tau[0],
         tau_max=tau[1],
@@ -29,6 +30,10 @@ def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, **arrays):
             "random_similarity": similarity(64),
             "random_tau": temperature(64),
             "views": random.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8),
+            "embedding": random.standard_normal((12, 2)).astype(np.float32),
+            "embedding_variance": np.array([0.5, 0.25], np.float32),
+            "labels": np.arange(12) % 3,
+            "classes": np.array(["ant", "bee", "cow"]),
             **arrays,
         },
     )
@@ -36,13 +41,14 @@ def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, **arrays):
 
 METRICS = """\
 step,epoch,loss,images_per_second,wait_share,tau_positive_mean,tau_positive_std,tau_positive_min,\
-tau_negative_mean,tau_negative_std,tau_negative_min,knn_pixels,knn_untrained,knn
-0,,,,,,,,,,,11.5,17.25,
-4,0,6.5,900,0.1,0.5,0.1,0.2,0.6,0.1,0.25,,,
-9,0,,,,,,,,,,,,41.5
-9,0,5.25,1100,0.3,0.4,0.1,0.15,0.5,0.1,0.2,,,
-14,1,4.75,1000,0.2,0.3,0.1,0.1,0.45,0.1,0.2,,,
-19,1,,,,,,,,,,,,62.75
+tau_negative_mean,tau_negative_std,tau_negative_min,knn_pixels,knn_untrained,knn,\
+tau_positive_head_0,tau_positive_head_1,tau_negative_head_0,tau_negative_head_1
+0,,,,,,,,,,,11.5,17.25,,,,,
+4,0,6.5,900,0.1,0.5,0.1,0.2,0.6,0.1,0.25,,,,,,,
+9,0,,,,,,,,,,,,41.5,0.4,0.3,0.5,0.6
+9,0,5.25,1100,0.3,0.4,0.1,0.15,0.5,0.1,0.2,,,,,,,
+14,1,4.75,1000,0.2,0.3,0.1,0.1,0.45,0.1,0.2,,,,,,,
+19,1,,,,,,,,,,,,62.75,0.2,0.25,0.5,0.7
 """
 
 

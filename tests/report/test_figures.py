@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from shots import run_directory, snapshot
 
-from amcl_fast.report import figures as module
 from amcl_fast.report import read_run
+from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
+from amcl_fast.report.pictures import head_agreement
 
 
 def picture(png):
@@ -27,36 +28,73 @@ def figures(folder, **parts):
 
 def test_a_finished_run_gets_all_figures(tmp_path):
     found = figures(tmp_path, before=snapshot(), after=snapshot(19))
-    assert list(found) == ["knn.png", "loss.png", "temperature.png", "histograms.png", "pairs.png"]
+    assert list(found) == [
+        "knn.png",
+        "embedding.png",
+        "loss.png",
+        "temperature.png",
+        "heads.png",
+        "histograms.png",
+        "agreement.png",
+        "pairs.png",
+    ]
     for png in found.values():
         assert picture(png).std() > 5
-    for name in ("knn.png", "temperature.png", "histograms.png"):
-        assert has_colour(found[name], module._BLUE) and has_colour(found[name], module._RED)
+    for name in ("knn.png", "temperature.png", "histograms.png", "heads.png"):
+        assert has_colour(found[name], module.BLUE) and has_colour(found[name], module.RED)
 
 
 def test_a_run_that_just_began_gets_what_there_is(tmp_path):
     found = figures(tmp_path, metrics="step,loss,knn_pixels\n0,,11\n1,5.0,\n")
     assert list(found) == ["knn.png", "loss.png"]
-    assert not has_colour(found["knn.png"], module._BLUE, least=1000)
+    assert not has_colour(found["knn.png"], module.BLUE, least=1000)
 
 
 def test_constant_temperature_has_no_histogram_of_tau(tmp_path):
     adaptive = figures(tmp_path / "a", before=snapshot(), after=snapshot(19))
     constant = figures(tmp_path / "c", before=snapshot(tau=(0.2, 0.2)), after=snapshot(19, tau=(0.2, 0.2)))
     assert constant["temperature.png"] != adaptive["temperature.png"]
-    assert not has_colour(constant["temperature.png"], module._RED, least=0)
+    assert not has_colour(constant["temperature.png"], module.RED, least=0)
 
 
 def test_a_loss_over_all_negatives_has_no_hardest_ones(tmp_path):
     found = figures(tmp_path, before=snapshot(top_k=0), after=snapshot(19, top_k=0))
-    assert has_colour(found["histograms.png"], module._BLUE)
-    assert not has_colour(found["histograms.png"], module._RED, least=0)
+    assert has_colour(found["histograms.png"], module.BLUE)
+    assert not has_colour(found["histograms.png"], module.RED, least=0)
 
 
 def test_one_value_everywhere_is_drawn_too(tmp_path):
     same = {f"{kind}_similarity": np.ones((1, 8), np.float32) for kind in ("positive", "hardest", "random")}
     found = figures(tmp_path, before=snapshot(heads=1, **same))
-    assert has_colour(found["histograms.png"], module._BLUE)
+    assert has_colour(found["histograms.png"], module.BLUE)
+
+
+def test_channels_are_not_called_images(tmp_path):
+    images = figures(tmp_path / "i", before=snapshot(top_k=0))
+    channels = figures(tmp_path / "c", before=snapshot(top_k=0, framework="BarlowTwins"))
+    assert images["histograms.png"] != channels["histograms.png"]
+
+
+def test_one_head_agrees_with_nobody(tmp_path):
+    assert "agreement.png" not in figures(tmp_path, before=snapshot(heads=1))
+
+
+def test_agreement_is_the_correlation_of_similarities():
+    shot = snapshot(heads=3)
+    np.testing.assert_allclose(head_agreement(shot), np.corrcoef(shot.random_similarity), rtol=1e-9)
+    flat = shot.random_similarity.copy()
+    flat[1] = 0.5
+    found = head_agreement(snapshot(heads=3, random_similarity=flat))
+    assert found[1].tolist() == [0, 0, 0] and found[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_every_class_of_the_embedding_has_its_colour(tmp_path, classes):
+    labels = np.repeat(np.arange(classes), 200)
+    places = np.random.default_rng(0).normal(labels[:, None] * 5, 0.3, (len(labels), 2)).astype(np.float32)
+    shot = snapshot(embedding=places, labels=labels, classes=np.array([f"class {n}" for n in range(classes)]))
+    png = figures(tmp_path, after=shot)["embedding.png"]
+    assert all(has_colour(png, colour, least=20) == (n < classes) for n, colour in enumerate(module.CYCLE[:3]))
 
 
 @pytest.mark.parametrize("pairs", [1, 10])

@@ -67,7 +67,7 @@ def test_results_and_settings_are_there(folder):
 def test_the_page_needs_nothing_beside_it(folder):
     page = Page(write_report(folder).read_text())
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 8
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
     assert not re.search(r'(src|href)="(?!data:)', write_report(folder).read_text())
@@ -110,9 +110,12 @@ def test_figures_lie_beside_the_page(folder):
         "index.html",
         "summary.json",
         "knn.png",
+        "embedding.png",
         "loss.png",
         "temperature.png",
+        "heads.png",
         "histograms.png",
+        "agreement.png",
         "pairs.png",
     }
 
@@ -123,7 +126,7 @@ def test_a_run_that_goes_on_has_a_report_that_grows(tmp_path):
     assert "not finished" in text and text.count("<img") == 1
     assert json.loads((folder / "report" / "summary.json").read_text())["knn"]["trained"] is None
     run_directory(folder, before=snapshot(), after=snapshot(19))
-    assert write_report(folder).read_text().count("<img") == 5
+    assert write_report(folder).read_text().count("<img") == 8
 
 
 def test_the_same_run_gives_the_same_page(folder):

@@ -11,7 +11,9 @@ from running import method
 from shots import snapshot
 
 from amcl_fast import SimCLRLoss
+from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
+from amcl_fast.report.snapshot import principal_components
 
 
 class Data(FakeDataModule):
@@ -88,6 +90,33 @@ def test_constant_temperature(settings, top_k):
     assert found.constant_tau and found.tau_min == 0.3
     assert found.top_k == top_k
     np.testing.assert_allclose(found.positive_tau, 0.3, rtol=1e-6)
+
+
+def test_embedding_shows_the_principal_axes():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(30, 7, generator=generator) * torch.tensor([9.0, 5, 1, 1, 1, 1, 1]) + 2
+    places, shares = principal_components(features)
+    unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    values, axes = np.linalg.eigh(np.cov(unit.T))
+    expected = (unit - unit.mean(0)) @ axes[:, [-1, -2]]
+    np.testing.assert_allclose(abs(places.numpy()), abs(expected), atol=1e-5)
+    np.testing.assert_allclose(shares, values[[-1, -2]] / values.sum(), rtol=1e-4)
+    mirrored, _ = principal_components(features.flip(0))
+    np.testing.assert_allclose(mirrored.flip(0), places, atol=1e-5)  # signs are not left to chance
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (4, 1)])
+def test_an_embedding_of_too_little_is_flat(shape):
+    places, shares = principal_components(torch.ones(shape))
+    assert places.shape == (shape[0], 2) and not places.any() and not shares[1]
+
+
+def test_embedding_is_of_the_held_out_images():
+    module = method()
+    found = capture(module, Data(), pairs=8)
+    features, labels = encode(module.backbone, Data().features_loaders()[1], "cpu")
+    np.testing.assert_allclose(found.embedding, principal_components(features)[0], atol=1e-6)
+    assert found.labels.tolist() == labels.tolist() and found.classes.tolist() == ["a", "b"]
 
 
 def test_looking_changes_nothing():

@@ -1,0 +1,167 @@
+"""Several runs side by side: one page with their results, kNN, losses and temperatures."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ..files import write_file
+from .html import document, figure
+from .page import summarise
+from .run import Run, read_run
+from .style import BLUE, CYCLE, RED, STYLE, curve_axes, png
+
+_COLUMNS = 3
+_CAPTIONS = {
+    "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
+    "loss.png": "The loss of one batch. Losses of different frameworks do not compare: every panel has its own scale.",
+    "temperature.png": "Mean temperature of positives (solid) and of selected negatives (dashed), ± one standard "
+    "deviation. A run that is missing has a constant temperature.",
+}
+
+
+def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Path:
+    """Write index.html, its figures and summary.json for several runs.
+
+    Args:
+        run_dirs: folders of the runs, in the order in which they are shown; ten at most.
+        folder: where to write; default: `comparison` beside the first run.
+
+    Returns:
+        The path of the page, which is complete in itself.
+
+    Raises:
+        FileNotFoundError: one of them is not a run directory.
+        ValueError: fewer than two runs or more than ten, one given twice, or a file of a run is damaged.
+        OSError: the page cannot be written.
+    """
+    if not 2 <= len(run_dirs) <= len(CYCLE):
+        raise ValueError(f"run_dirs: two to {len(CYCLE)} runs can be compared, got {len(run_dirs)}")
+    if len({path.resolve() for path in run_dirs}) < len(run_dirs):
+        raise ValueError(f"run_dirs: a run is given twice: {', '.join(map(str, run_dirs))}")
+    runs = [read_run(path) for path in run_dirs]
+    folder = folder or run_dirs[0].resolve().parent / "comparison"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _draw(runs)
+    summaries = [summarise(run) for run in runs]
+    for name, content in figures.items():
+        write_file(folder / name, content)
+    write_file(folder / "summary.json", json.dumps(summaries, indent=2) + "\n")
+    parts = [
+        f"<h1>{len(runs)} runs</h1>",
+        _table(runs, summaries),
+        *(figure(content, _CAPTIONS[name]) for name, content in figures.items()),
+    ]
+    page = folder / "index.html"
+    write_file(page, document("Comparison of runs", parts))
+    return page
+
+
+def _draw(runs: list[Run]) -> dict[str, bytes]:
+    figures = {"knn.png": _knn, "loss.png": _losses, "temperature.png": _temperatures}
+    with mpl.rc_context(STYLE):
+        drawn = {name: draw(runs) for name, draw in figures.items()}
+        return {name: png(picture) for name, picture in drawn.items() if picture is not None}
+
+
+def _name(run: Run) -> str:
+    return run.folder.resolve().name
+
+
+def _knn(runs: list[Run]) -> Figure | None:
+    measured = [(number, run) for number, run in enumerate(runs) if len(run.series("knn")[0])]
+    if not measured:
+        return None
+    picture, axes = curve_axes("kNN accuracy on held-out images", "accuracy (%)")
+    axes.set_xlabel("share of the steps")
+    for number, run in measured:
+        steps, values = run.series("knn")
+        start = run.last("knn_untrained")
+        share = [*([] if start is None else [0.0]), *(steps / max(steps[-1], 1))]
+        heights = [*([] if start is None else [start]), *values]
+        axes.plot(share, heights, color=CYCLE[number], label=f"{_name(run)}, {values[-1]:.1f} %")
+        axes.plot(share[-1:], heights[-1:], "o", color=CYCLE[number])
+    pixels = [value for run in runs if (value := run.last("knn_pixels")) is not None]
+    if pixels and max(pixels) - min(pixels) < 0.05:  # runs on the same data have the same
+        axes.axhline(pixels[0], color="#6E6E6E", linestyle=":", label=f"raw pixels, {pixels[0]:.1f} %")
+    axes.set_ylim(bottom=0)
+    picture.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    return picture
+
+
+def _losses(runs: list[Run]) -> Figure | None:
+    logged = [run for run in runs if len(run.series("loss")[0])]
+    if not logged:
+        return None
+    picture, panels = _panels(logged)
+    for axes, run in zip(panels, logged, strict=True):
+        axes.plot(*run.series("loss"), color=BLUE)
+    return picture
+
+
+def _temperatures(runs: list[Run]) -> Figure | None:
+    adaptive = [run for run in runs if len(run.series("tau_positive_mean")[0]) and not _constant(run)]
+    if not adaptive:
+        return None
+    picture, panels = _panels(adaptive)
+    for axes, run in zip(panels, adaptive, strict=True):
+        for kind, colour, dashes in (("positive", BLUE, "-"), ("negative", RED, "--")):
+            steps, mean = run.series(f"tau_{kind}_mean")
+            axes.plot(steps, mean, color=colour, linestyle=dashes)
+            spread = run.series(f"tau_{kind}_std")[1]
+            if len(spread) == len(mean):
+                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+        axes.set_ylim(bottom=0)
+    return picture
+
+
+def _panels(runs: list[Run]) -> tuple[Figure, list[Any]]:
+    """A small panel a run."""
+    rows = -(-len(runs) // _COLUMNS)
+    picture = Figure(figsize=(7.2, 2.1 * rows), layout="constrained")
+    panels = list(picture.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axes in panels[len(runs) :]:
+        axes.set_axis_off()
+    for axes, run in zip(panels, runs, strict=False):
+        axes.set_title(_name(run), fontsize=8.5)
+    return picture, panels[: len(runs)]
+
+
+def _constant(run: Run) -> bool:
+    shot = run.before or run.after
+    return shot is not None and shot.constant_tau
+
+
+def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:
+    heads = ("run", "framework", "heads", "kNN, %", "best kNN", "linear, %", "τ of positives", "τ of negatives")
+    rows = []
+    for run, summary in zip(runs, summaries, strict=True):
+        shot = run.after or run.before
+        cells = (
+            summary["run"] + ("" if summary["finished"] else " (not finished)"),
+            shot.framework if shot else "",
+            len(shot.positive_tau) if shot else "",
+            _number(summary["knn"]["trained"]),
+            _number(summary["knn"]["best"]),
+            ", ".join(f"{value:.1f} ({name})" for name, value in summary["linear"].items()),
+            _spread(summary, "positive"),
+            _spread(summary, "negative"),
+        )
+        rows.append("".join(f"<td>{escape(str(cell))}</td>" for cell in cells))
+    head = "".join(f"<th>{label}</th>" for label in heads)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _spread(summary: dict[str, Any], kind: str) -> str:
+    mean, spread = (summary["temperature"][f"{kind}_{name}"] for name in ("mean", "std"))
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" if not spread else f"{mean:.3f} ± {spread:.3f}"

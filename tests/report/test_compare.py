@@ -1,0 +1,63 @@
+"""amcl_fast.report.compare: several runs on one page."""
+
+import json
+
+import pytest
+from shots import METRICS, run_directory, snapshot
+
+from amcl_fast.cli import main
+from amcl_fast.report import write_comparison
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A run with an adaptive temperature, one with a constant one, one that just began."""
+    first = run_directory(tmp_path / "simclr-1", before=snapshot(), after=snapshot(19))
+    constant = {"tau": (0.5, 0.5), "framework": "MoCo"}
+    second = run_directory(tmp_path / "moco-1", before=snapshot(**constant), after=snapshot(19, **constant))
+    third = run_directory(tmp_path / "barlow-1", metrics="step,loss\n1,2.5\n")
+    probe = {"top1": 71.25, "rate": 1.0, "epochs": 100, "training_images": "features computed once"}
+    (first / "evaluation-cifar10.json").write_text(json.dumps({"linear": probe}))
+    return [first, second, third]
+
+
+def test_all_runs_are_on_the_page(runs):
+    path = write_comparison(runs)
+    assert path == runs[0].parent / "comparison" / "index.html"
+    text = path.read_text()
+    for cell in ("simclr-1 (not finished)", "MoCo", "62.8", "71.2 (cifar10)", "0.300 ± 0.100"):
+        assert f"<td>{cell}</td>" in text
+    assert text.count("<img") == 3
+    summaries = json.loads((path.parent / "summary.json").read_text())
+    assert [summary["run"] for summary in summaries] == ["simclr-1", "moco-1", "barlow-1"]
+    assert summaries[0]["linear"] == {"cifar10": 71.25}
+
+
+def test_figures_show_only_runs_that_have_the_numbers(runs, tmp_path):
+    few = write_comparison([runs[2], run_directory(tmp_path / "late", metrics="step,loss\n1,3.5\n")], tmp_path / "few")
+    assert {path.name for path in few.parent.iterdir()} == {"index.html", "summary.json", "loss.png"}
+
+
+def test_names_are_escaped(runs, tmp_path):
+    odd = run_directory(tmp_path / "<b>odd", metrics=METRICS)
+    text = write_comparison([*runs, odd]).read_text()
+    assert "&lt;b&gt;odd" in text and "<b>odd" not in text
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="got 1"):
+        write_comparison(runs[:1])
+    with pytest.raises(ValueError, match="given twice"):
+        write_comparison([runs[0], runs[1], runs[0]])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_comparison([runs[0], tmp_path / "nowhere"])
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_from_the_command_line(runs, tmp_path, capsys):
+    assert main(["report", *map(str, runs), "--output", str(tmp_path / "all")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "all" / "index.html")
+    assert main(["report", str(runs[0])]) == 0
+    assert (runs[0] / "report" / "index.html").exists()
+    assert main(["report", str(runs[0]), "--output", "x"]) == 2
+    assert "--output" in capsys.readouterr().err
