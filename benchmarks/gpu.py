@@ -53,12 +53,13 @@ def check(device: str, cases: list[Case], dtypes: tuple[torch.dtype, ...]) -> li
         for dtype in dtypes:
             name = f"{case.name}, {str(dtype).removeprefix('torch.')}"
             oracle, run = Oracle(case, device, dtype), implementation("triton", case)
-            error = oracle.error(run)
+            first, second = oracle.evaluate(run), oracle.evaluate(run)
+            error = oracle.error_of(first)
             rows.append({"case": name, "error": error, "tolerance": oracle.tolerance})
             if error > oracle.tolerance:
                 problems.append(f"{name}: relative error {error:.2e}, tolerance {oracle.tolerance:.2e}")
-            first, second = ([t for tensors in oracle.evaluate(run) for t in tensors] for _ in range(2))
-            if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+            pairs = [pair for both in zip(first, second, strict=True) for pair in zip(*both, strict=True)]
+            if not all(torch.equal(a, b) for a, b in pairs):
                 problems.append(f"{name}: two runs differ")
     for problem in problems:
         print(f"WRONG  {problem}", file=sys.stderr)

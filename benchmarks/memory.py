@@ -51,7 +51,7 @@ def in_fresh_process(case: Case, name: str, device: str = "cpu") -> int | None:
     """`extra_bytes` of a case's step less its gradients, by the implementation `name`, in a process of its own.
 
     Raises:
-        RuntimeError: that process failed; the message is the end of what it said.
+        RuntimeError: that process failed; the message is the last line of what it said.
     """
     request = {"case": dataclasses.asdict(case), "name": name, "device": device, "threads": torch.get_num_threads()}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -59,7 +59,7 @@ def in_fresh_process(case: Case, name: str, device: str = "cpu") -> int | None:
         [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise RuntimeError(f"memory of {case.name!r} by {name}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(f"memory of {case.name!r} by {name}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

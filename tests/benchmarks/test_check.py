@@ -1,0 +1,51 @@
+import pytest
+import torch
+from tiny import ALL, SIMCLR
+
+from benchmarks import check
+from benchmarks.peers import implementation
+
+
+@pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
+def test_our_backend_passes(case):
+    oracle = check.Oracle(case, "cpu", case.dtype_on("cpu"))
+    assert oracle.error(implementation("auto", case)) <= oracle.tolerance
+
+
+def wrong_by(place: int):
+    """Our operator with the gradient of one operand 0.1 % too large."""
+
+    def run(*operands):
+        exact = implementation("auto", SIMCLR)
+        changed = list(operands)
+        # Its value stays, its gradient grows.
+        changed[place] = 1.001 * operands[place] - 0.001 * operands[place].detach()
+        return exact(*changed)
+
+    return run
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("largest", [10**6, 200])
+def test_an_error_in_one_gradient_is_seen(monkeypatch, place, largest):
+    """At full size, and on a sample of the anchors."""
+    monkeypatch.setitem(check._LARGEST, "cpu", largest)
+    oracle = check.Oracle(SIMCLR, "cpu", torch.float32)
+    assert oracle.error(implementation("auto", SIMCLR)) <= oracle.tolerance < 1e-4
+    assert oracle.error(wrong_by(place)) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_a_swapped_candidate_is_an_error():
+    case = SIMCLR
+
+    def next_ones(*operands):
+        changed = list(operands)
+        changed[5] = torch.stack([operands[5][:, 0], (operands[5][:, 1] + 1) % case.rows], dim=1)
+        return implementation("auto", case)(*changed)
+
+    oracle = check.Oracle(case, "cpu", torch.float32)
+    assert oracle.error(next_ones) > 100 * oracle.tolerance
+
+
+def test_nan_is_an_error():
+    assert check.relative_error([torch.tensor([torch.nan])], [torch.ones(1)]) == float("inf")

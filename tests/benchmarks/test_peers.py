@@ -1,0 +1,43 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import ALL
+
+from benchmarks import peers
+from benchmarks.check import Oracle, granted
+
+RUNS = [(case, name) for case in ALL for name in case.peers if name in ("dense", "chunked", "reference", "lightly")]
+
+
+@pytest.mark.parametrize(("case", "name"), RUNS, ids=[f"{case.name}: {name}" for case, name in RUNS])
+def test_peers_compute_the_same(case, name):
+    if name == "lightly":
+        pytest.importorskip("lightly")
+        case = replace(case, width=400)  # granted is 5 / N here
+    oracle = Oracle(case, "cpu", torch.float32)
+    assert oracle.error(peers.implementation(name, case)) <= max(oracle.tolerance, granted(name, case, torch.float32))
+
+
+def test_granted_is_for_peers_alone():
+    case = next(case for case in ALL if case.settings.get("top_k"))
+    assert granted("auto", case, torch.float32) == granted("reference", case, torch.bfloat16) == 0
+    assert granted("dense", case, torch.float32) == 0.02
+
+
+def test_products_run_at_every_size():
+    for case in ALL:
+        if case.operator in ("contrast", "align", "decorrelate"):
+            operands = case.operands("cpu", torch.float32)
+            peers.products(case, operands)()
+            peers.products(case, operands, 8)()
+
+
+def test_missing_package_and_unknown_peer(monkeypatch):
+    case = next(case for case in ALL if "lightly" in case.peers)
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    with pytest.raises(peers.NotInstalled, match=r"amcl-fast\[bench\]"):
+        peers.implementation("lightly", case)
+    with pytest.raises(ValueError, match="no peer 'chunked' of barlow"):
+        peers.implementation("chunked", next(case for case in ALL if case.operator == "barlow"))

@@ -1,0 +1,84 @@
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amcl_fast.data import Augmentation
+from amcl_fast.data.scan import scan_classes
+from benchmarks import pipeline
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four photographs of two classes."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            pixels = random.integers(0, 255, (50, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.jpg")
+    return tmp_path
+
+
+def test_photographs_are_repeated(folder):
+    source = pipeline.images(224, folder)
+    assert len(source.files) == 16 * pipeline.BATCH[224]
+    assert source.files[:4] == scan_classes(folder).files == source.files[4:8]
+
+
+def test_both_libraries(folder, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setitem(pipeline.BATCH, 32, 4)
+    source = scan_classes(folder).subset([0, 1, 2, 3] * 4)
+    rows = pipeline.measure(32, "ab", source, seconds=0.2, rounds=2)
+    assert [(row["library"], row["rounds"]) for row in rows] == [("dali", 2), ("torchvision", 2)]
+    for row in rows:
+        for name in ("images_per_second", "processor_ms"):
+            low, median, high = row[name]
+            assert 0 < low <= median <= high
+    assert not multiprocessing.active_children()
+
+
+def test_a_missing_library_is_a_row(folder, monkeypatch):
+    def missing(*_):
+        raise ImportError("no such thing\nat all")
+
+    monkeypatch.setattr(pipeline, "_STREAMS", dict.fromkeys(pipeline.LIBRARIES, missing))
+    rows = pipeline.measure(32, "a", scan_classes(folder), seconds=0.1)
+    assert [row["missing"] for row in rows] == ["not installed: no such thing"] * 2
+
+
+def work(seconds):
+    stop = time.process_time() + seconds
+    while time.process_time() < stop:
+        pass
+    time.sleep(60)
+
+
+def test_processor_time_of_workers_counts():
+    before = pipeline._processor_seconds()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(0.5,), daemon=True)
+    worker.start()
+    try:
+        deadline = time.monotonic() + 20
+        while pipeline._processor_seconds() - before < 0.45 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert 0.45 <= pipeline._processor_seconds() - before < 1.5
+    finally:
+        worker.terminate()
+        worker.join()
+
+
+@pytest.mark.parametrize("letters", pipeline.LETTERS)
+def test_views_of_torchvision(folder, letters):
+    from benchmarks.torchvision_views import Views
+
+    torch.manual_seed(0)
+    views = Views(scan_classes(folder).files, 32, Augmentation.from_letters(letters), (0.5,) * 3, (0.2,) * 3)
+    first, second = views[0]
+    assert first.shape == second.shape == (3, 32, 32) and first.dtype == torch.float32
+    assert first.min() >= -2.6 and first.max() <= 2.6
+    assert torch.equal(first, second) == (letters == "")

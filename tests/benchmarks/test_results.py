@@ -1,0 +1,77 @@
+import json
+import os
+import time
+
+import pytest
+from tiny import document
+
+from benchmarks import results
+
+TYPES = {
+    "commit": str, "dirty": bool, "date": str, "python": str, "torch": str, "numpy": str, "triton": (str, type(None)),
+    "amcl_fast": str, "driver": (str, type(None)), "threads": int, "load": float, "elsewhere": (float, type(None)),
+    "seconds": float,
+}  # fmt: skip
+
+
+def check_schema(found):
+    """What the docstring of `benchmarks.results` says of a document."""
+    assert found["schema"] == results.SCHEMA == 1
+    assert found["machine"].keys() == {"device", "name", "cores", "memory_gib"}
+    for section in found["sections"].values():
+        assert section.keys() == {"environment", "rows"}
+        for name, kind in TYPES.items():
+            assert isinstance(section["environment"][name], kind), name
+        assert all(isinstance(row, dict) for row in section["rows"])
+
+
+def test_saved_document_has_the_schema(tmp_path):
+    check_schema(document())
+    with results.environment() as about:
+        time.sleep(0.01)
+    path = results.path_of(tmp_path, "cpu")
+    results.save(path, "cpu", "operators", about, [{"case": "a"}])
+    results.save(path, "cpu", "scaling", about, [])
+    found = json.loads(path.read_text())
+    check_schema(found)
+    assert found["sections"]["operators"]["rows"] == [{"case": "a"}]
+    assert found["machine"]["cores"] == os.cpu_count()
+    assert 0 <= about["elsewhere"] <= 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_committed_documents_have_the_schema():
+    for found in results.load_all(results.Path(results.__file__).parent / "results"):
+        check_schema(found)
+
+
+def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document()))
+    results.save(path, "cpu", "training", {}, [{"new": 1}])
+    found = results.load(path)
+    assert found["sections"]["training"]["rows"] == [{"new": 1}]
+    assert found["sections"]["operators"] == document()["sections"]["operators"]
+
+
+def test_other_documents_are_refused(tmp_path):
+    (tmp_path / "study.json").write_text('{"what": "something else"}')
+    (tmp_path / "z.json").write_text(json.dumps(document()))
+    with pytest.raises(ValueError, match=r"study.json must hold benchmark results of schema 1, got None"):
+        results.load(tmp_path / "study.json")
+    assert results.load_all(tmp_path) == [document()]
+
+
+def test_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert results.default_folder() == results.Path()
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    assert results.default_folder() == results.Path("benchmarks/results")
+
+
+def test_a_loud_machine_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(results.os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    with results.environment() as about:
+        pass
+    assert about["load"] == 99.0
+    assert "this machine is not quiet: load average 99.0" in capsys.readouterr().err
