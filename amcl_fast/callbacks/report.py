@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..evaluate.mode import in_mode
 from ..report.page import write_report
-from ..report.run import head_metric, snapshot_path, write_facts
+from ..report.run import head_metric, snapshot_path, write_facts, write_skipped
 from ..report.snapshot import capture, hardest
 
 
@@ -63,6 +63,8 @@ class Report(L.Callback):
             return
         run_dir = Path(trainer.default_root_dir)
         try:
+            if trainer.datamodule.skipped:  # type: ignore[attr-defined]
+                write_skipped(run_dir, trainer.datamodule.skipped)  # type: ignore[attr-defined]
             write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
             write_report(run_dir)
         except OSError as error:

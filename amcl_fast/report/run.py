@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     write_file(run_dir / _FACTS, json.dumps(facts, indent=2) + "\n")
+
+
+def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
+    """Write the list of (path, reason) of the images that were left out; returns where.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = run_dir / _SKIPPED
+    # A name may hold anything but "/": a line break would end the entry.
+    write_file(path, "".join(f"{file}\t{reason}".replace("\n", "\\n") + "\n" for file, reason in skipped))
+    return path
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""amcl_fast.callbacks.skipped: files found bad before, during and at the end of a run are all listed."""
+
+import lightning as L
+import pytest
+from fake_data import FakeDataModule, FakeLoader
+from running import Stop, fit, method
+
+from amcl_fast.callbacks import MetricsFile, Report, SkippedFiles
+from amcl_fast.report import read_run
+
+ODD = "/data/caf\udce9 1\n.jpg"  # a name that is not UTF-8, and has a line break
+
+
+class Data(FakeDataModule):
+    mean, std = (0.5,) * 3, (0.25,) * 3
+
+    def train_dataloader(self):
+        return FakeLoader(self.loader.steps, self.loader.batch)
+
+
+class Find(L.Callback):
+    """A file turns out to be bad at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.datamodule.skipped.append((f"/data/{self.step}.jpg", "found <late>"))
+
+
+def train(folder, *extra):
+    data = Data()
+    data.skipped = [("/data/first.jpg", "empty file"), (ODD, "its name is not valid UTF-8")]
+    return fit(folder, method(), data, logger=MetricsFile(folder), extra=extra)
+
+
+@pytest.mark.parametrize("order", [(Report, SkippedFiles), (SkippedFiles, Report)])
+def test_files_found_late_are_in_the_list_and_in_the_report(tmp_path, order):
+    train(tmp_path, Find(2), Find(7), *(kind() for kind in order))
+    names = [file for file, _ in read_run(tmp_path).skipped]
+    assert names == ["/data/first.jpg", r"/data/caf\xe9 1\n.jpg", "/data/2.jpg", "/data/7.jpg"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "/data/7.jpg" in page and "found &lt;late&gt;" in page and "could not be used: 4." in page
+
+
+def test_an_interrupted_run_has_its_list(tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, SkippedFiles(), Find(5), Stop.at(6))
+    assert read_run(tmp_path).skipped[-1] == ("/data/5.jpg", "found <late>")
+
+
+def test_nothing_left_out_makes_no_file(tmp_path):
+    fit(tmp_path, method(), Data(), extra=[SkippedFiles()])
+    assert not (tmp_path / "skipped_files.txt").exists()
