@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import method
+from toy_methods import method
 
 
 @pytest.mark.parametrize("kind", ["baseline", "amcl"])

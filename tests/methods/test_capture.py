@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fake_data import FakeDataModule
-from tiny import FRAMEWORKS, KINDS, method
+from toy_methods import FRAMEWORKS, KINDS, method
 
 from amcl_fast.report import capture
 

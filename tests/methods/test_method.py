@@ -6,7 +6,7 @@ import running
 import torch
 from fake_data import FakeDataModule
 from running import Stop
-from tiny import FRAMEWORKS, KINDS, fit, method
+from toy_methods import FRAMEWORKS, KINDS, fit, method
 
 from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo, SimCLR

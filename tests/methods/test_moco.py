@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_data import FakeDataModule
-from tiny import fit, method
+from toy_methods import fit, method
 
 from amcl_fast.optim import OptimizerConfig
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import DIM, FRAMEWORKS, HEADS, KINDS, method
+from toy_methods import DIM, FRAMEWORKS, HEADS, KINDS, method
 
 from amcl_fast.methods.pairs import LARGEST
 

@@ -4,14 +4,18 @@ import os
 import socket
 
 import pytest
+import running
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from fake_data import FakeDataModule
-from tiny import FRAMEWORKS, KINDS, fit, method
+from fake_data import FakeDataModule, FakeLoader
+from running import Stop
 from torch import nn
+from toy_methods import FRAMEWORKS, KINDS, fit, method
 
+from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo
+from amcl_fast.models import ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
 
 STEPS = 3
@@ -65,12 +69,23 @@ def trained(framework, kind, options, counts, rank=0, **settings):
     return state | {"loss": trainer.callback_metrics["loss"]}
 
 
-def worker(rank, counts, port, folder):
+def start(rank, processes, port):
+    """Let Lightning find this process as one that torchrun has started."""
     torch.set_num_threads(1)
-    # As torchrun does it.
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(counts), "LOCAL_WORLD_SIZE": len(counts)}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     variables |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in variables.items()})
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def worker(rank, counts, port, folder):
+    start(rank, len(counts), port)
     found = []
     for framework, kind, options in SETTINGS:
         state = trained(framework, kind, options, counts, rank, strategy="ddp", devices=len(counts))
@@ -82,11 +97,8 @@ def worker(rank, counts, port, folder):
 
 
 @pytest.mark.parametrize("sizes", COUNTS)
-def test_processes_train_as_one(tmp_path, sizes):
+def test_processes_train_as_one(tmp_path, port, sizes):
     counts = COUNTS[sizes]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     mp.spawn(worker, args=(counts, port, tmp_path), nprocs=len(counts))
     by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(counts))]
     for setting, *found in zip(SETTINGS, *by_rank, strict=True):
@@ -95,3 +107,72 @@ def test_processes_train_as_one(tmp_path, sizes):
             assert state.keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=f"{setting}: {name}")
+
+
+def resuming_worker(rank, port, folder):
+    """A run of two processes in one go, and the same stopped and resumed; each with its own data."""
+    start(rank, 2, port)
+
+    def train(name, **settings):
+        data = FakeDataModule()
+        data.loader = OwnLoader(rank)
+        module = method("moco", batch=16, queue_size=72)
+        checkpoint = Checkpoint(every_n_steps=3)
+        settings = {"strategy": "ddp", "devices": 2, **settings}
+        return running.fit(folder / name, module, data, checkpoint=checkpoint, **settings).lightning_module
+
+    whole = train("whole").state_dict()
+    with pytest.raises(Stop):
+        train("stopped", extra=[Stop.at(7)])
+    path = folder / "stopped" / "checkpoints" / "last.ckpt"
+    resumed = train("stopped", ckpt_path=str(path)).state_dict()
+    assert [name for name, value in whole.items() if not torch.equal(resumed[name], value)] == []
+    dist.destroy_process_group()
+
+
+class OwnLoader(FakeLoader):
+    """Other batches in every process."""
+
+    def __init__(self, rank):
+        super().__init__(steps=4, batch=8)
+        self.rank = rank
+
+    def _draw(self, position):
+        return super()._draw(2 * position + self.rank)
+
+
+def test_a_run_resumes_with_as_many_processes_and_no_other_number(tmp_path, port):
+    mp.spawn(resuming_worker, args=(port, tmp_path), nprocs=2)
+    path = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"written by 2 processes and resumes with as many, got 1"):
+        running.fit(tmp_path, method("moco", batch=16, queue_size=72), ckpt_path=str(path))
+
+
+def shuffling_worker(rank, port, folder):
+    start(rank, 2, port)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    module = method("moco", shuffle_batch_norm=True, projector=ProjectorConfig(2, 5, 6, batch_norm=True)).double()
+    module.contrast(tuple(images(rank).chunk(2)))
+    module.on_after_backward()
+    torch.save(module.queue.keys, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def images(rank):
+    """Both views of four images, unlike those of the other process."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) * (1 + rank)
+
+
+def test_batch_norm_of_keys_sees_images_of_all_processes(tmp_path, port):
+    mp.spawn(shuffling_worker, args=(port, tmp_path), nprocs=2)
+    queues = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(*queues)
+    encoder = method("moco", projector=ProjectorConfig(2, 5, 6, batch_norm=True)).double().key_encoder
+    everyone = torch.cat([images(0), images(1)])
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    drawn = torch.cat([encoder(everyone[part]) for part in order.chunk(2)])
+    keys = nn.functional.normalize(drawn[order.argsort()], dim=-1).transpose(0, 1)
+    torch.testing.assert_close(queues[0][:, :16], keys)
+    unshuffled = torch.cat([encoder(images(rank)) for rank in range(2)])
+    assert not torch.allclose(nn.functional.normalize(unshuffled, dim=-1).transpose(0, 1), keys, atol=1e-2)

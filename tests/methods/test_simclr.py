@@ -1,5 +1,5 @@
 import torch
-from tiny import method
+from toy_methods import method
 
 
 def test_views_pass_the_encoder_together_and_reach_the_loss_apart():

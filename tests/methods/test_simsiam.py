@@ -1,7 +1,7 @@
 import lightning as L
 import pytest
 import torch
-from tiny import fit, method
+from toy_methods import fit, method
 
 from amcl_fast.optim import OptimizerConfig
 
