@@ -1,0 +1,169 @@
+"""A folder of everything that a folder of images can hold, through the command line: it trains."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amcl_fast.cli import main
+from amcl_fast.data.scan import scan_classes
+from amcl_fast.report import read_run
+
+SETTINGS = """
+data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
+model:
+  class_path: amcl_fast.methods.SimCLR
+  init_args:
+    backbone: {name: resnet18, stem: small, width: 8}
+    projector: {heads: 2, hidden_dim: 16, dim: 8}
+    criterion:
+      class_path: amcl_fast.SimCLRLoss
+      init_args: {temperature: 0.2, negatives: softmax, include_positive: true, backend: reference}
+trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}
+"""
+
+noise = np.random.default_rng(0)
+
+
+def pixels(height, width, channels=3, kind=np.uint8):
+    return noise.integers(0, np.iinfo(kind).max + 1, (height, width, channels), dtype=kind).squeeze()
+
+
+def png(path, width, height, bit_depth, colour, data):
+    """A PNG by hand, of what PIL does not write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def usable(folder):
+    """Odd images that are images; returns their names."""
+    frames = [Image.fromarray(pixels(12, 12)) for _ in range(3)]
+    Image.fromarray(pixels(20, 20)).save(folder / "plain.jpg")
+    Image.fromarray(pixels(1, 1)).save(folder / "one pixel.png")
+    Image.fromarray(pixels(1, 1)).save(folder / "one.jpg")
+    Image.fromarray(pixels(40, 30_000)).save(folder / "wide.jpg", quality=50)
+    Image.fromarray(pixels(3000, 2)).save(folder / "tall.png")
+    Image.fromarray(pixels(20, 20)).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels(20, 20, 1)).save(folder / "grey.jpg")
+    Image.fromarray(pixels(20, 20, 1, np.uint16)).save(folder / "sixteen.png")
+    png(folder / "sixteen colour.png", 9, 7, 16, 2, b"".join(b"\0" + noise.bytes(9 * 6) for _ in range(7)))
+    png(folder / "sixteen alpha.png", 9, 7, 16, 6, b"".join(b"\0" + noise.bytes(9 * 8) for _ in range(7)))
+    Image.fromarray(pixels(20, 20, 4)).save(folder / "alpha.png")
+    Image.fromarray(pixels(20, 20)).convert("P").save(folder / "palette.png")
+    Image.fromarray(pixels(20, 20)).convert("1").save(folder / "bits.png")
+    Image.fromarray(pixels(20, 20)).save(folder / "really a png.jpg", "PNG")
+    Image.fromarray(pixels(20, 20)).save(folder / "no suffix", "JPEG")
+    Image.fromarray(pixels(20, 20)).save(folder / "progressive.jpg", progressive=True)
+    Image.fromarray(pixels(20, 20)).save(folder / "lossless.webp", lossless=True)
+    Image.fromarray(pixels(20, 20)).save(folder / "ünïcode 日本 \n.jpg")
+    Image.fromarray(pixels(20, 20)).save(folder / "bitmap.bmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels(10, 20)).save(folder / "rotated.jpg", exif=exif)
+    for name in ("moving.webp", "moving.png"):  # their first frame is taken
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    return {entry.name for entry in os.scandir(folder)}
+
+
+def unusable(folder):
+    """What cannot be used, name to the reason given."""
+    whole = folder / "whole.jpg"
+    Image.fromarray(pixels(64, 64)).save(whole)
+    content = whole.read_bytes()
+    whole.unlink()
+    (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "header alone.jpg").write_bytes(content[:20])
+    (folder / "zero bytes.jpg").touch()
+    (folder / "text.png").write_text("not found")
+    (folder / "nulls.jpg").write_bytes(bytes(5000))
+    frames = [Image.fromarray(pixels(12, 12)) for _ in range(3)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "moving.jpg", "GIF", save_all=True, append_images=frames[1:])
+    Image.fromarray(pixels(12, 12)).save(folder / "picture.tiff")
+    png(folder / "bomb.png", 60_000, 60_000, 8, 2, b"")
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    Image.fromarray(pixels(12, 12)).save(os.fsencode(folder) + b"/latin \xe9.png", "PNG")
+    return {
+        "truncated.jpg": "corrupt",
+        "header alone.jpg": "no frame header",
+        "zero bytes.jpg": "empty file",
+        "text.png": "not an image",
+        "nulls.jpg": "not an image",
+        "moving.gif": "GIF is not supported",
+        "moving.jpg": "GIF is not supported",
+        "picture.tiff": "TIFF is not supported",
+        "bomb.png": "too large",
+        "dangling.jpg": "dangling link",
+        "loop.jpg": "cannot be read",
+        "pipe.jpg": "not a regular file",
+        "latin \udce9.png": "its name is not valid UTF-8",
+    }
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """ROOT/a and ROOT/b with everything; returns the root, the names of the usable files and the others' reasons."""
+    root = tmp_path / "hostile images"
+    for label in "ab":
+        (root / label / "a folder.jpg").mkdir(parents=True)
+    good = usable(root / "a") - {"a folder.jpg"}
+    usable(root / "b")
+    Image.fromarray(pixels(20, 20)).save(root / "a" / "a folder.jpg" / "inside.jpg")
+    (root / "c").mkdir()
+    return root, good | {"inside.jpg"}, unusable(root / "b")
+
+
+def test_good_files_are_found_and_bad_ones_are_named(hostile):
+    root, good, bad = hostile
+    images = scan_classes(root)
+    assert images.classes == ["a", "b"]
+    found = {os.path.basename(path) for path, label in zip(images.files, images.labels, strict=True) if label == 0}
+    assert found == good
+    reasons = {os.path.basename(path): reason for path, reason in images.skipped}
+    assert reasons.keys() == bad.keys()
+    for name, reason in bad.items():
+        assert reason in reasons[name], name
+
+
+def test_a_hostile_folder_trains(hostile, tmp_path, monkeypatch, capsys):
+    root, _, bad = hostile
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    assert main(["pretrain", "--config", "settings.yaml", "--data", str(root), "--run_dir", "run"]) == 0
+    assert f"{len(bad)} unreadable files are left out" in capsys.readouterr().out
+    run = read_run(tmp_path / "run")
+    assert len(run.skipped) == len(bad) and len(run.series("loss")[0]) >= 4
+    assert "picture.tiff" in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert main(["evaluate", "run", "--epochs", "1"]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_left_out(make_folder):
+    root = make_folder()
+    (root / "ant" / "000.png").chmod(0)
+    assert [reason for _, reason in scan_classes(root).skipped] == ["cannot be read: Permission denied"]
+
+
+def test_an_unreadable_file_is_left_out(make_folder, monkeypatch):
+    """The same where the tests run as root."""
+    root = make_folder()
+    closed, real = str(root / "ant" / "000.png"), open
+
+    def refuse(path, *args, **kwargs):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert scan_classes(root).skipped == [(closed, "cannot be read: Permission denied")]
