@@ -1,10 +1,9 @@
 """Compile the kernels for GPUs that are not there, exactly as the launchers would, and print what they use.
 
-    python tests/kernels/offline.py [--all] [--part 0/2] 80 90 100
+    python tests/kernels/offline.py [--part 0/2] 80 90 100
 
 The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
-tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block. Without
---all, one case per row of those tables and not their products with dtype and form.
+tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block.
 """
 
 import argparse
@@ -23,7 +22,6 @@ from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
-HALF, OTHER_HALF, SINGLE = torch.bfloat16, torch.float16, torch.float32
 
 
 class _Offline:
@@ -43,29 +41,31 @@ class _Offline:
         return GPUTarget("cuda", self.arch, 32)
 
 
-def cases(everything: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Calls that together reach every configuration the launchers can choose."""
-    dtypes = (HALF, OTHER_HALF, SINGLE)
-    for dtype in dtypes:
-        core = dtype is not OTHER_HALF
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         for d in (64, 128, 512):
-            if everything or (core and d != 64) or (dtype is OTHER_HALF and d == 128):
-                for adaptive in (True, False):
-                    label = f"{name} d={d} {'adaptive' if adaptive else 'constant'}"
-                    means = (False, True) if everything else (False,)
-                    yield f"all {label}", lambda d=d, t=dtype, a=adaptive, m=means: _all(d, t, a, m)
-            if everything or core:
-                yield f"select {name} d={d}", lambda d=d, t=dtype: _select(d, t)
+            yield f"select {name} d={d}", lambda d=d, t=dtype: _select(d, t)
         for adaptive in (True, False):
-            label = f"{name} {'adaptive' if adaptive else 'constant'}"
-            if everything or core:
-                yield f"top {label}", lambda t=dtype, a=adaptive: _top(128, t, a, (False, True))
-                for d in (128, 2048) if everything else (2048,):
-                    yield f"align {label} d={d}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
-            yield f"decorrelate {label}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
+            kind = "adaptive" if adaptive else "constant"
+            for d in (64, 128, 512):
+                for mean in (False, True):
+                    label = f"all {name} d={d} {kind}{' mean' if mean else ''}"
+                    yield label, lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m)
+            # MoCo: nothing to skip, no gradient of the queue; and the score without an offset.
+            yield f"all of a queue {name} {kind}", lambda t=dtype, a=adaptive: _all(128, t, a, False, queue=True)
+            for d in (128, 512):
+                yield f"top {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _top(d, t, a)
+            yield f"top of a queue {name} {kind}", lambda t=dtype, a=adaptive: _top(128, t, a, queue=True)
+            for d in (128, 2048):
+                yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
+            yield f"decorrelate {name} {kind}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
     yield "select of a queue", lambda: select.hardest(
-        torch.empty(2, 512, 128, dtype=HALF), torch.empty(2, 128, 65536, dtype=HALF).mT, None, 1024
+        torch.empty(2, 512, 128, dtype=torch.bfloat16),
+        torch.empty(2, 128, 65536, dtype=torch.bfloat16).mT,
+        None,
+        1024,
     )
 
 
@@ -87,29 +87,30 @@ def _select(d: int, dtype: torch.dtype) -> None:
     select.hardest(x, y, _skip(512), 100)
 
 
-def _all(d: int, dtype: torch.dtype, adaptive: bool, means: tuple[bool, ...]) -> None:
-    tables, offset, gradient = _tables(d, dtype, adaptive), _offset(adaptive), torch.empty(2, 512)
-    for mean in means:
-        call = (*tables, offset, _skip(512), mean, 0.1, 2.0, 1e-4)
-        dense.dense_forward(*call)
-        dense.dense_backward(gradient, gradient, *call, (True, True, adaptive, adaptive))
+def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = False) -> None:
+    tables, gradient = _tables(d, dtype, adaptive), torch.empty(2, 512)
+    offset, skip = (None, None) if queue else (_offset(adaptive), _skip(512))
+    call = (*tables, offset, skip, mean, 0.1, 2.0, 1e-4)
+    dense.dense_forward(*call)
+    dense.dense_backward(gradient, gradient, *call, (True, not queue, adaptive, adaptive))
 
 
-def _top(d: int, dtype: torch.dtype, adaptive: bool, means: tuple[bool, ...]) -> None:
-    tables, offset, gradient = _tables(d, dtype, adaptive), _offset(adaptive), torch.empty(2, 512)
+def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False) -> None:
+    tables, gradient = _tables(d, dtype, adaptive), torch.empty(2, 512)
+    offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
-    for mean in means:
+    for mean in (False, True):
         _, slope_s, slope_r, _ = gathered.gathered_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d)
-    gathered.gathered_backward(
-        gradient, slope_s, slope_r, chosen, *tables, (True, True, adaptive, adaptive)
-    )
+    needs = (True, not queue, adaptive, adaptive)
+    gathered.gathered_backward(gradient, slope_s, slope_r, chosen, *tables, needs)
 
 
 def _align(d: int, dtype: torch.dtype, adaptive: bool) -> None:
     x = torch.empty(2, 256, d, dtype=dtype)
     phi = x if adaptive else None
-    _, saved, _ = align.align_forward(x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 0.5, 1e-4)
-    align.align_backward(torch.empty(2, 256), saved, x, x, phi, phi, (True, True, adaptive, adaptive))
+    for y_needs in (True, False):
+        _, saved, _ = align.align_forward(x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 0.5, 1e-4)
+        align.align_backward(torch.empty(2, 256), saved, x, x, phi, phi, (True, y_needs, adaptive, adaptive))
 
 
 def _decorrelate(dtype: torch.dtype, adaptive: bool) -> None:
@@ -136,7 +137,6 @@ def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arch", nargs="+", type=int)
-    parser.add_argument("--all", action="store_true")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th case from the i-th on")
     arguments = parser.parse_args()
     part, parts = map(int, arguments.part.split("/"))
@@ -160,7 +160,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     common.capability = lambda x: divmod(arch, 10)
-    todo = [(arch, *case) for arch in arguments.arch for case in cases(arguments.all)]
+    todo = [(arch, *case) for arch in arguments.arch for case in cases()]
     for arch, label, call in todo[part::parts]:  # noqa: B007 (read by compile_only)
         triton.runtime.driver.set_active(_Offline(arch))
         call()
