@@ -12,6 +12,8 @@ Common to all:
   asks for it; what follows them is float32. The result is a 0-dim float32 tensor (float64 for float64 inputs).
 - A constant temperature has a constant regulariser, which is left out: `beta` matters only with an
   `AdaptiveTemperature`.
+- NaN and infinity in an input are a ValueError on the CPU. On other devices, where looking would wait for the
+  device, and in compiled code, they make the loss NaN, never a number.
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
@@ -213,7 +215,7 @@ class SimCLRLoss(_Contrast):
             skip = 2 * sum(counts[:rank]) + torch.stack([own, (own + n) % (2 * n)], dim=1)
             rows = self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
             # The mean over all anchors of the processes is the mean of what they return.
-            return rows.sum() * (processes / (2 * sum(counts)))
+            return _checked(rows.sum() * (processes / (2 * sum(counts))), z1=z1, z2=z2)
 
 
 class MoCoLoss(_Contrast):
@@ -258,7 +260,7 @@ class MoCoLoss(_Contrast):
             rows = self._evaluate(
                 (x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype
             )
-            return rows.mean(dim=1).sum()
+            return _checked(rows.mean(dim=1).sum(), q=q, k=k, queue=queue)
 
 
 class SimSiamLoss(_Loss):
@@ -287,7 +289,7 @@ class SimSiamLoss(_Loss):
             first, of_first = self._direction(p1_, z2_.detach())
             second, of_second = self._direction(p2_, z1_.detach())
             self.last_stats = _named(_merged(of_first, of_second))
-            return (first + second).mean(dim=1).sum()
+            return _checked((first + second).mean(dim=1).sum(), p1=p1, z2=z2, p2=p2, z1=z1)
 
     def _direction(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Stats]:
         if ops.resolve(self.backend, prediction) != "triton":  # whose kernel reads half precision as float32
@@ -359,7 +361,7 @@ class BarlowTwinsLoss(_Loss):
                 backend=self.backend,
             )
             self.last_stats = _named(on, off)
-            return heads.sum()
+            return _checked(heads.sum(), z1=z1, z2=z2)
 
 
 def _standardised(x: Tensor) -> Tensor:
@@ -428,6 +430,16 @@ def _number(
     if at_least is not None and value < at_least:
         raise ValueError(f"{name} must be finite and at least {at_least}, got {value}")
     return float(value)
+
+
+def _checked(loss: Tensor, **inputs: Tensor) -> Tensor:
+    """`loss`, unless it is not finite because an input is not."""
+    if loss.device.type != "cpu" or torch.compiler.is_compiling() or math.isfinite(loss.detach()):
+        return loss
+    for name, z in inputs.items():
+        if bad := int((~z.detach().isfinite()).sum()):
+            raise ValueError(f"{name} must be finite, got {bad} of {z.numel()} values that are NaN or infinite")
+    return loss
 
 
 def _at_least_float32(z: Tensor) -> Tensor:

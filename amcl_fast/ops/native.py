@@ -692,7 +692,12 @@ def _readable(tensor: Tensor | None) -> Tensor | None:
 
 
 def _strided(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    return None if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+    """Address and strides of a tensor's heads and rows."""
+    if tensor is None:
+        return None
+    # To torch the stride of a single row means nothing and may be anything; BLAS wants it no smaller than the row.
+    row_stride = tensor.stride(1) if tensor.shape[1] > 1 else tensor.shape[2]
+    return tensor.data_ptr(), tensor.stride(0), row_stride
 
 
 def _address(tensor: Tensor | None) -> int:
