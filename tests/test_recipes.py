@@ -3,17 +3,21 @@
 import warnings
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
 from fake_data import FakeDataModule
+from PIL import Image
 
 from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
 from amcl_fast.methods import BarlowTwins
 from amcl_fast.optim import lr_scale
 from amcl_fast.pretrain import PretrainCLI
-from amcl_fast.recipes import FOLDER, describe_recipes, recipe_files, recipe_names
+from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
+from amcl_fast.report import Snapshot
+from amcl_fast.report.run import snapshot_path
 
 BATCH, WIDTH = 16, 12
 
@@ -55,16 +59,45 @@ def test_trains_two_steps(name, tmp_path):
 @pytest.mark.parametrize("name", recipe_names())
 def test_phi_fits_what_it_reads(name, tmp_path):
     """Settings that fail at the first step of a real run only."""
-    model = yaml.safe_load("{}")
+    settings = {}
     for path in recipe_files(name):
-        model = merged(model, yaml.safe_load(path.read_text()))
-    data, model = model["data"], model["model"]["init_args"]
+        settings = merged(settings, yaml.safe_load(path.read_text()))
+    data, model = settings["data"], settings["model"]["init_args"]
     temperature = model["criterion"]["init_args"]["temperature"]
     if isinstance(temperature, dict):
         reads = data["batch_size"] if name.startswith("barlow") else model["projector"]["dim"]
         assert temperature["init_args"]["dim"] == reads
     if "queue_size" in model:
         assert model["queue_size"] >= 2 * data["batch_size"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 19), ("test", 4)):
+        for label in "ab":
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_run_of_every_framework_ends_with_its_report(framework, images, tmp_path):
+    """Command line, DALI and all callbacks. 38 images make two batches of 16; the loader drops the rest."""
+    run = tmp_path / "run"
+    settings = [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}", "--trainer.max_epochs=2"]
+    settings += [f"--data.batch_size={BATCH}", "--data.device=cpu", "--data.num_threads=1", "--knn.every_n_epochs=1"]
+    settings.append(f"--model.criterion.temperature.dim={BATCH if framework == 'barlow' else WIDTH}")
+    arguments = ["--recipe", f"{framework}-builtin-amcl", "--data", str(images), "--run_dir", str(run)]
+    assert main(["pretrain", *arguments, *settings, "--trainer.log_every_n_steps=1"]) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert (run / "report" / "index.html").is_file()
+    for moment in ("before", "after"):
+        shot = Snapshot.load(snapshot_path(run, moment))
+        assert np.isfinite(shot.positive_similarity).all() and np.isfinite(shot.random_tau).all()
 
 
 def merged(first, second):
