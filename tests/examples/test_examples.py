@@ -1,0 +1,43 @@
+"""Every example runs, its φ learns, and it marks the three statements that a user changes."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "examples"
+NEEDS = {
+    "plain_pytorch": "torchvision",
+    "lightning_module": "lightning",
+    "with_lightly": "lightly",
+    "with_solo_learn": "solo.methods",
+}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(NEEDS)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_example_runs_and_phi_learns(name):
+    pytest.importorskip(NEEDS[name], exc_type=ImportError)
+    module = load(name)
+    phi = [torch.cat([p.detach().flatten() for p in module.train(steps).adaptive.phi.parameters()]) for steps in (1, 3)]
+    assert all(torch.isfinite(weights).all() for weights in phi)
+    assert not torch.equal(*phi)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_three_statements_are_marked(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(re.findall(r"^ *# changed", text, re.MULTILINE)) == 3
+    assert "the three statements marked `# changed`" in text
