@@ -33,6 +33,10 @@ from .temperature import AdaptiveTemperature
 __all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]
 
 
+class NonFiniteInputError(ValueError):
+    """An input of a loss is NaN or infinite."""
+
+
 class _Loss(nn.Module):
     """Temperature, backend and statistics, shared by the four losses."""
 
@@ -438,7 +442,9 @@ def _checked(loss: Tensor, **inputs: Tensor) -> Tensor:
         return loss
     for name, z in inputs.items():
         if bad := int((~z.detach().isfinite()).sum()):
-            raise ValueError(f"{name} must be finite, got {bad} of {z.numel()} values that are NaN or infinite")
+            raise NonFiniteInputError(
+                f"{name} must be finite, got {bad} of {z.numel()} values that are NaN or infinite"
+            )
     return loss
 
 

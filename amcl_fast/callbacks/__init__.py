@@ -1,7 +1,8 @@
 """What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, reports."""
 
+from ..nonfinite import NonFiniteError
 from .checkpoint import Checkpoint, SaveError
-from .guard import Guard, NonFiniteError
+from .guard import Guard
 from .knn import OnlineKNN
 from .metrics import MetricsFile
 from .progress import EpochSummary

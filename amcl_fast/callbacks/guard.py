@@ -7,17 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ..nonfinite import NonFiniteError
 from ..steps import at_logging_step
 
-REMEDY = (
-    "Try a lower model.optimizer.lr, trainer.gradient_clip_val=1.0, trainer.precision=bf16-mixed instead of "
-    "16-mixed, or, with an adaptive temperature, score='cosine' and a larger tau_min."
-)
 COLLAPSED = 0.99
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or weights are infinite or NaN."""
 
 
 class Guard(L.Callback):
@@ -55,7 +48,7 @@ class Guard(L.Callback):
         self._finite = finite if self._finite is None else self._finite & finite
         step = trainer.global_step
         if (finite.device.type == "cpu" or step % self.every_n_steps == 0) and not self._finite:
-            raise NonFiniteError(_message(trainer, f"the loss is not finite ({outputs['loss'].item()})"))
+            raise NonFiniteError(trainer, f"the loss is not finite ({outputs['loss'].item()})")
         if at_logging_step(trainer):
             self._check_temperatures(step, pl_module.criterion.last_stats)  # type: ignore[union-attr, arg-type]
 
@@ -80,10 +73,4 @@ def check_finite_weights(trainer: L.Trainer) -> None:
     """Raise NonFiniteError if a parameter or buffer of the trainer's module is not finite."""
     tensors = [t for t in trainer.lightning_module.state_dict().values() if t.is_floating_point()]
     if not torch.isfinite(torch.stack(torch._foreach_norm(tensors, float("inf")))).all():
-        raise NonFiniteError(_message(trainer, "a weight is not finite"))
-
-
-def _message(trainer: L.Trainer, what: str) -> str:
-    path = getattr(trainer.checkpoint_callback, "path", None)
-    kept = f"The last good checkpoint is {path}." if path and path.exists() else "None had been saved."
-    return f"step {trainer.global_step}, epoch {trainer.current_epoch}: {what}. {REMEDY} {kept}"
+        raise NonFiniteError(trainer, "a weight is not finite")

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import world
+from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
+from ..nonfinite import NonFiniteError
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
 from ..steps import at_logging_step
 from .pairs import Pairs, untracked
@@ -105,7 +107,10 @@ class Method(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        return self.contrast(batch[0])
+        try:
+            return self.contrast(batch[0])
+        except NonFiniteInputError as error:
+            raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         # Lightning's `log` costs as much as a small model's step and copies to the host: only when it is due.
