@@ -81,6 +81,8 @@ def load_encoder(path: Path) -> Encoder:
         ImportError: timm or safetensors is needed and missing.
     """
     file = find_weights(path)
+    if file.suffix == ".onnx":
+        raise ValueError(f"{file} is for other programs and is not read back; give the checkpoint or a {SUFFIX} file")
     try:
         return _from_exported(file) if file.suffix == SUFFIX else _from_checkpoint(file)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -1,5 +1,6 @@
 """Training as the command line runs it: settings, run directory, callbacks, loggers, the closing lines."""
 
+import errno
 import logging
 import os
 import shlex
@@ -40,6 +41,7 @@ from .methods import Method
 from .recipes import recipe_files, recipe_names
 
 RUNS = Path("runs")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 # Lightning's launcher starts the other processes with the same command line; they inherit the folder.
 _RUN_DIR_VARIABLE = "AMCL_FAST_RUN_DIR"
 
@@ -173,6 +175,12 @@ def _train(cli: PretrainCLI, checkpoint: Path | None) -> int:
         return 128 + interrupted.signum
     except (NonFiniteError, SaveError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
+        print(f"amcl-fast pretrain: error: {error}; once there is room: {command}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
         _print_results(cli.trainer, cli.run_dir)

@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from PIL import Image
 from traps import Touch
 
 from amcl_fast import AdaptiveTemperature
+from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
 from amcl_fast.lock import RunLock
 from amcl_fast.methods import SimCLR
@@ -177,6 +179,22 @@ def test_a_disk_that_is_full_at_the_last_save_is_one_line(tiny, tmp_path, capsys
     assert path.read_bytes() == good and [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     assert main(["pretrain", "--resume", "run"]) == 0  # there is room again
     assert torch.load(path, weights_only=True)["global_step"] == 4
+
+
+def test_a_disk_that_is_full_for_the_metrics_is_one_line_too(tiny, tmp_path, capsys, monkeypatch):
+    real = MetricsFile.log_metrics
+
+    def full(logger, metrics, step=None):
+        if step == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(logger.path))
+        real(logger, metrics, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "log_metrics", full)
+        assert main([*tiny, "--run_dir", "run", "--checkpoint.every_n_steps=1"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in line and line.endswith("amcl-fast pretrain --resume run")
+    assert main(["pretrain", "--resume", "run"]) == 0
 
 
 @pytest.mark.parametrize(

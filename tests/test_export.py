@@ -215,6 +215,12 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, changes, message):
         load_encoder(run)
 
 
+def test_onnx_is_not_read_back(tmp_path):
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(ValueError, match=r"a\.onnx is for other programs"):
+        load_encoder(tmp_path / "a.onnx")
+
+
 def test_weights_of_another_program_point_to_the_function(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "other.safetensors")

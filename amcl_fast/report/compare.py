@@ -13,7 +13,7 @@ from ..files import write_file
 from .html import document, figure
 from .page import summarise
 from .run import Run, read_run
-from .style import BLUE, CYCLE, RED, STYLE, curve_axes, png
+from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, png
 
 _COLUMNS = 3
 _CAPTIONS = {
@@ -87,7 +87,7 @@ def _knn(runs: list[Run]) -> Figure | None:
         axes.plot(share[-1:], heights[-1:], "o", color=CYCLE[number])
     pixels = [value for run in runs if (value := run.last("knn_pixels")) is not None]
     if pixels and max(pixels) - min(pixels) < 0.05:  # runs on the same data have the same
-        axes.axhline(pixels[0], color="#6E6E6E", linestyle=":", label=f"raw pixels, {pixels[0]:.1f} %")
+        axes.axhline(pixels[0], color=GREY, linestyle=":", label=f"raw pixels, {pixels[0]:.1f} %")
     axes.set_ylim(bottom=0)
     picture.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return picture
@@ -97,7 +97,7 @@ def _losses(runs: list[Run]) -> Figure | None:
     logged = [run for run in runs if len(run.series("loss")[0])]
     if not logged:
         return None
-    picture, panels = _panels(logged)
+    picture, panels = _panels(logged, "Training loss")
     for axes, run in zip(panels, logged, strict=True):
         axes.plot(*run.series("loss"), color=BLUE)
     return picture
@@ -107,7 +107,7 @@ def _temperatures(runs: list[Run]) -> Figure | None:
     adaptive = [run for run in runs if len(run.series("tau_positive_mean")[0]) and not _constant(run)]
     if not adaptive:
         return None
-    picture, panels = _panels(adaptive)
+    picture, panels = _panels(adaptive, "Temperature τ")
     for axes, run in zip(panels, adaptive, strict=True):
         for kind, colour, dashes in (("positive", BLUE, "-"), ("negative", RED, "--")):
             steps, mean = run.series(f"tau_{kind}_mean")
@@ -115,14 +115,16 @@ def _temperatures(runs: list[Run]) -> Figure | None:
             spread = run.series(f"tau_{kind}_std")[1]
             if len(spread) == len(mean):
                 axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     return picture
 
 
-def _panels(runs: list[Run]) -> tuple[Figure, list[Any]]:
+def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
     """A small panel a run."""
     rows = -(-len(runs) // _COLUMNS)
-    picture = Figure(figsize=(7.2, 2.1 * rows), layout="constrained")
+    picture = Figure(figsize=(7.2, 2.1 * rows + 0.5), layout="constrained")
+    picture.suptitle(title, x=0.01, ha="left", fontsize=11)
+    picture.supxlabel("optimiser step", fontsize=10)
     panels = list(picture.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axes in panels[len(runs) :]:
         axes.set_axis_off()

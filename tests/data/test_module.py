@@ -231,3 +231,30 @@ def test_image_files_of_mixed_kinds_train(tmp_path):
     data = prepared(tmp_path / "mixed", augmentation="abcde")
     assert data.skipped == []
     assert all(view.isfinite().all() for views, _ in data.train_dataloader() for view in views)
+
+
+def test_a_linear_probe_sees_every_labelled_image_once_an_epoch_and_anew(make_folder):
+    root = make_folder("set/train", per_class=4).parent
+    make_folder("set/test", per_class=2)
+    make_folder("set/unlabeled", per_class=2, classes=("x",))
+    (root / "train" / "ant" / "bad.png").write_text("text")
+    data = prepared(root, batch_size=5)
+    loader = data.linear_probe_loader()
+    first, second = ([(images, labels) for images, labels in loader] for _ in range(2))
+    assert [len(labels) for _, labels in first] == [5, 5] and len(loader) == 2
+    assert all(images.shape == (5, 3, 8, 8) and (labels >= 0).all() for images, labels in first)
+    assert not torch.equal(first[0][0], second[0][0])
+    few = prepared(root, batch_size=64).linear_probe_loader()
+    (_, labels), *_ = few
+    assert labels.sort().values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_sample_of_held_out_images_spreads_over_the_classes(make_folder):
+    root = make_folder("set/train", per_class=4, classes=tuple("abcdefg")).parent
+    make_folder("set/test", per_class=5, classes=tuple("abcdefg"))
+    data = prepared(root)
+    labels = [pixels_and_labels(data.held_out_sample(3, 2))[1].tolist() for _ in range(2)]
+    assert labels[0] == labels[1] == [0, 0, 3, 3, 6, 6]
+    images, every = pixels_and_labels(data.held_out_sample(100, 100))
+    assert every.tolist() == [label for label in range(7) for _ in range(5)]
+    assert torch.equal(images, pixels_and_labels(data.features_loaders()[1])[0])
