@@ -177,7 +177,7 @@ def requirements(extra: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("extra", ["", "train", "timm", "test"])
+@pytest.mark.parametrize("extra", ["", "train", "timm", "export", "bench", "test"])
 def test_every_requirement_has_a_pin_that_meets_it(extra):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
