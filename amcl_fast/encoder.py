@@ -85,7 +85,7 @@ def load_encoder(path: Path) -> Encoder:
         raise ValueError(f"{file} is for other programs and is not read back; give the checkpoint or a {SUFFIX} file")
     try:
         return _from_exported(file) if file.suffix == SUFFIX else _from_checkpoint(file)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         # Of a file that is well formed, but whose entries are not those of an encoder of ours.
         raise ValueError(f"{file} holds no encoder of amcl-fast: {error}") from error
 
@@ -116,9 +116,9 @@ def _from_checkpoint(file: Path) -> Encoder:
     return Encoder(
         backbone=backbone.eval(),
         config=config,
-        size=data["size"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        size=int(data["size"]),
+        mean=tuple(map(float, data["mean"])),
+        std=tuple(map(float, data["std"])),
         origin={name: str(value) for name, value in origin.items() if value is not None},
         data=data["root"],
     )
@@ -140,8 +140,8 @@ def _from_exported(file: Path) -> Encoder:
         backbone=backbone.eval(),
         config=config,
         size=int(metadata["size"]),
-        mean=tuple(json.loads(metadata["mean"])),
-        std=tuple(json.loads(metadata["std"])),
+        mean=tuple(map(float, json.loads(metadata["mean"]))),
+        std=tuple(map(float, json.loads(metadata["std"]))),
         origin={name: value for name, value in metadata.items() if name not in facts},
     )
 

@@ -226,6 +226,12 @@ def test_a_misspelt_setting_is_refused(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_knows_its_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--recipe", "demo", "--print_config"])
+    assert "\nrecipe: demo\n" in capsys.readouterr().out
+
+
 def test_help_lists_the_recipes(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])

@@ -21,7 +21,7 @@ BACKBONES = {
     "standard": BackboneConfig("resnet18"),
     "bottleneck": BackboneConfig("resnet50"),
     "small": BackboneConfig("resnet18", stem="small"),
-    "narrow": BackboneConfig("resnet34", stem="small", width=8),
+    "narrow": BackboneConfig("resnet18", stem="small", width=8),
     "timm": BackboneConfig("timm/resnet10t"),
 }
 
@@ -86,9 +86,9 @@ def test_the_printed_lines_load_the_file_strictly(tmp_path, images, name):
 def test_a_standard_resnet_needs_its_classifier_removed_and_nothing_else(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     load_file = pytest.importorskip("safetensors.torch").load_file
-    run, _ = checkpoint(tmp_path / "run", BACKBONES["bottleneck"])
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["standard"])
     weights = load_file(export(run))
-    model = torchvision.models.resnet50()
+    model = torchvision.models.resnet18()
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
 
@@ -207,6 +207,7 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path, content):
         ({"settings": {"model": {}, "data": {}}}, "holds no encoder"),
         ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no encoder.*conv1"),
         ({"loops": {}}, "holds no encoder.*fit_loop"),
+        ({"settings": 7}, "holds no encoder"),
     ],
 )
 def test_checkpoints_of_something_else_are_refused(tmp_path, changes, message):

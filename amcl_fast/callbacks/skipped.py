@@ -1,5 +1,6 @@
 """The list of images that cannot be read."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class SkippedFiles(L.Callback):
         _write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        _write(trainer)
+        with suppress(OSError):  # what ended the run is the error to show
+            _write(trainer)
 
 
 def _write(trainer: L.Trainer) -> Path | None:

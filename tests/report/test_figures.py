@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 from shots import run_directory, snapshot
 
-from amcl_fast.report import read_run
+from amcl_fast.report import curves, pictures, read_run
 from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
-from amcl_fast.report.pictures import head_agreement
 
 
 def picture(png):
@@ -24,6 +23,14 @@ def has_colour(png, colour, least=100):
 
 def figures(folder, **parts):
     return draw_figures(read_run(run_directory(folder, **parts)))
+
+
+def run(folder, **parts):
+    return read_run(run_directory(folder, **parts))
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_finished_run_gets_all_figures(tmp_path):
@@ -51,40 +58,43 @@ def test_a_run_that_just_began_gets_what_there_is(tmp_path):
 
 
 def test_constant_temperature_has_no_histogram_of_tau(tmp_path):
-    adaptive = figures(tmp_path / "a", before=snapshot(), after=snapshot(19))
-    constant = figures(tmp_path / "c", before=snapshot(tau=(0.2, 0.2)), after=snapshot(19, tau=(0.2, 0.2)))
-    assert constant["temperature.png"] != adaptive["temperature.png"]
-    assert not has_colour(constant["temperature.png"], module.RED, least=0)
+    adaptive = run(tmp_path / "a", before=snapshot(), after=snapshot(19))
+    constant = run(tmp_path / "c", before=snapshot(tau=(0.2, 0.2)), after=snapshot(19, tau=(0.2, 0.2)))
+    labels = [[axes.get_xlabel() for axes in pictures.histograms(one).axes] for one in (adaptive, constant)]
+    assert labels == [["", "", "cosine similarity", "temperature τ"], ["", "cosine similarity"]]
+    assert len(curves.temperature(adaptive).axes[0].lines) == 5  # mean and minimum of two kinds, the lower bound
+    assert len(curves.temperature(constant).axes[0].lines) == 1
 
 
 def test_a_loss_over_all_negatives_has_no_hardest_ones(tmp_path):
-    found = figures(tmp_path, before=snapshot(top_k=0), after=snapshot(19, top_k=0))
-    assert has_colour(found["histograms.png"], module.BLUE)
-    assert not has_colour(found["histograms.png"], module.RED, least=0)
+    some = pictures.histograms(run(tmp_path / "some", before=snapshot(), after=snapshot(19)))
+    all_ = pictures.histograms(run(tmp_path / "all", before=snapshot(top_k=0), after=snapshot(19, top_k=0)))
+    assert legend(some) == ["positives", "all negatives", "hardest negatives"]
+    assert legend(all_) == ["positives", "all negatives"]
 
 
 def test_one_value_everywhere_is_drawn_too(tmp_path):
     same = {f"{kind}_similarity": np.ones((1, 8), np.float32) for kind in ("positive", "hardest", "random")}
-    found = figures(tmp_path, before=snapshot(heads=1, **same))
-    assert has_colour(found["histograms.png"], module.BLUE)
+    png = module.png(pictures.histograms(run(tmp_path, before=snapshot(heads=1, **same))))
+    assert has_colour(png, module.BLUE)
 
 
 def test_channels_are_not_called_images(tmp_path):
-    images = figures(tmp_path / "i", before=snapshot(top_k=0))
-    channels = figures(tmp_path / "c", before=snapshot(top_k=0, framework="BarlowTwins"))
-    assert images["histograms.png"] != channels["histograms.png"]
+    figure = pictures.histograms(run(tmp_path, before=snapshot(top_k=0, framework="BarlowTwins")))
+    assert legend(figure) == ["a channel and itself", "two channels"]
+    assert figure.axes[0].get_xlabel() == "correlation of channels"
 
 
 def test_one_head_agrees_with_nobody(tmp_path):
-    assert "agreement.png" not in figures(tmp_path, before=snapshot(heads=1))
+    assert pictures.agreement(run(tmp_path, before=snapshot(heads=1))) is None
 
 
 def test_agreement_is_the_correlation_of_similarities():
     shot = snapshot(heads=3)
-    np.testing.assert_allclose(head_agreement(shot), np.corrcoef(shot.random_similarity), rtol=1e-9)
+    np.testing.assert_allclose(pictures.head_agreement(shot), np.corrcoef(shot.random_similarity), rtol=1e-9)
     flat = shot.random_similarity.copy()
     flat[1] = 0.5
-    found = head_agreement(snapshot(heads=3, random_similarity=flat))
+    found = pictures.head_agreement(snapshot(heads=3, random_similarity=flat))
     assert found[1].tolist() == [0, 0, 0] and found[0, 0] == pytest.approx(1)
 
 
@@ -93,7 +103,7 @@ def test_every_class_of_the_embedding_has_its_colour(tmp_path, classes):
     labels = np.repeat(np.arange(classes), 200)
     places = np.random.default_rng(0).normal(labels[:, None] * 5, 0.3, (len(labels), 2)).astype(np.float32)
     shot = snapshot(embedding=places, labels=labels, classes=np.array([f"class {n}" for n in range(classes)]))
-    png = figures(tmp_path, after=shot)["embedding.png"]
+    png = module.png(pictures.embedding(run(tmp_path, after=shot)))
     assert all(has_colour(png, colour, least=20) == (n < classes) for n, colour in enumerate(module.CYCLE[:3]))
 
 
@@ -101,6 +111,6 @@ def test_every_class_of_the_embedding_has_its_colour(tmp_path, classes):
 def test_pairs_show_the_pixels_of_both_views(tmp_path, pairs):
     views = np.zeros((2, pairs, 8, 8, 3), np.uint8)
     views[0], views[1] = (200, 30, 40), (20, 60, 210)
-    found = figures(tmp_path, before=snapshot(views=views))
-    assert has_colour(found["pairs.png"], "#c81e28", least=5000)
-    assert has_colour(found["pairs.png"], "#143cd2", least=5000)
+    png = module.png(pictures.pairs(run(tmp_path, before=snapshot(views=views))))
+    assert has_colour(png, "#c81e28", least=2000)
+    assert has_colour(png, "#143cd2", least=2000)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from shots import run_directory, snapshot
 
+from amcl_fast.report import page as page_module
 from amcl_fast.report import write_report
 from amcl_fast.report.run import write_facts
 
@@ -55,6 +56,13 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For tests of the words: drawing takes most of the time."""
+    monkeypatch.setattr(page_module, "draw_figures", lambda run: {})
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_results_and_settings_are_there(folder):
     path = write_report(folder)
     assert path == folder / "report" / "index.html"
@@ -65,14 +73,16 @@ def test_results_and_settings_are_there(folder):
 
 
 def test_the_page_needs_nothing_beside_it(folder):
-    page = Page(write_report(folder).read_text())
+    text = write_report(folder).read_text()
+    page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 8
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
-    assert not re.search(r'(src|href)="(?!data:)', write_report(folder).read_text())
+    assert not re.search(r'(src|href)="(?!data:)', text)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_everything_that_others_wrote_is_escaped(folder):
     (folder / "skipped_files.txt").write_text("/data/<img src=x>.jpg\tnot a <JPEG> & not a PNG\n")
     text = write_report(folder).read_text()
@@ -84,6 +94,7 @@ def test_everything_that_others_wrote_is_escaped(folder):
     assert "Images that could not be used: 1." in page.text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_many_skipped_files_are_counted_and_cut(folder):
     (folder / "skipped_files.txt").write_text("".join(f"/data/{i}.jpg\tempty\n" for i in range(130)))
     page = Page(write_report(folder).read_text())
@@ -92,6 +103,7 @@ def test_many_skipped_files_are_counted_and_cut(folder):
     assert "/data/99.jpg" in page.text and "/data/100.jpg" not in page.text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_summary(folder):
     write_report(folder)
     summary = json.loads((folder / "report" / "summary.json").read_text())
@@ -101,6 +113,14 @@ def test_summary(folder):
     assert summary["wait_share"] == pytest.approx(0.2)
     assert summary["temperature"]["positive_mean"] == 0.3
     assert summary["skipped_files"] == 0 and summary["seconds"] == 12.5
+    assert summary["linear"] == {}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_linear_probes_that_were_measured_are_shown(folder):
+    probe = {"top1": 71.25, "rate": 0.3, "epochs": 100, "training_images": "features computed once"}
+    (folder / "evaluation-cifar10.json").write_text(json.dumps({"linear": probe}))
+    assert "71.25 % at rate 0.3, 100 epochs, features computed once" in Page(write_report(folder).read_text()).text
 
 
 def test_figures_lie_beside_the_page(folder):
