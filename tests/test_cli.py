@@ -120,6 +120,8 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
 
     assert main(["export", "run", "--output", "alone.safetensors"]) == 0
     assert "load_encoder" in capsys.readouterr().out  # of width 8, which torchvision does not have
+    assert main(["evaluate", "alone.safetensors"]) == 2
+    assert "does not say what it was trained on: give --data" in capsys.readouterr().err
     assert main(["evaluate", "alone.safetensors", *probe, "--output", "again.json"]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
     for part in ("knn", "linear", "training_images", "queries", "size"):

@@ -15,7 +15,6 @@ from .page import summarise
 from .run import Run, read_run
 from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, png
 
-_COLUMNS = 3
 _CAPTIONS = {
     "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
     "loss.png": "The loss of one batch. Losses of different frameworks do not compare: every panel has its own scale.",
@@ -121,11 +120,12 @@ def _temperatures(runs: list[Run]) -> Figure | None:
 
 def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
     """A small panel a run."""
-    rows = -(-len(runs) // _COLUMNS)
+    columns = 2 if len(runs) in (2, 4) else 3
+    rows = -(-len(runs) // columns)
     picture = Figure(figsize=(7.2, 2.1 * rows + 0.5), layout="constrained")
     picture.suptitle(title, x=0.01, ha="left", fontsize=11)
     picture.supxlabel("optimiser step", fontsize=10)
-    panels = list(picture.subplots(rows, _COLUMNS, squeeze=False).flat)
+    panels = list(picture.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(runs) :]:
         axes.set_axis_off()
     for axes, run in zip(panels, runs, strict=False):
