@@ -22,7 +22,7 @@ from amcl_fast.data.builtin import prepare_builtin
 from amcl_fast.data.scan import Images, scan_classes
 
 LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
-BATCH = {32: 256, 224: 64}
+BATCH = {32: 256, 224: 32}
 LIBRARIES = ("dali", "torchvision")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PREFETCH = 2

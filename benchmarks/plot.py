@@ -1,9 +1,10 @@
 """Plots of one machine's results."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from . import results
 
 _COLOURS = {"ours": "#1b6ca8", "dense": "#c1440e", "compiled": "#e0a030", "chunked": "#7a9e3f", "products": "#555555",
             "reference": "#a86bb0", "lightly": "#3aa6a0"}  # fmt: skip
@@ -18,7 +19,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", document["machine"]["name"]).strip("-").lower()
+    name = results.slug(document["machine"])
     paths = []
     for title, section, plot in _PLOTS:
         if rows := document["sections"].get(section, {}).get("rows"):

@@ -58,9 +58,13 @@ def machine(device: str) -> dict[str, Any]:
 
 def path_of(folder: Path, device: str) -> Path:
     """The machine's file in `folder`."""
-    about = machine(device)
-    name = about["name"] if device == "cuda" else f"{about['name']} {about['cores']} cores"
-    return folder / (re.sub(r"\W+", "-", name).strip("-").lower() + ".json")
+    return folder / f"{slug(machine(device))}.json"
+
+
+def slug(about: dict[str, Any]) -> str:
+    """A name for files about the machine that `machine` describes."""
+    name = about["name"] if about["device"] == "cuda" else f"{about['name']} {about['cores']} cores"
+    return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def recipes() -> list[str]:
     return [f"{framework}-builtin-{variant}" for framework in FRAMEWORKS for variant in ("baseline", "amcl")]
 
 
-def measure(recipe: str, steps: int = 15) -> dict[str, Any]:
+def measure(recipe: str, steps: int = 25) -> dict[str, Any]:
     """The row of one recipe, trained for `steps` steps after a warm-up by its own data module, method and trainer.
 
     Raises:

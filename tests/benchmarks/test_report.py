@@ -29,9 +29,9 @@ def test_readme_is_regenerated_the_same(house):
     text = (house / "README.md").read_text()
     assert text.startswith("# before\n\n") and text.endswith(f"{report.END}\n\nafter\n") and "old" not in text
     assert [path.name for path in first[1:]] == [
-        f"some-processor-1-{name}.png" for name in ("speed-up", "time", "memory", "pipeline", "steps")
+        f"some-processor-1-2-cores-{name}.png" for name in ("speed-up", "time", "memory", "pipeline", "steps")
     ]
-    assert "](docs/benchmarks/some-processor-1-speed-up.png)" in text
+    assert "](docs/benchmarks/some-processor-1-2-cores-speed-up.png)" in text
     assert "commit 0123456, torch 2.11.0, 2 threads, load 0.05 at the start, 1% of the processors'" in text
 
 
