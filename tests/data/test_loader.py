@@ -346,9 +346,9 @@ def test_impossible_settings_are_refused(tmp_path, options, message):
         loader(numbered(tmp_path / "i", 30), **options)
 
 
-def test_one_view_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="views: got 1"):
-        ContrastiveLoader(numbered(tmp_path / "i", 8), [PLAIN], Output(size=8, batch_size=4))
+def test_no_view_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="views: got none"):
+        ContrastiveLoader(numbered(tmp_path / "i", 8), [], Output(size=8, batch_size=4))
 
 
 @pytest.mark.parametrize("count", [5, 16, 21])
