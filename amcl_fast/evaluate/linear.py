@@ -96,9 +96,8 @@ def linear_probe(
     They begin at zero: the problem is convex, so nothing is gained by a random start.
 
     Args:
-        train: features of the training images, an epoch at a time, such as `ShuffledFeatures`. Their dtype is that
-            of the classifiers.
-        queries: (Q, d) features to measure on.
+        train: features of the training images, an epoch at a time, such as `ShuffledFeatures`.
+        queries: (Q, d) features to measure on; the classifiers have their dtype.
         query_labels: (Q,) int64, 0 to num_classes - 1.
         num_classes: number of classes K.
         rates: learning rates for a batch of 256; a rate is multiplied by batch_size / 256.
