@@ -91,6 +91,9 @@ def test_two_runs_never_share_a_folder(tiny, tmp_path, capsys):
     assert main([*tiny, "--run_dir", "run"]) == 2
     assert "--resume run" in capsys.readouterr().err
     assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "run" / "metrics.csv").touch()
+    assert main([*tiny, "--run_dir", "run"]) == 2
+    assert "--resume run" in capsys.readouterr().err
 
 
 def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):

@@ -62,7 +62,10 @@ class MetricsFile(Logger):
         if not self.path.exists():
             return
         if resume_step is None:
-            raise FileExistsError(f"{self.path} exists: it belongs to another run")
+            raise FileExistsError(
+                f"{self.path} exists, and two runs never share a folder; give another --run_dir, or go on with that "
+                f"run: --resume {self.path.parent}"
+            )
         rows = self._read()
         if not self.path.read_text().endswith("\n"):
             rows = rows[:-1]  # half a line, of a run killed while it wrote

@@ -95,11 +95,10 @@ def _bar(loop: Iterable[Any], title: str) -> Iterable[Any]:
 
 
 def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDataModule) -> str:
-    origin = encoder.origin
-    history = f"{origin['epochs']} epochs, {origin['steps']} steps"
+    history = "".join(f", {encoder.origin[unit]} {unit}" for unit in ("epochs", "steps") if unit in encoder.origin)
     left_out = f", {len(datamodule.skipped):,} files left out" if datamodule.skipped else ""
     return (
-        f"encoder     {file} ({encoder.config.name}, {history})\n"
+        f"encoder     {file} ({encoder.config.name}{history})\n"
         f"data        {data}: {datamodule.num_classes} classes, {datamodule.size} px{left_out}"
     )
 

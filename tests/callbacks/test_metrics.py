@@ -28,5 +28,5 @@ def test_resume_keeps_what_lies_before_it(tmp_path):
 
 def test_a_new_run_never_writes_into_an_old_file(tmp_path):
     MetricsFile(tmp_path).log_metrics({"loss": 1.0}, step=1)
-    with pytest.raises(FileExistsError, match="another run"):
+    with pytest.raises(FileExistsError, match="two runs never share a folder"):
         MetricsFile(tmp_path)
