@@ -14,7 +14,7 @@ class FullAt(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.current_epoch == self.epoch:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, self.limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, self.limits[1]))
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)

@@ -216,6 +216,19 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, changes, message):
         load_encoder(run)
 
 
+@pytest.mark.parametrize("name", ["timm/hf-hub:someone/model", "timm/local-dir:/somewhere", "os.system"])
+def test_a_checkpoint_names_no_backbone_but_ours(tmp_path, name):
+    """Neither a download nor a folder nor an import."""
+    pytest.importorskip("timm")
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    path = run / "checkpoints" / "last.ckpt"
+    content = load_checkpoint(path)
+    content["settings"]["model"]["init_args"]["backbone"] = {"name": name}
+    torch.save(content, tmp_path / "hostile.ckpt")
+    with pytest.raises(ValueError, match="timm has no model|backbone must be one of"):
+        load_encoder(tmp_path / "hostile.ckpt")
+
+
 def test_onnx_is_not_read_back(tmp_path):
     (tmp_path / "a.onnx").touch()
     with pytest.raises(ValueError, match=r"a\.onnx is for other programs"):

@@ -74,7 +74,7 @@ class FullDisk(L.Callback):
 
     def on_train_batch_start(self, trainer, *_):
         full = self.first <= trainer.global_step < self.last
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 if full else self.limits[0], self.limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else self.limits[0], self.limits[1]))
 
     def on_exception(self, *_):
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
