@@ -79,27 +79,31 @@ def measure(
 
     Raises:
         ValueError: no case has such a name, or a setting is out of range, or the backend cannot run here.
-        ImportError: the trainer's packages are missing.
+        ImportError: the packages of the only section are missing; of several, that one is left out.
     """
     if seconds <= 0:
         raise ValueError(f"seconds must be above 0, got {seconds:g}")
     if data is not None and not data.is_dir():
         raise ValueError(f"data must be a folder of classes of images, got {str(data)!r}")
     path = results.path_of(output or results.default_folder(), device())
-    passed = True
+    failed = False
     for section in sections:
-        rows = []
-        with results.environment() as about:
-            for row in _MEASURES[section](substring, backend, seconds, data):
-                if "failed" in row:
-                    passed = False
-                    print(f"FAILED  {row['failed']}", file=sys.stderr, flush=True)
-                else:
-                    rows.append(row)
-        if passed and not substring:
+        try:
+            with results.environment() as about:
+                rows = list(_MEASURES[section](substring, backend, seconds, data))
+        except ImportError as error:
+            if len(sections) == 1:
+                raise
+            print(f"{section}: not run: {error}", flush=True)
+            continue
+        wrong = [row["failed"] for row in rows if "failed" in row]
+        for message in wrong:
+            print(f"FAILED  {message}", file=sys.stderr, flush=True)
+        failed = failed or bool(wrong)
+        if not (wrong or substring):
             results.save(path, device(), section, about, rows)
             print(f"written: {path}, {section}, after {about['seconds']:.0f} s", flush=True)
-    return passed
+    return not failed
 
 
 def _operators(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:

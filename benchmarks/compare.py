@@ -85,6 +85,9 @@ def _install(commit: str, folder: Path) -> Path:
         _run(f"install {commit!r}", sys.executable, "-m", "pip", "install", *options, str(tree))
     finally:
         _run("remove the worktree", "git", "worktree", "remove", "--force", str(tree))
+    note = site / "amcl_fast" / "_native_missing.txt"
+    if note.exists():
+        raise ValueError(f"the native module of {commit!r} was not built: {note.read_text().strip()}")
     shutil.copytree(Path(__file__).parent, site / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
     return site
 

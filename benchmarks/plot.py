@@ -45,6 +45,7 @@ def _speed_up(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.xaxis.set_major_formatter("{x:g}×")
+    axes.xaxis.set_minor_formatter("{x:g}×")
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
     axes.set_xlabel("speed-up, forward and backward")
     axes.legend(fontsize=8)

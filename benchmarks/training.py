@@ -39,7 +39,8 @@ def measure(recipe: str, steps: int = 25) -> dict[str, Any]:
     from amcl_fast.pretrain import PretrainCLI
     from amcl_fast.recipes import recipe_files
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     arguments = [part for path in recipe_files(recipe) for part in ("--config", str(path))]
     total = _WARM_UP + steps
     with tempfile.TemporaryDirectory() as folder:

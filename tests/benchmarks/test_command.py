@@ -84,3 +84,16 @@ def test_errors_in_one_line(arguments, message, capsys):
 def test_photographs_are_asked_for(capsys):
     assert command.measure(("pipeline",), "224 px, a", "auto", 0.1, None, None)
     assert "224 px, a: not run, for want of photographs: --data PATH" in capsys.readouterr().out
+
+
+def test_a_section_without_its_packages_is_left_out_of_several(one_case, monkeypatch, tmp_path, capsys):
+    def missing(*_):
+        raise ImportError("no such package")
+
+    monkeypatch.setitem(command._MEASURES, "pipeline", missing)
+    assert command.measure(("pipeline", "operators"), "", "auto", 0.01, None, tmp_path)
+    assert "pipeline: not run: no such package" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["sections"].keys() == {"operators"}
+    with pytest.raises(ImportError, match="no such package"):
+        command.measure(("pipeline",), "", "auto", 0.01, None, tmp_path)
