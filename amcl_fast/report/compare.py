@@ -13,7 +13,7 @@ from ..files import write_file
 from .html import document, figure
 from .page import summarise
 from .run import Run, read_run
-from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, png
+from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, label, png
 
 _CAPTIONS = {
     "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
@@ -82,7 +82,7 @@ def _knn(runs: list[Run]) -> Figure | None:
         start = run.last("knn_untrained")
         share = [*([] if start is None else [0.0]), *(steps / max(steps[-1], 1))]
         heights = [*([] if start is None else [start]), *values]
-        axes.plot(share, heights, color=CYCLE[number], label=f"{_name(run)}, {values[-1]:.1f} %")
+        axes.plot(share, heights, color=CYCLE[number], label=label(f"{_name(run)}, {values[-1]:.1f} %"))
         axes.plot(share[-1:], heights[-1:], "o", color=CYCLE[number])
     pixels = [value for run in runs if (value := run.last("knn_pixels")) is not None]
     if pixels and max(pixels) - min(pixels) < 0.05:  # runs on the same data have the same

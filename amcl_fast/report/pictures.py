@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .run import Run
 from .snapshot import Snapshot
 from .style import BLUE, CYCLE, GREY, RED
+from .style import label as shown
 
 
 def _shots(run: Run) -> Iterator[Snapshot]:
@@ -141,9 +142,9 @@ def embedding(run: Run) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
-        for label, name in enumerate(shot.classes):
+        for label, name in enumerate(shot.classes.tolist()):
             points = shot.embedding[shot.labels == label]
-            axes.scatter(*points.T, s=7, color=CYCLE[label % len(CYCLE)], alpha=0.7, linewidths=0, label=str(name))
+            axes.scatter(*points.T, s=7, color=CYCLE[label % len(CYCLE)], alpha=0.7, linewidths=0, label=shown(name))
         axes.set_title(_moment(run, shot))
         axes.set_xlabel(f"first axis, {shot.embedding_variance[0]:.0%} of the variance")
         axes.set_ylabel(f"second axis, {shot.embedding_variance[1]:.0%}")

@@ -31,6 +31,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a folder may be called anything
 }
 
 
@@ -42,6 +43,11 @@ def curve_axes(title: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(y_label)
     return figure, axes
+
+
+def label(name: str) -> str:
+    """A name as legends show it: they leave out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def png(figure: Figure) -> bytes:

@@ -39,7 +39,7 @@ def test_figures_show_only_runs_that_have_the_numbers(runs, tmp_path):
 
 
 def test_names_are_escaped(runs, tmp_path):
-    odd = run_directory(tmp_path / "<b>odd", metrics=METRICS)
+    odd = run_directory(tmp_path / "_<b>odd $x^$", metrics=METRICS)
     text = write_comparison([*runs, odd]).read_text()
     assert "&lt;b&gt;odd" in text and "<b>odd" not in text
 

@@ -107,6 +107,13 @@ def test_every_class_of_the_embedding_has_its_colour(tmp_path, classes):
     assert all(has_colour(png, colour, least=20) == (n < classes) for n, colour in enumerate(module.CYCLE[:3]))
 
 
+def test_classes_may_be_called_anything(tmp_path):
+    names = ["_hidden", "$5 or \\frac$", "<b>x</b>"]
+    found = figures(tmp_path / "names", after=snapshot(classes=np.array(names)))
+    assert "embedding.png" in found
+    assert legend(pictures.embedding(run(tmp_path / "names"))) == [" _hidden", *names[1:]]
+
+
 @pytest.mark.parametrize("pairs", [1, 10])
 def test_pairs_show_the_pixels_of_both_views(tmp_path, pairs):
     views = np.zeros((2, pairs, 8, 8, 3), np.uint8)
