@@ -3,6 +3,7 @@
 import platform
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Report(L.Callback):
         self.pairs = pairs
         self._seconds = 0.0
         self._started = 0.0
+        self._last_views: Sequence[torch.Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._elapsed()}
@@ -54,7 +56,13 @@ class Report(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_last_batch and pl_module.criterion.adaptive is not None:  # type: ignore[union-attr]
-            self._log_heads(trainer, pl_module, batch[0])
+            self._last_views = batch[0]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not in the batch's own hook: images per second are those of training alone.
+        if self._last_views is not None:
+            self._log_heads(trainer, pl_module, self._last_views)
+            self._last_views = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = self._elapsed()
@@ -75,7 +83,7 @@ class Report(L.Callback):
         return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     @staticmethod
-    def _log_heads(trainer: L.Trainer, pl_module: Any, views: Any) -> None:
+    def _log_heads(trainer: L.Trainer, pl_module: Any, views: Sequence[torch.Tensor]) -> None:
         # Every process looks: frameworks gather what belongs to a global batch.
         gpus = [pl_module.device] if pl_module.device.type == "cuda" else []
         with (
