@@ -41,7 +41,7 @@ class SimCLR(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         encoder = resnet18()
-        encoder.fc = nn.Identity()  # type: ignore[assignment]
+        encoder.fc = nn.Identity()
         self.model = nn.Sequential(encoder, nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
         # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
         self.criterion = SimCLRLoss(

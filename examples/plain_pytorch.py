@@ -37,7 +37,7 @@ def train(steps: int) -> SimCLRLoss:
     """Train for a few steps and print every loss; returns the loss module."""
     torch.manual_seed(0)
     encoder = resnet18()
-    encoder.fc = nn.Identity()  # type: ignore[assignment]
+    encoder.fc = nn.Identity()
     model = nn.Sequential(encoder, nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
     # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
     criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")

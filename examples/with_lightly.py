@@ -25,7 +25,7 @@ def train(steps: int) -> SimCLRLoss:
     """Train for a few steps and print every loss; returns the loss module."""
     torch.manual_seed(0)
     encoder = resnet18()
-    encoder.fc = nn.Identity()  # type: ignore[assignment]
+    encoder.fc = nn.Identity()
     model = nn.Sequential(encoder, SimCLRProjectionHead(512, 512, 128))
     # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.1 to 1
     criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")
