@@ -56,7 +56,7 @@ class SimCLR(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.06, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.0075, momentum=0.9)
 
 
 def train(steps: int) -> SimCLRLoss:

@@ -6,7 +6,7 @@ Against the same loop with NT-Xent, the three statements marked `# changed` diff
 """
 
 import argparse
-from itertools import cycle, islice
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,10 @@ def train(steps: int) -> SimCLRLoss:
     # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
     criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")
     # changed: the temperature learns, too
-    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.06, momentum=0.9)
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.0075, momentum=0.9)
     images = FakeData(size=128, image_size=(3, 40, 40), transform=two_views)
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
-    for step, ((first, second), _) in enumerate(islice(cycle(loader), steps), 1):
+    for step, ((first, second), _) in enumerate(islice(chain.from_iterable(repeat(loader)), steps), 1):
         loss = criterion(model(first), model(second))
         optimizer.zero_grad()
         loss.backward()

@@ -7,7 +7,7 @@ Against lightly's own SimCLR loop, the three statements marked `# changed` diffe
 """
 
 import argparse
-from itertools import cycle, islice
+from itertools import chain, islice, repeat
 
 import torch
 from lightly.models.modules import SimCLRProjectionHead
@@ -30,10 +30,10 @@ def train(steps: int) -> SimCLRLoss:
     # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.1 to 1
     criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")
     # changed: the temperature learns, too
-    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.06, momentum=0.9)
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.0075, momentum=0.9)
     images = FakeData(size=128, image_size=(3, 40, 40), transform=SimCLRTransform(input_size=32, gaussian_blur=0.0))
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
-    for step, (views, _) in enumerate(islice(cycle(loader), steps), 1):
+    for step, (views, _) in enumerate(islice(chain.from_iterable(repeat(loader)), steps), 1):
         z1, z2 = (model(view) for view in views)
         loss = criterion(z1, z2)
         optimizer.zero_grad()

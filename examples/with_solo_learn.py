@@ -32,7 +32,7 @@ SETTINGS = OmegaConf.create(
         "optimizer": {
             "name": "sgd",
             "batch_size": 32,
-            "lr": 0.06,
+            "lr": 0.0075,
             "classifier_lr": 0.1,
             "weight_decay": 5e-4,
             "kwargs": {"momentum": 0.9},
