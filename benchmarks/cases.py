@@ -11,7 +11,6 @@ from amcl_fast import AdaptiveTemperature
 
 Operands = list[Tensor | None]
 
-OPERATORS = ("contrast", "align", "decorrelate")
 LOSSES = ("simclr", "barlow")
 # What a case runs in, unless it names a dtype: the dtype in which people train there.
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -27,8 +26,8 @@ class Case:
 
     Attributes:
         name: what the tables call it.
-        operator: one of `OPERATORS`, with s, r and the rest as in `amcl_fast.reference`; or one of `LOSSES`, from
-            projections to the scalar.
+        operator: `contrast`, `align` or `decorrelate` of `amcl_fast.reference`; or one of `LOSSES`, from projections
+            to the scalar.
         heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: as many as anchors, with SimCLR's
             skipped columns) and d (the batch for `decorrelate` and `barlow`).
         settings: keyword arguments of the operator or, but for the range of τ, of the loss.

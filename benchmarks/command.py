@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from amcl_fast import ops
+
 from . import results
-from .cases import select
+from .cases import Case, select
 
 SECTIONS = ("operators", "pipeline", "training", "scaling")
 Rows = Iterator[dict[str, Any]]
@@ -100,7 +102,7 @@ def measure(
         for message in wrong:
             print(f"FAILED  {message}", file=sys.stderr, flush=True)
         failed = failed or bool(wrong)
-        if not (wrong or substring):
+        if rows and not (wrong or substring):
             results.save(path, device(), section, about, rows)
             print(f"written: {path}, {section}, after {about['seconds']:.0f} s", flush=True)
     return not failed
@@ -114,6 +116,9 @@ def _operators(substring: str, backend: str, seconds: float, data: Path | None) 
     bandwidth = copy_bandwidth() if device() == "cuda" else None
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.name}", flush=True)
+        if problem := _unfit(case, backend):
+            print(f"    not run: {problem}", flush=True)
+            continue
         try:
             row = measure(case, device(), backend, seconds, bandwidth)
         except WrongResult as wrong:
@@ -121,6 +126,18 @@ def _operators(substring: str, backend: str, seconds: float, data: Path | None) 
             continue
         print(f"    {operator_line(row)}", flush=True)
         yield row
+
+
+def _unfit(case: Case, backend: str) -> str | None:
+    """Why the backend does not take this case, None if it does; ValueError if it takes none here."""
+    operand = torch.empty(0, device=device(), dtype=case.dtype_on(device()))
+    try:
+        ops.resolve(backend, operand)
+    except ValueError as error:
+        return str(error)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return None
 
 
 def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:

@@ -148,19 +148,21 @@ def _lightly(case: Case) -> Run:
 
 
 def products(case: Case, operands: Operands, rows_at_once: int | None = None) -> Callable[[], None]:
-    """The matrix products of a dense forward and backward pass, alone: s, r, and two gradients of each.
+    """The matrix products of a dense forward and backward pass, alone: s, r, and the gradients that the case has.
 
     `rows_at_once`: for that many anchors at a time, where rows × candidates does not fit in memory.
     """
-    tables = [t.detach() for t in operands[:4] if t is not None]
+    tables = [(t.detach(), t.requires_grad) for t in operands[:4] if t is not None]
     pairs = list(zip(tables[::2], tables[1::2], strict=True))
 
     def run() -> None:
-        for x, y in pairs:
+        for (x, by_x), (y, by_y) in pairs:
             for part in x.split(rows_at_once or x.shape[1], dim=1):
                 matrix = part @ y.mT
-                _ = matrix @ y
-                _ = matrix.mT @ part
+                if by_x:
+                    _ = matrix @ y
+                if by_y:
+                    _ = matrix.mT @ part
 
     return run
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import SIMCLR
 
+from amcl_fast.capabilities import Status
 from amcl_fast.cli import main
 from benchmarks import command, operators
 from benchmarks.peers import implementation
@@ -49,6 +50,17 @@ def test_a_wrong_case_fails_and_nothing_is_written(one_case, tmp_path, monkeypat
     assert not measure(tmp_path)
     assert not list(tmp_path.glob("*.json"))
     assert "FAILED  SimCLR, N = 512: relative error 1.0e-02" in capsys.readouterr().err
+
+
+def test_a_backend_gets_the_cases_that_it_takes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "select", lambda device, substring: [replace(SIMCLR, dtype="float64")])
+    monkeypatch.setattr(command.ops.capabilities, "triton_status", lambda: Status(False, "none here"))
+    assert command.measure(("operators",), "", "triton", 0.01, None, tmp_path)
+    assert "not run: backend 'triton' takes float32, bfloat16 and float16, got torch.float64" in capsys.readouterr().out
+    monkeypatch.setattr(command, "select", lambda device, substring: [SIMCLR])
+    with pytest.raises(ValueError, match="backend 'triton' is not available: none here"):
+        command.measure(("operators",), "", "triton", 0.01, None, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_exit_code_of_a_failed_check(monkeypatch):

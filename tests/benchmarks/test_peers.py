@@ -34,6 +34,21 @@ def test_products_run_at_every_size():
             peers.products(case, operands, 8)()
 
 
+def test_products_are_those_of_the_gradients(monkeypatch):
+    made = []
+    original = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: made.append(1) or original(a, b))
+    counts = {}
+    for case in ALL:
+        if case.operator in ("contrast", "decorrelate"):
+            made.clear()
+            peers.products(case, case.operands("cpu", torch.float32))()
+            counts[case.name] = len(made)
+    assert counts["SimCLR, N = 512"] == counts["Barlow Twins, d = 2048, N = 512"] == 6
+    assert counts["NT-Xent, N = 1024"] == 3
+    assert counts["MoCo, N = 256, queue 65,536"] == 5
+
+
 def test_missing_package_and_unknown_peer(monkeypatch):
     case = next(case for case in ALL if "lightly" in case.peers)
     monkeypatch.setitem(sys.modules, "lightly.loss", None)
