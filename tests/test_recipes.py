@@ -147,9 +147,9 @@ def test_the_list_is_short_and_tells_all_names():
 
 def test_released_barlow_twins_needs_the_batch_it_was_made_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["pretrain", "--recipe", "barlow-builtin-released", "--data.batch_size", "128"]) == 2
+    assert main(["pretrain", "--recipe", "barlow-builtin-released", "--data.batch_size", "64"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "temperature.dim=256" in line and "data.batch_size=128" in line
+    assert "temperature.dim=128" in line and "data.batch_size=64" in line
     assert not list(tmp_path.iterdir())
 
 
