@@ -119,8 +119,9 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is none of this schema.
     """
     document = json.loads(path.read_text())
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {document.get('schema')!r}")
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {schema!r}")
     return document
 
 

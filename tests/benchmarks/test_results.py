@@ -56,6 +56,7 @@ def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
 
 def test_other_documents_are_refused(tmp_path):
     (tmp_path / "study.json").write_text('{"what": "something else"}')
+    (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "z.json").write_text(json.dumps(document()))
     with pytest.raises(ValueError, match=r"study.json must hold benchmark results of schema 1, got None"):
         results.load(tmp_path / "study.json")
