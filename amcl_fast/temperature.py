@@ -16,8 +16,9 @@ class AdaptiveTemperature(nn.Module):
 
     - `dot`: r = φ(x)·φ(y), the paper's and the released code's. It is unbounded, and with the released range
       training drives every τ to tau_min within a few steps.
-    - `cosine`: r = scale·(cos(φ(x), φ(y)) − offset) with a learned offset. It is bounded, which keeps the
-      temperatures inside their range.
+    - `cosine`: r = scale·(cos(φ(x), φ(y)) − offset) with a learned offset. It does not see how long vectors are and
+      differs by at most 2·scale between pairs, which keeps temperatures inside their range. The offset itself is not
+      bounded: a loss that falls for ever with τ still carries all of them to a bound.
 
     Args:
         dim: width of what φ reads: the projection width d, and for Barlow Twins, where φ reads channel
