@@ -4,12 +4,11 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import NT_XENT, image_folder
 from lightning.pytorch import Trainer
-from PIL import Image
 from traps import Touch
 
 from amcl_fast import AdaptiveTemperature
@@ -20,31 +19,12 @@ from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import describe_recipes, recipe_files
 
-TINY = """
-data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
-model:
-  class_path: amcl_fast.methods.SimCLR
-  init_args:
-    backbone: {name: resnet18, stem: small, width: 8}
-    projector: {heads: 2, hidden_dim: 16, dim: 8}
-    criterion:
-      class_path: amcl_fast.SimCLRLoss
-      init_args: {temperature: 0.2, negatives: softmax, include_positive: true, backend: reference}
-trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}
-"""
+TINY = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 8), ("test", 2)):
-        for label in "ab":
-            folder = root / part / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
-    return root
+    return image_folder(tmp_path_factory.mktemp("images"), 8, 2)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import image_folder
 from fake_data import FakeDataModule
-from PIL import Image
 
 from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
@@ -73,15 +73,7 @@ def test_phi_fits_what_it_reads(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 19), ("test", 4)):
-        for label in "ab":
-            folder = root / part / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
-    return root
+    return image_folder(tmp_path_factory.mktemp("images"), 19, 4)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

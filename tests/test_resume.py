@@ -1,64 +1,24 @@
 """A real run (command line, DALI, JPEG) killed in mid-epoch and resumed ends as if it had not been."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from command_line import AMCL, image_folder, pretrain
 
-_TESTS = Path(__file__).parent
-_SETTINGS = """
-seed_everything: 3
-data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
-model:
-  class_path: amcl_fast.methods.SimCLR
-  init_args:
-    backbone: {name: resnet18, stem: small, width: 8}
-    projector: {heads: 2, hidden_dim: 16, dim: 8}
-    criterion:
-      class_path: amcl_fast.SimCLRLoss
-      init_args:
-        temperature:
-          class_path: amcl_fast.AdaptiveTemperature
-          init_args: {dim: 8, tau_min: 0.1, tau_max: 1.0, score: cosine}
-        negatives: topk_softmax
-        top_k: 4
-    schedule: {warmup_epochs: 0.5}
+_SETTINGS = f"""{AMCL}
+    schedule: {{warmup_epochs: 0.5}}
 trainer:
-  {max_epochs: 3, accelerator: cpu, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}
-checkpoint: {every_n_epochs: 2, every_n_steps: 4}
+  {{max_epochs: 3, accelerator: cpu, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}}
+checkpoint: {{every_n_epochs: 2, every_n_steps: 4}}
+seed_everything: 3
 """
 _STEPS = 9  # of three epochs
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 4)):
-        for label in "ab":
-            folder = root / part / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.jpg")
-    return root
-
-
-def pretrain(folder, *arguments):
-    """Run the command line in `folder`; returns the finished process."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return image_folder(tmp_path_factory.mktemp("images"), 12, 4)
 
 
 def checkpoint(run):

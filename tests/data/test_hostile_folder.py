@@ -7,24 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import NT_XENT
 from PIL import Image
 
 from amcl_fast.cli import main
 from amcl_fast.data.scan import scan_classes
 from amcl_fast.report import read_run
 
-SETTINGS = """
-data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
-model:
-  class_path: amcl_fast.methods.SimCLR
-  init_args:
-    backbone: {name: resnet18, stem: small, width: 8}
-    projector: {heads: 2, hidden_dim: 16, dim: 8}
-    criterion:
-      class_path: amcl_fast.SimCLRLoss
-      init_args: {temperature: 0.2, negatives: softmax, include_positive: true, backend: reference}
-trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}
-"""
+SETTINGS = NT_XENT + "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}"
 
 noise = np.random.default_rng(0)
 
