@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.frameworks
 
-trains `<framework>-builtin-<variant>` once a seed, about 45 s of one core each, writes
+trains `<framework>-builtin-<variant>` once a seed, about 40 s of one core each, writes
 benchmarks/results/frameworks-builtin.json and prints its table. A training that has finished is read from its folder
 and not repeated. The JSON holds "what", "machine", "environment" (as benchmarks.results has them), "command" and
 "runs": recipe, seed, kNN in percent (also `untrained` and `pixels`), seconds of an epoch, and the last logged loss,
@@ -75,7 +75,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             if max(run[f"tau_{sign}_at_bound"] for run in runs) > 0.99:
                 return f"{mean(f'tau_{sign}_mean', runs):.2g}, at its bound"
             std = mean(f"tau_{sign}_std", runs)
-            return f"{mean(f'tau_{sign}_mean', runs):.2f}" + (f" ± {std:.3f}" if std > 0 else "")
+            return f"{mean(f'tau_{sign}_mean', runs):.2g}" + (f" ± {std:.1g}" if std > 0 else "")
 
         values = ", ".join(f"{run['knn']:.1f}" for run in of_recipe)
         cells = [f"`{recipe}`", values, f"{mean('knn'):.1f}", spread("positive"), spread("negative")]

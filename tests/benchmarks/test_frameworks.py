@@ -43,7 +43,7 @@ def test_the_table_has_a_row_for_each_recipe():
     ]
     runs[-1]["tau_positive_at_bound"] = 1.0
     assert frameworks.table(runs).splitlines()[2:] == [
-        "| `a` | 40.0, 41.0 | 40.5 | 0.20 | — | 2.0 |",
-        "| `b` | 39.0 | 39.0 | 0.30 ± 0.050 | — | 2.0 |",
+        "| `a` | 40.0, 41.0 | 40.5 | 0.2 | — | 2.0 |",
+        "| `b` | 39.0 | 39.0 | 0.3 ± 0.05 | — | 2.0 |",
         "| `c` | 38.0 | 38.0 | 1e-05, at its bound | — | 2.0 |",
     ]
