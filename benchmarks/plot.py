@@ -44,8 +44,10 @@ def _speed_up(axes: Any, rows: list[dict[str, Any]]) -> None:
             seen.add(peer)
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.xaxis.set_major_formatter("{x:g}×")
-    axes.xaxis.set_minor_formatter("{x:g}×")
+    low, high = axes.get_xlim()
+    ticks = [ratio for ratio in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100) if low <= ratio <= high]
+    axes.set_xticks(ticks, [f"{ratio:g}×" for ratio in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
     axes.set_xlabel("speed-up, forward and backward")
     axes.legend(fontsize=8)
@@ -65,7 +67,7 @@ def _against_n(axes: Any, rows: list[dict[str, Any]], key: str, label: str, unit
     axes.set_xlabel("N")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left")
 
 
 def _time(axes: Any, rows: list[dict[str, Any]]) -> None:
