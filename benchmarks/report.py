@@ -175,7 +175,7 @@ def _verdicts(row: dict[str, Any]) -> str:
     for name, target in row["targets"].items():
         wanted = _TARGETS.get(name, f"≥ {{:g}} × {name}").format(target)
         found = row["ratios"].get(name)
-        figure = "not measured" if found is None else _FOUND.get(name, "{:.1f} ×").format(found)
+        figure = "not measured" if found is None else _FOUND.get(name, "{:.2f} ×").format(found)
         parts.append(f"{wanted}: {'met' if row['met'][name] else 'missed'} ({figure})")
     return "; ".join(parts) or "–"
 
