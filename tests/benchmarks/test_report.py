@@ -43,7 +43,7 @@ def test_operators_table():
     )
     assert line == (
         "| SimCLR | float32, native | 10 (9 – 11) | 5.0 | wrong by 3e-01 | not installed | 0.50 × "
-        "| 2 MiB, 1/32 of dense | ≥ 4 × dense: met (5.0 ×); ≤ 0.4 × products: missed (0.50 ×); "
+        "| 2 MiB, 1/32 of dense | ≥ 4 × dense: met (5.00 ×); ≤ 0.4 × products: missed (0.50 ×); "
         "memory ≤ 1/20 of dense: met (1/32); ≥ 3 × compiled: missed (not measured) |"
     )
 
