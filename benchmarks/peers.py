@@ -16,6 +16,7 @@ from .cases import LOSSES, PHI, Case, Operands
 # From operands, as `Case.operands` makes them, to the result.
 Run = Callable[..., Tensor]
 
+
 class NotInstalled(Exception):
     """A peer's package is missing; the message says what installs it."""
 

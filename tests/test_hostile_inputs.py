@@ -112,11 +112,16 @@ def test_too_few_images(name, n, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("adaptive", [False, True], ids=["constant", "adaptive"])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("what", ["zero rows", "all zero", "all equal", "huge", "tiny"])
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        (what, name)
+        for what, name in itertools.product(("zero rows", "all zero", "all equal", "huge", "tiny"), NAMES)
+        # Channels without any spread have a test of their own below.
+        if not (name == "barlow" and what.startswith("all"))
+    ],
+)
 def test_degenerate_projections(what, name, adaptive, backend):
-    if name == "barlow" and what in ("all zero", "all equal"):
-        pytest.skip("channels without any spread: see test_barlow_twins_of_constant_channels")
     tensors = inputs_of(name, 6, 2, 8, torch.float32, seed=0)
     for t in tensors[: 2 if name == "moco" else None]:
         if what == "zero rows":
