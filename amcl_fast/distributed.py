@@ -7,6 +7,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+if dist.is_available():
+    # Before a process group exists: this module's defaults are the group of the moment. Imported later (torch._dynamo
+    # does), they keep a destroyed group's threads alive, and one that still frees a tensor while the interpreter
+    # ends aborts the process (gloo, torch 2.11).
+    import torch.distributed.nn
+
 
 def world() -> tuple[int, int]:
     """(rank, world size) of the default process group; (0, 1) without one."""

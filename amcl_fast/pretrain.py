@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -161,7 +162,11 @@ def pretrain(
             cli, checkpoint = _prepare(recipe, data, resume, run_dir, settings, lock)
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise SettingsError(_message(error)) from error
-        return _train(cli, checkpoint)
+        code = _train(cli, checkpoint)
+    if dist.is_available() and dist.is_initialized():
+        # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
+        dist.destroy_process_group()
+    return code
 
 
 def _train(cli: PretrainCLI, checkpoint: Path | None) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import end_group
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
 from amcl_fast.distributed import row_counts
@@ -69,7 +70,7 @@ def worker(rank, counts, store, results):
         found[name] = (value, grads)
     if rank == 0:
         torch.save(found, results)
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.parametrize("sizes", [EQUAL, RAGGED])
@@ -90,7 +91,7 @@ def disagreeing(rank, world_size, store):
     start(rank, world_size, store)
     with pytest.raises(ValueError, match=r"agree on heads C and width d, .* \[\[2, 3, 4\], \[2, 3, 5\]\]"):
         row_counts(torch.zeros(2, 3, 4 + rank))
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_disagreement_is_an_error_and_no_hang(tmp_path):

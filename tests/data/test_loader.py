@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from PIL import Image
+from processes import end_group
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
 from amcl_fast.data.pipeline import Output
@@ -232,7 +233,7 @@ def resume_in_two_processes(rank, folder):
     restored = loader(images, EVERYTHING, batch_size=4, shard=rank, num_shards=2)
     restored.load_state_dict(state[0])
     assert_same(copies(restored), expected)
-    torch.distributed.destroy_process_group()
+    end_group()
 
 
 def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folder):

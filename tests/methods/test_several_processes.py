@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fake_data import FakeDataModule, FakeLoader
+from processes import end_group
 from running import Stop
 from torch import nn
 from toy_methods import FRAMEWORKS, KINDS, fit, method
@@ -93,7 +94,7 @@ def worker(rank, counts, port, folder):
         dist.all_reduce(loss)
         found.append(state | {"loss": loss / len(counts)})
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.parametrize("sizes", COUNTS)
@@ -127,7 +128,7 @@ def resuming_worker(rank, port, folder):
     path = folder / "stopped" / "checkpoints" / "last.ckpt"
     resumed = train("stopped", ckpt_path=str(path)).state_dict()
     assert [name for name, value in whole.items() if not torch.equal(resumed[name], value)] == []
-    dist.destroy_process_group()
+    end_group()
 
 
 class OwnLoader(FakeLoader):
@@ -155,7 +156,7 @@ def shuffling_worker(rank, port, folder):
     module.contrast(tuple(images(rank).chunk(2)))
     module.on_after_backward()
     torch.save(module.queue.keys, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_group()
 
 
 def images(rank):
