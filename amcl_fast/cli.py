@@ -108,6 +108,12 @@ def _declare_evaluate(commands: Any) -> None:
     parser.add_argument("weights", type=Path, metavar="CKPT", help=_WEIGHTS)
     parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
     parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
+    parser.add_argument(
+        "--crop_pct",
+        type=float,
+        metavar="F",
+        help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
+    )
     parser.add_argument("--k", type=int, default=200, metavar="N", help="neighbours of kNN (200)")
     parser.add_argument("--epochs", type=int, default=100, metavar="N", help="of the linear probe (100)")
     parser.add_argument(
@@ -133,6 +139,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.weights,
         data=arguments.data,
         size=arguments.size,
+        crop_pct=arguments.crop_pct,
         k=arguments.k,
         epochs=arguments.epochs,
         rates=arguments.rates or RATES,

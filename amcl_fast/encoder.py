@@ -26,6 +26,7 @@ class Encoder:
         config: what the backbone is.
         size: side of the training images, in pixels.
         mean, std: normalisation of its inputs, per channel, of pixels in [0, 1].
+        crop_pct: share of the shorter side that evaluations see.
         origin: where it comes from, as text: amcl_fast (version), method, recipe, run, epochs, steps; what is
             not known is left out.
         data: the training data, as the run's data.root; None for an exported file.
@@ -36,6 +37,7 @@ class Encoder:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float
     origin: dict[str, str]
     data: str | None = None
 
@@ -53,6 +55,7 @@ class Encoder:
             "size": str(self.size),
             "mean": json.dumps(list(self.mean)),
             "std": json.dumps(list(self.std)),
+            "crop_pct": str(self.crop_pct),
         }
 
 
@@ -119,6 +122,7 @@ def _from_checkpoint(file: Path) -> Encoder:
         size=int(data["size"]),
         mean=tuple(map(float, data["mean"])),
         std=tuple(map(float, data["std"])),
+        crop_pct=float(data.get("crop_pct", 1.0)),
         origin={name: str(value) for name, value in origin.items() if value is not None},
         data=data["root"],
     )
@@ -135,13 +139,14 @@ def _from_exported(file: Path) -> Encoder:
     config = BackboneConfig(**json.loads(metadata["backbone"]))
     backbone = build_backbone(config)
     _published(backbone, config).load_state_dict(weights)
-    facts = {"backbone", "size", "mean", "std", "load", "format"}
+    facts = {"backbone", "size", "mean", "std", "crop_pct", "load", "format"}
     return Encoder(
         backbone=backbone.eval(),
         config=config,
         size=int(metadata["size"]),
         mean=tuple(map(float, json.loads(metadata["mean"]))),
         std=tuple(map(float, json.loads(metadata["std"]))),
+        crop_pct=float(metadata.get("crop_pct", "1.0")),
         origin={name: value for name, value in metadata.items() if name not in facts},
     )
 

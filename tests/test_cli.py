@@ -90,12 +90,13 @@ def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
 
 def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     pytest.importorskip("safetensors")
-    assert main([*tiny, "--run_dir", "run"]) == 0
+    assert main([*tiny, "--run_dir", "run", "--data.crop_pct", "0.8"]) == 0
     capsys.readouterr()
     probe = ["--data", str(images), "--epochs", "2", "--batch_size", "8"]
     assert main(["evaluate", "run", *probe]) == 0
     out = capsys.readouterr().out
-    for text in ("16 to learn from, 4 held out; 64 features", "features computed once", "<- best", "kNN "):
+    images_line, numbers_line = "2 classes, 16 px of 20", "16 to learn from, 4 held out; 64 features"
+    for text in (images_line, numbers_line, "features computed once", "<- best", "kNN "):
         assert text in out
     assert len(re.findall(r"^  [\d.]+ +[\d.]+ %", out, re.MULTILINE)) == 8
     found = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
@@ -107,14 +108,15 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     assert "does not say what it was trained on: give --data" in capsys.readouterr().err
     assert main(["evaluate", "alone.safetensors", *probe, "--output", "again.json"]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
-    for part in ("knn", "linear", "training_images", "queries", "size"):
+    for part in ("knn", "linear", "training_images", "queries", "size", "crop_pct"):
         assert again[part] == found[part]
 
-    assert main(["evaluate", "run", "--epochs", "1", "--rates", "1", "10", "--augment", "--batch_size", "8"]) == 0
+    options = ["--rates", "1", "10", "--augment", "--batch_size", "8", "--crop_pct", "1"]
+    assert main(["evaluate", "run", "--epochs", "1", *options]) == 0
     assert "random crop and flip every epoch" in capsys.readouterr().out
     own = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
     assert own["data"] == str(images)  # the run's own, by default
-    assert own["linear"]["sweep"]["rates"] == [1.0, 10.0]
+    assert own["linear"]["sweep"]["rates"] == [1.0, 10.0] and (own["crop_pct"], found["crop_pct"]) == (1.0, 0.8)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

@@ -47,6 +47,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         prefetch: int = 2,
         device: Literal["auto", "cpu", "gpu"] = "auto",
         limit: int | None = None,
+        crop_pct: float = 1.0,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -68,6 +69,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 decoded images.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
+            crop_pct: share of the shorter side that evaluations see, the images' centre; 0.875 is ImageNet's
+                custom (256 pixels, of which 224).
 
         Raises:
             ValueError: a setting out of range.
@@ -86,6 +89,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean={mean}, std={std}: expected three numbers each, std above 0")
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct={crop_pct}: expected above 0 and at most 1")
         same = Augmentation.from_letters(augmentation)
         self.views = [same] * views if isinstance(views, int) else list(views)
         if len(self.views) < 2:
@@ -93,6 +98,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
+        self.crop_pct = crop_pct
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self._found: _Found | None = None
@@ -251,6 +257,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             prefetch=self.prefetch,
             mean=self.mean,
             std=self.std,
+            crop_pct=self.crop_pct,
         )
 
 

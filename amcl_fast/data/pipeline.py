@@ -38,6 +38,7 @@ class Output:
         prefetch: batches computed ahead; below 2 nothing overlaps with the consumer.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
+        crop_pct: share of the shorter side that images without augmentation show, above 0 and up to 1.
     """
 
     size: int
@@ -48,6 +49,7 @@ class Output:
     prefetch: int = 2
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -104,8 +106,8 @@ def training_pipeline(
 def evaluation_pipeline(files: list[str], output: Output) -> Any:
     """An endless pipeline over the files in order, without augmentation.
 
-    The shorter side is scaled to `output.size` and the centre cropped; an image that already has that size
-    keeps its pixels. The outputs are those of `training_pipeline` for one view.
+    The shorter side is scaled to `output.size / output.crop_pct` and the centre cropped; with all of it, an
+    image that already has that size keeps its pixels. The outputs are those of `training_pipeline` for one view.
     """
     return _evaluation_graph(files, output, **output.settings)
 
@@ -138,7 +140,7 @@ def _training_graph(
 def _evaluation_graph(files: list[str], output: Output) -> Any:
     encoded, index = _read(files)
     images = _decode(encoded, output.device)
-    return _normalise(_centre(images, output.size), output, mirror=0), index
+    return _normalise(_centre(images, output.size, output.crop_pct), output, mirror=0), index
 
 
 @pipeline_def
@@ -204,10 +206,10 @@ def _view(images: Any, augmentation: Augmentation, output: Output, seeds: list[i
     return _normalise(x, output, mirror=fn.random.coin_flip(probability=augmentation.flip, seed=seeds[9]))
 
 
-def _centre(images: Any, size: int) -> Any:
+def _centre(images: Any, size: int, share: float = 1.0) -> Any:
     # Resizing only the central square keeps memory bounded for very long images.
     extent = fn.cast(images.shape()[0:2], dtype=types.DALIDataType.FLOAT)
-    side = fn.reductions.min(extent)
+    side = fn.reductions.min(extent) * share
     return fn.resize(
         images, size=(size, size), roi_start=(extent - side) * 0.5, roi_end=(extent + side) * 0.5
     )

@@ -20,6 +20,7 @@ def run(
     *,
     data: str | None,
     size: int | None,
+    crop_pct: float | None,
     k: int,
     epochs: int,
     rates: Sequence[float],
@@ -33,6 +34,7 @@ def run(
         weights: run directory, checkpoint or exported safetensors file.
         data: as data.root of `ContrastiveDataModule`; None: what the encoder was trained on.
         size: side of the images in pixels; None: as in training.
+        crop_pct: share of the shorter side that is seen; None: as in training.
         k: neighbours of kNN.
         epochs, rates, batch_size: of the linear probe.
         augment: random crop and flip for the linear probe, anew every epoch; None: on a GPU only, since the encoder
@@ -55,6 +57,7 @@ def run(
         batch_size=batch_size,
         mean=encoder.mean,  # type: ignore[arg-type]
         std=encoder.std,  # type: ignore[arg-type]
+        crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
         num_threads=len(os.sched_getaffinity(0)),
         device="gpu" if device.type == "cuda" else "cpu",
     )
@@ -82,6 +85,7 @@ def run(
         "encoder": encoder.metadata,
         "data": data,
         "size": datamodule.size,
+        "crop_pct": datamodule.crop_pct,
         "classes": datamodule.num_classes,
         **found.as_dict(),
         "skipped_files": [list(entry) for entry in datamodule.skipped],
@@ -97,9 +101,10 @@ def _bar(loop: Iterable[Any], title: str) -> Iterable[Any]:
 def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDataModule) -> str:
     history = "".join(f", {encoder.origin[unit]} {unit}" for unit in ("epochs", "steps") if unit in encoder.origin)
     left_out = f", {len(datamodule.skipped):,} files left out" if datamodule.skipped else ""
+    seen = f" of {datamodule.size / datamodule.crop_pct:.0f}" if datamodule.crop_pct < 1 else ""
     return (
         f"encoder     {file} ({encoder.config.name}{history})\n"
-        f"data        {data}: {datamodule.num_classes} classes, {datamodule.size} px{left_out}"
+        f"data        {data}: {datamodule.num_classes} classes, {datamodule.size} px{seen}{left_out}"
     )
 
 

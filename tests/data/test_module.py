@@ -126,6 +126,8 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
         ({"views": 1}, "views=1: contrastive learning needs two or more"),
         ({"std": (1.0, 0.0, 1.0)}, r"std=\(1.0, 0.0, 1.0\): expected three numbers each, std above 0"),
         ({"augmentation": "x"}, "augmentation='x'"),
+        ({"crop_pct": 0.0}, r"crop_pct=0.0: expected above 0 and at most 1"),
+        ({"crop_pct": 1.1}, r"crop_pct=1.1: expected above 0 and at most 1"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(options, message):

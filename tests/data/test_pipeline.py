@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import center_crop, resize
 
 from amcl_fast.data import Augmentation
 from amcl_fast.data.pipeline import Output, evaluation_pipeline, operator_seeds, training_pipeline
@@ -182,13 +183,21 @@ def test_evaluation_scales_the_shorter_side_and_crops_the_centre(save, shape):
     height, width = shape
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(width) * 2, np.arange(height)[:, None] * 2
-    image, _ = tensors(
-        evaluation_pipeline([save("ramp.png", ramp)], Output(size=32, batch_size=1, **RAW)).run()
-    )
+    image, _ = tensors(evaluation_pipeline([save("ramp.png", ramp)], Output(size=32, batch_size=1, **RAW)).run())
     # 64 pixels of a slope of 2 around the centre; the mean is the centre's value whatever the filter.
     assert image[0, ..., 0].mean().item() == pytest.approx(width - 1, abs=1)
     assert image[0, ..., 1].mean().item() == pytest.approx(height - 1, abs=1)
     assert (image[0, 16, 24, 0] - image[0, 16, 8, 0]).item() == pytest.approx(64, abs=2)
+
+
+def test_evaluation_of_a_share_is_resize_and_center_crop(save):
+    waves = np.sin(np.linspace(0, 9, 96))[:, None] * np.cos(np.linspace(0, 5, 128)) * 100 + 128
+    pixels = np.repeat(waves[..., None], 3, -1).astype(np.uint8)
+    output = Output(size=28, batch_size=1, crop_pct=0.875, **RAW)
+    image, _ = tensors(evaluation_pipeline([save("waves.png", pixels)], output).run())
+    resized = resize(torch.from_numpy(pixels).permute(2, 0, 1), 32, antialias=True)
+    expected = center_crop(resized, 28).permute(1, 2, 0).float()
+    assert (image[0] - expected).abs().max() <= 3
 
 
 def test_evaluation_keeps_an_image_of_the_wanted_size(save):
