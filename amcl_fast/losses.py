@@ -261,9 +261,7 @@ class MoCoLoss(_Contrast):
             phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
             phi_candidates = self._features(candidates)
             anchors = torch.cat([x, y], dim=1)
-            rows = self._evaluate(
-                (x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype
-            )
+            rows = self._evaluate((x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype)
             return _checked(rows.mean(dim=1).sum(), q=q, k=k, queue=queue)
 
 
@@ -391,9 +389,7 @@ def _heads_first(**inputs: Tensor) -> list[Tensor]:
             raise ValueError(f"{name} must have at least one head and one channel, got {tuple(z.shape)}")
     for name, z in others:
         if z.shape != first.shape:
-            raise ValueError(
-                f"{name} must have the shape of {first_name}, {tuple(first.shape)}, got {tuple(z.shape)}"
-            )
+            raise ValueError(f"{name} must have the shape of {first_name}, {tuple(first.shape)}, got {tuple(z.shape)}")
         _check_kind(name, z, first_name, first)
     heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in inputs.values()]
     return [z.transpose(0, 1) for z in heads]
@@ -426,9 +422,7 @@ def _check_batch(name: str, n: int) -> None:
         raise ValueError(f"{name} must have a batch of N ≥ 2 rows, got {n}")
 
 
-def _number(
-    name: str, value: float, *, above: float | None = None, at_least: float | None = None
-) -> float:
+def _number(name: str, value: float, *, above: float | None = None, at_least: float | None = None) -> float:
     """A finite float within its bound."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         accepted = "a float or an AdaptiveTemperature" if name == "temperature" else "a float"

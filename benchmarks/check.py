@@ -99,9 +99,9 @@ class Oracle:
             return [evaluate(run, self._operands, upstream) for upstream in self._upstreams]
         heads, rows = self._operands[0].shape[:2]  # type: ignore[union-attr]
         upstream = torch.zeros(heads, rows, device=self._rows.device)
-        upstream[:, self._rows] = torch.linspace(
-            0.5, 1.5, heads * len(self._rows), device=upstream.device
-        ).reshape(heads, -1)
+        upstream[:, self._rows] = torch.linspace(0.5, 1.5, heads * len(self._rows), device=upstream.device).reshape(
+            heads, -1
+        )
         found = evaluate(run, self._operands, upstream)
         return [[t[:, self._rows] if number in self._by_row else t for number, t in enumerate(found)]]
 

@@ -34,14 +34,10 @@ def small_cases() -> list[Case]:
             settings = contrast.settings | {"tau_max": tau_max, "negatives": negatives, "top_k": top_k}
             for candidates, width in ((0, 80), (1111, 33), (0, 300)):
                 name = f"{negatives} {top_k}, {candidates or 190} candidates, d = {width}, τ ≤ {tau_max}"
-                cases.append(
-                    replace(contrast, name=name, candidates=candidates, width=width, settings=settings)
-                )
+                cases.append(replace(contrast, name=name, candidates=candidates, width=width, settings=settings))
         settings = {"tau_min": 0.05, "tau_max": tau_max, "beta": 1e-3}
         cases.append(Case(f"align, τ ≤ {tau_max}", "align", 2, 77, 0, 300, settings | {"weight": 0.5}))
-        cases.append(
-            Case(f"decorrelate, τ ≤ {tau_max}", "decorrelate", 2, 190, 0, 70, settings | {"lambd": 5e-3})
-        )
+        cases.append(Case(f"decorrelate, τ ≤ {tau_max}", "decorrelate", 2, 190, 0, 70, settings | {"lambd": 5e-3}))
     return cases
 
 

@@ -138,9 +138,7 @@ def scaling(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table(
-        ["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines
-    )
+    return _table(["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines)
 
 
 def _quartiles(run: dict[str, Any]) -> str:

@@ -187,9 +187,7 @@ def decorrelate_backward(
     of_x = of_y = of_phi_x = of_phi_y = None
     score = gradient.new_empty(())
     if needs[0] or needs[2]:
-        of_x, of_phi_x, score = _gradients(
-            gradient, x, y, phi_x, phi_y, offset, settings, needs[0], needs[2]
-        )
+        of_x, of_phi_x, score = _gradients(gradient, x, y, phi_x, phi_y, offset, settings, needs[0], needs[2])
     if needs[1] or needs[3]:
         of_y, of_phi_y, _ = _gradients(gradient, y, x, phi_y, phi_x, offset, settings, needs[1], needs[3])
     return of_x, of_y, of_phi_x, of_phi_y, score
@@ -214,9 +212,7 @@ def _gradients(
     m = int(tiling["M"])
     strip = max(m, WORKSPACE // (2 * heads * dim * dtype.itemsize) // m * m)
     of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
-    of_phi = (
-        torch.empty(phi_x.shape, dtype=phi_x.dtype, device=x.device) if need_phi and phi_x is not None else None
-    )
+    of_phi = torch.empty(phi_x.shape, dtype=phi_x.dtype, device=x.device) if need_phi and phi_x is not None else None
     table, phi_table = y.to(dtype), None if phi_y is None else phi_y.to(dtype)
     score = torch.zeros((), device=x.device)
     for first in range(0, dim, strip):
@@ -249,9 +245,7 @@ def _gradients(
 
 
 def _operands(x: Tensor, y: Tensor, phi_x: Tensor | None, phi_y: Tensor | None) -> tuple[Rows, ...]:
-    return tuple(
-        rows_of(tensor) for tensor in (x, y, x if phi_x is None else phi_x, y if phi_y is None else phi_y)
-    )
+    return tuple(rows_of(tensor) for tensor in (x, y, x if phi_x is None else phi_x, y if phi_y is None else phi_y))
 
 
 def _settings(x: Tensor, tau_min: float, tau_max: float, lambd: float, beta: float) -> tuple[float, ...]:

@@ -64,9 +64,7 @@ def _forward(
         r = s
         if ADAPTIVE:
             other_tile = load_tile(phi_candidates, head, column, depth)
-            r = products(
-                phi_tile, other_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION
-            )
+            r = products(phi_tile, other_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION)
             r -= shift
         value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
         size = tl.full((M,), 1.0, tl.float32) * N
@@ -337,9 +335,7 @@ def _gradients(
         CHUNKS=chunks,
         **tiling,
     )
-    summed = [
-        None if grad is None else grad[0] if splits == 1 else grad.sum(0).to(own.base.dtype) for grad in grads
-    ]
+    summed = [None if grad is None else grad[0] if splits == 1 else grad.sum(0).to(own.base.dtype) for grad in grads]
     return summed[0], summed[1], scores.sum()
 
 
@@ -354,9 +350,7 @@ def _operands(
     )
 
 
-def _settings(
-    mean: bool, count: int, tau_min: float, tau_max: float, beta: float, dim: int
-) -> tuple[float, ...]:
+def _settings(mean: bool, count: int, tau_min: float, tau_max: float, beta: float, dim: int) -> tuple[float, ...]:
     """tau_min, tau_span, beta, log_weight and share, as the kernels take them."""
     return tau_min, tau_max - tau_min, beta, 1.0 if mean else 0.5 * dim, 1.0 / count if mean else 1.0
 

@@ -261,12 +261,8 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         _bounds[triton.cdiv(heads * size, together),](
             maxima, bounds, heads * size, groups, top_k, together, groups, num_warps=4
         )
-        _survivors[grid](
-            part, table, hidden, bounds, counts, values, indices, groups, capacity, **tiling
-        )
-        _exact[triton.cdiv(size, 32), heads](
-            part, table, hidden, counts, values, indices, top_k, capacity, **counting
-        )
+        _survivors[grid](part, table, hidden, bounds, counts, values, indices, groups, capacity, **tiling)
+        _exact[triton.cdiv(size, 32), heads](part, table, hidden, counts, values, indices, top_k, capacity, **counting)
         _rank[size, heads](
             values,
             indices,

@@ -71,9 +71,7 @@ def write_apex(folder: Path, lamb: str) -> None:
 def test_native_says_why_the_install_has_none(note, monkeypatch):
     monkeypatch.setitem(sys.modules, "amcl_fast._native", None)
     note.write_text("no CMake when installed\n")
-    assert capabilities.native_status() == capabilities.Status(
-        False, "built without: no CMake when installed"
-    )
+    assert capabilities.native_status() == capabilities.Status(False, "built without: no CMake when installed")
 
 
 def test_native_never_built(note, monkeypatch):

@@ -71,12 +71,8 @@ def test_shapes_dtypes_and_strides(name, backend):
             continue  # two standardised values are ±0.7 whatever the input, so the gradient is nothing but rounding
         case = f"N={n} C={heads} d={d} {dtype} {layout} adaptive={adaptive}"
         tensors = inputs_of(name, n, heads, d, dtype, seed=n * d)
-        exact = evaluate(
-            loss_of(name, n, d, adaptive, "reference", torch.float64), [t.double() for t in tensors]
-        )
-        found = evaluate(
-            loss_of(name, n, d, adaptive, backend, dtype), [LAYOUTS[layout](t) for t in tensors]
-        )
+        exact = evaluate(loss_of(name, n, d, adaptive, "reference", torch.float64), [t.double() for t in tensors])
+        found = evaluate(loss_of(name, n, d, adaptive, backend, dtype), [LAYOUTS[layout](t) for t in tensors])
         assert found[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32), case
         assert abs(found[0] - exact[0]) <= TOLERANCE[dtype] * max(1, abs(exact[0])), case
         for a, b in zip(found[1], exact[1], strict=True):

@@ -25,9 +25,7 @@ with RunLock() as lock:
 def test_another_process_is_refused_until_the_first_is_killed(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(RunInUseError, match=rf"is in use: process {holder.pid} on "), RunLock() as own:
             own.acquire(tmp_path)

@@ -304,9 +304,7 @@ def test_extreme_temperatures_stay_exact(backend):
         temperature.phi[2].bias.fill_(3.0)
     z1, z2 = rand(5, 1, 16), rand(5, 1, 16, seed=1)
     loss = SimCLRLoss(temperature, negatives="softmax", beta=1e-4, backend=backend)
-    expected = literal.simclr(
-        z1.numpy(), z2.numpy(), literal.adaptive_tau(temperature), "softmax", None, 1e-4, False
-    )
+    expected = literal.simclr(z1.numpy(), z2.numpy(), literal.adaptive_tau(temperature), "softmax", None, 1e-4, False)
     assert loss(z1, z2).item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -77,9 +77,7 @@ def pip(python: Path, *arguments: str | Path, **environment: str) -> str:
 def import_from(python: Path, folder: Path) -> list[str]:
     """Import the package in `folder`; return the files of the packages and native_status()."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [python, "-c", IMPORT], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run([python, "-c", IMPORT], cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 

@@ -60,9 +60,7 @@ class Augmentation:
             ValueError: another letter, or one that repeats.
         """
         if set(letters) - set(_LETTERS) or len(set(letters)) != len(letters):
-            raise ValueError(
-                f"augmentation={letters!r}: expected letters out of {_LETTERS!r}, each at most once"
-            )
+            raise ValueError(f"augmentation={letters!r}: expected letters out of {_LETTERS!r}, each at most once")
         return cls(
             crop_scale=(0.08, 1.0) if "a" in letters else None,
             blur=0.5 if "b" in letters else 0.0,

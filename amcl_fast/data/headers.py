@@ -113,9 +113,7 @@ def _check_webp(head: bytes, size: int) -> bool:
         bits = int.from_bytes(head[21:25], "little")
         _check_pixels(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
     elif head[12:16] == b"VP8 ":
-        _check_pixels(
-            int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-        )
+        _check_pixels(int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF)
     else:
         return False
     return True

@@ -158,9 +158,7 @@ class ContrastiveLoader:
         if now != then:
             raise ValueError(
                 "the saved position does not fit these settings: "
-                + "; ".join(
-                    f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]
-                )
+                + "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name])
             )
         self._pipeline = None
         self._bad, self._source = {}, torch.arange(len(self._source))
@@ -172,9 +170,7 @@ class ContrastiveLoader:
             return
         own = [shard for shard in state["shards"] if shard["shard"] == self._shard]
         if not own:
-            raise ValueError(
-                f"the saved position lacks shard {self._shard}: it was saved by one process alone"
-            )
+            raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
         self._checkpoint = base64.b64decode(own[0]["checkpoint"]) or None
         self._position = state["position"]
         self._replace(own[0]["bad"])

@@ -199,9 +199,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return self._features_loader(query.subset(places))
 
     def _features_loader(self, images: Images) -> EvaluationLoader:
-        return EvaluationLoader(
-            self._labelled(images), self._output(self.batch_size), on_bad_file=self._note_bad_file
-        )
+        return EvaluationLoader(self._labelled(images), self._output(self.batch_size), on_bad_file=self._note_bad_file)
 
     def _labelled(self, images: Images) -> Images:
         known_bad = {path for path, _ in self.skipped}

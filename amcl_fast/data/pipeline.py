@@ -16,9 +16,7 @@ try:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 except ImportError as error:
-    raise ImportError(
-        'the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"'
-    ) from error
+    raise ImportError('the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"') from error
 
 Device = Literal["cpu", "gpu"]
 
@@ -130,9 +128,7 @@ def _training_graph(
         pad_last_batch=True,
     )
     images = _decode(encoded, output.device)
-    outputs = [
-        _view(images, view, output, operator_seeds(seed, shard, number)) for number, view in enumerate(views)
-    ]
+    outputs = [_view(images, view, output, operator_seeds(seed, shard, number)) for number, view in enumerate(views)]
     return *outputs, index
 
 
@@ -210,9 +206,7 @@ def _centre(images: Any, size: int, share: float = 1.0) -> Any:
     # Resizing only the central square keeps memory bounded for very long images.
     extent = fn.cast(images.shape()[0:2], dtype=types.DALIDataType.FLOAT)
     side = fn.reductions.min(extent) * share
-    return fn.resize(
-        images, size=(size, size), roi_start=(extent - side) * 0.5, roi_end=(extent + side) * 0.5
-    )
+    return fn.resize(images, size=(size, size), roi_start=(extent - side) * 0.5, roi_end=(extent + side) * 0.5)
 
 
 def _normalise(images: Any, output: Output, mirror: Any) -> Any:

@@ -59,9 +59,7 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
     folder = _folder(root)
-    names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
     found = _check(folder, {name: _list_files(os.path.join(folder, name)) for name in names})
@@ -181,8 +179,6 @@ def _load(cache: Path) -> dict[str, list]:
 
 def _save(cache: Path, folder: str, entries: dict[str, list]) -> None:
     try:
-        write_whole(
-            cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": entries}).encode()
-        )
+        write_whole(cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": entries}).encode())
     except OSError as error:
         log.warning("the scan of %s cannot be kept, so every run repeats it: %s", folder, error)

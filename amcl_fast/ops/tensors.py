@@ -25,9 +25,7 @@ def masked(tensors: Sequence[Tensor | None], present: Sequence[bool]) -> list[Te
     return [tensor if there else None for tensor, there in zip(tensors, present, strict=True)]
 
 
-def fake_gradients(
-    like: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool]
-) -> tuple[Tensor, ...]:
+def fake_gradients(like: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
     """Fake gradients of `tensors`, contiguous, after `stand_ins`."""
     return tuple(
         like.new_empty(0) if t is None or not need else t.new_empty(t.shape)

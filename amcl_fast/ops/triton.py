@@ -330,9 +330,7 @@ def _decorrelate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the four tables and of the offset."""
     wanted = (needs[0], needs[1], needs[2] or needs[4], needs[3])
-    *grads, score = decorrelate_backward(
-        gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, wanted
-    )
+    *grads, score = decorrelate_backward(gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, wanted)
     a, b, c, d, e = stand_ins(x, masked([*grads, _of_offset(score, offset)], needs))
     return a, b, c, d, e
 

@@ -48,6 +48,7 @@ _SETTINGS = {
     "seed": "seed_everything",
 }
 
+
 def write_report(run_dir: Path) -> Path:
     """Write report/index.html, its figures and summary.json from what lies in a run directory.
 

@@ -63,9 +63,7 @@ def test_a_failed_download_names_the_remedies_and_leaves_nothing(monkeypatch, ow
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
-    with pytest.raises(
-        ConnectionError, match=r"cifar10 could not be .*not known.*ROOT/train/CLASS.*'builtin'"
-    ):
+    with pytest.raises(ConnectionError, match=r"cifar10 could not be .*not known.*ROOT/train/CLASS.*'builtin'"):
         prepare_download("cifar10")
     assert list((own_cache / "datasets").iterdir()) == []
 

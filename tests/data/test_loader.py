@@ -118,8 +118,7 @@ def test_shards_draw_their_own_augmentations(save):
 def test_seeds_repeat_and_differ_whatever_the_number_of_threads(tmp_path):
     images = numbered(tmp_path / "i", 30)
     runs = [
-        epochs(loader(images, EVERYTHING, threads=threads, seed=seed), 2)
-        for threads, seed in ((1, 3), (3, 3), (2, 4))
+        epochs(loader(images, EVERYTHING, threads=threads, seed=seed), 2) for threads, seed in ((1, 3), (3, 3), (2, 4))
     ]
     assert_same(runs[0], runs[1])
     assert not torch.equal(runs[0][0][0][0], runs[2][0][0][0])
@@ -211,17 +210,13 @@ def test_a_state_of_other_files_begins_their_order_anew(tmp_path, caplog):
     moved = tmp_path / "moved"
     (tmp_path / "i").rename(moved)
     caplog.clear()
-    elsewhere = loader(
-        Images([str(moved / Path(f).name) for f in images.files], images.labels, images.classes)
-    )
+    elsewhere = loader(Images([str(moved / Path(f).name) for f in images.files], images.labels, images.classes))
     elsewhere.load_state_dict(first.state_dict())
     assert caplog.text == ""
 
 
 def resume_in_two_processes(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     images = scan_classes(folder / "images")
     data = loader(images, EVERYTHING, batch_size=4, shard=rank, num_shards=2)
     iterator = iter(data)

@@ -197,9 +197,7 @@ def test_lightning_resumes_in_the_middle_of_an_epoch(make_folder, tmp_path, monk
     whole = Recorder(stop)
     lightning.Trainer(**options).fit(whole, datamodule=prepared(root))
     resumed = Recorder()
-    lightning.Trainer(**options).fit(
-        resumed, datamodule=prepared(root), ckpt_path="middle.ckpt", weights_only=True
-    )
+    lightning.Trainer(**options).fit(resumed, datamodule=prepared(root), ckpt_path="middle.ckpt", weights_only=True)
     assert len(whole.seen) == 18
     assert len(resumed.seen) == 18 - stop
     assert all(torch.equal(a, b) for a, b in zip(resumed.seen, whole.seen[stop:], strict=True))
@@ -224,9 +222,7 @@ def test_image_files_of_mixed_kinds_train(tmp_path):
     rng = np.random.default_rng(0)
     for label in ("a", "b"):
         (tmp_path / "mixed" / label).mkdir(parents=True)
-        for number, (suffix, mode) in enumerate(
-            [("jpg", "RGB"), ("jpg", "CMYK"), ("png", "LA"), ("webp", "RGB")] * 2
-        ):
+        for number, (suffix, mode) in enumerate([("jpg", "RGB"), ("jpg", "CMYK"), ("png", "LA"), ("webp", "RGB")] * 2):
             shape = tuple(rng.integers(1, 60, 2))
             image = Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).convert(mode)
             image.save(tmp_path / "mixed" / label / f"{number}.{suffix}")

@@ -106,9 +106,7 @@ def test_jitter_changes_contrast_saturation_and_hue(save):
     stripes = np.full((SIDE, SIDE, 3), 64, np.uint8)
     stripes[:, ::2] = 192
     (view,) = views_of(save("stripes.png", stripes), only(jitter=1.0))
-    contrast = (view[:, 0, 0, 0] - view[:, 0, 1, 0]) / (
-        view[:, 0, 0, 0] + view[:, 0, 1, 0]
-    )  # free of brightness
+    contrast = (view[:, 0, 0, 0] - view[:, 0, 1, 0]) / (view[:, 0, 0, 0] + view[:, 0, 1, 0])  # free of brightness
     assert 0.28 < contrast.min() < 0.35
     assert 0.65 < contrast.max() < 0.72
 
@@ -122,9 +120,7 @@ def test_jitter_changes_contrast_saturation_and_hue(save):
         save("red.png", np.full((SIDE, SIDE, 3), (160, 96, 96), np.uint8)),
         only(jitter=1.0, jitter_strength=0.1),
     )
-    assert (calm - torch.tensor([160.0, 96, 96])).abs().max() < 0.5 * (
-        view - torch.tensor([160.0, 96, 96])
-    ).abs().max()
+    assert (calm - torch.tensor([160.0, 96, 96])).abs().max() < 0.5 * (view - torch.tensor([160.0, 96, 96])).abs().max()
 
 
 def test_blur_takes_the_high_frequencies_out_of_half_of_the_views(save):
@@ -202,9 +198,7 @@ def test_evaluation_of_a_share_is_resize_and_center_crop(save):
 
 def test_evaluation_keeps_an_image_of_the_wanted_size(save):
     pixels = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    image, _ = tensors(
-        evaluation_pipeline([save("a.png", pixels)], Output(size=SIDE, batch_size=1, **RAW)).run()
-    )
+    image, _ = tensors(evaluation_pipeline([save("a.png", pixels)], Output(size=SIDE, batch_size=1, **RAW)).run())
     assert torch.equal(image[0], torch.from_numpy(pixels).float())
 
 

@@ -102,9 +102,7 @@ def test_classes_can_be_given(make_folder):
     images = scan_classes(root, ["cow", "ant"])
     assert images.classes == ["cow", "ant"]
     assert images.labels == [1, 1, 0, 0]
-    assert [reason for _, reason in images.skipped] == [
-        "its class 'bee' is not one of the training classes"
-    ] * 2
+    assert [reason for _, reason in images.skipped] == ["its class 'bee' is not one of the training classes"] * 2
 
 
 def test_a_class_without_a_good_image_is_no_class(make_folder):
@@ -133,9 +131,7 @@ def test_folders_without_classes_or_images_are_clear_errors(tmp_path, make_folde
     with pytest.raises(ValueError, match=r"flat holds no usable image; expected ROOT/CLASS/IMAGE"):
         scan_classes(flat)
     (flat / "class" / "b.png").write_text("text")
-    with pytest.raises(
-        ValueError, match=r"(?s)no usable image.*Left out 1, the first:.*b\.png: not an image"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)no usable image.*Left out 1, the first:.*b\.png: not an image"):
         scan_classes(flat)
     with pytest.raises(ValueError, match=r"absent does not exist; expected"):
         scan_classes(tmp_path / "absent")

@@ -63,8 +63,7 @@ def test_near_neighbours_outvote_a_majority():
     bank = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]])
     labels, query = torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0.0]])
     sharp, flat = (
-        knn_accuracy(bank, labels, query, torch.tensor([0]), k=3, temperature=t, num_classes=2)
-        for t in (0.1, 1.0)
+        knn_accuracy(bank, labels, query, torch.tensor([0]), k=3, temperature=t, num_classes=2) for t in (0.1, 1.0)
     )
     assert (sharp, flat) == (100.0, 0.0)
 
@@ -77,9 +76,7 @@ def test_small_temperature_does_not_overflow():
 def test_half_precision_features_are_judged_in_float32():
     bank, labels = clusters(30, 8)
     half = knn_accuracy(bank.bfloat16(), labels, bank.bfloat16(), labels, k=5, num_classes=4)
-    assert half == knn_accuracy(
-        bank.bfloat16().float(), labels, bank.bfloat16().float(), labels, k=5, num_classes=4
-    )
+    assert half == knn_accuracy(bank.bfloat16().float(), labels, bank.bfloat16().float(), labels, k=5, num_classes=4)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ FLOOR = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 def evaluate(operator, tensors, settings, weights=None):
     """Rows, statistics and the gradient of every floating tensor, in one flat dict."""
-    leaves = [
-        t.detach().clone().requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors
-    ]
+    leaves = [t.detach().clone().requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
     rows, *stats = operator(*leaves, **settings)
     if weights is None:
         # Unequal weights, or errors that cancel in a mean stay hidden.
@@ -23,9 +21,7 @@ def evaluate(operator, tensors, settings, weights=None):
     results = {"rows": rows.detach()}
     for i, group in enumerate(stats):
         results |= {f"{key}_{i}": value for key, value in group.items()}
-    results |= {
-        f"gradient_{i}": t.grad for i, t in enumerate(leaves) if t is not None and t.is_floating_point()
-    }
+    results |= {f"gradient_{i}": t.grad for i, t in enumerate(leaves) if t is not None and t.is_floating_point()}
     return results
 
 

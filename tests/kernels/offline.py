@@ -61,11 +61,14 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             for d in (128, 2048):
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
             yield f"decorrelate {name} {kind}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
-    yield "select of a queue", lambda: select.hardest(
-        torch.empty(2, 512, 128, dtype=torch.bfloat16),
-        torch.empty(2, 128, 65536, dtype=torch.bfloat16).mT,
-        None,
-        1024,
+    yield (
+        "select of a queue",
+        lambda: select.hardest(
+            torch.empty(2, 512, 128, dtype=torch.bfloat16),
+            torch.empty(2, 128, 65536, dtype=torch.bfloat16).mT,
+            None,
+            1024,
+        ),
     )
 
 
