@@ -144,11 +144,12 @@ def _weighted_sums(
         if BY_COLUMN:
             pair = tl.load(order + place, mask, other=0)
             anchor = pair // top_k
-            source = anchor - head * sources
+            # Past the end a row that load_tile takes for zeros: pair 0 is of head 0, and lies before this head's rows.
+            source = tl.where(mask, anchor - head * sources, sources)
             g = tl.load(gradient + anchor, mask, other=0.0)
         else:
             pair = place
-            source = tl.load(chosen + pair, mask, other=0)
+            source = tl.load(chosen + pair, mask, other=sources)
             g = tl.where(mask, 1.0, 0.0)
         if X:
             weight = g * tl.load(slope_s + pair, mask, other=0.0)

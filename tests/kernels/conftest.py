@@ -10,3 +10,20 @@ if not torch.cuda.is_available():
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
         raise pytest.UsageError("triton was imported before the tests of its kernels: set TRITON_INTERPRET=1")
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def memcheck(monkeypatch):
+    """Kernels touch only their tensors and read only what was written, in every test of this folder.
+
+    A GPU has compute-sanitizer for it.
+    """
+    if torch.cuda.is_available():
+        yield None
+        return
+    from memcheck import Memcheck
+
+    assert torch.utils.deterministic.fill_uninitialized_memory  # with NaN, in this mode
+    torch.use_deterministic_algorithms(True)
+    yield Memcheck(monkeypatch)
+    torch.use_deterministic_algorithms(False)
