@@ -1,26 +1,58 @@
 """All that needs a GPU, in one command: `python -m benchmarks.gpu`.
 
-In this order: every operator on the device against float64 (a failure ends the run: no timings of wrong results); the
-same bits in two runs; compute-sanitizer's memcheck on ragged sizes, where it is installed; timings beside the peers.
-Results go to the machine's JSON, a table to the terminal, plots beside the JSON where matplotlib is installed. Takes
-less than eight minutes on an H100, and needs torch, triton and numpy only.
+Three parts, in this order unless some are named:
+
+- `checks`: every operator on the device against float64, at ragged and unusual inputs, and the same bits in two runs;
+- `timings`: the cases with a GPU's name on them beside their peers, each checked before it is timed;
+- `memcheck`: some of the checks under compute-sanitizer, where it is installed.
+
+What fails is told at the end, with exit code 1, and takes nothing else with it: results go to the machine's JSON after
+every part and every case. A table goes to the terminal, plots beside the JSON where matplotlib is installed. Needs the
+installed package (`pip install --no-build-isolation --no-deps -e .`), torch, triton and numpy only. All parts are meant
+to take less than eight minutes on an H100; one at a time where a command may not run that long.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import operators, report, results
-from .cases import CASES, Case
+from .cases import CASES, Case, Operands
 from .check import Oracle
 from .peers import implementation
+
+PARTS = ("checks", "timings", "memcheck")
+_MEMCHECK_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class UnusualCase(Case):
+    """With an offset of r, tables that are views of transposed ones, and a third of the queue's keys equal."""
+
+    def operands(self, device: str, dtype: torch.dtype, seed: int = 0, *, on_grid: bool = False) -> Operands:
+        """As `Case.operands`."""
+        *tables, _, skip = (*super().operands(device, dtype, seed, on_grid=on_grid), None)[:6]
+        if self.candidates and tables[1] is not None:
+            tables[1] = tables[1].detach().clone()
+            tables[1][:, ::3] = tables[1][:, :1]
+        turned = [
+            None if t is None else t.detach().mT.contiguous().mT.requires_grad_(needed)
+            for t, needed in zip(tables, self.gradients, strict=True)
+        ]
+        offset = torch.tensor(0.5, device=device, dtype=dtype, requires_grad=True) if self.adaptive else None
+        return [*turned, offset, skip] if self.operator == "contrast" else [*turned, offset]
 
 
 def small_cases() -> list[Case]:
@@ -41,85 +73,146 @@ def small_cases() -> list[Case]:
     return cases
 
 
-def check(device: str, cases: list[Case], dtypes: tuple[torch.dtype, ...]) -> list[dict[str, Any]]:
-    """Errors of the kernels in all cases; SystemExit if one is over its tolerance or two runs differ in a bit."""
+def unusual_cases() -> list[Case]:
+    """Offsets, strides, many equal candidates, and κ beyond what is put in order."""
+    settings = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-3}
+    cases: list[Case] = []
+    form: dict[str, Any]
+    for negatives, top_k in (("topk_mean", 20), ("topk_softmax", 1100), ("softmax", None)):
+        form = settings | {"negatives": negatives, "top_k": top_k}
+        cases.append(UnusualCase(f"unusual {negatives} {top_k}", "contrast", 2, 70, 1300, 80, form))
+    form = settings | {"negatives": "topk_softmax", "top_k": 20}
+    cases.append(UnusualCase("unusual SimCLR", "contrast", 2, 70, 0, 80, form))
+    cases.append(UnusualCase("unusual align", "align", 2, 77, 0, 300, settings | {"weight": 0.5}))
+    cases.append(UnusualCase("unusual decorrelate", "decorrelate", 2, 190, 0, 70, settings | {"lambd": 5e-3}))
+    return cases
+
+
+@contextlib.contextmanager
+def noted(name: str, problems: list[str]) -> Iterator[None]:
+    """Tell an exception and add it to `problems` instead of raising it, so that what comes next is still done."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{name}: {error or type(error).__name__}")
+        print(f"FAILED  {problems[-1]}", file=sys.stderr, flush=True)
+
+
+def check(device: str, cases: list[Case], dtypes: tuple[torch.dtype, ...], problems: list[str]) -> list[dict[str, Any]]:
+    """Errors of the kernels in all cases; one over its tolerance and runs that differ in a bit are `problems`."""
     rows: list[dict[str, Any]] = []
-    problems = []
     for case in cases:
         for dtype in dtypes:
             name = f"{case.name}, {str(dtype).removeprefix('torch.')}"
-            oracle, run = Oracle(case, device, dtype), implementation("triton", case)
-            first, second = oracle.evaluate(run), oracle.evaluate(run)
-            error = oracle.error_of(first)
-            rows.append({"case": name, "error": error, "tolerance": oracle.tolerance})
-            if error > oracle.tolerance:
-                problems.append(f"{name}: relative error {error:.2e}, tolerance {oracle.tolerance:.2e}")
-            pairs = [pair for both in zip(first, second, strict=True) for pair in zip(*both, strict=True)]
-            if not all(torch.equal(a, b) for a, b in pairs):
-                problems.append(f"{name}: two runs differ")
-    for problem in problems:
-        print(f"WRONG  {problem}", file=sys.stderr)
-    if problems:
-        raise SystemExit(f"{len(problems)} problems in {len(rows)} checks; nothing was timed")
+            with noted(name, problems):
+                oracle, run = Oracle(case, device, dtype), implementation("triton", case)
+                first, second = oracle.evaluate(run), oracle.evaluate(run)
+                error = oracle.error_of(first)
+                pairs = [pair for both in zip(first, second, strict=True) for pair in zip(*both, strict=True)]
+                same = all(torch.equal(a, b) for a, b in pairs)
+                rows.append({"case": name, "error": error, "tolerance": oracle.tolerance, "same_twice": same})
+                if error > oracle.tolerance:
+                    raise operators.WrongResult(f"relative error {error:.2e}, tolerance {oracle.tolerance:.2e}")
+                if not same:
+                    raise operators.WrongResult("two runs differ")
     return rows
 
 
+def all_checks(problems: list[str]) -> list[dict[str, Any]]:
+    """Every check of a GPU."""
+    rows = check("cuda", small_cases() + unusual_cases(), (torch.bfloat16,), problems)
+    # The other dtypes at one width: each width costs its own compilations.
+    few = [case for case in small_cases() if case.width in (70, 80)] + unusual_cases()
+    return rows + check("cuda", few, (torch.float32, torch.float16), problems)
+
+
 def memcheck() -> str:
-    """Run a few ragged checks under compute-sanitizer, if there is one; returns its summary."""
+    """Run some checks under compute-sanitizer, if there is one; returns its summary.
+
+    Raises:
+        WrongResult: it found something, or the checks failed.
+    """
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if tool is None:
         return "not run: no compute-sanitizer"
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu", "--ragged"]
+    # Calls of the driver that libraries try and that fail are no errors of ours.
+    command = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
+    command += [sys.executable, "-m", "benchmarks.gpu", "--ragged"]
+    # Every tensor by an allocation of its own, or a wrong address leads into the next tensor of the same.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,  # the tool's own child must end with it
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        printed, _ = process.communicate(timeout=_MEMCHECK_SECONDS)
     except subprocess.TimeoutExpired:
-        return "not finished within 150 s"
-    summary = re.findall(r"ERROR SUMMARY: .*", done.stdout + done.stderr)
-    if done.returncode:
-        raise SystemExit(f"compute-sanitizer: {(done.stdout + done.stderr)[-3000:]}")
+        return f"not finished within {_MEMCHECK_SECONDS} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise operators.WrongResult(f"exit code {process.returncode}\n{printed[-3000:]}")
+    summary = re.findall(r"ERROR SUMMARY: .*", printed)
     return summary[-1] if summary else "no summary"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check, then time."""
+    """Check, time, look for wrong addresses."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check-only", action="store_true", help="no timings")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--ragged", action="store_true", help="a few checks only, for compute-sanitizer")
-    parser.add_argument("--seconds", type=float, default=4.0, help="time for each case's measurements")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for each case's measurements")
     parser.add_argument("--output", type=Path, default=results.default_folder(), help="folder of the JSON")
     options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"PART must be one of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    parts = options.parts or PARTS
+    if importlib.util.find_spec("amcl_fast.kernels") is None:
+        raise SystemExit("amcl_fast is not installed: pip install --no-build-isolation --no-deps -e .")
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu needs an NVIDIA GPU, and torch sees none: torch.cuda.is_available() is False")
+    problems: list[str] = []
     if options.ragged:
-        check("cuda", small_cases()[::4], (torch.bfloat16,))
-        return
+        check("cuda", small_cases()[::4] + unusual_cases(), (torch.bfloat16,), problems)
+        raise SystemExit(1 if problems else 0)
     path = results.path_of(options.output, "cuda")
-    with results.environment() as about:
-        checks = check("cuda", small_cases(), (torch.bfloat16,))
-        # The other dtypes at one width: each width costs its own compilations.
-        checks += check("cuda", [c for c in small_cases() if c.width in (70, 80)], (torch.float32, torch.float16))
-        print(f"{len(checks)} checks passed, each the same in two runs", flush=True)
-        about["memcheck"] = memcheck()
-        print(f"compute-sanitizer: {about['memcheck']}", flush=True)
-    results.save(path, "cuda", "checks", about, checks)
-    if not options.check_only:
-        _time(path, options.seconds)
+    if "checks" in parts:
+        with results.environment() as about:
+            rows = all_checks(problems)
+        results.save(path, "cuda", "checks", about, rows)
+        print(f"{len(rows)} checks, {len(problems)} problems", flush=True)
+    if "timings" in parts:
+        with noted("timings", problems):
+            _time(path, options.seconds, problems)
+    if "memcheck" in parts:
+        with noted("compute-sanitizer", problems):
+            with results.environment() as about:
+                summary = memcheck()
+            print(f"compute-sanitizer: {summary}", flush=True)
+            results.save(path, "cuda", "memcheck", about, [{"summary": summary}])
     print(f"written: {path}")
+    if problems:
+        raise SystemExit("\n".join(["", f"{len(problems)} problems:", *problems]))
 
 
-def _time(path: Path, seconds: float) -> None:
-    rows, wrong = [], []
+def _time(path: Path, seconds: float, problems: list[str]) -> None:
+    rows: list[dict[str, Any]] = []
     with results.environment() as about:
         about["copy_bytes_per_second"] = bandwidth = operators.copy_bandwidth()
         for case in CASES:
             if "cuda" not in case.targets:
                 continue
-            try:
+            with noted(case.name, problems):
                 rows.append(operators.measure(case, "cuda", "triton", seconds, bandwidth))
                 print(f"{case.name}: {report.operator_line(rows[-1])}", flush=True)
-            except operators.WrongResult as problem:
-                wrong.append(str(problem))
-            torch.cuda.empty_cache()
+                results.save(path, "cuda", "operators", about, rows)
+                torch.cuda.empty_cache()
     results.save(path, "cuda", "operators", about, rows)
     print(report.operators(rows))
     try:
@@ -129,8 +222,6 @@ def _time(path: Path, seconds: float) -> None:
             print(f"written: {picture}")
     except ImportError:
         print("no plots: matplotlib is not installed")
-    if wrong:
-        raise SystemExit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A row: `case`, `operator`, `dtype`, `backend`, `tolerance`, `least_bytes` (what `align` must move), and `runs` by name
 (`ours`, the peers, `products`). A run holds `median_ms`, `q1_ms`, `q3_ms`, `rounds`, `first_call_ms` (compilation),
 `extra_bytes` (peak memory beside operands and gradients; null: not measured) and `error`; or only `missing` (its
-package is not installed) or `wrong` (its error, which is over its tolerance). `ratios` follow from these, `met` from
-`ratios` and `targets`: see `Case`.
+package is not installed), `failed` (a peer's exception) or `wrong` (its error, which is over its tolerance). `ratios`
+follow from these, `met` from `ratios` and `targets`: see `Case`.
 """
 
 from collections.abc import Callable
@@ -70,8 +70,14 @@ def measure(case: Case, device: str, backend: str, seconds: float, bandwidth: fl
             runs[name] = {"missing": str(missing)}
             continue
         step = step_of(run, sets)
-        first = once(step, device)
-        error = oracle.error(run)
+        try:
+            first = once(step, device)
+            error = oracle.error(run)
+        except Exception as failure:  # of a peer; ours must run
+            if name == "ours":
+                raise
+            runs[name] = {"failed": f"{type(failure).__name__}: {failure}"[:200]}
+            continue
         if name == "ours" and error > oracle.tolerance:
             raise WrongResult(
                 f"{case.name}: relative error {error:.1e}, tolerance {oracle.tolerance:.1e}; it was not timed"

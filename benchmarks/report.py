@@ -155,6 +155,8 @@ def _speed_up(row: dict[str, Any], peer: str) -> str:
         return "–"
     if "missing" in run:
         return "not installed"
+    if "failed" in run:
+        return "failed"
     if "wrong" in run:
         return f"wrong by {run['wrong']:.0e}"
     return f"{row['ratios'][peer]:.1f}"

@@ -4,7 +4,7 @@
       "schema": 1,
       "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
       "sections": {
-        NAME: {                      # operators, pipeline, training, scaling; checks on a GPU
+        NAME: {                      # operators, pipeline, training, scaling; checks and memcheck on a GPU
           "environment": {
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,
@@ -38,7 +38,6 @@ from typing import Any
 import torch
 
 SCHEMA = 1
-SECTIONS = ("operators", "pipeline", "training", "scaling", "checks")
 # A machine with more load than this, a core, is not quiet.
 _QUIET = 0.1
 
@@ -84,6 +83,7 @@ def environment() -> Iterator[dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "elsewhere": None,
+        "seconds": None,
     }
     if about["load"] > _QUIET * (os.cpu_count() or 1):
         print(f"warning: this machine is not quiet: load average {about['load']}", file=sys.stderr)

@@ -7,6 +7,9 @@ from typing import TypedDict
 
 import torch
 
+# About 5 ms, longer than a forward and backward pass takes to issue.
+_BUSY_CYCLES = 10_000_000
+
 
 class Timing(TypedDict):
     """Quartiles over the rounds, in milliseconds."""
@@ -18,12 +21,16 @@ class Timing(TypedDict):
 
 
 def once(run: Callable[[], object], device: str) -> float:
-    """Milliseconds of one call: by the clock on `cpu`, by events of the current stream on `cuda`."""
+    """Milliseconds of one call: by the clock on `cpu`, by events of the current stream on `cuda`.
+
+    A GPU is kept busy while the call is being issued, or what Python takes to launch short kernels would be measured.
+    """
     if device == "cpu":
         started = time.perf_counter()
         run()
         return (time.perf_counter() - started) * 1e3
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(_BUSY_CYCLES)
     begin.record()
     run()
     end.record()

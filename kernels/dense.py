@@ -272,7 +272,7 @@ def dense_backward(
         The rest is as in `dense_forward`.
 
     Returns:
-        The gradients, and Σ gradient·∂rows/∂r (0-dim; only with an offset and the third need, else unset).
+        The gradients, and Σ gradient·∂rows/∂r (0-dim; only with an offset and the third need, else of no meaning).
     """
     gradient = gradient.contiguous()
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
@@ -302,7 +302,7 @@ def _gradients(
     flags: dict[str, bool],
     by_column: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Launch `_gradient` for the rows inputs[0]; returns its gradient, that of its φ, and the sum of scores."""
+    """Launch `_gradient` for the rows inputs[0]; returns its gradient, φ's, and the sum of scores (with an offset)."""
     own, other, phi_own, _ = inputs
     heads = gradient.shape[0]
     width = max(own.width, phi_own.width)
@@ -336,7 +336,7 @@ def _gradients(
         **tiling,
     )
     summed = [None if grad is None else grad[0] if splits == 1 else grad.sum(0).to(own.base.dtype) for grad in grads]
-    return summed[0], summed[1], scores.sum()
+    return summed[0], summed[1], scores if offset is None else scores.sum()
 
 
 def _operands(
@@ -357,9 +357,10 @@ def _settings(mean: bool, count: int, tau_min: float, tau_max: float, beta: floa
 
 def _split(programs: int, columns: int, tile: int) -> tuple[int, int]:
     """(columns of one part, parts): enough parts for a grid of 256, none shorter than four tiles."""
-    parts = max(1, min(triton.cdiv(256, programs), columns // (4 * tile)))
-    span = triton.cdiv(triton.cdiv(columns, parts), tile) * tile
-    return span, triton.cdiv(columns, span)
+    # A process whose own batch is empty has no programs or no columns, and still takes part.
+    parts = max(1, min(triton.cdiv(256, max(1, programs)), columns // (4 * tile)))
+    span = max(1, triton.cdiv(triton.cdiv(columns, parts), tile)) * tile
+    return span, max(1, triton.cdiv(columns, span))
 
 
 def _forward_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bool | str]:

@@ -56,4 +56,4 @@ def pretrain(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
         "AMCL_FAST_CACHE": str(folder / "cache"),
     }
     command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

@@ -10,6 +10,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One for all workers of a run, and not the user's; its users lock it themselves."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    os.environ["AMCL_FAST_CACHE"] = str(shared / "amcl-fast-cache")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_empty():
     """Every torch.empty is filled with NaN, so that reading what nothing wrote shows in the result."""

@@ -1,6 +1,7 @@
 """Processes over gloo: that a group's threads end with it, for one left over may abort the interpreter at its end."""
 
 import atexit
+import contextlib
 import gc
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch.distributed as dist
 
 
 def gloo_threads():
-    names = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+    names = []
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended since
+            names.append((thread / "comm").read_text().strip())
     return [name for name in names if "gloo" in name]
 
 

@@ -52,7 +52,7 @@ def gradients(loss, model, views):
 
 def start(rank, world_size, store):
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
     )
     torch.set_num_threads(1)
 

@@ -5,6 +5,8 @@ take them as they are, everything after is float32, and so are the returned rows
 or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ from .tensors import fake_gradients, masked, named, stand_ins
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
+
+
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """torch.library.custom_op, on the GPU that holds the tensors: Triton launches on the current one."""
+
+    def register(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def on_its_device(first: Tensor, *rest: Any) -> Any:
+            with torch.cuda.device_of(first):
+                return function(first, *rest)
+
+        return torch.library.custom_op(f"amcl_fast::triton_{name}", on_its_device, mutates_args=())
+
+    return register
 
 
 def contrast(
@@ -58,7 +74,7 @@ def contrast(
     return rows if extra is None else torch.logaddexp(rows, extra), named(stats)
 
 
-@torch.library.custom_op("amcl_fast::triton_contrast", mutates_args=())
+@_operator("contrast")
 def _contrast(
     anchors: Tensor,
     candidates: Tensor,
@@ -106,7 +122,7 @@ def _(
     )
 
 
-@torch.library.custom_op("amcl_fast::triton_contrast_backward", mutates_args=())
+@_operator("contrast_backward")
 def _contrast_backward(
     gradient: Tensor,
     rows: Tensor,
@@ -209,7 +225,7 @@ def align(
     return rows, named(stats)
 
 
-@torch.library.custom_op("amcl_fast::triton_align", mutates_args=())
+@_operator("align")
 def _align(
     x: Tensor,
     y: Tensor,
@@ -229,7 +245,7 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _float32(x, x.shape[:2]), _float32(x, (5, *x.shape[:2])), _float32(x, (5,))
 
 
-@torch.library.custom_op("amcl_fast::triton_align_backward", mutates_args=())
+@_operator("align_backward")
 def _align_backward(
     gradient: Tensor,
     saved: Tensor,
@@ -294,7 +310,7 @@ def decorrelate(
     return heads, named(on), named(off)
 
 
-@torch.library.custom_op("amcl_fast::triton_decorrelate", mutates_args=())
+@_operator("decorrelate")
 def _decorrelate(
     x: Tensor,
     y: Tensor,
@@ -314,7 +330,7 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _float32(x, x.shape[:1]), _float32(x, (5,)), _float32(x, (5,))
 
 
-@torch.library.custom_op("amcl_fast::triton_decorrelate_backward", mutates_args=())
+@_operator("decorrelate_backward")
 def _decorrelate_backward(
     gradient: Tensor,
     x: Tensor,

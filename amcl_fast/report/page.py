@@ -27,7 +27,7 @@ _CAPTIONS = {
     "loss.png": "The loss of one batch, as logged.",
     "temperature.png": "The temperature of the pairs that enter the loss.",
     "histograms.png": "All heads together. Positives are the two views of an image (in Barlow Twins, a channel in both "
-    "views); hardest negatives, where drawn, are those the loss selects. The areas are equal; the scales of the rows are not.",
+    "views); hardest negatives, where drawn, are those the loss selects. Areas are equal, scales of rows are not.",
     "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
 }
 

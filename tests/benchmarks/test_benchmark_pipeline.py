@@ -38,8 +38,12 @@ def test_both_libraries(folder, monkeypatch):
     for row in rows:
         for name in ("images_per_second", "processor_ms"):
             low, median, high = row[name]
-            assert 0 < low <= median <= high
-    assert not multiprocessing.active_children()
+            assert 0 <= low <= median <= high
+        assert row["images_per_second"][0] > 0  # processor time comes in ticks of 10 ms
+    stop = time.monotonic() + 60
+    while multiprocessing.active_children():  # torch gives its workers some seconds, then ends them
+        assert time.monotonic() < stop
+        time.sleep(0.1)
 
 
 def test_a_missing_library_is_a_row(folder, monkeypatch):

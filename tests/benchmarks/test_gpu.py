@@ -1,7 +1,9 @@
 import importlib.util
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,33 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines 
 
 def test_checks_pass_in_the_interpreter_and_can_fail(monkeypatch):
     case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
-    [row] = gpu.check("cpu", [case], (torch.float32,))
-    assert row["error"] < 1e-5
+    problems = []
+    [row] = gpu.check("cpu", [case], (torch.float32,), problems)
+    assert row["error"] < 1e-5 and row["same_twice"] and problems == []
     monkeypatch.setitem(check.FLOOR, torch.float32, -1.0)
-    with pytest.raises(SystemExit, match="1 problems in 1 checks; nothing was timed"):
-        gpu.check("cpu", [case], (torch.float32,))
+    [row] = gpu.check("cpu", [case], (torch.float32,), problems)
+    assert len(problems) == 1 and problems[0].startswith(f"{case.name}, float32: relative error {row['error']:.2e}")
+
+
+def test_a_check_that_raises_leaves_the_others(monkeypatch):
+    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
+    broken = replace(case, name="broken", operator="none")
+    problems = []
+    rows = gpu.check("cpu", [broken, case], (torch.float32,), problems)
+    assert [row["case"] for row in rows] == [f"{case.name}, float32"]
+    assert len(problems) == 1 and problems[0].startswith("broken, float32: ")
+
+
+@pytest.mark.parametrize("case", gpu.unusual_cases(), ids=lambda case: case.name)
+def test_unusual_inputs(case):
+    small = replace(case, heads=min(case.heads, 2), rows=6, width=24, candidates=150 if case.candidates else 0)
+    x, y, *_, offset = small.operands("cpu", torch.float32)[:5]
+    assert x.stride(-1) != 1 and offset.requires_grad and x.requires_grad and x.is_leaf
+    if case.candidates:
+        assert torch.equal(y[:, 3], y[:, 147])
+    problems = []
+    [row] = gpu.check("cpu", [small], (torch.float32,), problems)
+    assert problems == [] and row["error"] < 1e-4
 
 
 def test_small_cases_cover_every_form():
@@ -56,7 +80,8 @@ def pretend(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     about = document()["machine"] | {"device": "cuda", "name": "GPU"}
     monkeypatch.setattr(gpu.results, "machine", lambda device: about)
-    monkeypatch.setattr(gpu, "check", lambda *_: [{"case": "a", "error": 0.0, "tolerance": 1.0}])
+    checks = [{"case": "a", "error": 0.0, "tolerance": 1.0, "same_twice": True}]
+    monkeypatch.setattr(gpu, "check", lambda *_: list(checks))
     monkeypatch.setattr(gpu, "memcheck", lambda: "not run")
     monkeypatch.setattr(gpu.operators, "copy_bandwidth", lambda: 1e12)
     monkeypatch.setattr(gpu.operators, "measure", measure)
@@ -68,8 +93,8 @@ def test_the_command_from_checks_to_plots(pretend, tmp_path, capsys):
     assert [timed[0] for timed in pretend] == [case.name for case in CASES if "cuda" in case.targets]
     assert {timed[1:] for timed in pretend} == {("cuda", "triton", 1e12)}
     found = gpu.results.load(tmp_path / "gpu.json")
-    assert found["sections"].keys() == {"checks", "operators"}
-    assert found["sections"]["checks"]["environment"]["memcheck"] == "not run"
+    assert found["sections"].keys() == {"checks", "operators", "memcheck"}
+    assert found["sections"]["memcheck"]["rows"] == [{"summary": "not run"}]
     assert [row["case"] for row in found["sections"]["operators"]["rows"]] == [timed[0] for timed in pretend]
     printed = capsys.readouterr().out
     assert "| SimCLR, N = 4096 | " in printed and f"written: {tmp_path / 'gpu.json'}" in printed
@@ -77,17 +102,61 @@ def test_the_command_from_checks_to_plots(pretend, tmp_path, capsys):
         assert (tmp_path / "gpu-speed-up.png").stat().st_size > 1000
 
 
-def test_a_wrong_case_leaves_the_others_and_ends_the_command(pretend, monkeypatch, tmp_path):
+def test_parts_are_run_alone(pretend, tmp_path, capsys):
+    gpu.main(["memcheck", "--output", str(tmp_path)])
+    assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck"} and pretend == []
+    gpu.main(["timings", "--output", str(tmp_path)])
+    assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck", "operators"}
+    with pytest.raises(SystemExit):
+        gpu.main(["timing"])
+    assert "PART must be one of checks, timings, memcheck, got timing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [gpu.operators.WrongResult("is wrong"), torch.OutOfMemoryError("no memory")])
+def test_what_fails_leaves_the_rest_and_the_exit_code(pretend, monkeypatch, tmp_path, error):
     measure = gpu.operators.measure
 
-    def wrong(case, *rest):
+    def fails(case, *rest):
         if case.name == "NT-Xent, N = 4096":
-            raise gpu.operators.WrongResult("NT-Xent is wrong")
+            raise error
         return measure(case, *rest)
 
-    monkeypatch.setattr(gpu.operators, "measure", wrong)
-    with pytest.raises(SystemExit, match="NT-Xent is wrong"):
+    def no_memcheck():
+        raise gpu.operators.WrongResult("3 errors")
+
+    monkeypatch.setattr(gpu.operators, "measure", fails)
+    monkeypatch.setattr(gpu, "memcheck", no_memcheck)
+    with pytest.raises(SystemExit) as end:
         gpu.main(["--output", str(tmp_path)])
+    assert f"2 problems:\nNT-Xent, N = 4096: {error}\ncompute-sanitizer: 3 errors" in str(end.value)
     names = [row["case"] for row in gpu.results.load(tmp_path / "gpu.json")["sections"]["operators"]["rows"]]
     assert len(names) == len([case for case in CASES if "cuda" in case.targets]) - 1
     assert "NT-Xent, N = 4096" not in names
+
+
+def sanitizer(folder, monkeypatch, script):
+    """A compute-sanitizer that is a shell script."""
+    tool = folder / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def test_memcheck_tells_what_the_tool_says(monkeypatch, tmp_path):
+    sanitizer(tmp_path, monkeypatch, 'echo "========= ERROR SUMMARY: 0 errors, $PYTORCH_NO_CUDA_MEMORY_CACHING"')
+    assert gpu.memcheck() == "ERROR SUMMARY: 0 errors, 1"
+    sanitizer(tmp_path, monkeypatch, "echo Invalid read; exit 9")
+    with pytest.raises(gpu.operators.WrongResult, match="exit code 9\nInvalid read"):
+        gpu.memcheck()
+
+
+def test_memcheck_ends_what_it_started(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "_MEMCHECK_SECONDS", 2)
+    sanitizer(tmp_path, monkeypatch, f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+    assert gpu.memcheck() == "not finished within 2 s"
+    child = Path(f"/proc/{int((tmp_path / 'child').read_text())}")
+    stop = time.monotonic() + 60
+    # Killed; whoever adopted it may not have looked yet.
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < stop
+        time.sleep(0.1)

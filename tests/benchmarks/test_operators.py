@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import SIMCLR, run
 
-from benchmarks import operators
+from benchmarks import operators, report
 from benchmarks.peers import NotInstalled, implementation
 
 
@@ -60,6 +60,17 @@ def test_wrong_and_missing_peers_are_shown_and_not_timed(with_implementations):
     assert runs["dense"] == {"wrong": pytest.approx(0.1, rel=0.01)}
     assert runs["chunked"] == {"missing": "not installed: pip install x"}
     assert "median_ms" in runs["compiled"]
+
+
+def test_a_peer_that_raises_leaves_the_others(with_implementations):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    with_implementations(dense=no_memory, compiled=times(1), chunked=times(1))
+    row = measure()
+    assert row["runs"]["dense"] == {"failed": "OutOfMemoryError: no memory"}
+    assert row["ratios"].keys() >= {"compiled", "chunked"} and "dense" not in row["ratios"]
+    assert "failed dense" in report.operator_line(row)
 
 
 def test_inputs_rotate():

