@@ -14,7 +14,7 @@ from amcl_fast.distributed import row_counts
 
 EQUAL, RAGGED = "equal", "ragged"
 # Rows of each process.
-COUNTS = {(2, EQUAL): [3, 3], (3, EQUAL): [3, 3, 3], (2, RAGGED): [4, 2], (3, RAGGED): [1, 5, 3]}
+COUNTS = {(2, EQUAL): [3, 3], (3, EQUAL): [3, 3, 3], (2, RAGGED): [4, 2], (3, RAGGED): [0, 5, 3]}
 
 
 def losses(total, gather):
