@@ -1,6 +1,6 @@
 """All that needs a GPU, in one command: `python -m benchmarks.gpu`.
 
-Three parts, in this order unless some are named:
+Three parts, in this order; those that are named, or all:
 
 - `checks`: every operator on the device against float64, at ragged and unusual inputs, and the same bits in two runs;
 - `timings`: the cases with a GPU's name on them beside their peers, each checked before it is timed;
@@ -43,7 +43,8 @@ class UnusualCase(Case):
 
     def operands(self, device: str, dtype: torch.dtype, seed: int = 0, *, on_grid: bool = False) -> Operands:
         """As `Case.operands`."""
-        *tables, _, skip = (*super().operands(device, dtype, seed, on_grid=on_grid), None)[:6]
+        tensors = super().operands(device, dtype, seed, on_grid=on_grid)
+        tables, skip = tensors[:4], tensors[5:]
         if self.candidates and tables[1] is not None:
             tables[1] = tables[1].detach().clone()
             tables[1][:, ::3] = tables[1][:, :1]
@@ -52,7 +53,7 @@ class UnusualCase(Case):
             for t, needed in zip(tables, self.gradients, strict=True)
         ]
         offset = torch.tensor(0.5, device=device, dtype=dtype, requires_grad=True) if self.adaptive else None
-        return [*turned, offset, skip] if self.operator == "contrast" else [*turned, offset]
+        return [*turned, offset, *skip]
 
 
 def small_cases() -> list[Case]:
@@ -94,7 +95,7 @@ def noted(name: str, problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problems.append(f"{name}: {error or type(error).__name__}")
+        problems.append(f"{name}: {str(error) or type(error).__name__}")
         print(f"FAILED  {problems[-1]}", file=sys.stderr, flush=True)
 
 

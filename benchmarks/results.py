@@ -9,7 +9,7 @@
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,
             "driver": str | null,                                     # NVIDIA's
-            "threads": int, "load": float, "elsewhere": float | null, "seconds": float,
+            "threads": int, "load": float, "elsewhere": float | null, "seconds": float | null,
           },
           "rows": [{...}, ...]       # each section's module says what a row holds
         }
