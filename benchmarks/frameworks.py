@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.frameworks
 
-trains `<framework>-builtin-<variant>` once a seed, about 40 s of one core each, writes
+trains `<framework>-builtin-<variant>` once a seed, some 30 s of one core each, writes
 benchmarks/results/frameworks-builtin.json and prints its table. A training that has finished is read from its folder
 and not repeated. The JSON holds "what", "machine", "environment" (as benchmarks.results has them), "command" and
 "runs": recipe, seed, kNN in percent (also `untrained` and `pixels`), seconds of an epoch, and the last logged loss,
