@@ -1,40 +1,48 @@
 """All that needs a GPU, in one command: `python -m benchmarks.gpu`.
 
-Three parts, in this order; those that are named, or all:
+Four parts, in this order; those that are named, or all:
 
 - `checks`: every operator on the device against float64, at ragged and unusual inputs, and the same bits in two runs;
+- `breakdown`: the device's ceilings; kernels, idle time and graph replay of operators and whole losses; a ResNet-50's
+  step with each loss;
 - `timings`: the cases with a GPU's name on them beside their peers, each checked before it is timed;
 - `memcheck`: some of the checks under compute-sanitizer, where it is installed.
 
 What fails is told at the end, with exit code 1, and takes nothing else with it: results go to the machine's JSON after
 every part and every case. A table goes to the terminal, plots beside the JSON where matplotlib is installed. Needs the
-installed package (`pip install --no-build-isolation --no-deps -e .`), torch, triton and numpy only. All parts are meant
-to take less than eight minutes on an H100; one at a time where a command may not run that long.
+installed package (`pip install --no-build-isolation --no-deps -e .`), torch, triton and numpy only, and torchvision for
+the ResNet-50. One part at a time where a command may not run for ten minutes.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import operators, report, results
+from . import breakdown, operators, report, results
 from .cases import CASES, Case, Operands
 from .check import Oracle
 from .peers import implementation
 
-PARTS = ("checks", "timings", "memcheck")
+PARTS = ("checks", "breakdown", "timings", "memcheck")
 _MEMCHECK_SECONDS = 120
+
+# A case, and the dtypes to check it in.
+Task = tuple[Case, tuple[torch.dtype, ...]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,12 @@ def unusual_cases() -> list[Case]:
         cases.append(UnusualCase(f"unusual {negatives} {top_k}", "contrast", 2, 70, 1300, 80, form))
     form = settings | {"negatives": "topk_softmax", "top_k": 20}
     cases.append(UnusualCase("unusual SimCLR", "contrast", 2, 70, 0, 80, form))
+    # 1/τ of up to 1e5, where a bit of s or of τ decides; and rows among which every similarity is a tie.
+    for negatives, top_k in (("topk_mean", 20), ("topk_softmax", 20), ("softmax", None)):
+        form = settings | {"negatives": negatives, "top_k": top_k}
+        least = form | {"tau_min": 1e-5}
+        cases.append(Case(f"τ from 1e-5, {negatives} {top_k}", "contrast", 2, 190, 0, 80, least))
+        cases.append(breakdown.EqualRows(f"equal rows, {negatives} {top_k}", "contrast", 2, 190, 0, 80, form))
     cases.append(UnusualCase("unusual align", "align", 2, 77, 0, 300, settings | {"weight": 0.5}))
     cases.append(UnusualCase("unusual decorrelate", "decorrelate", 2, 190, 0, 70, settings | {"lambd": 5e-3}))
     return cases
@@ -119,12 +133,33 @@ def check(device: str, cases: list[Case], dtypes: tuple[torch.dtype, ...], probl
     return rows
 
 
-def all_checks(problems: list[str]) -> list[dict[str, Any]]:
-    """Every check of a GPU."""
-    rows = check("cuda", small_cases() + unusual_cases(), (torch.bfloat16,), problems)
+def all_checks(problems: list[str], jobs: int = 1) -> list[dict[str, Any]]:
+    """Every check of a GPU, in `jobs` processes side by side: most of their time is compilation on the host."""
     # The other dtypes at one width: each width costs its own compilations.
-    few = [case for case in small_cases() if case.width in (70, 80)] + unusual_cases()
-    return rows + check("cuda", few, (torch.float32, torch.float16), problems)
+    all_dtypes = (torch.bfloat16, torch.float32, torch.float16)
+    tasks: list[Task] = [(case, all_dtypes if case.width in (70, 80) else all_dtypes[:1]) for case in small_cases()]
+    tasks += [(case, all_dtypes) for case in unusual_cases()]
+    shares = [tasks[number::jobs] for number in range(jobs)]
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        done: list[Callable[[], tuple[list[dict[str, Any]], list[str]]]]
+        if jobs == 1:
+            done = [partial(_check_share, share) for share in shares]
+        else:
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, context))
+            done = [pool.submit(_check_share, share).result for share in shares]
+        for number, result in enumerate(done):
+            with noted(f"checks, share {number + 1} of {jobs}", problems):
+                found, failed = result()
+                rows += found
+                problems += failed
+    return rows
+
+
+def _check_share(tasks: list[Task]) -> tuple[list[dict[str, Any]], list[str]]:
+    problems: list[str] = []
+    return [row for case, dtypes in tasks for row in check("cuda", [case], dtypes, problems)], problems
 
 
 def memcheck() -> str:
@@ -168,6 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--ragged", action="store_true", help="a few checks only, for compute-sanitizer")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=max(1, cores // 2), help="processes of the checks (half the cores)")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each case's measurements")
     parser.add_argument("--output", type=Path, default=results.default_folder(), help="folder of the JSON")
     options = parser.parse_args(arguments)
@@ -185,9 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     path = results.path_of(options.output, "cuda")
     if "checks" in parts:
         with results.environment() as about:
-            rows = all_checks(problems)
+            rows = all_checks(problems, options.jobs)
         results.save(path, "cuda", "checks", about, rows)
         print(f"{len(rows)} checks, {len(problems)} problems", flush=True)
+    if "breakdown" in parts:
+        with noted("breakdown", problems):
+            _break_down(path, problems)
     if "timings" in parts:
         with noted("timings", problems):
             _time(path, options.seconds, problems)
@@ -200,6 +240,25 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"written: {path}")
     if problems:
         raise SystemExit("\n".join(["", f"{len(problems)} problems:", *problems]))
+
+
+def _break_down(path: Path, problems: list[str]) -> None:
+    rows: list[dict[str, Any]] = []
+    with results.environment() as about:
+        about |= breakdown.ceilings()
+        for row in breakdown.rows():
+            rows.append(row)
+            results.save(path, "cuda", "breakdown", about, rows)
+            print(breakdown.table(rows[-1:]), flush=True)
+            if "failed" in row:
+                problems.append(f"breakdown of {row['case']}, {row['run']}: {row['failed']}")
+    results.save(path, "cuda", "breakdown", about, rows)
+    if importlib.util.find_spec("torchvision"):
+        with results.environment() as about:
+            training = breakdown.training_steps()
+        results.save(path, "cuda", "resnet50", about, training)
+        for row in training:
+            print(f"ResNet-50 step, {row['loss']}, {row['run']}: {row['wall_ms']:.2f} ms", flush=True)
 
 
 def _time(path: Path, seconds: float, problems: list[str]) -> None:

@@ -38,12 +38,26 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
 def test_unusual_inputs(case):
     small = replace(case, heads=min(case.heads, 2), rows=6, width=24, candidates=150 if case.candidates else 0)
     x, y, *_, offset = small.operands("cpu", torch.float32)[:5]
-    assert x.stride(-1) != 1 and offset.requires_grad and x.requires_grad and x.is_leaf
-    if case.candidates:
-        assert torch.equal(y[:, 3], y[:, 147])
+    assert x.requires_grad and x.is_leaf
+    if isinstance(case, gpu.UnusualCase):
+        assert x.stride(-1) != 1 and offset.requires_grad
+        if case.candidates:
+            assert torch.equal(y[:, 3], y[:, 147])
+    if isinstance(case, gpu.breakdown.EqualRows):
+        assert torch.equal(x, y) and torch.equal(x[:, 0], x[:, 5])
     problems = []
     [row] = gpu.check("cpu", [small], (torch.float32,), problems)
     assert problems == [] and row["error"] < 1e-4
+
+
+def test_checks_side_by_side(monkeypatch):
+    """Each process does its share; one that dies takes only its own share with it."""
+    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
+    monkeypatch.setattr(gpu, "small_cases", lambda: [case, case])
+    monkeypatch.setattr(gpu, "unusual_cases", list)
+    problems = []
+    assert gpu.all_checks(problems, jobs=2) == []
+    assert len(problems) == 2 and all("cuda" in problem.lower() for problem in problems)
 
 
 def test_small_cases_cover_every_form():
@@ -83,17 +97,23 @@ def pretend(monkeypatch):
     checks = [{"case": "a", "error": 0.0, "tolerance": 1.0, "same_twice": True}]
     monkeypatch.setattr(gpu, "check", lambda *_: list(checks))
     monkeypatch.setattr(gpu, "memcheck", lambda: "not run")
+    broken_down = {"kernels": [], "busy_ms": 1.0, "wall_ms": 2.0, "graph_ms": 1.5}
+    monkeypatch.setattr(gpu.breakdown, "rows", lambda: iter([{"case": "a", "run": "ours", **broken_down}]))
+    monkeypatch.setattr(gpu.breakdown, "ceilings", lambda: {"copy_bytes": 1e12})
+    monkeypatch.setattr(gpu.breakdown, "training_steps", lambda: [{"loss": "none", "run": "none", "wall_ms": 3.0}])
     monkeypatch.setattr(gpu.operators, "copy_bandwidth", lambda: 1e12)
     monkeypatch.setattr(gpu.operators, "measure", measure)
     return timed
 
 
 def test_the_command_from_checks_to_plots(pretend, tmp_path, capsys):
-    gpu.main(["--output", str(tmp_path)])
+    gpu.main(["--output", str(tmp_path), "--jobs", "1"])
     assert [timed[0] for timed in pretend] == [case.name for case in CASES if "cuda" in case.targets]
     assert {timed[1:] for timed in pretend} == {("cuda", "triton", 1e12)}
     found = gpu.results.load(tmp_path / "gpu.json")
-    assert found["sections"].keys() == {"checks", "operators", "memcheck"}
+    assert found["sections"].keys() == {"checks", "breakdown", "resnet50", "operators", "memcheck"}
+    assert found["sections"]["breakdown"]["environment"]["copy_bytes"] == 1e12
+    assert found["sections"]["resnet50"]["rows"][0]["wall_ms"] == 3.0
     assert found["sections"]["memcheck"]["rows"] == [{"summary": "not run"}]
     assert [row["case"] for row in found["sections"]["operators"]["rows"]] == [timed[0] for timed in pretend]
     printed = capsys.readouterr().out
@@ -109,7 +129,7 @@ def test_parts_are_run_alone(pretend, tmp_path, capsys):
     assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck", "operators"}
     with pytest.raises(SystemExit):
         gpu.main(["timing"])
-    assert "PART must be one of checks, timings, memcheck, got timing" in capsys.readouterr().err
+    assert "PART must be one of checks, breakdown, timings, memcheck, got timing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,7 +149,7 @@ def test_what_fails_leaves_the_rest_and_the_exit_code(pretend, monkeypatch, tmp_
     monkeypatch.setattr(gpu.operators, "measure", fails)
     monkeypatch.setattr(gpu, "memcheck", no_memcheck)
     with pytest.raises(SystemExit) as end:
-        gpu.main(["--output", str(tmp_path)])
+        gpu.main(["--output", str(tmp_path), "--jobs", "1"])
     told = str(error) or "AssertionError"
     assert f"2 problems:\nNT-Xent, N = 4096: {told}\ncompute-sanitizer: 3 errors" in str(end.value)
     names = [row["case"] for row in gpu.results.load(tmp_path / "gpu.json")["sections"]["operators"]["rows"]]
