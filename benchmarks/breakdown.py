@@ -55,10 +55,10 @@ def steps() -> Iterator[tuple[str, str, Callable[[], Step]]]:
     named = {case.name: case for case in CASES}
     for name in _OPERATORS:
         for run in ("ours", "dense"):
-            yield name, run, lambda case=named[name], run=run: _step_of_case(case, run)  # type: ignore[misc]
+            yield name, run, lambda case=named[name], run=run: step_of_case(case, run)  # type: ignore[misc]
     for name in ("SimCLR, N = 4096", "MoCo, N = 256, queue 65,536"):
         equal = EqualRows(**vars(named[name]))
-        yield f"{name}, all rows equal", "ours", lambda case=equal: _step_of_case(case, "ours")  # type: ignore[misc]
+        yield f"{name}, all rows equal", "ours", lambda case=equal: step_of_case(case, "ours")  # type: ignore[misc]
     whole = named["Whole loss: AMCL-SimCLR, N = 512, InfoNCE"]
     for batch in (256, 512, 4096):
         for negatives, top_k in (("softmax", None), ("topk_softmax", 100)):
@@ -67,7 +67,7 @@ def steps() -> Iterator[tuple[str, str, Callable[[], Step]]]:
             label = "InfoNCE" if top_k is None else f"InfoNCE over the {top_k} hardest"
             for run in ("ours", "dense") if top_k is None else ("ours",):
                 name = f"Whole loss: AMCL-SimCLR, N = {batch}, {label}"
-                yield name, run, lambda case=case, run=run: _step_of_case(case, run)  # type: ignore[misc]
+                yield name, run, lambda case=case, run=run: step_of_case(case, run)  # type: ignore[misc]
     yield "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "ours", _moco
 
 
@@ -82,8 +82,8 @@ def rows() -> Iterator[dict[str, Any]]:
         yield {"case": case, "run": run, **found}
 
 
-def break_down(step: Step) -> dict[str, Any]:
-    """Kernels and times of a step on the current GPU."""
+def break_down(step: Step, *, times: bool = True) -> dict[str, Any]:
+    """Kernels and, with `times`, wall and graph of a step on the current GPU."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()
@@ -99,6 +99,8 @@ def break_down(step: Step) -> dict[str, Any]:
     ]
     kernels.sort(key=lambda kernel: -kernel["us"])
     row: dict[str, Any] = {"kernels": kernels, "busy_ms": sum(kernel["us"] for kernel in kernels) / 1e3}
+    if not times:
+        return row
     row["wall_ms"] = _wall(step)
     try:
         graph = _captured(step)
@@ -209,7 +211,8 @@ def _backend(run: str) -> str:
     return "triton" if run == "ours" else run
 
 
-def _step_of_case(case: Case, run: str) -> Step:
+def step_of_case(case: Case, run: str) -> Callable[[], tuple[Tensor | None, ...]]:
+    """Forward and backward pass of a case by `ours` or a peer, on the current GPU."""
     return step_of(implementation(_backend(run), case), [case.operands("cuda", case.dtype_on("cuda"))])
 
 

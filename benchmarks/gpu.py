@@ -1,10 +1,11 @@
 """All that needs a GPU, in one command: `python -m benchmarks.gpu`.
 
-Four parts, in this order; those that are named, or all:
+Five parts, in this order; those that are named, or all:
 
 - `checks`: every operator on the device against float64, at ragged and unusual inputs, and the same bits in two runs;
 - `breakdown`: the device's ceilings; kernels, idle time and graph replay of operators and whole losses; a ResNet-50's
   step with each loss;
+- `sweep`: the kernels with other launch parameters than their launchers choose;
 - `timings`: the cases with a GPU's name on them beside their peers, each checked before it is timed;
 - `memcheck`: some of the checks under compute-sanitizer, where it is installed.
 
@@ -33,12 +34,12 @@ from typing import Any
 
 import torch
 
-from . import breakdown, operators, report, results
+from . import breakdown, operators, report, results, sweep
 from .cases import CASES, Case, Operands
 from .check import Oracle
 from .peers import implementation
 
-PARTS = ("checks", "breakdown", "timings", "memcheck")
+PARTS = ("checks", "breakdown", "sweep", "timings", "memcheck")
 _MEMCHECK_SECONDS = 120
 
 # A case, and the dtypes to check it in.
@@ -228,6 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     if "breakdown" in parts:
         with noted("breakdown", problems):
             _break_down(path, problems)
+    if "sweep" in parts:
+        with noted("sweep", problems):
+            _sweep(path, options.jobs)
     if "timings" in parts:
         with noted("timings", problems):
             _time(path, options.seconds, problems)
@@ -259,6 +263,16 @@ def _break_down(path: Path, problems: list[str]) -> None:
         results.save(path, "cuda", "resnet50", about, training)
         for row in training:
             print(f"ResNet-50 step, {row['loss']}, {row['run']}: {row['wall_ms']:.2f} ms", flush=True)
+
+
+def _sweep(path: Path, jobs: int) -> None:
+    rows: list[dict[str, Any]] = []
+    with results.environment() as about:
+        for row in sweep.rows(jobs):
+            rows.append(row)
+            results.save(path, "cuda", "sweep", about, rows)
+    results.save(path, "cuda", "sweep", about, rows)
+    print(sweep.table(rows), flush=True)
 
 
 def _time(path: Path, seconds: float, problems: list[str]) -> None:

@@ -38,7 +38,7 @@ def test_a_step_that_fails_leaves_the_others(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
-    row = breakdown.break_down(breakdown._step_of_case(SIMCLR, "ours"))
+    row = breakdown.break_down(breakdown.step_of_case(SIMCLR, "ours"))
     assert row["busy_ms"] > 0 and any(kernel["name"] == "_maxima" for kernel in row["kernels"])
 
 

@@ -100,6 +100,8 @@ def pretend(monkeypatch):
     broken_down = {"kernels": [], "busy_ms": 1.0, "wall_ms": 2.0, "graph_ms": 1.5}
     monkeypatch.setattr(gpu.breakdown, "rows", lambda: iter([{"case": "a", "run": "ours", **broken_down}]))
     monkeypatch.setattr(gpu.breakdown, "ceilings", lambda: {"copy_bytes": 1e12})
+    swept = {"sweep": "similarities", "parameters": {}, "us": {"_maxima": 2.0}, "error": 0.0}
+    monkeypatch.setattr(gpu.sweep, "rows", lambda jobs: iter([swept]))
     monkeypatch.setattr(gpu.breakdown, "training_steps", lambda: [{"loss": "none", "run": "none", "wall_ms": 3.0}])
     monkeypatch.setattr(gpu.operators, "copy_bandwidth", lambda: 1e12)
     monkeypatch.setattr(gpu.operators, "measure", measure)
@@ -111,7 +113,7 @@ def test_the_command_from_checks_to_plots(pretend, tmp_path, capsys):
     assert [timed[0] for timed in pretend] == [case.name for case in CASES if "cuda" in case.targets]
     assert {timed[1:] for timed in pretend} == {("cuda", "triton", 1e12)}
     found = gpu.results.load(tmp_path / "gpu.json")
-    assert found["sections"].keys() == {"checks", "breakdown", "resnet50", "operators", "memcheck"}
+    assert found["sections"].keys() == {"checks", "breakdown", "resnet50", "sweep", "operators", "memcheck"}
     assert found["sections"]["breakdown"]["environment"]["copy_bytes"] == 1e12
     assert found["sections"]["resnet50"]["rows"][0]["wall_ms"] == 3.0
     assert found["sections"]["memcheck"]["rows"] == [{"summary": "not run"}]
@@ -129,7 +131,7 @@ def test_parts_are_run_alone(pretend, tmp_path, capsys):
     assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck", "operators"}
     with pytest.raises(SystemExit):
         gpu.main(["timing"])
-    assert "PART must be one of checks, breakdown, timings, memcheck, got timing" in capsys.readouterr().err
+    assert "PART must be one of checks, breakdown, sweep, timings, memcheck, got timing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
