@@ -10,6 +10,24 @@ from torchvision.transforms import v2
 from amcl_fast.data import Augmentation
 
 
+def view_steps(size: int, augmentation: Augmentation) -> list[torch.nn.Module]:
+    """The transforms, in their order, that make one view (size, size) of a PIL image."""
+    s = augmentation.jitter_strength
+    jitter = v2.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    # SimCLR's window, a tenth of the side, and odd.
+    blur = v2.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), augmentation.blur_sigma)
+    crop: list[torch.nn.Module] = [v2.Resize(size), v2.CenterCrop(size)]
+    if augmentation.crop_scale is not None:
+        crop = [v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio)]
+    return [
+        *crop,
+        *([v2.RandomApply([jitter], augmentation.jitter)] if augmentation.jitter else []),
+        *([v2.RandomGrayscale(augmentation.grey)] if augmentation.grey else []),
+        *([v2.RandomApply([blur], augmentation.blur)] if augmentation.blur else []),
+        *([v2.RandomHorizontalFlip(augmentation.flip)] if augmentation.flip else []),
+    ]
+
+
 class Views(torch.utils.data.Dataset):
     """Image files as pairs of views, each (3, size, size) float32; an image is decoded once.
 
@@ -24,19 +42,8 @@ class Views(torch.utils.data.Dataset):
         self, files: Sequence[str], size: int, augmentation: Augmentation, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         self._files = list(files)
-        s = augmentation.jitter_strength
-        jitter = v2.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
-        # SimCLR's window, a tenth of the side, and odd.
-        blur = v2.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), augmentation.blur_sigma)
-        crop = [v2.Resize(size), v2.CenterCrop(size)]
-        if augmentation.crop_scale is not None:
-            crop = [v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio)]
         steps = [
-            *crop,
-            *([v2.RandomApply([jitter], augmentation.jitter)] if augmentation.jitter else []),
-            *([v2.RandomGrayscale(augmentation.grey)] if augmentation.grey else []),
-            *([v2.RandomApply([blur], augmentation.blur)] if augmentation.blur else []),
-            *([v2.RandomHorizontalFlip(augmentation.flip)] if augmentation.flip else []),
+            *view_steps(size, augmentation),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(mean), list(std)),
