@@ -40,7 +40,7 @@ import torch
 SCHEMA = 1
 # A machine with more load than this, a core, is not quiet.
 _QUIET = 0.1
-# Names the commit where the sources were copied without their history.
+# Names the commit where the sources were copied, as they are in it, without their history.
 _COMMIT_VARIABLE = "AMCL_FAST_COMMIT"
 
 
@@ -71,9 +71,10 @@ def slug(about: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def environment() -> Iterator[dict[str, Any]]:
     """Versions, commit, date and load; what the machine did besides is filled in at the end of the block."""
-    status = _output("git", "status", "--porcelain", "--untracked-files=no")
+    named = os.environ.get(_COMMIT_VARIABLE)
+    status = None if named else _output("git", "status", "--porcelain", "--untracked-files=no")
     about: dict[str, Any] = {
-        "commit": os.environ.get(_COMMIT_VARIABLE) or _output("git", "rev-parse", "HEAD") or "unknown",
+        "commit": named or _output("git", "rev-parse", "HEAD") or "unknown",
         "dirty": bool(status),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

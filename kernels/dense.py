@@ -399,5 +399,5 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
             "OUT": 64 if width <= 64 else 128,
         }
     out_precision = "tf32" if x.dtype == torch.float16 else precision
-    launch = {"num_warps": warps, "num_stages": 2, "maxnreg": 255}
+    launch = {"num_warps": warps, "num_stages": 3 if recent else 2, "maxnreg": 255}
     return {**shape, **launch, "PRECISION": precision, "OUT_PRECISION": out_precision}

@@ -167,8 +167,8 @@ def _weighted_sums(
 
 
 def _tiling(width: int) -> dict[str, int]:
-    """16 gathered rows in flight, 32 elements of each table a thread."""
-    return {"BLOCK": 16, "WIDTH": width, "num_warps": max(1, min(8, width // 64))}
+    """8 gathered rows in flight, 32 elements of each table a thread."""
+    return {"BLOCK": 8, "WIDTH": width, "num_warps": max(1, min(8, width // 128))}
 
 
 def gathered_forward(

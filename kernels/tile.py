@@ -111,5 +111,8 @@ def similarity_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
         shape = {"M": 64, "N": 64, "DEPTH": 32, "WHOLE": False, "num_warps": 4, "num_stages": 3}
     else:
         depth = 128 if 64 < width <= 128 else 64
-        shape = {"M": 128, "N": 64, "DEPTH": depth, "WHOLE": width <= 128, "num_warps": 8, "num_stages": 3}
+        whole = width <= 128
+        # Both passes of SimCLR, N = 4096, on an H100: 872 us with eight warps, 679 with four.
+        warps = 4 if whole and common.capability(x) == (9, 0) else 8
+        shape = {"M": 128, "N": 64, "DEPTH": depth, "WHOLE": whole, "num_warps": warps, "num_stages": 3}
     return {**shape, "PRECISION": common.dot_precision(x)}
