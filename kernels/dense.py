@@ -28,7 +28,7 @@ from .tile import (
 
 @triton.jit
 def _forward(
-    anchors, candidates, phi_anchors, phi_candidates, offset, skip, result, partials,
+    anchors, candidates, phi_anchors, phi_candidates, offset, skip, result, tops, partials,
     span, tau_min, tau_span, beta, log_weight, share,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
@@ -100,19 +100,18 @@ def _forward(
     if not ADAPTIVE:
         tau_mean += tau_min
         tau_low = tl.where(elements > 0, tau_min, tau_low)
-    final = total
-    if not MEAN:
-        final = top + tl.log(total)
     parts = tl.num_programs(1) * tl.num_programs(2) * anchors.rows
     at = (tl.program_id(1) * tl.num_programs(2) + head).to(tl.int64) * anchors.rows + row
     inside = row < anchors.rows
-    tl.store(result + at, final, inside)
+    tl.store(result + at, total, inside)
+    if not MEAN:
+        tl.store(tops + at, top, inside)
     store_partial(partials, at, parts, inside, elements, s_sum, tau_mean * elements, tau_m2, tau_low, bounds)
 
 
 @triton.jit
 def _gradient(
-    gradient, total, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, grad_score,
+    gradient, top, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, grad_score,
     span, tau_min, tau_span, beta, log_weight, share,
     BY_COLUMN: tl.constexpr, ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
     X: tl.constexpr, PHI: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
@@ -121,7 +120,8 @@ def _gradient(
 ):  # fmt: skip
     """OUT columns of the gradients of M rows `own`, and the sum of each row's slopes by r, over a span of `other`.
 
-    BY_COLUMN: `own` are the candidates and `other` the anchors.
+    BY_COLUMN: `own` are the candidates and `other` the anchors. Of a log-sum-exp, `gradient` is divided by the sum of
+    exp(value − top): for large values log Σ exp itself is rounded, and its exponential far off.
     """
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
@@ -142,7 +142,7 @@ def _gradient(
     if not BY_COLUMN:
         flat = head.to(tl.int64) * own.rows + row
         g = tl.load(gradient + flat, inside, other=0.0)[:, None]
-        log_total = tl.load(total + flat, inside, other=float("inf"))[:, None]
+        highest = tl.load(top + flat, inside, other=float("inf"))[:, None]
     out = tl.zeros((M, OUT), tl.float32)
     phi_out = tl.zeros((M, OUT), tl.float32)
     score = tl.zeros((M,), tl.float32)
@@ -151,7 +151,7 @@ def _gradient(
         if BY_COLUMN:
             flat = head.to(tl.int64) * other.rows + index
             g = tl.load(gradient + flat, index < other.rows, other=0.0)[None, :]
-            log_total = tl.load(total + flat, index < other.rows, other=float("inf"))[None, :]
+            highest = tl.load(top + flat, index < other.rows, other=float("inf"))[None, :]
             shown = visible(skip, index[None, :], other.rows, row[:, None], own.rows)
         else:
             shown = visible(skip, row[:, None], own.rows, index[None, :], other.rows)
@@ -163,7 +163,8 @@ def _gradient(
             r = products(phi_tile, phi_other_tile, phi_own, row, phi_other, index, head, DEPTH, WHOLE, PRECISION)
             r -= shift
         value, by_s, by_r, _, _ = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
-        weight = tl.where(shown, g if MEAN else g * tl.exp(value - log_total), 0.0)
+        # No value is above the highest, but for rounding, which a small τ would raise to infinity.
+        weight = tl.where(shown, g if MEAN else g * tl.exp(tl.minimum(value - highest, 0.0)), 0.0)
         if X:
             if not WHOLE:
                 other_tile = load_tile(other, head, index, out_lanes)
@@ -206,7 +207,7 @@ def dense_forward(
     tau_min: float,
     tau_max: float,
     beta: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Negative term of every anchor over all candidates but the skipped ones.
 
     Args:
@@ -218,7 +219,8 @@ def dense_forward(
         tau_min, tau_max, beta: range of τ and weight of its regulariser.
 
     Returns:
-        rows (C, A) and stats (5,) of `common.summarise`, float32.
+        rows (C, A), stats (5,) of `common.summarise` and shares (2, C, A) for `dense_backward`, float32: the highest
+        exponent `top` of each row and Σ exp(exponent − top). Of a mean there are none: (0,).
     """
     heads, rows, dim = anchors.shape
     columns = candidates.shape[1]
@@ -227,12 +229,14 @@ def dense_forward(
     blocks = triton.cdiv(rows, int(tiling["M"]))
     span, splits = _split(blocks * heads, columns, int(tiling["N"]))
     result = torch.empty(splits, heads, rows, device=anchors.device)
+    tops = result if mean else torch.empty_like(result)
     partials = torch.empty(PARTIALS, splits * heads * rows, device=anchors.device)
     _forward[blocks, splits, heads](
         *inputs,
         result if offset is None else offset,
         skip_of(skip, result),
         result,
+        tops,
         partials,
         span,
         *_settings(mean, columns - (0 if skip is None else skip.shape[1]), tau_min, tau_max, beta, dim),
@@ -242,14 +246,16 @@ def dense_forward(
         **tiling,
     )
     stats = summarise(partials)
-    if splits == 1:
-        return result[0], stats
-    return result.sum(0) if mean else result.logsumexp(0), stats
+    if mean:
+        return result.sum(0), stats, result.new_empty(0)
+    top = tops.amax(0)
+    total = (result * (tops - top).exp()).sum(0)
+    return top + total.log(), stats, torch.stack([top, total])
 
 
 def dense_backward(
     gradient: Tensor,
-    total: Tensor,
+    shares: Tensor,
     anchors: Tensor,
     candidates: Tensor,
     phi_anchors: Tensor | None,
@@ -266,7 +272,7 @@ def dense_backward(
 
     Args:
         gradient: (C, A), of the rows.
-        total: (C, A), the rows themselves.
+        shares: of `dense_forward`.
         needs: which of the four gradients are wanted.
 
         The rest is as in `dense_forward`.
@@ -274,12 +280,12 @@ def dense_backward(
     Returns:
         The gradients, and Σ gradient·∂rows/∂r (0-dim; only with an offset and the third need, else of no meaning).
     """
-    gradient = gradient.contiguous()
+    top, gradient = (gradient, gradient.contiguous()) if mean else (shares[0], gradient / shares[1])
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
     settings = _settings(mean, count, tau_min, tau_max, beta, anchors.shape[2])
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
     flags = {"ADAPTIVE": phi_anchors is not None, "HAS_OFFSET": offset is not None, "MEAN": mean}
-    shared = (gradient, total, offset, skip, settings, flags)
+    shared = (gradient, top, offset, skip, settings, flags)
     of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = None
     score = gradient.new_empty(())
     if needs[0] or needs[2]:
@@ -295,7 +301,7 @@ def _gradients(
     x: bool,
     phi: bool,
     gradient: Tensor,
-    total: Tensor,
+    top: Tensor,
     offset: Tensor | None,
     skip: Tensor | None,
     settings: tuple[float, ...],
@@ -320,7 +326,7 @@ def _gradients(
     scores = torch.empty(splits, heads, own.rows, device=gradient.device)
     _gradient[blocks, splits * chunks, heads](
         gradient,
-        total,
+        top,
         *inputs,
         scores if offset is None else offset,
         skip_of(skip, scores),

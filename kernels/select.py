@@ -37,8 +37,8 @@ WORKSPACE = 64 * 2**20
 
 @triton.jit
 def _ordered(s):
-    """uint32 that compares as the float does; NaN is the largest, −0 equals 0."""
-    bits = tl.where(s == 0, 0.0, s).to(tl.int32, bitcast=True)
+    """uint32 that compares as the float does; NaN, of either sign, is the largest, −0 equals 0."""
+    bits = tl.where(s == s, tl.where(s == 0, 0.0, s), float("nan")).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
 
 

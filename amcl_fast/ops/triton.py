@@ -88,12 +88,12 @@ def _contrast(
     tau_max: float,
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows, stats, and what the backward pass over `kept` chosen candidates needs; nothing if all are kept."""
+    """Rows, stats, and what the backward pass over `kept` chosen candidates needs; the shares alone if all are kept."""
     if _all_kept(candidates, skip, kept):
-        rows, stats = dense_forward(
+        rows, stats, shares = dense_forward(
             anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max, beta
         )
-        return rows, stats, *(rows.new_empty(0) for _ in range(3))
+        return rows, stats, rows.new_empty(0), shares, rows.new_empty(0)
     similarities, chosen = hardest(anchors, candidates, skip, kept)
     rows, slope_s, slope_r, stats = gathered_forward(
         phi_anchors, phi_candidates, offset, similarities, chosen, mean, tau_min, tau_max, beta, anchors.shape[2]
@@ -110,14 +110,17 @@ def _(
     offset: Tensor | None,
     skip: Tensor | None,
     kept: int,
+    mean: bool,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    pairs = (0,) if _all_kept(candidates, skip, kept) else (*anchors.shape[:2], kept)
+    every = _all_kept(candidates, skip, kept)
+    pairs = (0,) if every else (*anchors.shape[:2], kept)
+    shares = (2, *anchors.shape[:2]) if every and not mean else pairs
     return (
         _float32(anchors, anchors.shape[:2]),
         _float32(anchors, (5,)),
         anchors.new_empty(pairs, dtype=torch.int32 if len(pairs) > 1 else torch.float32),
-        _float32(anchors, pairs),
+        _float32(anchors, shares),
         _float32(anchors, pairs if phi_anchors is not None else (0,)),
     )
 
@@ -125,7 +128,6 @@ def _(
 @_operator("contrast_backward")
 def _contrast_backward(
     gradient: Tensor,
-    rows: Tensor,
     chosen: Tensor,
     slope_s: Tensor,
     slope_r: Tensor,
@@ -147,7 +149,7 @@ def _contrast_backward(
     if _all_kept(candidates, skip, kept):
         wanted = (needs[0], needs[1], needs[2] or of_offset, needs[3])
         *grads, score = dense_backward(
-            gradient, rows, anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max,
+            gradient, slope_s, anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max,
             beta, wanted,
         )  # fmt: skip
     else:
@@ -165,7 +167,6 @@ def _contrast_backward(
 @_contrast_backward.register_fake
 def _(
     gradient: Tensor,
-    rows: Tensor,
     chosen: Tensor,
     slope_s: Tensor,
     slope_r: Tensor,
@@ -187,8 +188,7 @@ def _(
 
 def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    rows, _, chosen, slope_s, slope_r = output
-    ctx.save_for_backward(rows, chosen, slope_s, slope_r, *inputs[:6])
+    ctx.save_for_backward(*output[2:], *inputs[:6])
     ctx.settings = inputs[6:]
 
 

@@ -94,8 +94,8 @@ def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = F
     tables, gradient = _tables(d, dtype, adaptive), torch.empty(2, 512)
     offset, skip = (None, None) if queue else (_offset(adaptive), _skip(512))
     call = (*tables, offset, skip, mean, 0.1, 2.0, 1e-4)
-    dense.dense_forward(*call)
-    dense.dense_backward(gradient, gradient, *call, (True, not queue, adaptive, adaptive))
+    _, _, shares = dense.dense_forward(*call)
+    dense.dense_backward(gradient, shares, *call, (True, not queue, adaptive, adaptive))
 
 
 def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False) -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from compare import DEVICE, check, evaluate
+from compare import DEVICE, check, evaluate, relative_error
 
 from amcl_fast import reference
 from amcl_fast.ops import triton as backend
@@ -62,6 +62,31 @@ def test_released_range(form):
     # is the interpreter's, may round them differently for another shape of tile, and 1/τ turns 2⁻²⁴ into 6e-3.
     floor = 2e-2 if form["negatives"] == "softmax" and DEVICE == "cpu" else None
     check("contrast", tensors, {"tau_min": 1e-5, "tau_max": 2.0, "beta": 1e-4} | form, floor=floor)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("constant", [False, True], ids=["adaptive", "constant"])
+@pytest.mark.parametrize("anchors", [70, 6])
+def test_weights_of_large_logits(anchors, constant, copies):
+    """Their sum is 1 however large s/τ is; exp(logit − log Σ exp) would be off by what rounding left of the logarithm.
+
+    Every similarity is a float32 number, so no order of summation changes it, and with copies every weight is shared.
+    Few anchors are split over the candidates.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def grid(rows, top, scale):
+        return torch.randint(-top, top + 1, (1, rows, 16), generator=generator).double() * scale
+
+    x, y = grid(anchors, 4, 2**-4), grid(100, 4, 2**-4).repeat(1, copies, 1)
+    p, q = grid(anchors, 2, 0.5).abs(), grid(100, 2, 0.5).abs().repeat(1, copies, 1)
+    settings = {"tau_min": 1e-5, "tau_max": 1e-5 if constant else 2.0, "beta": 1e-4} | FORMS[2]
+    tensors = [x, y, None, None, None, None] if constant else [x, y, p, q, None, None]
+    # Not `check`: float32 PyTorch, its yardstick, is off itself.
+    found = evaluate(backend.contrast, [None if t is None else t.float().to(DEVICE) for t in tensors], settings)
+    for key, value in evaluate(reference.contrast, tensors, settings).items():
+        if key == "rows" or key.startswith("gradient"):
+            assert relative_error(found[key].cpu(), value) < 2e-6, key
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])

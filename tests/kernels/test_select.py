@@ -1,5 +1,7 @@
 import pytest
 import torch
+import triton
+import triton.language as tl
 from amcl_fast.kernels import select
 from compare import DEVICE
 
@@ -109,6 +111,23 @@ def test_nan_is_seen():
     values, columns = select.hardest(candidates[:, :2].to(DEVICE), candidates.to(DEVICE), None, 5)
     assert values.isnan().any(-1).all()
     assert (columns == 77).any(-1).all()
+
+
+@triton.jit
+def _keys(values, keys, N: tl.constexpr):
+    lanes = tl.arange(0, N)
+    tl.store(keys + lanes, select._ordered(tl.load(values + lanes)).to(tl.int64))
+
+
+def test_keys_are_in_the_order_of_the_floats():
+    """NaN of either sign, as the sum of +∞ and −∞ is on some processors, above all; −0 with 0."""
+    nan = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)
+    assert nan.isnan().all() and nan.signbit().tolist() == [False, True]
+    values = torch.tensor([-torch.inf, -3.0, -1e-40, -0.0, 0.0, 2.0, 3e38, torch.inf])
+    values = torch.cat([values, nan, values[:6]]).to(DEVICE)
+    keys = torch.empty(16, dtype=torch.int64, device=DEVICE)
+    _keys[(1,)](values, keys, 16)
+    assert (keys[:10].diff() >= 0).all() and keys[3] == keys[4] and keys[8] == keys[9] > keys[7]
 
 
 def test_half_precision_tiles():
