@@ -12,29 +12,45 @@ Common to all:
   asks for it; what follows them is float32. The result is a 0-dim float32 tensor (float64 for float64 inputs).
 - A constant temperature has a constant regulariser, which is left out: `beta` matters only with an
   `AdaptiveTemperature`.
+- Rows may have any finite size. One shorter than 1e-12, a row of zeros say, is divided by 1e-12 instead of its norm,
+  as torch's normalize does: its gradient is up to 1e12 times that of a direction, no more.
 - NaN and infinity in an input are a ValueError on the CPU. On other devices, where looking would wait for the
   device, and in compiled code, they make the loss NaN, never a number.
+- Derivatives are first derivatives, backwards. Forward-mode differentiation, torch.func and second derivatives take
+  backend="reference", which `auto` is under the first two; the other backends refuse them.
+- `last_shape` is how the latest call read its projections, and the representation shows it; a batch N smaller than
+  the number of heads C, as (C, N, d) would have it, is a warning, once.
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
 
 import math
+import warnings
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
 from .distributed import gather_rows, row_counts, world
 from .reference import NEGATIVES, Stats
-from .temperature import AdaptiveTemperature
+from .rows import bounded, may_look, unit
+from .temperature import LARGEST, SMALLEST, AdaptiveTemperature
 
 __all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]
 
 
 class NonFiniteInputError(ValueError):
     """An input of a loss is NaN or infinite."""
+
+
+class Shape(NamedTuple):
+    """How a loss read its projections: images of the (global) batch, heads, width."""
+
+    N: int
+    C: int
+    d: int
 
 
 class _Loss(nn.Module):
@@ -45,10 +61,12 @@ class _Loss(nn.Module):
         if backend not in ops.BACKENDS:
             raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
         if not isinstance(temperature, AdaptiveTemperature):
-            temperature = _number("temperature", temperature, above=0.0)
+            temperature = _number("temperature", temperature, SMALLEST)
         self.temperature = temperature
         self.backend = backend
         self.last_stats: Stats = {}
+        self.last_shape: Shape | None = None
+        self._warned = False
 
     @property
     def adaptive(self) -> AdaptiveTemperature | None:
@@ -89,8 +107,24 @@ class _Loss(nn.Module):
         if device != like.device:
             raise ValueError(f"temperature is on {device}, {argument} on {like.device}; move one of them")
 
+    def _note_shape(self, argument: str, n: int, like: Tensor) -> None:
+        """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d)."""
+        if n < 2:
+            raise ValueError(f"{argument} must have a batch of N ≥ 2 rows, got {n}")
+        heads, _, dim = like.shape
+        self.last_shape = Shape(n, heads, dim)
+        if heads > n and not torch.compiler.is_compiling() and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{argument} is read as (N, C, d): a batch of N = {n} images, C = {heads} heads, d = {dim}. "
+                f"If it is (C, N, d), pass {argument}.transpose(0, 1)",
+                stacklevel=5,  # the call of the module
+            )
+
     def extra_repr(self) -> str:
         hidden = {"adaptive", "last_stats", "training"}
+        if self.last_shape is None:
+            hidden.add("last_shape")
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden}
         return ", ".join(f"{k}={v!r}" for k, v in settings.items())
 
@@ -123,7 +157,7 @@ class _Contrast(_Loss):
             )
         self.negatives = negatives
         self.top_k = top_k
-        self.beta = _number("beta", beta, at_least=0.0)
+        self.beta = _number("beta", beta)
         self.include_positive = bool(include_positive)
 
     def _evaluate(
@@ -138,8 +172,9 @@ class _Contrast(_Loss):
     ) -> Tensor:
         """Positive plus negative term of every anchor and head, (C, 2N).
 
-        `pairs` are the N positive pairs (x, y, φ(x), φ(y)); `anchors` are 2N rows, the x of every pair, then its
-        y. Similarity and r are symmetric, so each pair is evaluated once for both of its anchors.
+        `pairs` are the N positive pairs (x, y, φ(x), φ(y)), x and y not normalised: `align` does it, and doing it
+        twice would square the gradient of a row of zeros. `anchors` are 2N rows, the x of every pair, then its y,
+        normalised. Similarity and r are symmetric, so each pair is evaluated once for both of its anchors.
         """
         offset = self._offset(anchors)
         positive, of_positives = ops.align(
@@ -171,7 +206,7 @@ class SimCLRLoss(_Contrast):
     the positive.
 
     Args:
-        temperature: constant τ > 0, or an `AdaptiveTemperature` of dim d.
+        temperature: constant τ, from 1e-18 to 3.4e38, or an `AdaptiveTemperature` of dim d.
         negatives: `topk_mean` (the released code's form), `topk_softmax` (κ = 1 is Eq. 2.1 exactly) or
             `softmax` (all negatives).
         top_k: κ, number of hardest negatives per anchor and head; all if fewer exist. Ignored with `softmax`.
@@ -203,18 +238,19 @@ class SimCLRLoss(_Contrast):
         n = x.shape[1]
         rank, processes = world() if self.gather else (0, 1)
         counts = row_counts(x) if processes > 1 else [n]
-        _check_batch("z1", sum(counts))
+        self._note_shape("z1", sum(counts), x)
         self._check_width(x.shape[-1], "the projection width d", "z1", z1)
         product_dtype = self._product_dtype(z1)
         with _full_precision(x):
-            z = F.normalize(_at_least_float32(torch.cat([x, y], dim=1)), dim=-1)  # (C, 2N, d)
+            raw = _at_least_float32(torch.cat([x, y], dim=1))  # (C, 2N, d)
+            z = unit(raw)
             phi = self._features(z)
             if processes == 1:
                 candidates, phi_candidates = z, phi
             else:
                 candidates = gather_rows(z, [2 * count for count in counts])
                 phi_candidates = self._features(candidates)
-            pairs = (z[:, :n], z[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
+            pairs = (raw[:, :n], raw[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
             own = torch.arange(2 * n, device=z.device)
             skip = 2 * sum(counts[:rank]) + torch.stack([own, (own + n) % (2 * n)], dim=1)
             rows = self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
@@ -250,17 +286,17 @@ class MoCoLoss(_Contrast):
         Queries and keys are normalised here; the queue must hold L2-normalised keys already.
         """
         x, y = _heads_first(q=q, k=k)
-        _check_batch("q", x.shape[1])
+        self._note_shape("q", x.shape[1], x)
         self._check_width(x.shape[-1], "the projection width d", "q", q)
         candidates = _queue(queue, q, x)
         product_dtype = self._product_dtype(q)
         with _full_precision(x):
-            x = F.normalize(_at_least_float32(x), dim=-1)
-            y = F.normalize(_at_least_float32(y.detach()), dim=-1)
-            phi_x, phi_y = self._features(x), self._features(y)
+            x, y = _at_least_float32(x), _at_least_float32(y.detach())
+            unit_x, unit_y = unit(x), unit(y)
+            phi_x, phi_y = self._features(unit_x), self._features(unit_y)
             phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
             phi_candidates = self._features(candidates)
-            anchors = torch.cat([x, y], dim=1)
+            anchors = torch.cat([unit_x, unit_y], dim=1)
             rows = self._evaluate((x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype)
             return _checked(rows.mean(dim=1).sum(), q=q, k=k, queue=queue)
 
@@ -271,7 +307,7 @@ class SimSiamLoss(_Loss):
     With τ1 = τ(p1, z2) and τ2 = τ(p2, z1): −½·s(p1, z2)/τ1 − ½·s(p2, z1)/τ2 + β·Ω(τ1) + β·Ω(τ2).
 
     Args:
-        temperature: constant τ > 0 (SimSiam itself is 1), or an `AdaptiveTemperature` of dim d.
+        temperature: constant τ (SimSiam itself is 1), or an `AdaptiveTemperature` of dim d.
         beta: β ≥ 0, weight of the temperature regulariser.
         backend: `auto`, `triton`, `native` or `reference`.
     """
@@ -280,12 +316,12 @@ class SimSiamLoss(_Loss):
         self, temperature: float | AdaptiveTemperature = 1.0, *, beta: float = 1e-4, backend: str = "auto"
     ) -> None:
         super().__init__(temperature, backend)
-        self.beta = _number("beta", beta, at_least=0.0)
+        self.beta = _number("beta", beta)
 
     def forward(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor:
         """Loss of predictions p1, p2 and projections z1, z2 of the two views, (N, C, d) or (N, d)."""
         p1_, z2_, p2_, z1_ = _heads_first(p1=p1, z2=z2, p2=p2, z1=z1)
-        _check_batch("p1", p1_.shape[1])
+        self._note_shape("p1", p1_.shape[1], p1_)
         self._check_width(p1_.shape[-1], "the projection width d", "p1", p1)
         with _full_precision(p1_):
             first, of_first = self._direction(p1_, z2_.detach())
@@ -298,8 +334,8 @@ class SimSiamLoss(_Loss):
             prediction, target = _at_least_float32(prediction), _at_least_float32(target)
         phi_p = phi_z = None
         if self.adaptive is not None:
-            phi_p = self.adaptive.features(F.normalize(_at_least_float32(prediction), dim=-1))
-            phi_z = self.adaptive.features(F.normalize(_at_least_float32(target), dim=-1))
+            phi_p = self.adaptive.features(unit(_at_least_float32(prediction)))
+            phi_z = self.adaptive.features(unit(_at_least_float32(target)))
         return ops.align(
             prediction,
             target,
@@ -319,7 +355,7 @@ class BarlowTwinsLoss(_Loss):
     φ reads channel vectors of the raw projections, so an `AdaptiveTemperature` fixes the global batch size N.
 
     Args:
-        temperature: constant τ > 0 (Barlow Twins itself is 1), or an `AdaptiveTemperature` of dim N.
+        temperature: constant τ (Barlow Twins itself is 1), or an `AdaptiveTemperature` of dim N; τ ≥ 1e-12.
         lambd: λ ≥ 0, weight of the off-diagonal.
         beta: β ≥ 0, weight of the temperature regulariser.
         gather: correlate the batches of all processes of torch.distributed. Every process returns the loss of
@@ -338,8 +374,11 @@ class BarlowTwinsLoss(_Loss):
         backend: str = "auto",
     ) -> None:
         super().__init__(temperature, backend)
-        self.lambd = _number("lambd", lambd, at_least=0.0)
-        self.beta = _number("beta", beta, at_least=0.0)
+        # Slopes hold 1/τ³, which must be a number of float32.
+        if (smallest := self._range()["tau_min"]) < 1e-12:
+            raise ValueError(f"temperature must be at least 1e-12 for Barlow Twins, got {smallest}")
+        self.lambd = _number("lambd", lambd)
+        self.beta = _number("beta", beta)
         self.gather = bool(gather)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
@@ -348,12 +387,13 @@ class BarlowTwinsLoss(_Loss):
         if self.gather and world()[1] > 1:
             counts = row_counts(x)
             x, y = gather_rows(x, counts), gather_rows(y, counts)
-        _check_batch("z1", x.shape[1])
+        self._note_shape("z1", x.shape[1], x)
         self._check_width(x.shape[1], "the global batch size N", "z1", z1)
         product_dtype = self._product_dtype(z1)
         with _full_precision(x):
             # Channel vectors, (C, d, N), each in one piece: all that follows reads and writes along the batch.
-            x, y = (_at_least_float32(z).mT.contiguous() for z in (x, y))
+            # φ reads them too: from a size of 1e12 on, its score does not change with it, or τ is at a bound.
+            x, y = (bounded(_at_least_float32(z).mT.contiguous()) for z in (x, y))
             factors = (_standardised(x), _standardised(y), self._features(x), self._features(y))
             heads, on, off = ops.decorrelate(
                 *(None if factor is None else factor.to(product_dtype) for factor in factors),
@@ -370,6 +410,8 @@ class BarlowTwinsLoss(_Loss):
 def _standardised(x: Tensor) -> Tensor:
     """Channel vectors (C, d, N) with zero mean and unit (unbiased) standard deviation along the batch."""
     centred = x - x.mean(-1, keepdim=True)
+    # What rounding left in the mean: for a channel of nearly equal values it is as large as their deviation.
+    centred = centred - centred.detach().mean(-1, keepdim=True)
     # The same as x.std, which takes several times as long on a CPU.
     deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
     return centred * (deviation + 1e-9).reciprocal()
@@ -417,26 +459,19 @@ def _check_kind(name: str, z: Tensor, reference_name: str, reference: Tensor) ->
         raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {z.device}")
 
 
-def _check_batch(name: str, n: int) -> None:
-    if n < 2:
-        raise ValueError(f"{name} must have a batch of N ≥ 2 rows, got {n}")
-
-
-def _number(name: str, value: float, *, above: float | None = None, at_least: float | None = None) -> float:
-    """A finite float within its bound."""
+def _number(name: str, value: float, smallest: float = 0.0) -> float:
+    """A float from `smallest` to what float32, in which most losses are evaluated, can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         accepted = "a float or an AdaptiveTemperature" if name == "temperature" else "a float"
         raise TypeError(f"{name} must be {accepted}, got {type(value).__name__}")
-    if not math.isfinite(value) or (above is not None and value <= above):
-        raise ValueError(f"{name} must be finite and above {above}, got {value}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name} must be finite and at least {at_least}, got {value}")
+    if not smallest <= value <= LARGEST:
+        raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST:.3g}, got {value}")
     return float(value)
 
 
 def _checked(loss: Tensor, **inputs: Tensor) -> Tensor:
     """`loss`, unless it is not finite because an input is not."""
-    if loss.device.type != "cpu" or torch.compiler.is_compiling() or math.isfinite(loss.detach()):
+    if not may_look(loss) or math.isfinite(loss.detach()):
         return loss
     for name, z in inputs.items():
         if bad := int((~z.detach().isfinite()).sum()):

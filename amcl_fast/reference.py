@@ -19,8 +19,9 @@ This module may be dense in rows × candidates, never in rows × candidates × d
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .rows import unit
 
 NEGATIVES = ("topk_mean", "topk_softmax", "softmax")
 
@@ -122,7 +123,7 @@ def align(
     (Eq. 1.1, 2.1).
 
     Args:
-        x, y: (C, N, d), of any norm.
+        x, y: (C, N, d), of any norm; below 1e-12 they are divided by that (see `rows.unit`).
         phi_x, phi_y: (C, N, m), or both None for a constant temperature.
         offset, tau_min, tau_max, beta: as in `contrast`.
         weight: factor of s/τ.
@@ -130,7 +131,7 @@ def align(
     Returns:
         (rows, stats): rows (C, N); stats of s and τ over all rows.
     """
-    s = (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
+    s = (unit(x) * unit(y)).sum(-1)
     if phi_x is None or phi_y is None:
         tau = torch.full_like(s, tau_min)
         return -weight * s / tau, stats(s, tau, tau_min, tau_max)

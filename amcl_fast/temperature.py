@@ -3,10 +3,14 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .rows import unit
+
 SCORES = ("dot", "cosine")
+
+# Of any τ: it must be a number of float32, in which most losses are evaluated, and so must 1/τ², a slope of theirs.
+SMALLEST, LARGEST = 1e-18, torch.finfo(torch.float32).max
 
 
 class AdaptiveTemperature(nn.Module):
@@ -24,7 +28,7 @@ class AdaptiveTemperature(nn.Module):
         dim: width of what φ reads: the projection width d, and for Barlow Twins, where φ reads channel
             vectors, the global batch size.
         hidden_dim: hidden width h.
-        tau_min, tau_max: range of τ, 0 < tau_min < tau_max.
+        tau_min, tau_max: range of τ, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38.
         score: one of `SCORES`.
         scale: factor of the bounded score; unused with `dot`.
 
@@ -52,12 +56,14 @@ class AdaptiveTemperature(nn.Module):
                 raise TypeError(f"{name} must be an int, got {type(width).__name__}")
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {width}")
-        if not 0 < tau_min < tau_max < math.inf:
-            raise ValueError(f"need 0 < tau_min < tau_max < inf, got tau_min={tau_min}, tau_max={tau_max}")
+        if not SMALLEST <= tau_min < tau_max <= LARGEST:
+            raise ValueError(
+                f"need {SMALLEST} <= tau_min < tau_max <= {LARGEST:.3g}, got tau_min={tau_min}, tau_max={tau_max}"
+            )
         if score not in SCORES:
             raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale}")
+        if not 0 < scale <= LARGEST:
+            raise ValueError(f"scale must be positive and at most {LARGEST:.3g}, got {scale}")
         self.dim, self.hidden_dim = dim, hidden_dim
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
         self.score, self.scale = score, float(scale)
@@ -76,7 +82,7 @@ class AdaptiveTemperature(nn.Module):
             hidden = torch.func.functional_call(self.phi, weights, (x,))
         if self.score == "dot":
             return hidden
-        return math.sqrt(self.scale) * F.normalize(hidden, dim=-1)
+        return math.sqrt(self.scale) * unit(hidden)
 
     @property
     def score_offset(self) -> Tensor | None:

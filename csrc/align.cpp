@@ -35,17 +35,17 @@ void align_backward(const Align<T>& call, const T* upstream, const AlignFactors<
     const AlignFactors<T>& f = factors[at];
     const T g = upstream[at];
     if (gradients.x)
-      kernel.combine(call.width, g * f.cross, call.y.row(head, row), g * f.own_x, call.x.row(head, row),
-                     gradients.x.row(head, row));
+      kernel.combine(call.width, f.scale_x, f.scale_y, g * f.cross, call.y.row(head, row), g * f.own_x,
+                     call.x.row(head, row), gradients.x.row(head, row));
     if (gradients.y)
-      kernel.combine(call.width, g * f.cross, call.x.row(head, row), g * f.own_y, call.y.row(head, row),
-                     gradients.y.row(head, row));
+      kernel.combine(call.width, f.scale_y, f.scale_x, g * f.cross, call.x.row(head, row), g * f.own_y,
+                     call.y.row(head, row), gradients.y.row(head, row));
     if (gradients.phi_x)
-      kernel.combine(call.phi_width, g * f.dr, call.phi_y.row(head, row), T(0), call.phi_x.row(head, row),
-                     gradients.phi_x.row(head, row));
+      kernel.combine(call.phi_width, T(1), T(1), g * f.dr, call.phi_y.row(head, row), T(0),
+                     call.phi_x.row(head, row), gradients.phi_x.row(head, row));
     if (gradients.phi_y)
-      kernel.combine(call.phi_width, g * f.dr, call.phi_x.row(head, row), T(0), call.phi_y.row(head, row),
-                     gradients.phi_y.row(head, row));
+      kernel.combine(call.phi_width, T(1), T(1), g * f.dr, call.phi_x.row(head, row), T(0),
+                     call.phi_y.row(head, row), gradients.phi_y.row(head, row));
   }
   for (int64_t head = 0; gradients.offset && head < call.heads; ++head) {
     double sum = 0;

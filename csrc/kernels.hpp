@@ -56,10 +56,11 @@ struct SelectionScratch {
 
 constexpr int64_t kPadding = 16;  // lanes that a vector store may write behind the last element of a scratch array
 
-// Derivatives of an `align` value: by x, cross·y + own_x·x; by y, cross·x + own_y·y; by r, dr.
+// Derivatives of an `align` value: by x, scale_x·(cross·v + own_x·u); by y, scale_y·(cross·u + own_y·v); by r, dr. Here
+// u = scale_x·x and v = scale_y·y: rows too long for their squares are scaled down, all others have a scale of 1.
 template <class T>
 struct AlignFactors {
-  T cross, own_x, own_y, dr;
+  T cross, own_x, own_y, dr, scale_x, scale_y;
 };
 
 template <class T>
@@ -89,8 +90,8 @@ struct Kernels {
   // The value of one pair of rows of any norm (φ rows null: constant temperature), and the factors of its gradients.
   T (*align_row)(int64_t width, const T* x, const T* y, int64_t phi_width, const T* phi_x, const T* phi_y,
                  const Temperature<T>& temperature, T weight, AlignFactors<T>* factors, Sums* sums);
-  // out = p·u + q·v
-  void (*combine)(int64_t width, T p, const T* u, T q, const T* v, T* out);
+  // out = a·(p·(b·u) + q·(a·v)); a and b are scales of `AlignFactors`.
+  void (*combine)(int64_t width, T a, T b, T p, const T* u, T q, const T* v, T* out);
 };
 
 template <class T>

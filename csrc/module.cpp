@@ -205,6 +205,7 @@ PYBIND11_MODULE(_native, module) {
   py::class_<AlignArguments>(module, "Align")
       .def(py::init([](AlignShape shape, TemperatureArgument temperature, double weight, FourRows inputs,
                        int threads) { return AlignArguments{shape, temperature, weight, inputs, threads}; }));
+  module.attr("ALIGN_FACTORS") = sizeof(AlignFactors<float>) / sizeof(float);
   module.def("instruction_sets", &instruction_sets, "Instruction sets that this processor can run, best first.");
   module.def("use_instruction_set", &use_instruction_set, "Chooses one of instruction_sets(), for tests.");
   module.def("use_blas", &use_blas,

@@ -24,6 +24,8 @@ from .tile import load_tile, rows_of
 
 # As torch.nn.functional.normalize: x̂ = x / max(‖x‖, EPS).
 EPS = tl.constexpr(1e-12)
+# Longer rows are scaled down before they are squared.
+LONGEST = tl.constexpr(2.0**40)
 
 
 @triton.jit
@@ -46,6 +48,23 @@ def _forward(
         xx += tl.sum(a * a, axis=1)
         yy += tl.sum(b * b, axis=1)
         xy += tl.sum(a * b, axis=1)
+    scale_x = tl.full((ROWS,), 1.0, tl.float32)
+    scale_y = scale_x
+    if tl.max(tl.maximum(xx, yy)) > LONGEST * LONGEST:
+        for start in range(0, x.width, BLOCK):
+            a = load_tile(x, head, row, start + lanes).to(tl.float32)
+            b = load_tile(y, head, row, start + lanes).to(tl.float32)
+            scale_x = tl.minimum(scale_x, LONGEST / tl.max(tl.abs(a), axis=1))
+            scale_y = tl.minimum(scale_y, LONGEST / tl.max(tl.abs(b), axis=1))
+        xx = tl.zeros((ROWS,), tl.float32)
+        yy = tl.zeros((ROWS,), tl.float32)
+        xy = tl.zeros((ROWS,), tl.float32)
+        for start in range(0, x.width, BLOCK):
+            a = load_tile(x, head, row, start + lanes).to(tl.float32) * scale_x[:, None]
+            b = load_tile(y, head, row, start + lanes).to(tl.float32) * scale_y[:, None]
+            xx += tl.sum(a * a, axis=1)
+            yy += tl.sum(b * b, axis=1)
+            xy += tl.sum(a * b, axis=1)
     inverse_x = 1.0 / tl.maximum(tl.sqrt(xx), EPS)
     inverse_y = 1.0 / tl.maximum(tl.sqrt(yy), EPS)
     s = xy * inverse_x * inverse_y
@@ -80,6 +99,8 @@ def _forward(
     tl.store(saved + 2 * count + flat, inverse_y, inside)
     tl.store(saved + 3 * count + flat, -weight * inverse, inside)
     tl.store(saved + 4 * count + flat, by_r, inside)
+    tl.store(saved + 5 * count + flat, scale_x, inside)
+    tl.store(saved + 6 * count + flat, scale_y, inside)
 
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     centre = tl.sum(tl.where(row == tl.min(row), tau, 0.0))
@@ -108,16 +129,18 @@ def _backward(
         # Below EPS the norm is a constant, so nothing is projected out.
         along_x = tl.where(inverse_x < 1.0 / EPS, s, 0.0) * inverse_x
         along_y = tl.where(inverse_y < 1.0 / EPS, s, 0.0) * inverse_y
+        scale_x = tl.load(saved + 5 * count + flat, inside, other=0.0)[:, None]
+        scale_y = tl.load(saved + 6 * count + flat, inside, other=0.0)[:, None]
         for start in range(0, x.width, BLOCK):
             column = start + lanes
-            a = load_tile(x, head, row, column).to(tl.float32)
-            b = load_tile(y, head, row, column).to(tl.float32)
+            a = load_tile(x, head, row, column).to(tl.float32) * scale_x
+            b = load_tile(y, head, row, column).to(tl.float32) * scale_y
             if X:
                 value = (by_s * inverse_x)[:, None] * (b * inverse_y[:, None] - a * along_x[:, None])
-                _store_rows(grad_x, value, flat, inside, column, x.width)
+                _store_rows(grad_x, value * scale_x, flat, inside, column, x.width)
             if Y:
                 value = (by_s * inverse_y)[:, None] * (a * inverse_x[:, None] - b * along_y[:, None])
-                _store_rows(grad_y, value, flat, inside, column, x.width)
+                _store_rows(grad_y, value * scale_y, flat, inside, column, x.width)
 
     if PHI_X or PHI_Y:
         by_r = (g * tl.load(saved + 4 * count + flat, inside, other=0.0))[:, None]
@@ -158,8 +181,9 @@ def align_forward(
     """Attraction of paired rows x, y (C, N, d), φ (C, N, m) or None for a constant temperature.
 
     Returns:
-        rows (C, N) float32; saved (5, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂r;
-        stats (5,) of `common.summarise`.
+        rows (C, N) float32; saved (7, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂r, and what
+        x and y were scaled by before the norm, 1 but for rows too long to be squared; stats (5,) of
+        `common.summarise`.
     """
     heads, n, _ = x.shape
     phi = (x, y) if phi_x is None or phi_y is None else (phi_x, phi_y)
@@ -167,7 +191,7 @@ def align_forward(
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
     grid = (triton.cdiv(n, tiling["ROWS"]), heads)
     rows = torch.empty(heads, n, device=x.device)
-    saved = torch.empty(5, heads, n, device=x.device)
+    saved = torch.empty(7, heads, n, device=x.device)
     partials = torch.empty(PARTIALS, grid[0] * grid[1], device=x.device)
     _forward[grid](
         *inputs,

@@ -7,6 +7,10 @@
 - `triton`     fused kernels on CUDA tensors, float32, bfloat16 and float16 (and on CPU tensors under Triton's
   interpreter, for tests);
 - `auto`       the fastest of these that is installed and fits the tensors.
+
+`native` and `triton` know first derivatives, backwards. torch would take forward-mode tangents through them for zero,
+so in forward-mode differentiation and in transforms of torch.func they are refused, and `auto` is `reference`; a
+second derivative, which shows only in the backward pass, is an error there.
 """
 
 from typing import Any
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from .. import capabilities, reference
 from ..reference import Stats
+from ..rows import transformed
 
 BACKENDS = ("auto", "triton", "native", "reference")
 
@@ -26,10 +31,13 @@ def resolve(backend: str, tensor: Tensor) -> str:
     Raises:
         ValueError: unknown name, or the backend cannot take this device or dtype.
         RuntimeError: the backend is not available here; the message says why.
+        NotImplementedError: the call is differentiated in forward mode or transformed by torch.func.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
+        if transformed():
+            return "reference"
         if tensor.is_cuda and tensor.dtype != torch.float64 and _problem("triton") is None:
             return "triton"
         if tensor.device.type == "cpu" and _problem("native") is None:
@@ -41,28 +49,41 @@ def resolve(backend: str, tensor: Tensor) -> str:
         raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
     if backend != "reference" and (problem := _problem(backend)) is not None:
         raise RuntimeError(f"backend {backend!r} is not available: {problem}")
+    if backend != "reference" and transformed():
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative and takes no part in torch.func; "
+            "backend='reference' does"
+        )
     return backend
 
 
 def contrast(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` on a backend."""
-    return _implementation(backend, tensors).contrast(*tensors, **settings)
+    return _implementation(backend, tensors, settings).contrast(*tensors, **settings)
 
 
 def align(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.align` on a backend."""
-    return _implementation(backend, tensors).align(*tensors, **settings)
+    return _implementation(backend, tensors, settings).align(*tensors, **settings)
 
 
 def decorrelate(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats, Stats]:
     """`amcl_fast.reference.decorrelate` on a backend."""
-    return _implementation(backend, tensors).decorrelate(*tensors, **settings)
+    return _implementation(backend, tensors, settings).decorrelate(*tensors, **settings)
 
 
-def _implementation(backend: str, tensors: tuple[Tensor | None, ...]) -> Any:
+def _implementation(backend: str, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> Any:
     first = tensors[0]
     assert first is not None
     resolved = resolve(backend, first)
+    tau_min, tau_max = settings["tau_min"], settings["tau_max"]
+    # Half precision is for products: τ is float32 then.
+    normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
+    if not normal.tiny <= tau_min <= tau_max <= normal.max:
+        raise ValueError(
+            f"{normal.tiny:.3g} <= tau_min <= tau_max <= {normal.max:.3g} must hold in {normal.dtype}, "
+            f"got tau_min={tau_min} and tau_max={tau_max}"
+        )
     if not first.shape[1]:
         # Of a process whose own batch is empty; the engines need not know how to do nothing.
         return reference

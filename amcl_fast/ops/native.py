@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference import NEGATIVES, Stats
-from .tensors import fake_gradients, masked, named, stand_ins
+from .tensors import fake_gradients, masked, named, once, stand_ins
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -340,6 +340,7 @@ def _contrast_topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.settings = inputs[6:11]
 
 
+@once
 def _contrast_topk_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return 12 * (None,)
@@ -472,6 +473,7 @@ def _contrast_softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.settings = inputs[7:10]
 
 
+@once
 def _contrast_softmax_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return 11 * (None,)
@@ -515,14 +517,14 @@ def _align(
     inputs = [_readable(t) for t in (x, y, phi_x, phi_y)]
     arguments = _align_arguments(inputs, offset, weight, (low, span, beta))
     values = x.new_empty(x.shape[:2])
-    factors = x.new_empty(*x.shape[:2], 4)
+    factors = x.new_empty(*x.shape[:2], _native.ALIGN_FACTORS)
     sums = _native.align_forward(_is_double(x), arguments, _address(values), _address(factors))
     return values, _summary(sums, low, values), factors
 
 
 @_align.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape[:2]), x.new_empty(5), x.new_empty(*x.shape[:2], 4)
+    return x.new_empty(x.shape[:2]), x.new_empty(5), x.new_empty(*x.shape[:2], _native.ALIGN_FACTORS)
 
 
 @torch.library.custom_op("amcl_fast::native_align_backward", mutates_args=())
@@ -566,6 +568,7 @@ def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     ctx.settings = inputs[5:]
 
 
+@once
 def _align_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return 9 * (None,)
@@ -630,6 +633,7 @@ def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(*output[3:])
 
 
+@once
 def _decorrelate_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return 10 * (None,)

@@ -1,7 +1,10 @@
 """What the backends' torch.library operators share: they return tensors only, so absent ones need a stand-in."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..reference import Stats
@@ -13,6 +16,36 @@ _STATS = ("similarity", "tau_mean", "tau_std", "tau_min", "tau_at_bound")
 def named(summary: Tensor) -> Stats:
     """Statistics (5,) by name, detached."""
     return dict(zip(_STATS, summary.detach().unbind(), strict=True))
+
+
+class _Final(torch.autograd.Function):
+    """The identity of a gradient that cannot be differentiated, which stands between it and what it was made of."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError("this backend has no second derivative; backend='reference' has")
+
+
+def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """`backward` of an operator, whose results raise where they are differentiated.
+
+    torch.autograd.function.once_differentiable does so only if the upstream gradient is differentiated as well.
+    """
+
+    @functools.wraps(backward)
+    def first_only(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, *upstream)
+        if not torch.is_grad_enabled():  # no create_graph
+            return gradients
+        sources = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+        return tuple(None if g is None else _Final.apply(g, *sources) for g in gradients)
+
+    return first_only
 
 
 def stand_ins(like: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:

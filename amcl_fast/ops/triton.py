@@ -19,7 +19,7 @@ from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.select import hardest
 from ..reference import Stats
-from .tensors import fake_gradients, masked, named, stand_ins
+from .tensors import fake_gradients, masked, named, once, stand_ins
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -192,6 +192,7 @@ def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.settings = inputs[6:]
 
 
+@once
 def _contrast_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return 11 * (None,)
@@ -242,7 +243,7 @@ def _align(
 
 @_align.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _float32(x, x.shape[:2]), _float32(x, (5, *x.shape[:2])), _float32(x, (5,))
+    return _float32(x, x.shape[:2]), _float32(x, (7, *x.shape[:2])), _float32(x, (5,))
 
 
 @_operator("align_backward")
@@ -279,6 +280,7 @@ def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     ctx.save_for_backward(output[1], x, y, phi_x, phi_y, offset)
 
 
+@once
 def _align_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return 9 * (None,)
@@ -374,6 +376,7 @@ def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.settings = inputs[5:]
 
 
+@once
 def _decorrelate_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return 9 * (None,)

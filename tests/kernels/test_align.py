@@ -2,6 +2,7 @@ import pytest
 import torch
 from compare import DEVICE, check, evaluate
 
+from amcl_fast import reference
 from amcl_fast.ops import triton as backend
 
 SETTINGS = {"tau_min": 1e-2, "tau_max": 2.0, "weight": 0.5, "beta": 1e-2}
@@ -51,6 +52,18 @@ def test_zero_vectors():
     x, y, *_ = inputs(1, 4, 16)
     x[0, 1], y[0, 2] = 0, 0
     check("align", [x, y, None, None, None], CONSTANT)
+
+
+@pytest.mark.parametrize("d", [16, 5000])
+def test_vectors_too_long_to_be_squared(d):
+    x, y, p, q, offset = inputs(1, 6, d)
+    x[0, 1], x[0, 2], y[0, 2], y[0, 3] = x[0, 1] * 1e19, x[0, 2] * 1e36, y[0, 2] * 1e30, y[0, 3] * 1e25
+    check("align", [x, y, p, q, offset], SETTINGS)
+    found = evaluate(backend.align, [t.float().to(DEVICE) for t in (x, y, p, q, offset)], SETTINGS)
+    expected = evaluate(reference.align, [x, y, p, q, offset], SETTINGS)
+    for key in ("gradient_0", "gradient_1"):  # row by row: they differ by 36 orders of magnitude
+        error = (found[key].cpu() - expected[key]).norm(dim=-1)
+        assert (error <= 1e-5 * expected[key].norm(dim=-1) + 1e-42).all()
 
 
 def test_only_wanted_gradients():
