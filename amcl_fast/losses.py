@@ -20,7 +20,8 @@ Common to all:
   backend="reference", which `auto` is under the first two; the other backends refuse them.
 - `last_shape` is how the latest call read its projections, and the representation shows it; a batch N smaller than
   the number of heads C, as (C, N, d) would have it, is a warning, once.
-- `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation.
+- `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation. Empty
+  after a call in forward mode or torch.func.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from . import ops
 from .distributed import gather_rows, row_counts, world
 from .reference import NEGATIVES, Stats
-from .rows import bounded, may_look, unit
+from .rows import bounded, may_look, transformed, unit
 from .temperature import LARGEST, SMALLEST, AdaptiveTemperature
 
 __all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]
@@ -490,8 +491,13 @@ def _full_precision(like: Tensor) -> AbstractContextManager[None]:
 
 
 def _named(positives: Stats, negatives: Stats | None = None) -> Stats:
-    """`last_stats`: tau_positive_mean, …, similarity_positive, and the same of the negatives."""
-    result = {}
+    """`last_stats`: tau_positive_mean, …, similarity_positive, and the same of the negatives.
+
+    Empty in a transform of torch.func, whose tensors mean nothing outside of it.
+    """
+    result: Stats = {}
+    if transformed():
+        return result
     for group, values in (("positive", positives), ("negative", negatives or {})):
         for key, value in values.items():
             kind, _, measure = key.partition("_")

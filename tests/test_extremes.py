@@ -307,6 +307,9 @@ def test_transforms_take_the_reference(name):
     stack = torch.stack([tensors[0], tensors[0].flip(0)])
     torch.testing.assert_close(torch.func.vmap(of_first)(stack), torch.stack([of_first(x) for x in stack]).detach())
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(of_first))(stack)[0].detach(), expected)
+    assert loss.last_stats == {}  # what it would hold means nothing outside of the transform
+    loss(*tensors)
+    assert loss.last_stats["similarity_positive"].isfinite()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -390,13 +393,15 @@ def test_the_shape_that_was_understood_is_shown(name):
         loss_of(name)(*turned)
 
 
-def test_compiled_code_keeps_the_shape_and_breaks_no_graph():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_code_keeps_the_shape_and_breaks_no_graph(dynamic):
     torch._dynamo.reset()
     loss = loss_of("nt_xent")
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for n in (N, 9, 11):
         z = torch.randn(n, HEADS, D)
-        compiled(z, z + 1)
+        z[1] *= 1e25  # and rows of any size
+        torch.testing.assert_close(compiled(z, z + 1), loss_of("nt_xent")(z, z + 1))
         assert loss.last_shape == (n, HEADS, D)
     compiled(z.transpose(0, 1), z.transpose(0, 1))
     assert loss.last_shape == (HEADS, 11, D)

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..rows import unit
 from ..temperature import AdaptiveTemperature
 
 LARGEST = 512
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
 def unit_rows(z: Tensor) -> Tensor:
     """Projections (n, C, d) as L2-normalised rows (C, n, d), float32 or better."""
-    return F.normalize((z if z.dtype == torch.float64 else z.float()).transpose(0, 1), dim=-1)
+    return unit((z if z.dtype == torch.float64 else z.float()).transpose(0, 1))
 
 
 def pairs_of(

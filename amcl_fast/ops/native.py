@@ -157,9 +157,10 @@ def _temperature(
     tau_min: float, tau_max: float, beta: float, offset: Tensor | None, adaptive: bool
 ) -> tuple[float, float, float]:
     """low, span and beta of τ = low + span·σ(−(r − offset)); a constant τ has span = beta = 0."""
-    if not (0 < tau_min <= tau_max and math.isfinite(tau_max)):
+    # Not math.isfinite: torch.compile takes these for symbols with dynamic=True.
+    if not 0 < tau_min <= tau_max < math.inf:
         raise ValueError(f"0 < tau_min <= tau_max must hold, got tau_min={tau_min} and tau_max={tau_max}")
-    if not math.isfinite(beta):
+    if not abs(beta) < math.inf:
         raise ValueError(f"beta must be finite, got {beta}")
     if offset is not None and offset.dim() != 0:
         raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
