@@ -3,8 +3,18 @@
 The losses import neither a trainer nor a data pipeline; those live in `amcl_fast.methods` and `amcl_fast.data`.
 """
 
+from .diagnosis import Finding, diagnose
 from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
 from .temperature import AdaptiveTemperature
 
 __version__ = "0.1.0"
-__all__ = ["AdaptiveTemperature", "BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss", "__version__"]
+__all__ = [
+    "AdaptiveTemperature",
+    "BarlowTwinsLoss",
+    "Finding",
+    "MoCoLoss",
+    "SimCLRLoss",
+    "SimSiamLoss",
+    "__version__",
+    "diagnose",
+]

@@ -21,14 +21,15 @@ Common to all:
 - `last_shape` is how the latest call read its projections, and the representation shows it; a batch N smaller than
   the number of heads C, as (C, N, d) would have it, is a warning, once.
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation. Empty
-  after a call in forward mode or torch.func.
+  after a call in forward mode or torch.func. `amcl_fast.diagnose` says what is wrong with them.
+- `recommended(dim)` makes the AMCL form that trains, `released(dim)` the authors' own.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
 
 import math
 import warnings
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -206,6 +207,11 @@ class SimCLRLoss(_Contrast):
     `SimCLRLoss(0.5, negatives="softmax", include_positive=True)`, and the decoupled loss (DCL) the same without
     the positive.
 
+    The defaults are the released code's. With a head that has no BatchNorm after its last layer they make all
+    projections equal, and so does every form over less than nearly all of the negatives: while the κ hardest of them
+    are nearer to an anchor than its positive is, all rows are pulled together (docs/frameworks.md). `recommended` is
+    the AMCL that trains whatever the head.
+
     Args:
         temperature: constant τ, from 1e-18 to 3.4e38, or an `AdaptiveTemperature` of dim d.
         negatives: `topk_mean` (the released code's form), `topk_softmax` (κ = 1 is Eq. 2.1 exactly) or
@@ -232,6 +238,26 @@ class SimCLRLoss(_Contrast):
     ) -> None:
         super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
         self.gather = bool(gather)
+
+    @classmethod
+    def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
+
+        Heads with and without BatchNorm, batches from 64 to 1024, SGD and AdamW (docs/frameworks.md has the runs).
+
+        Args:
+            dim: projection width d, of every head.
+            gather, backend: as the class's.
+        """
+        return cls(_bounded(dim, 0.1, 1.0), negatives="softmax", include_positive=True, gather=gather, backend=backend)
+
+    @classmethod
+    def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL as its authors released it: the class's defaults. Its τ all go to τ_min within the first steps.
+
+        Args: as `recommended`.
+        """
+        return cls(AdaptiveTemperature(dim), gather=gather, backend=backend)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
@@ -266,7 +292,7 @@ class MoCoLoss(_Contrast):
     `include_positive`) as in the authors' released code. Constant temperature: MoCo's InfoNCE is
     `MoCoLoss(0.1, negatives="softmax", include_positive=True)`, made symmetric.
 
-    Args: as `SimCLRLoss`.
+    Args: as `SimCLRLoss`, and what is said there of the defaults holds here.
     """
 
     def __init__(
@@ -280,6 +306,24 @@ class MoCoLoss(_Contrast):
         backend: str = "auto",
     ) -> None:
         super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
+
+    @classmethod
+    def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
+        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, the whole queue, and the positive.
+
+        Args:
+            dim: projection width d, of every head.
+            backend: as the class's.
+        """
+        return cls(_bounded(dim, 0.1, 1.0), negatives="softmax", include_positive=True, backend=backend)
+
+    @classmethod
+    def released(cls, dim: int, *, backend: str = "auto") -> Self:
+        """AMCL as its authors released it: the class's defaults. Its τ all go to τ_min within the first steps.
+
+        Args: as `recommended`.
+        """
+        return cls(AdaptiveTemperature(dim), backend=backend)
 
     def forward(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         """Loss of queries q and keys k, (N, C, d) or (N, d), against a queue (C, d, K) or (d, K).
@@ -318,6 +362,27 @@ class SimSiamLoss(_Loss):
     ) -> None:
         super().__init__(temperature, backend)
         self.beta = _number("beta", beta)
+
+    @classmethod
+    def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
+        """AMCL whose temperatures stay inside their range: the exact likelihood, β = 1, and τ around 1/d.
+
+        −s/(2τ) + β·Ω(τ) is least at τ = (2β − s)/(β·d). It is not shown to beat the baseline, `SimSiamLoss()`: over
+        three seeds of a short study both stay within a few points of the untrained encoder (docs/frameworks.md).
+
+        Args:
+            dim: projection width d, of every head.
+            backend: as the class's.
+        """
+        return cls(_bounded(dim, 0.256, 2.56, per_width=True), beta=1.0, backend=backend)
+
+    @classmethod
+    def released(cls, dim: int, *, backend: str = "auto") -> Self:
+        """AMCL as its authors released it: β = 1e-4. Its τ all go to τ_min within the first steps.
+
+        Args: as `recommended`.
+        """
+        return cls(AdaptiveTemperature(dim), backend=backend)
 
     def forward(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor:
         """Loss of predictions p1, p2 and projections z1, z2 of the two views, (N, C, d) or (N, d)."""
@@ -382,6 +447,27 @@ class BarlowTwinsLoss(_Loss):
         self.beta = _number("beta", beta)
         self.gather = bool(gather)
 
+    @classmethod
+    def recommended(cls, batch: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL whose temperatures stay inside their range: τ from 0.8 to 1.25 by a bounded score.
+
+        No adaptive setting was found that beats the baseline, `BarlowTwinsLoss()` (docs/frameworks.md): this is the
+        one to start from where temperatures are the subject, and the baseline where they are not.
+
+        Args:
+            batch: global batch size N, the width of what φ reads.
+            gather, backend: as the class's.
+        """
+        return cls(_bounded(batch, 0.8, 1.25), gather=gather, backend=backend)
+
+    @classmethod
+    def released(cls, batch: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL as its authors released it. At their size every τ starts at τ_min, and the loss near 1e13.
+
+        Args: as `recommended`.
+        """
+        return cls(AdaptiveTemperature(batch), gather=gather, backend=backend)
+
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
         x, y = _heads_first(z1=z1, z2=z2)
@@ -406,6 +492,13 @@ class BarlowTwinsLoss(_Loss):
             )
             self.last_stats = _named(on, off)
             return _checked(heads.sum(), z1=z1, z2=z2)
+
+
+def _bounded(dim: int, low: float, high: float, *, per_width: bool = False) -> AdaptiveTemperature:
+    """τ from `low` to `high`, or to `high / dim`, with the score that does not see how long φ's vectors are."""
+    # A width that is none is AdaptiveTemperature's to name.
+    width = dim if per_width and isinstance(dim, int) and dim > 0 else 1
+    return AdaptiveTemperature(dim, tau_min=low / width, tau_max=high / width, score="cosine")
 
 
 def _standardised(x: Tensor) -> Tensor:

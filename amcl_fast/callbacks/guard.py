@@ -1,4 +1,4 @@
-"""Stops a run whose numbers are lost, and warns of one whose temperatures are."""
+"""Stops a run whose numbers are lost, and warns of one whose projections or temperatures are."""
 
 import warnings
 from typing import Any
@@ -7,22 +7,21 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ..diagnosis import diagnose
 from ..nonfinite import NonFiniteError
 from ..steps import at_logging_step
 
-COLLAPSED = 0.99
-
 
 class Guard(L.Callback):
-    """Error for a loss that is not finite; one warning for temperatures that all sit at a bound.
+    """Error for a loss that is not finite; one warning for each kind of fault that `amcl_fast.diagnose` finds.
 
     Args:
         every_n_steps: how often the losses since the last look are read back from a GPU, which waits for it.
             On the CPU every step is read.
-        window: warn once the share of temperatures at a bound has been above 0.99 for so many steps.
+        window: warn once a fault has been there for so many steps.
 
     Attributes:
-        collapsed_at: step of the warning, None if there was none.
+        collapsed_at: step of the warning for each kind of fault (`projections`, `temperatures`) there was one for.
     """
 
     def __init__(self, every_n_steps: int = 10, window: int = 100) -> None:
@@ -31,15 +30,19 @@ class Guard(L.Callback):
                 raise ValueError(f"guard.{name} must be at least 1, got {value}")
         self.every_n_steps = every_n_steps
         self.window = window
-        self.collapsed_at: int | None = None
-        self._since: int | None = None
+        self.collapsed_at: dict[str, int] = {}
+        self._since: dict[str, int] = {}
         self._finite: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"collapsed_at": self.collapsed_at, "since": self._since}
+        return {"collapsed_at": dict(self.collapsed_at), "since": dict(self._since)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.collapsed_at, self._since = state_dict["collapsed_at"], state_dict["since"]
+        def by_kind(value: dict[str, int] | int | None) -> dict[str, int]:
+            # Checkpoints of before there were kinds hold one step or None, of the temperatures.
+            return dict(value) if isinstance(value, dict) else {} if value is None else {"temperatures": value}
+
+        self.collapsed_at, self._since = by_kind(state_dict["collapsed_at"]), by_kind(state_dict["since"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,23 +53,16 @@ class Guard(L.Callback):
         if (finite.device.type == "cpu" or step % self.every_n_steps == 0) and not self._finite:
             raise NonFiniteError(trainer, f"the loss is not finite ({outputs['loss'].item()})")
         if at_logging_step(trainer):
-            self._check_temperatures(step, pl_module.criterion.last_stats)  # type: ignore[union-attr, arg-type]
+            self._check(step, pl_module.criterion)
 
-    def _check_temperatures(self, step: int, stats: dict[str, Tensor]) -> None:
-        shares = [value for name, value in stats.items() if name.endswith("_at_bound")]
-        if not shares or not any(share > COLLAPSED for share in shares):
-            self._since = None
-            return
-        if self._since is None:
-            self._since = step
-        if self.collapsed_at is None and step - self._since >= self.window:
-            self.collapsed_at = step
-            warnings.warn(
-                f"the temperatures have collapsed: for {step - self._since} steps more than {COLLAPSED:.0%} "
-                "of those of the positives or of the negatives lie at a bound, so they no longer adapt. Set "
-                "model.criterion's temperature to score='cosine' with a larger tau_min (0.1, say).",
-                stacklevel=2,
-            )
+    def _check(self, step: int, criterion: Any) -> None:
+        findings = {finding.kind: finding for finding in diagnose(criterion)}
+        self._since = {kind: self._since.get(kind, step) for kind in findings}
+        for kind, finding in findings.items():
+            steps = step - self._since[kind]
+            if kind not in self.collapsed_at and steps >= self.window:
+                self.collapsed_at[kind] = step
+                warnings.warn(f"for {steps} steps {finding}", stacklevel=2)
 
 
 def check_finite_weights(trainer: L.Trainer) -> None:

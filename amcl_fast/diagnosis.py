@@ -1,0 +1,105 @@
+"""What a loss's statistics say is wrong with a training, and what to do about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+
+__all__ = ["Finding", "diagnose"]
+
+AT_BOUND = 0.99
+"""Share of temperatures at a bound of their range (within a hundredth of it) from which on they count as lost."""
+
+NEAR_ONE = 0.95
+"""Mean similarity above which projections are looked at: 18 degrees between them. Plain heads start at 0.85 to 0.9 on
+natural images, trained ones end below 0.7, collapsed ones above 0.97 (docs/frameworks.md)."""
+
+NO_NEARER = 0.5
+"""Positives are told from negatives while their mean squared distance is at most this share of the negatives'. It is
+0.9 to 2 where nothing is learned, and falls below 0.4 where something is, however narrow the cone of all rows."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault.
+
+    Attributes:
+        kind: `projections`: all are equal, or about to be; `temperatures`: all lie at a bound and adapt no more.
+        what: what was measured, a clause.
+        remedy: what to change, a sentence.
+    """
+
+    kind: Literal["projections", "temperatures"]
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"the {self.kind} have collapsed: {self.what}. {self.remedy}"
+
+
+def diagnose(criterion: SimCLRLoss | MoCoLoss | SimSiamLoss | BarlowTwinsLoss) -> list[Finding]:
+    """Faults that show in the latest `criterion.last_stats`; empty if there are none, or no call was made yet.
+
+    - Projections (SimCLR, MoCo): positives and negatives are similar by more than `NEAR_ONE` = 0.95, and the mean
+      squared distance of positives, 2 − 2s, is more than `NO_NEARER` = half of the negatives'. Then rows differ by
+      what the augmentations did rather than by the image, and a loss whose κ hardest negatives are nearer than the
+      positives pulls them together until nothing is left. A head without a last BatchNorm may start close to that and
+      leave it: believe what holds for 100 steps. Negatives of less than all similarities are the κ hardest.
+    - Temperatures: more than `AT_BOUND` = 99 % of those of the positives or of the negatives lie within a hundredth of
+      the range from an end of it, where φ's gradient is a hundredth of what it was.
+
+    SimSiam has no negatives to compare with, and in Barlow Twins a similarity is a correlation of channels: with these
+    only the temperatures are judged.
+
+    It reads seven numbers in one copy from the device, and so waits for it; nothing else does.
+    """
+    stats = _read(criterion.last_stats)
+    return [*_projections(criterion, stats), *_temperatures(criterion, stats)]
+
+
+def _read(stats: Mapping[str, Tensor]) -> dict[str, float]:
+    names = [f"{name}_{group}" for name in ("similarity",) for group in ("positive", "negative")]
+    names += [f"tau_{group}_{name}" for group in ("positive", "negative") for name in ("at_bound", "mean")]
+    present = [name for name in names if name in stats]
+    if not present:
+        return {}
+    return dict(zip(present, torch.stack([stats[name].double() for name in present]).tolist(), strict=True))
+
+
+def _projections(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list[Finding]:
+    if not isinstance(criterion, SimCLRLoss | MoCoLoss) or not stats:
+        return []
+    positive, negative = stats["similarity_positive"], stats["similarity_negative"]
+    if not (min(positive, negative) > NEAR_ONE and 1 - positive > NO_NEARER * (1 - negative)):
+        return []
+    if criterion.negatives == "softmax" and criterion.include_positive:
+        remedy = "Lower the learning rate, or give the head a BatchNorm after its last layer."
+    else:
+        kappa = "" if criterion.top_k is None else f", top_k={criterion.top_k}"
+        remedy = (
+            f"The criterion has negatives={criterion.negatives!r}{kappa}: set negatives='softmax' and "
+            f"include_positive=True ({type(criterion).__name__}.recommended), or give the head a BatchNorm after its "
+            "last layer (model.projector.batch_norm)."
+        )
+    what = (
+        f"similarities of positives and negatives are {positive:.4f} and {negative:.4f}, so that the head tells images "
+        "hardly apart"
+    )
+    return [Finding("projections", what, remedy)]
+
+
+def _temperatures(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list[Finding]:
+    lost = [group for group in ("positive", "negative") if stats.get(f"tau_{group}_at_bound", 0.0) > AT_BOUND]
+    if not lost:
+        return []
+    means = " and ".join(f"{stats[f'tau_{group}_mean']:.2g} ({group}s)" for group in lost)
+    what = f"more than {AT_BOUND:.0%} of them lie at a bound, with mean {means}, so they no longer adapt"
+    remedy = (
+        "Set the criterion's temperature to score='cosine' with a larger tau_min "
+        f"(as {type(criterion).__name__}.recommended has it), or to a constant."
+    )
+    return [Finding("temperatures", what, remedy)]
