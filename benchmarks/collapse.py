@@ -4,9 +4,9 @@
 
 `--data` holds train/CLASS/* and test/CLASS/*. A run trains the project's ResNet-18 of width 16 (stem `small`) and a
 head 512-512-128 on a fixed pool of augmented views, without warm-up or schedule, and looks at it on the way. Axes:
-loss (`LOSSES`), head (`HEADS`: where it has BatchNorm), batch, optimiser (`OPTIMIZERS`), seed. Runs are ordered by the
-number of axes on which they leave the middle of the grid (the first value of each axis; a minor loss counts as one),
-up to `--deviations`; `--seconds` starts no run after that time, and the file has what there is.
+loss (`LOSSES`), head (`HEADS`: where it has BatchNorm), batch, optimiser (`OPTIMIZERS`). A seed's runs are ordered by
+the number of axes on which they leave the middle of the grid (the first value of each axis; a minor loss counts as
+one), up to `--deviations`; `--seconds` starts no run after that time, and the file has what there is.
 
 The JSON holds "what", "machine", "environment" (as benchmarks.results has them), "command", "settings" and "runs". A
 run: its place on the axes, `framework`, `kappa` and `negatives_per_anchor`, `knn_untrained`, `knn`, `loss_end` and
@@ -126,6 +126,7 @@ def _losses() -> dict[str, Loss]:
         "dcl-0.1": Loss(0.1),
         "softmax-adaptive": Loss(adaptive, heads=3),
         "softmax-adaptive+": Loss(adaptive, positive=True, heads=3),
+        "softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3),
         "topk-100-adaptive": Loss(adaptive, "topk_softmax", 100, heads=3),
         "topk-100-adaptive+": Loss(adaptive, "topk_softmax", 100, True, heads=3),
         "topk-100-0.1": Loss(0.1, "topk_softmax", 100, heads=3),
@@ -136,6 +137,7 @@ def _losses() -> dict[str, Loss]:
         "mean-100-released": Loss(None, "topk_mean", 100, heads=3),
         "moco-infonce-0.1": Loss(0.1, positive=True, framework="moco"),
         "moco-softmax-adaptive+": Loss(adaptive, positive=True, heads=3, framework="moco"),
+        "moco-softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3, framework="moco"),
         "moco-mean-100-released": Loss(None, "topk_mean", 100, heads=3, framework="moco"),
     }
     minor = {
@@ -146,7 +148,6 @@ def _losses() -> dict[str, Loss]:
         "softmax-adaptive-1head": Loss(adaptive),
         "softmax-adaptive+1head": Loss(adaptive, positive=True),
         "softmax-adaptive-low+": Loss((0.05, 0.5), positive=True, heads=3),
-        "softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3),
         "topk-100-0.2": Loss(0.2, "topk_softmax", 100, heads=3),
         "topk-100-adaptive-1head": Loss(adaptive, "topk_softmax", 100),
         "mean-100-adaptive": Loss(adaptive, "topk_mean", 100, heads=3),
@@ -167,7 +168,8 @@ def _losses() -> dict[str, Loss]:
 
 
 LOSSES = _losses()
-"""By name; + is the positive in the log-sum-exp, adaptive is τ from 0.1 to 1 with the cosine score."""
+"""By name; + is the positive in the log-sum-exp, adaptive is τ with the cosine score from 0.1 to 1 (low: 0.05 to 0.5,
+high: 0.2 to 1)."""
 
 
 @dataclass(frozen=True)
@@ -200,15 +202,15 @@ def grid(
     seeds: Sequence[int],
     deviations: int,
 ) -> list[Run]:
-    """The runs in their order: by how many axes are not at their first value, a minor loss counting as one."""
+    """The runs in their order: by seed, then by how many axes are not at their first value."""
 
     def distance(run: Run) -> int:
-        places = ((run.head, heads), (run.batch, batches), (run.optimizer, optimizers), (run.seed, seeds))
+        places = ((run.head, heads), (run.batch, batches), (run.optimizer, optimizers))
         return sum(value != values[0] for value, values in places) + LOSSES[run.loss].minor  # type: ignore[index]
 
     runs = [Run(*axes) for axes in itertools.product(losses, heads, batches, optimizers, seeds)]
     near = (run for run in runs if distance(run) <= deviations)
-    return sorted(near, key=lambda run: (distance(run), not LOSSES[run.loss].minor))
+    return sorted(near, key=lambda run: (seeds.index(run.seed), distance(run), not LOSSES[run.loss].minor))
 
 
 def image_files(folder: Path, limit: int) -> tuple[list[str], list[int]]:
@@ -534,6 +536,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=2_000, help="test images")
     parser.add_argument("--views", type=int, default=6, help="views of each image in the pool")
     parser.add_argument("--augmentation", default="acde", metavar="LETTERS")
+    parser.add_argument("--pool", type=Path, metavar="FILE", help="keep the views here; read them if it is there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
@@ -572,17 +575,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             "settings": settings,
             "runs": [],
         }
-        pool = Path(folder, "pool.pt")
-        make_pool(
-            executor,
-            arguments.data,
-            pool,
-            train=arguments.train,
-            test=arguments.test,
-            views=arguments.views,
-            letters=arguments.augmentation,
-            chunks=4 * arguments.jobs,
-        )
+        pool = arguments.pool or Path(folder, "pool.pt")
+        if not pool.is_file():
+            make_pool(
+                executor,
+                arguments.data,
+                pool,
+                train=arguments.train,
+                test=arguments.test,
+                views=arguments.views,
+                letters=arguments.augmentation,
+                chunks=4 * arguments.jobs,
+            )
         print(f"images after {time.monotonic() - started:.0f} s; {len(runs)} runs", flush=True)
         graph = arguments.device != "cpu" and not arguments.eager
         study = Study(str(pool), arguments.device, arguments.backend, arguments.steps, graph)
