@@ -241,7 +241,7 @@ class SimCLRLoss(_Contrast):
 
     @classmethod
     def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
-        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
+        """AMCL that trains from scratch: τ from 0.2 to 1 by a bounded score, all negatives, and the positive.
 
         Heads with and without BatchNorm, batches from 64 to 1024, SGD and AdamW (docs/frameworks.md has the runs).
 
@@ -249,7 +249,7 @@ class SimCLRLoss(_Contrast):
             dim: projection width d, of every head.
             gather, backend: as the class's.
         """
-        return cls(_bounded(dim, 0.1, 1.0), negatives="softmax", include_positive=True, gather=gather, backend=backend)
+        return cls(_bounded(dim, 0.2, 1.0), negatives="softmax", include_positive=True, gather=gather, backend=backend)
 
     @classmethod
     def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
@@ -309,13 +309,13 @@ class MoCoLoss(_Contrast):
 
     @classmethod
     def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
-        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, the whole queue, and the positive.
+        """AMCL that trains from scratch: τ from 0.2 to 1 by a bounded score, the whole queue, and the positive.
 
         Args:
             dim: projection width d, of every head.
             backend: as the class's.
         """
-        return cls(_bounded(dim, 0.1, 1.0), negatives="softmax", include_positive=True, backend=backend)
+        return cls(_bounded(dim, 0.2, 1.0), negatives="softmax", include_positive=True, backend=backend)
 
     @classmethod
     def released(cls, dim: int, *, backend: str = "auto") -> Self:

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from fake_data import FakeDataModule
@@ -38,7 +40,7 @@ def test_collapsed_temperatures_are_warned_of_once(tmp_path, recwarn):
     fit(tmp_path, collapsed(), guard=guard, max_epochs=3)
     (warning,) = warnings_of(recwarn)
     assert "score='cosine'" in str(warning.message) and "tau_min" in str(warning.message)
-    assert guard.collapsed_at == 4
+    assert guard.collapsed_at["temperatures"] == 4
 
 
 def test_living_and_constant_temperatures_are_not(tmp_path, recwarn):
@@ -48,23 +50,67 @@ def test_living_and_constant_temperatures_are_not(tmp_path, recwarn):
     assert not warnings_of(recwarn)
 
 
-def test_a_window_with_one_living_step_starts_again():
+def test_projections_that_are_equal_are_warned_of_once(tmp_path, recwarn):
+    module = method(criterion=SimCLRLoss(0.1, negatives="topk_softmax", top_k=4, backend="reference"))
+    with torch.no_grad():
+        module.projector.output.weight.zero_()
+    fit(tmp_path, module, guard=Guard(window=2), max_epochs=3)
+    (warning,) = (w for w in recwarn if "projections have collapsed" in str(w.message))
+    assert "top_k=4" in str(warning.message) and "model.projector.batch_norm" in str(warning.message)
+
+
+def showing(**stats):
+    """A criterion with the statistics of a healthy call, but for these."""
+    healthy = {"similarity_positive": 0.8, "similarity_negative": 0.1}
+    healthy |= {f"tau_{group}_{name}": 0.5 for group in ("positive", "negative") for name in ("mean", "at_bound")}
+    criterion = SimCLRLoss(0.1)
+    criterion.last_stats = {name: torch.tensor(value) for name, value in (healthy | stats).items()}
+    return criterion
+
+
+DEAD = {
+    "temperatures": {"tau_negative_at_bound": 1.0},
+    "projections": {"similarity_positive": 1.0, "similarity_negative": 1.0},
+}
+
+
+@pytest.mark.parametrize("kind", DEAD)
+def test_a_window_with_one_living_step_starts_again(kind):
     guard = Guard(window=4)
-    dead, alive = {"tau_positive_at_bound": torch.tensor(1.0)}, {"tau_positive_at_bound": torch.tensor(0.5)}
-    for step, stats in [(2, dead), (4, alive), (6, dead), (8, dead)]:
-        guard._check_temperatures(step, stats)
-    assert guard.collapsed_at is None
-    with pytest.warns(UserWarning, match="for 4 steps"):
-        guard._check_temperatures(10, dead)
+    dead, alive = showing(**DEAD[kind]), showing()
+    for step, criterion in [(2, dead), (4, alive), (6, dead), (8, dead)]:
+        guard._check(step, criterion)
+    assert guard.collapsed_at == {}
+    with pytest.warns(UserWarning, match=f"for 4 steps the {kind} have collapsed"):
+        guard._check(10, dead)
+    assert guard.collapsed_at == {kind: 10}
 
 
-def test_the_window_survives_a_resume():
+def test_each_kind_is_warned_of_once(recwarn):
+    guard = Guard(window=1)
+    for step in range(1, 6):
+        guard._check(step, showing(**DEAD["temperatures"], **DEAD["projections"]))
+    assert [str(warning.message).split()[4] for warning in recwarn] == ["projections", "temperatures"]
+
+
+@pytest.mark.parametrize("kind", DEAD)
+def test_the_window_survives_a_resume(kind):
     first, second = Guard(window=4), Guard(window=4)
-    dead = {"tau_negative_at_bound": torch.tensor(1.0)}
-    first._check_temperatures(2, dead)
+    first._check(2, showing(**DEAD[kind]))
     second.load_state_dict(first.state_dict())
     with pytest.warns(UserWarning, match="collapsed"):
-        second._check_temperatures(6, dead)
+        second._check(6, showing(**DEAD[kind]))
+
+
+@pytest.mark.parametrize(("before", "warned"), [(None, {}), (3, {"temperatures": 3})])
+def test_checkpoints_with_a_single_step_are_read(before, warned):
+    guard = Guard(window=4)
+    guard.load_state_dict({"collapsed_at": before, "since": 2})
+    assert guard.collapsed_at == warned
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        guard._check(6, showing(**DEAD["temperatures"]))
+    assert len(caught) == (not warned)
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "window"])
