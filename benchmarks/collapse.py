@@ -225,7 +225,6 @@ def image_files(folder: Path, limit: int) -> tuple[list[str], list[int]]:
 
 def _decode(files: Sequence[str], views: int, augmentation: Augmentation, seed: int) -> np.ndarray:
     """uint8 (n, views, 3, SIZE, SIZE); with 0 views the whole images, (n, 1, 3, SIZE, SIZE)."""
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     view = v2.Compose(view_steps(SIZE, augmentation if views else replace(augmentation, **_NOTHING)))
     result = np.empty((len(files), max(views, 1), 3, SIZE, SIZE), np.uint8)
@@ -343,6 +342,8 @@ class _Training:
         # Images and views of every step, drawn once: a run is the same on every device, up to rounding.
         generator = torch.Generator().manual_seed(run.seed)
         count, views = self.pool["views"].shape[:2]
+        if run.batch > count:
+            raise ValueError(f"batch must be at most the {count} training images, got {run.batch}")
         epochs = study.steps * run.batch // count + 2
         order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
         chosen = torch.rand(study.steps + 1, run.batch, views, generator=generator).argsort(-1)[..., :2]
@@ -476,7 +477,6 @@ def _work(run: Run, study: Study, deadline: float) -> dict[str, Any] | None:
     """One run of a worker process, None if it is too late; a run that fails says why."""
     if time.monotonic() > deadline:
         return None
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         try:
             return train(run, study)
@@ -514,18 +514,18 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+def _rounded(value: Any) -> Any:
+    """Five digits are more than a run repeats; JSON has no NaN."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(document), ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(_rounded(document), ensure_ascii=False) + "\n")
     partial.replace(path)
 
 
@@ -562,9 +562,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = grid(*axes, arguments.deviations)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(arguments.jobs, mp_context=context) as executor,
+        ProcessPoolExecutor(
+            arguments.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+        ) as executor,
         environment() as about,
     ):
         document: dict[str, Any] = {

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 # changed
-from amcl_fast import AdaptiveTemperature, SimCLRLoss
+from amcl_fast import SimCLRLoss
 
 AUGMENT = v2.Compose(
     [
@@ -43,10 +43,8 @@ class SimCLR(L.LightningModule):
         encoder = resnet18()
         encoder.fc = nn.Identity()
         self.model = nn.Sequential(encoder, nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
-        # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
-        self.criterion = SimCLRLoss(
-            AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax", gather=True
-        )
+        # changed, was NT-Xent: a temperature of its own for every pair, from 0.2 to 1
+        self.criterion = SimCLRLoss.recommended(128, gather=True)
 
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], batch_idx: int) -> Tensor:
         (first, second), _ = batch

@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 # changed
-from amcl_fast import AdaptiveTemperature, SimCLRLoss
+from amcl_fast import SimCLRLoss
 
 AUGMENT = v2.Compose(
     [
@@ -39,8 +39,8 @@ def train(steps: int) -> SimCLRLoss:
     encoder = resnet18()
     encoder.fc = nn.Identity()
     model = nn.Sequential(encoder, nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
-    # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
-    criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")
+    # changed, was NT-Xent: a temperature of its own for every pair, from 0.2 to 1
+    criterion = SimCLRLoss.recommended(128)
     # changed: the temperature learns, too
     optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.0075, momentum=0.9)
     images = FakeData(size=128, image_size=(3, 40, 40), transform=two_views)

@@ -18,7 +18,7 @@ from torchvision.datasets import FakeData
 from torchvision.models import resnet18
 
 # changed, was: from lightly.loss import NTXentLoss
-from amcl_fast import AdaptiveTemperature, SimCLRLoss
+from amcl_fast import SimCLRLoss
 
 
 def train(steps: int) -> SimCLRLoss:
@@ -27,8 +27,8 @@ def train(steps: int) -> SimCLRLoss:
     encoder = resnet18()
     encoder.fc = nn.Identity()
     model = nn.Sequential(encoder, SimCLRProjectionHead(512, 512, 128))
-    # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.1 to 1
-    criterion = SimCLRLoss(AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax")
+    # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.2 to 1
+    criterion = SimCLRLoss.recommended(128)
     # changed: the temperature learns, too
     optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.0075, momentum=0.9)
     images = FakeData(size=128, image_size=(3, 40, 40), transform=SimCLRTransform(input_size=32, gaussian_blur=0.0))

@@ -21,7 +21,7 @@ from solo.methods.base import BaseMethod
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from amcl_fast import AdaptiveTemperature, SimCLRLoss
+from amcl_fast import SimCLRLoss
 
 SETTINGS = OmegaConf.create(
     {
@@ -48,10 +48,8 @@ class AMCLSimCLR(SimCLR):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        # changed: a temperature of its own for every pair, from 0.1 to 1
-        self.criterion = SimCLRLoss(
-            AdaptiveTemperature(128, tau_min=0.1, tau_max=1.0, score="cosine"), negatives="softmax", gather=True
-        )
+        # changed: a temperature of its own for every pair, from 0.2 to 1
+        self.criterion = SimCLRLoss.recommended(128, gather=True)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
