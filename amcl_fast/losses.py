@@ -448,25 +448,25 @@ class BarlowTwinsLoss(_Loss):
         self.gather = bool(gather)
 
     @classmethod
-    def recommended(cls, batch: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
         """AMCL whose temperatures stay inside their range: τ from 0.8 to 1.25 by a bounded score.
 
         No adaptive setting was found that beats the baseline, `BarlowTwinsLoss()` (docs/frameworks.md): this is the
         one to start from where temperatures are the subject, and the baseline where they are not.
 
         Args:
-            batch: global batch size N, the width of what φ reads.
+            dim: global batch size N, the width of what φ reads here.
             gather, backend: as the class's.
         """
-        return cls(_bounded(batch, 0.8, 1.25), gather=gather, backend=backend)
+        return cls(_bounded(dim, 0.8, 1.25), gather=gather, backend=backend)
 
     @classmethod
-    def released(cls, batch: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
         """AMCL as its authors released it. At their size every τ starts at τ_min, and the loss near 1e13.
 
         Args: as `recommended`.
         """
-        return cls(AdaptiveTemperature(batch), gather=gather, backend=backend)
+        return cls(AdaptiveTemperature(dim), gather=gather, backend=backend)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""

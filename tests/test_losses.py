@@ -408,3 +408,38 @@ def test_losses_pickle_and_load():
     other.load_state_dict(loss.state_dict())
     assert set(loss.state_dict()) == {f"temperature.{k}" for k in loss.temperature.state_dict()}
     assert torch.equal(loss(Z, Z + 1), other(Z, Z + 1))
+
+
+CLASSES = [SimCLRLoss, MoCoLoss, SimSiamLoss, BarlowTwinsLoss]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_released_is_what_the_golden_files_hold(cls):
+    assert repr(cls.released(12)) == repr(cls(AdaptiveTemperature(12)))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("constructor", ["recommended", "released"])
+def test_named_constructors_take_what_the_class_takes(cls, constructor):
+    settings = {"backend": "reference"} | ({"gather": True} if cls in (SimCLRLoss, BarlowTwinsLoss) else {})
+    loss = getattr(cls, constructor)(12, **settings)
+    assert loss.adaptive.dim == 12 and {name: getattr(loss, name) for name in settings} == settings
+    for bad, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="dim must be"):
+            getattr(cls, constructor)(bad)
+
+
+@pytest.mark.parametrize("cls", [SimCLRLoss, MoCoLoss])
+def test_recommended_takes_all_negatives_and_the_positive(cls):
+    loss = cls.recommended(12)
+    assert (loss.negatives, loss.include_positive) == ("softmax", True)
+    assert (loss.adaptive.score, loss.adaptive.tau_min, loss.adaptive.tau_max) == ("cosine", 0.2, 1.0)
+
+
+@pytest.mark.parametrize("dim", [16, 2048])
+def test_recommended_simsiam_has_its_best_temperature_inside_the_range(dim):
+    """−s/(2τ) + β·Ω(τ) is least at τ = (2β − s)/(β·d), for every similarity from 0 to 1."""
+    loss = SimSiamLoss.recommended(dim)
+    for s in (0.0, 1.0):
+        best = (2 * loss.beta - s) / (loss.beta * dim)
+        assert loss.adaptive.tau_min < best < loss.adaptive.tau_max
