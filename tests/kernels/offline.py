@@ -47,6 +47,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         name = str(dtype).removeprefix("torch.")
         for d in (64, 128, 512):
             yield f"select {name} d={d}", lambda d=d, t=dtype: _select(d, t)
+            yield f"select of many {name} d={d}", lambda d=d, t=dtype: _select(d, t, 8192)
         for adaptive in (True, False):
             kind = "adaptive" if adaptive else "constant"
             for d in (64, 128, 512):
@@ -85,9 +86,9 @@ def _skip(rows: int) -> torch.Tensor:
     return torch.zeros(rows, 2, dtype=torch.int64)
 
 
-def _select(d: int, dtype: torch.dtype) -> None:
-    x, y, *_ = _tables(d, dtype, False)
-    select.hardest(x, y, _skip(512), 100)
+def _select(d: int, dtype: torch.dtype, rows: int = 512) -> None:
+    x, y = torch.empty(2, rows, d, dtype=dtype), torch.empty(2, 2048, d, dtype=dtype)
+    select.hardest(x, y, _skip(rows), 100)
 
 
 def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = False) -> None:
