@@ -1,13 +1,24 @@
-"""A look at an image file's first and last bytes: cheap enough to do to every file before training."""
+"""A look at an image file's headers and its end: cheap enough for every file, and needed before DALI may see one.
+
+DALI's decoder ends the process where it cannot parse the header of an image (docs/data.md). What is said here to be
+parseable follows nvImageCodec's parsers, which DALI uses: every marker of a JPEG up to its scan, every chunk of a PNG.
+"""
 
 import os
 import stat
-from typing import BinaryIO
+from collections.abc import Callable
+from enum import Enum
 
 MAX_PIXELS = 100_000_000
 """Larger images are left out: decoded, one takes more than 300 MB."""
 
+MAX_BYTES = 8 * MAX_PIXELS + 2**20
+"""Larger files are left out: they hold more than 16 bit RGBA without compression."""
+
 SUPPORTED = "JPEG, PNG, WebP and BMP"
+
+Read = Callable[[int, int], bytes]
+"""`read(at, count)`: bytes of an encoded image; fewer, or none, beyond its end."""
 
 _OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -17,17 +28,31 @@ _OTHER_FORMATS = {
     b"%PDF": "PDF",
     b"8BPS": "Photoshop",
 }
-# Start of frame: baseline, extended, progressive. Every decoder knows these.
+_START_OF_SCAN = 0xDA
+# Baseline, extended, progressive. Every decoder knows these.
 _COMMON_FRAMES = {0xC0, 0xC1, 0xC2}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers that no length follows; none belongs before the scan.
+_BARE = {0x01, *range(0xD0, 0xDA)}
+# Bit depths by colour type.
+_PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
+_WEBP_EXIF = 0x08
 
 
 class BadImage(ValueError):
     """The file cannot be an image that can be trained on; the message says why."""
 
 
+class Look(Enum):
+    """What headers and end tell of an image that is not bad for certain."""
+
+    WHOLE = "common, and it ends where it should"
+    PARSED = "common, but whether all of it is there only decoding tells"
+    UNKNOWN = "unusual: only decoding tells, and a decoder that may crash"
+
+
 def check_header(path: str) -> bool:
-    """Judge a file by its size, its first bytes (never its name) and its last ones.
+    """Judge a file by its size, its headers (never its name) and its end. What is no regular file is not opened.
 
     Returns:
         True if all is well as far as can be seen, False if only decoding can tell.
@@ -36,25 +61,68 @@ def check_header(path: str) -> bool:
         BadImage: the file is missing, empty, truncated, too large or of another kind.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage("not a regular file")
-        if status.st_size == 0:
-            raise BadImage("empty file")
-        with open(path, "rb") as file:
-            head = file.read(32)
-            if head.startswith(b"\xff\xd8\xff"):
-                return _check_jpeg(file, status.st_size)
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                return _check_png(file, head, status.st_size)
-            if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-                return _check_webp(head, status.st_size)
-            if head.startswith(b"BM") and head[6:10] == bytes(4):
-                return _check_bmp(head, status.st_size)
-    except FileNotFoundError:
-        raise BadImage("dangling link" if os.path.islink(path) else "no such file") from None
+        descriptor, size = open_image(path)
+        try:
+            return look(lambda at, count: os.pread(descriptor, count, at), size) is Look.WHOLE
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
+
+
+def open_image(path: str | bytes) -> tuple[int, int]:
+    """Open a regular file of acceptable size for reading; returns its descriptor and its size in bytes.
+
+    Raises:
+        BadImage: it is no regular file, empty, or too large.
+        OSError: it cannot be opened.
+    """
+    _check_status(os.stat(path))
+    # If something else has taken its place since, opening that must not wait for it (a FIFO) or be steered by it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        return descriptor, _check_status(os.fstat(descriptor))
+    except BadImage:
+        os.close(descriptor)
+        raise
+
+
+def _check_status(status: os.stat_result) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage("not a regular file")
+    if not status.st_size:
+        raise BadImage("empty file")
+    if status.st_size > MAX_BYTES:
+        raise BadImage(f"too large: {status.st_size:,} bytes; at most {MAX_BYTES:,} are accepted")
+    return status.st_size
+
+
+def unreadable(path: str | bytes, error: OSError) -> BadImage:
+    """Why the file at `path` could not be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return BadImage("dangling link" if os.path.islink(path) else "no such file")
+    return BadImage(f"cannot be read: {error.strerror or error}")
+
+
+def look(read: Read, size: int) -> Look:
+    """Judge an encoded image of `size` bytes.
+
+    Whatever is not UNKNOWN, DALI can parse; its pixels may still be damaged.
+
+    Raises:
+        BadImage: it is empty, truncated, too large or of another kind.
+    """
+    head = read(0, 50)
+    if not head:
+        raise BadImage("empty file")
+    if head.startswith(b"\xff\xd8\xff"):
+        return _look_at_jpeg(read, size)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _look_at_png(read, head, size)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _look_at_webp(read, head, size)
+    if head.startswith(b"BM") and head[6:10] == bytes(4):
+        return _look_at_bmp(head, size)
     for magic, name in _OTHER_FORMATS.items():
         if head.startswith(magic):
             raise BadImage(f"{name} is not supported; {SUPPORTED} are")
@@ -68,64 +136,105 @@ def _check_pixels(width: int, height: int) -> None:
         raise BadImage(f"too large: {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
 
 
-def _check_jpeg(file: BinaryIO, size: int) -> bool:
-    common = _check_jpeg_frame(file, size)
-    file.seek(max(size - 2, 0))
-    # Some writers put data after the end marker, so a missing one is no proof of truncation.
-    return common and file.read(2) == b"\xff\xd9"
-
-
-def _check_jpeg_frame(file: BinaryIO, size: int) -> bool:
-    """Walk the segments to the frame header; True if it is of a common kind."""
-    position = 2
-    while position < size:
-        file.seek(position)
-        segment = file.read(9)
-        if len(segment) < 9 or segment[0] != 0xFF:
+def _look_at_jpeg(read: Read, size: int) -> Look:
+    position, frames, common = 2, 0, True
+    while True:
+        segment = read(position, 22)
+        if len(segment) < 4 or segment[0] != 0xFF or not segment[1]:
             break
-        marker, length = segment[1], int.from_bytes(segment[2:4], "big")
+        marker, length = segment[1], segment[2] << 8 | segment[3]
         if marker == 0xFF:
             position += 1
-        elif marker in _FRAMES:
-            _check_pixels(int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big"))
-            return marker in _COMMON_FRAMES and segment[4] == 8
-        elif marker == 0xDA or length < 2:
+            continue
+        if marker == _START_OF_SCAN and frames:
+            if frames > 1 or not common:
+                return Look.UNKNOWN
+            # Some writers put data after the end marker, so a missing one is no proof of truncation.
+            return Look.WHOLE if read(size - 2, 2) == b"\xff\xd9" else Look.PARSED
+        if marker in _BARE or marker == _START_OF_SCAN or length < 2 or position + 2 + length > size:
             break
-        else:
-            position += 2 + length
-    raise BadImage("truncated or corrupt JPEG: no frame header")
+        if marker in _FRAMES:
+            if len(segment) < 10:
+                break
+            _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6])
+            frames += 1
+            common &= marker in _COMMON_FRAMES and _is_common_frame(segment, length)
+        elif marker == 0xE1 or marker == 0xEE:  # Exif, Adobe
+            common &= length >= 8
+        position += 2 + length
+    raise BadImage(f"truncated or corrupt JPEG: no {'pixels' if frames else 'frame header'}")
 
 
-def _check_png(file: BinaryIO, head: bytes, size: int) -> bool:
-    if len(head) < 26 or head[12:16] != b"IHDR":
+def _is_common_frame(segment: bytes, length: int) -> bool:
+    """8 bits, one, three or four components, sampling factors that exist."""
+    components = segment[9]
+    return (
+        segment[4] == 8
+        and components in (1, 3, 4)
+        and length == 8 + 3 * components
+        and all(1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4 for factor in segment[11 : 10 + 3 * components : 3])
+    )
+
+
+def _look_at_png(read: Read, head: bytes, size: int) -> Look:
+    if len(head) < 33 or head[8:16] != b"\0\0\0\x0dIHDR":
         raise BadImage("truncated or corrupt PNG: no header")
     _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
-    file.seek(max(size - 12, 0))
-    return file.read(12)[4:8] == b"IEND"
+    common = head[24] in _PNG_DEPTHS.get(head[25], ())
+    position = 33
+    while len(chunk := read(position, 8)) == 8:
+        position += 12 + int.from_bytes(chunk[:4], "big")
+        if chunk[4:] == b"IEND":
+            if not common:
+                return Look.UNKNOWN
+            return Look.WHOLE if position == size else Look.PARSED
+    raise BadImage("truncated or corrupt PNG: no end")
 
 
-def _check_webp(head: bytes, size: int) -> bool:
+def _look_at_webp(read: Read, head: bytes, size: int) -> Look:
     if size < 8 + int.from_bytes(head[4:8], "little") or len(head) < 30:
         raise BadImage("truncated WebP")
     if head[12:16] == b"VP8X":
         _check_pixels(1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"))
-    elif head[12:16] == b"VP8L":
+        return Look.WHOLE if not head[20] & _WEBP_EXIF or _exif_is_found(read, size) else Look.UNKNOWN
+    if head[12:16] == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         _check_pixels(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-    elif head[12:16] == b"VP8 ":
+        return Look.WHOLE if head[20] == 0x2F else Look.UNKNOWN
+    if head[12:16] == b"VP8 ":
         _check_pixels(int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF)
-    else:
-        return False
-    return True
+        return Look.WHOLE if head[23:26] == b"\x9d\x01\x2a" else Look.UNKNOWN
+    return Look.UNKNOWN
 
 
-def _check_bmp(head: bytes, size: int) -> bool:
-    if size < int.from_bytes(head[2:6], "little") or len(head) < 26:
+def _exif_is_found(read: Read, size: int) -> bool:
+    """Whether the chunks of an extended WebP lead to its Exif without padding, for which parsers differ."""
+    position = 12
+    while len(chunk := read(position, 8)) == 8:
+        length = int.from_bytes(chunk[4:], "little")
+        position += 8 + length
+        if chunk[:4] == b"EXIF":
+            return position <= size
+        if length % 2:
+            break
+    return False
+
+
+def _look_at_bmp(head: bytes, size: int) -> Look:
+    if size < int.from_bytes(head[2:6], "little") or len(head) < 50:
         raise BadImage("truncated BMP")
-    if int.from_bytes(head[14:18], "little") < 40:
-        return False
-    _check_pixels(
-        abs(int.from_bytes(head[18:22], "little", signed=True)),
-        abs(int.from_bytes(head[22:26], "little", signed=True)),
-    )
-    return True
+    pixels, header = int.from_bytes(head[10:14], "little"), int.from_bytes(head[14:18], "little")
+    if header < 40:
+        return Look.UNKNOWN
+    width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
+    _check_pixels(abs(width), abs(height))
+    depth, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
+    colours = int.from_bytes(head[46:50], "little") or 1 << depth
+    palette = 4 * colours if depth <= 8 else 0
+    if depth not in (1, 4, 8, 24, 32) or palette > 4 << depth or compression or width < 0:
+        return Look.UNKNOWN
+    if pixels < 14 + header + palette:
+        return Look.UNKNOWN
+    if size < pixels + (width * depth + 31) // 32 * 4 * abs(height):
+        raise BadImage("truncated BMP")
+    return Look.WHOLE

@@ -4,27 +4,83 @@ import base64
 import hashlib
 import logging
 import os
-import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.decodable import find_undecodable
 from amcl_fast.data.pipeline import Output, evaluation_pipeline, training_pipeline
+from amcl_fast.data.reading import Encoded, Reader
 from amcl_fast.data.scan import Images
+from amcl_fast.data.trial import Trial
 
 log = logging.getLogger(__name__)
 
 BadFileHandler = Callable[[str, str], None]
 
-_BAD = "found during the run: it cannot be read and decoded"
-_PIXEL = b"P6 1 1 255\n\0\0\0"
+_STATE_VERSION = 2
+# Bad files beyond these are listed without a warning of their own: a folder may have gone as a whole.
+_TOLD = 100
+# Batches without a doubtful image after which the process that tries them out is let go.
+_TRIAL_REST = 50
+
+
+_NONE_LEFT = "no file of the data set can be decoded any more"
+
+
+class NoImageLeftError(OSError, RuntimeError):
+    """All files have turned out to be bad; in one line, as errors of files are told."""
+
+
+class _Checked:
+    """Encoded images that DALI's decoder survives: read, checked and, where that leaves doubts, tried out."""
+
+    def __init__(self, output: Output) -> None:
+        self.reader = Reader()
+        self._trial = Trial(output.device, output.device_id)
+        self._passed: set[bytes] = set()
+        self._rest = 0
+        self.careful = 0
+        """Batches of which every image is tried out: those on which DALI failed."""
+
+    def take(self) -> Encoded:
+        """The images that were requested first; those that cannot be decoded are bad."""
+        return self._tried(self.reader.take())
+
+    def read(self, files: list[str]) -> Encoded:
+        """Images that are wanted out of turn."""
+        return self._tried(self.reader.read(files))
+
+    def _tried(self, encoded: Encoded) -> Encoded:
+        doubtful = [place for place in range(len(encoded.images)) if place not in encoded.bad]
+        if not self.careful:
+            doubtful = [place for place in encoded.doubtful if place not in encoded.bad]
+        for place in doubtful:
+            image = encoded.images[place]
+            digest = hashlib.blake2b(image.data, digest_size=16).digest()
+            if digest in self._passed:
+                continue
+            self._rest = _TRIAL_REST
+            problem = self._trial(image)
+            if problem is None:
+                self._passed.add(digest)
+            else:
+                encoded.bad[place] = problem
+        self._rest -= 1
+        if not self._rest:
+            self._trial.close()
+        return encoded
+
+    def close(self) -> None:
+        """End the processes; they start again when they are needed."""
+        self.reader.close()
+        self._trial.close()
 
 
 class ContrastiveLoader:
@@ -39,8 +95,9 @@ class ContrastiveLoader:
     where it stopped. The same seed, files, batch size and number of shards give the same bits, whatever the
     number of threads.
 
-    A file that turns out to be bad in the middle of a run is replaced for the rest of the run by the next
-    good one in the list. The order, the number of batches and the other shards are not affected.
+    Files are read and checked by a process of its own before DALI sees them. One that turns out to be bad in the
+    middle of a run is replaced for the rest of the run by the next good one in the list. The order, the number of
+    batches and the other shards are not affected.
 
     Attributes:
         wait_seconds: time spent so far waiting for DALI, in total.
@@ -82,9 +139,6 @@ class ContrastiveLoader:
                 f"{len(images.files)} training images are too few: {num_shards} process(es) with batches of "
                 f"{output.batch_size} need {num_shards * output.batch_size}; lower batch_size"
             )
-        # With a padded last batch DALI's epochs are this long, in every shard.
-        images_padded = -(-len(images.files) // num_shards)
-        self._dali_batches = -(-images_padded // output.batch_size)
         self._images = images
         self._labels = torch.tensor(images.labels, dtype=torch.int64)
         # Which file stands at which place of the list: all at their own, until a bad one is replaced.
@@ -96,8 +150,13 @@ class ContrastiveLoader:
         self._bad: dict[int, str] = {}
         self._pipeline: Any = None
         self._checkpoint: bytes | None = None
-        self._position = 0  # within DALI's epoch
+        self._checked = _Checked(output)
+        self._orders: dict[int, np.ndarray] = {}
+        self._done = 0  # batches in all
         self._yielded = 0  # within the present iteration
+        self._asked = self._fed = 0  # batches, those done included
+        self._asked_sources: deque[list[int]] = deque()
+        self._sources: deque[list[int]] = deque()  # of the batches in DALI: the files' places in the list
         self._resuming = False
         self.wait_seconds = 0.0
 
@@ -111,12 +170,10 @@ class ContrastiveLoader:
         self._resuming = False
         while self._yielded < self._batches:
             started = time.perf_counter()
-            while self._position >= self._batches:  # the dropped remainder of an epoch
-                self._advance()
-            outputs = self._advance()
+            outputs, sources = self._advance()
             self._yielded += 1
-            *views, index = (torch.from_dlpack(tensors.as_tensor()) for tensors in outputs)
-            labels = self._labels[self._source[index.view(-1).long()]]
+            views = [torch.from_dlpack(tensors.as_tensor()) for tensors in outputs]
+            labels = self._labels[sources]
             batch = tuple(view.permute(0, 3, 1, 2) for view in views), labels
             self.wait_seconds += time.perf_counter() - started
             yield batch
@@ -137,7 +194,8 @@ class ContrastiveLoader:
             shards = [None] * self._num_shards
             dist.all_gather_object(shards, own)
         return {
-            "position": self._position,
+            "version": _STATE_VERSION,
+            "done": self._done,
             "yielded": self._yielded,
             "settings": self._settings(),
             "files": self._fingerprint(),
@@ -147,8 +205,8 @@ class ContrastiveLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the last batch of a saved loader; the next `iter()` yields the rest of its epoch.
 
-        If files have come or gone since, the rest of the epoch is as long but begins the order anew, with a
-        warning.
+        If files have come or gone since, or the state is of an earlier version of this package, which had another
+        order, the rest of the epoch is as long but begins the order anew, with a warning.
 
         Raises:
             ValueError: the state is of a loader with other views, seed, batch size or number of shards, or
@@ -160,19 +218,22 @@ class ContrastiveLoader:
                 "the saved position does not fit these settings: "
                 + "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name])
             )
-        self._pipeline = None
+        self._stop()
         self._bad, self._source = {}, torch.arange(len(self._source))
         self._yielded = state["yielded"]
         self._resuming = self._yielded < self._batches
+        self._checkpoint, self._done = None, 0
         if state["files"] != self._fingerprint():
             log.warning("the image files are not those of the checkpoint: their order begins anew")
-            self._checkpoint, self._position = None, 0
+            return
+        if state.get("version") != _STATE_VERSION:
+            log.warning("the checkpoint is of another version, which shuffled otherwise: the files' order begins anew")
             return
         own = [shard for shard in state["shards"] if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
         self._checkpoint = base64.b64decode(own[0]["checkpoint"]) or None
-        self._position = state["position"]
+        self._done = state["done"]
         self._replace(own[0]["bad"])
 
     def _settings(self) -> dict[str, Any]:
@@ -190,80 +251,99 @@ class ContrastiveLoader:
             digest.update(f"{label}/{os.path.basename(path)}\0".encode())
         return digest.hexdigest()
 
-    def _advance(self) -> tuple:
-        """The next outputs of DALI; a bad file on the way is replaced, and the pipeline made anew."""
+    def _advance(self) -> tuple[tuple, list[int]]:
+        """The next outputs of DALI and the files' places; after a failure it starts anew, without the bad files."""
         failed_here = False
         while True:
             try:
                 if self._pipeline is None:
-                    self._pipeline = self._build(self._files(), self._output)
+                    self._start()
                 outputs = self._pipeline.run()
                 break
             except RuntimeError as error:
-                self._pipeline = None
-                culprits = self._find_bad_files()
+                self._stop()
                 # A failure that names no file may have passed (a network folder); the same one twice has not.
-                if not culprits and failed_here:
+                if failed_here or isinstance(error, NoImageLeftError):
                     raise
                 failed_here = True
                 log.debug("DALI failed: %s", error)
-                self._replace(dict.fromkeys(culprits, _BAD))
+                # The pipeline's queue, and the batch it was handed last.
+                self._checked.careful = self._output.prefetch + 1
         self._checkpoint = self._pipeline.checkpoint()
-        self._position = (self._position + 1) % self._dali_batches
-        return outputs
+        self._done += 1
+        return outputs, self._sources.popleft()
 
-    def _build(self, files: list[str], output: Output) -> Any:
-        return training_pipeline(
-            files,
+    def _start(self) -> None:
+        self._asked = self._fed = self._done
+        self._pipeline = training_pipeline(
+            self._feed,
             self._views,
-            output,
+            self._output,
             seed=self._seed,
             shard=self._shard,
-            num_shards=self._num_shards,
             checkpoint=self._checkpoint,
         )
 
-    def _files(self) -> list[str]:
-        files = list(self._images.files)
-        for place in self._bad:
-            files[place] = files[int(self._source[place])]
-        return files
+    def _stop(self) -> None:
+        self._pipeline = None
+        self._checked.reader.close()
+        self._asked_sources.clear()
+        self._sources.clear()
 
-    def _find_bad_files(self) -> list[int]:
-        """Places in the list of the undecodable ones among the files that DALI was working on.
+    def _feed(self, _: int) -> list[np.ndarray]:
+        """The next batch of encoded images for DALI, which copies them before it asks for more."""
+        checked = self._checked
+        while self._asked <= self._fed + checked.reader.ahead - 1:
+            sources = self._source[self._places(self._asked)].tolist()
+            checked.reader.request([self._images.files[source] for source in sources])
+            self._asked_sources.append(sources)
+            self._asked += 1
+        sources, encoded = self._asked_sources.popleft(), checked.take()
+        if encoded.bad:
+            self._mend(sources, encoded)
+        checked.careful = max(checked.careful - 1, 0)
+        self._sources.append(sources)
+        self._fed += 1
+        return encoded.images
 
-        The same graph restored to the same position, on a list of one-pixel images, tells which those are.
-        """
-        output = replace(self._output, size=1)
-        with tempfile.NamedTemporaryFile(suffix=".ppm") as pixel:
-            pixel.write(_PIXEL)
-            pixel.flush()
-            stand_in = self._build([pixel.name] * len(self._images.files), output)
-            # The pipeline's queue, and one batch more in the reader's.
-            upcoming = {
-                int(place)
-                for _ in range(self._output.prefetch + 2)
-                for place in torch.from_dlpack(stand_in.run()[-1].as_tensor()).view(-1)
+    def _places(self, batch: int) -> np.ndarray:
+        """Places in the list of the files of this shard's batch number `batch`, counted from the first epoch on."""
+        epoch, position = divmod(batch, self._batches)
+        if epoch not in self._orders:
+            # PCG64's stream is fixed for ever, that of numpy's `permutation` is not.
+            keys = np.random.PCG64(np.random.SeedSequence((self._seed, epoch))).random_raw(len(self._images.files))
+            self._orders = {
+                **{known: order for known, order in self._orders.items() if known == epoch - 1},
+                epoch: np.argsort(keys, kind="stable"),
             }
-        # A substitute may be the bad one.
-        places = sorted({int(self._source[place]) for place in upcoming})
-        by_path = {self._images.files[place]: place for place in places}
-        return [by_path[path] for path in find_undecodable(list(by_path), output)]
+        start = (position * self._num_shards + self._shard) * self._output.batch_size
+        return self._orders[epoch][start : start + self._output.batch_size]
+
+    def _mend(self, sources: list[int], encoded: Encoded) -> None:
+        """Replace the bad images of a batch."""
+        while encoded.bad:
+            self._replace({sources[place]: f"found during the run: {reason}" for place, reason in encoded.bad.items()})
+            places = list(encoded.bad)
+            for place in places:
+                sources[place] = int(self._source[sources[place]])
+            substitutes = self._checked.read([self._images.files[sources[place]] for place in places])
+            for place, image in zip(places, substitutes.images, strict=True):
+                encoded.images[place] = image
+            encoded.bad = {places[place]: reason for place, reason in substitutes.bad.items()}
 
     def _replace(self, bad: dict[int, str]) -> None:
         """Put the next good file of the list in the place of each bad one."""
         for place, reason in bad.items():
-            log.warning("%s: %s", self._images.files[place], reason)
-            if self._on_bad_file is not None:
-                self._on_bad_file(self._images.files[place], reason)
-        self._bad.update(bad)
+            if place not in self._bad:
+                self._bad[place] = reason
+                _tell(self._images.files[place], reason, len(self._bad), self._on_bad_file)
         total = len(self._source)
         if len(self._bad) == total:
-            raise RuntimeError("no file of the data set can be decoded any more")
-        for place in self._bad:
-            good = place
-            while good in self._bad:
-                good = (good + 1) % total
+            raise NoImageLeftError(_NONE_LEFT)
+        good = min(place for place in range(total) if place not in self._bad)
+        for place in sorted(self._bad, reverse=True):
+            if (place + 1) % total not in self._bad:
+                good = (place + 1) % total
             self._source[place] = good
 
 
@@ -312,35 +392,112 @@ class EvaluationLoader:
         return -(-len(self._files) // self._output.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        done = 0
-        failed_at = -1
-        pipeline = None
-        while done < len(self._files):
-            batch = min(self._output.batch_size, len(self._files) - done)
-            try:
-                if pipeline is None:
-                    pipeline = evaluation_pipeline(self._files[done:], self._output)
-                    start = done
-                images, index = (torch.from_dlpack(out.as_tensor()) for out in pipeline.run())
-            except RuntimeError:
-                pipeline = None
-                if not self._drop_bad_files(done) and failed_at == done:
-                    raise
-                failed_at = done
-                continue
-            labels = self._labels[start + index.view(-1)[:batch].long()]
-            yield images[:batch].permute(0, 3, 1, 2), labels
-            done += batch
+        files, labels = self._files, self._labels
+        images = _Pass(files, self._output)
+        told = 0
+        try:
+            while (outcome := images.advance()) is not None:
+                for place, reason in list(images.bad.items())[told:]:
+                    told += 1
+                    _tell(files[place], reason, told, self._on_bad_file)
+                batch, places = outcome
+                yield batch, labels[places]
+        finally:
+            images.close()
+            if images.bad:
+                keep = [place for place in range(len(files)) if place not in images.bad]
+                self._files, self._labels = [files[place] for place in keep], labels[keep]
+        for place, reason in list(images.bad.items())[told:]:
+            told += 1
+            _tell(files[place], reason, told, self._on_bad_file)
+        if not self._files:
+            raise NoImageLeftError(_NONE_LEFT)
 
-    def _drop_bad_files(self, done: int) -> bool:
-        """Leave out the undecodable files among those that DALI was working on; True if there were any."""
-        ahead = self._files[done : done + (self._output.prefetch + 2) * self._output.batch_size]
-        bad = set(find_undecodable(ahead, self._output))
-        for path in sorted(bad):
-            log.warning("%s: %s", path, _BAD)
-            if self._on_bad_file is not None:
-                self._on_bad_file(path, _BAD)
-        keep = [place for place, path in enumerate(self._files) if path not in bad]
-        self._files = [self._files[place] for place in keep]
-        self._labels = self._labels[keep]
-        return bool(bad)
+
+class _Pass:
+    """The good ones of a list of files, in order and without augmentation."""
+
+    def __init__(self, files: list[str], output: Output) -> None:
+        self.bad: dict[int, str] = {}
+        self._files, self._output = files, output
+        self._checked = _Checked(output)
+        self._pipeline: Any = None
+        self._next = 0  # place of the first file that has not been handed out
+        self._asked = 0
+        self._asked_places: deque[list[int]] = deque()
+        self._left: list[tuple[int, np.ndarray]] = []
+        self._places: deque[list[int]] = deque()  # of the batches in DALI
+
+    def advance(self) -> tuple[Tensor, list[int]] | None:
+        """The next batch of images and their places in the list; None after the last one."""
+        failed_here = False
+        while True:
+            try:
+                if self._pipeline is None:
+                    self._asked = self._next
+                    self._pipeline = evaluation_pipeline(self._feed, self._output)
+                (images,) = self._pipeline.run()
+                break
+            except StopIteration:
+                return None
+            except RuntimeError as error:
+                self._stop()
+                if failed_here:
+                    raise
+                failed_here = True
+                log.debug("DALI failed: %s", error)
+                self._checked.careful = self._output.prefetch + 1
+        places = self._places.popleft()
+        self._next = places[-1] + 1
+        return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), places
+
+    def close(self) -> None:
+        """End DALI and the processes."""
+        self._stop()
+        self._checked.close()
+
+    def _stop(self) -> None:
+        self._pipeline = None
+        self._checked.reader.close()
+        self._asked_places.clear()
+        self._left.clear()
+        self._places.clear()
+
+    def _feed(self, _: int) -> list[np.ndarray]:
+        """The next batch of encoded images for DALI; full ones as long as there are enough."""
+        found, self._left = self._left, []
+        while len(found) < self._output.batch_size:
+            self._ask()
+            if not self._asked_places:
+                break
+            places, encoded = self._asked_places.popleft(), self._checked.take()
+            for number, reason in encoded.bad.items():
+                self.bad[places[number]] = f"found during the run: {reason}"
+            images = zip(places, encoded.images, strict=True)
+            good = [(place, image) for place, image in images if place not in self.bad]
+            if found or len(good) < len(places):
+                good = [(place, image.copy()) for place, image in good]
+            found += good
+        found, self._left = found[: self._output.batch_size], found[self._output.batch_size :]
+        self._checked.careful = max(self._checked.careful - 1, 0)
+        if not found:
+            raise StopIteration
+        self._places.append([place for place, _ in found])
+        return [image for _, image in found]
+
+    def _ask(self) -> None:
+        reader = self._checked.reader
+        while len(self._asked_places) < reader.ahead and self._asked < len(self._files):
+            end = min(self._asked + self._output.batch_size, len(self._files))
+            self._asked_places.append([place for place in range(self._asked, end) if place not in self.bad])
+            reader.request([self._files[place] for place in self._asked_places[-1]])
+            self._asked = end
+
+
+def _tell(path: str, reason: str, number: int, handler: BadFileHandler | None) -> None:
+    if number <= _TOLD:
+        log.warning("%s: %s", path, reason)
+    elif number == _TOLD + 1:
+        log.warning("more than %d files turned out to be bad: the others are only listed", _TOLD)
+    if handler is not None:
+        handler(path, reason)

@@ -1,10 +1,10 @@
 """The DALI graphs, written once for the CPU and the GPU: only the decoder's device differs.
 
-Every graph outputs float32 HWC images, then the index of each image in the list of files: labels are looked
-up outside, and the index tells which file an image came from.
+Every graph outputs float32 HWC images. What they decode is handed in by a function: DALI's own reader would wait for
+ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ except ImportError as error:
     raise ImportError('the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"') from error
 
 Device = Literal["cpu", "gpu"]
+
+Source = Callable[[int], Sequence[np.ndarray]]
+"""Called once a batch, in their order: the encoded images, as (bytes,) uint8 arrays. What it raises, `run` raises."""
 
 _RGB = types.DALIImageType.RGB
 
@@ -61,89 +64,62 @@ class Output:
 
 
 def training_pipeline(
-    files: list[str],
+    source: Source,
     views: Sequence[Augmentation],
     output: Output,
     *,
     seed: int,
     shard: int,
-    num_shards: int,
     checkpoint: bytes | None = None,
 ) -> Any:
     """An endless pipeline of augmented views: each image decoded once and augmented `len(views)` times.
 
     Args:
-        files: paths, in the same order in every shard.
+        source: the encoded images.
         views: one augmentation a view.
         output: size, device and so on.
-        seed: base seed. The order of the files follows from it alone and changes every epoch; the
-            augmentations follow from it and the shard.
+        seed: base seed of the augmentations; they follow from it and the shard.
         shard: index of this process.
-        num_shards: number of processes. Each epoch gives each a disjoint part, padded to equal length by
-            repeats of its last image.
-        checkpoint: of an earlier pipeline with the same arguments; the files' contents may differ.
+        checkpoint: of an earlier pipeline with the same arguments, whose augmentations go on.
 
     Returns:
-        A DALI pipeline with one (batch, size, size, 3) output a view, then the (batch, 1) int32 indices into
-        `files`.
+        A DALI pipeline with one (batch, size, size, 3) output a view.
     """
-    # A restored order is only promised by DALI for pipelines that were checkpointing from the start.
     return _training_graph(
-        files,
-        list(views),
-        output,
-        seed,
-        shard,
-        num_shards,
-        **output.settings,
-        enable_checkpointing=True,
-        checkpoint=checkpoint,
+        source, list(views), output, seed, shard, **output.settings, enable_checkpointing=True, checkpoint=checkpoint
     )
 
 
-def evaluation_pipeline(files: list[str], output: Output) -> Any:
-    """An endless pipeline over the files in order, without augmentation.
+def evaluation_pipeline(source: Source, output: Output) -> Any:
+    """An endless pipeline without augmentation; its output is that of `training_pipeline` for one view.
 
     The shorter side is scaled to `output.size / output.crop_pct` and the centre cropped; with all of it, an
-    image that already has that size keeps its pixels. The outputs are those of `training_pipeline` for one view.
+    image that already has that size keeps its pixels.
     """
-    return _evaluation_graph(files, output, **output.settings)
+    return _evaluation_graph(source, output, **output.settings)
 
 
-def decoding_pipeline(files: list[str], output: Output) -> Any:
-    """Read and decode the files in order, for finding those that DALI rejects."""
-    return _decoding_graph(files, output, **output.settings)
+def decoding_pipeline(source: Source, output: Output) -> Any:
+    """Decode, for finding what DALI rejects."""
+    return _decoding_graph(source, output, **output.settings)
 
 
 @pipeline_def(enable_conditionals=True)
-def _training_graph(
-    files: list[str], views: list[Augmentation], output: Output, seed: int, shard: int, num_shards: int
-) -> Any:
-    encoded, index = _read(
-        files,
-        shard_id=shard,
-        num_shards=num_shards,
-        shuffle_after_epoch=True,
-        shuffle_after_epoch_seed=seed,
-        pad_last_batch=True,
-    )
-    images = _decode(encoded, output.device)
-    outputs = [_view(images, view, output, operator_seeds(seed, shard, number)) for number, view in enumerate(views)]
-    return *outputs, index
+def _training_graph(source: Source, views: list[Augmentation], output: Output, seed: int, shard: int) -> Any:
+    images = _decode(source, output.device)
+    return tuple(_view(images, view, output, operator_seeds(seed, shard, number)) for number, view in enumerate(views))
 
 
 @pipeline_def
-def _evaluation_graph(files: list[str], output: Output) -> Any:
-    encoded, index = _read(files)
-    images = _decode(encoded, output.device)
-    return _normalise(_centre(images, output.size, output.crop_pct), output, mirror=0), index
+def _evaluation_graph(source: Source, output: Output) -> Any:
+    images = _decode(source, output.device)
+    return _normalise(_centre(images, output.size, output.crop_pct), output, mirror=0)
 
 
 @pipeline_def
-def _decoding_graph(files: list[str], output: Output) -> Any:
-    encoded, index = _read(files)
+def _decoding_graph(source: Source, output: Output) -> Any:
     # The sizes of the images keep the decoder in the graph without keeping the pixels.
-    return _decode(encoded, output.device).shape(), index
+    return _decode(source, output.device).shape()
 
 
 def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
@@ -151,12 +127,8 @@ def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence((seed, shard, view)).generate_state(10)]
 
 
-def _read(files: list[str], **order: Any) -> Any:
-    # A mapped file that shrinks while it is read ends the process with SIGBUS; a plain read only fails.
-    return fn.readers.file(name="reader", files=files, dont_use_mmap=True, **order)
-
-
-def _decode(encoded: Any, device: Device) -> Any:
+def _decode(source: Source, device: Device) -> Any:
+    encoded = fn.external_source(source=source, batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
     return fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=_RGB)
 
 

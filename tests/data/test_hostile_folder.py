@@ -148,12 +148,12 @@ def test_a_file_without_permission_is_left_out(make_folder):
 def test_an_unreadable_file_is_left_out(make_folder, monkeypatch):
     """The same where the tests run as root."""
     root = make_folder()
-    closed, real = str(root / "ant" / "000.png"), open
+    closed, real = str(root / "ant" / "000.png"), os.open
 
     def refuse(path, *args, **kwargs):
         if path == closed:
             raise PermissionError(13, "Permission denied", path)
         return real(path, *args, **kwargs)
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert scan_classes(root).skipped == [(closed, "cannot be read: Permission denied")]

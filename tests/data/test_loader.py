@@ -304,7 +304,7 @@ def test_replacements_are_part_of_the_state(tmp_path):
 
 def test_an_error_that_no_file_explains_is_raised(tmp_path, monkeypatch):
     data = loader(numbered(tmp_path / "i", 16))
-    monkeypatch.setattr("amcl_fast.data.loader.find_undecodable", lambda files, output: [])
+    monkeypatch.setattr("amcl_fast.data.trial.Trial.__call__", lambda trial, image: None)
     for file in (tmp_path / "i").iterdir():
         corrupt(file)
     with pytest.raises(RuntimeError, match="decode"):

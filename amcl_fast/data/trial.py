@@ -1,0 +1,106 @@
+"""Decode doubtful images in a process of its own, which may die of them."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from amcl_fast.data.worker import Worker, WorkerError, serve
+
+log = logging.getLogger(__name__)
+
+_START_SECONDS = 300.0  # a network folder of libraries, a busy machine
+_DECODE_SECONDS = 60.0
+_PIXEL = b"P6 1 1 255\n\0\0\0"
+_DECODED = b""
+
+
+class Trial:
+    """Tells whether DALI decodes an image, without risk. Its process starts when it is first needed."""
+
+    def __init__(self, device: str = "cpu", device_id: int | None = None) -> None:
+        """Make a trial.
+
+        Args:
+            device: where DALI decodes, "cpu" or "gpu"; where the GPU lets no second process in, the CPU tries.
+            device_id: the GPU's index.
+        """
+        self._devices = [("cpu", None)] if device == "cpu" else [(device, device_id), ("cpu", None)]
+        self._worker: Worker | None = None
+
+    def __call__(self, image: np.ndarray) -> str | None:
+        """Why a (bytes,) uint8 encoded image cannot be decoded, None if it can.
+
+        Raises:
+            OSError: DALI decodes nothing at all in a new process.
+        """
+        if self._worker is None:
+            self._worker = self._start()
+        try:
+            self._worker.send(image.tobytes())
+            answer = self._worker.receive(_DECODE_SECONDS)
+        except WorkerError as error:
+            self._worker = None
+            return f"the process that decodes it does not live: {error}"
+        return None if answer == _DECODED else "it cannot be read and decoded"
+
+    def close(self) -> None:
+        """End the process; the next call starts another."""
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = None
+
+    def _start(self) -> Worker:
+        problem = "no device"
+        while self._devices:
+            device, device_id = self._devices[0]
+            worker = Worker("trial", [device, *([] if device_id is None else [str(device_id)])])
+            try:
+                worker.send(_PIXEL)
+                answer = worker.receive(_START_SECONDS)
+                if answer == _DECODED:
+                    return worker
+                problem = answer.decode()
+            except WorkerError as error:
+                problem = str(error)
+            worker.close()
+            if len(self._devices) == 1:
+                break
+            log.warning(
+                "doubtful images are tried out on the CPU, for a second process cannot use the GPU: %s", problem
+            )
+            del self._devices[0]
+        raise OSError(f"doubtful images cannot be tried out, since DALI does not work in a new process: {problem}")
+
+
+def main(arguments: list[str]) -> None:
+    """Serve a `Trial`: an image in, nothing out, or DALI's error."""
+    pipeline: Any = None
+    image = np.empty(0, np.uint8)
+
+    def source(_: int) -> list[np.ndarray]:
+        return [image]
+
+    def answer(request: bytes) -> bytes:
+        nonlocal pipeline, image
+        try:
+            from amcl_fast.data.pipeline import Output, decoding_pipeline
+
+            image = np.frombuffer(request, np.uint8)
+            if pipeline is None:
+                output = Output(
+                    size=1,
+                    batch_size=1,
+                    device="gpu" if arguments[0] == "gpu" else "cpu",
+                    device_id=int(arguments[1]) if len(arguments) > 1 else None,
+                    num_threads=1,
+                    prefetch=1,
+                )
+                pipeline = decoding_pipeline(source, output)
+            pipeline.run()
+        except Exception as error:
+            pipeline = None
+            return str(error).strip().encode() or b"error"
+        return _DECODED
+
+    serve(answer)
