@@ -43,6 +43,10 @@ class BadImage(ValueError):
     """The file cannot be an image that can be trained on; the message says why."""
 
 
+class NoImageLeftError(OSError, RuntimeError):
+    """All files of a run have turned out to be bad; in one line, as errors of files are told."""
+
+
 class Look(Enum):
     """What headers and end tell of an image that is not bad for certain."""
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.pipeline import Output, evaluation_pipeline, training_pipeline
+from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
 from amcl_fast.data.reading import Encoded, Reader
 from amcl_fast.data.scan import Images
 from amcl_fast.data.trial import Trial
@@ -31,11 +33,7 @@ _TOLD = 100
 _TRIAL_REST = 50
 
 
-_NONE_LEFT = "no file of the data set can be decoded any more"
-
-
-class NoImageLeftError(OSError, RuntimeError):
-    """All files have turned out to be bad; in one line, as errors of files are told."""
+_NONE_LEFT = "no file of the data set can be read and decoded any more"
 
 
 class _Checked:
@@ -276,7 +274,7 @@ class ContrastiveLoader:
     def _start(self) -> None:
         self._asked = self._fed = self._done
         self._pipeline = training_pipeline(
-            self._feed,
+            _loosely(self._feed),
             self._views,
             self._output,
             seed=self._seed,
@@ -435,7 +433,7 @@ class _Pass:
             try:
                 if self._pipeline is None:
                     self._asked = self._next
-                    self._pipeline = evaluation_pipeline(self._feed, self._output)
+                    self._pipeline = evaluation_pipeline(_loosely(self._feed), self._output)
                 (images,) = self._pipeline.run()
                 break
             except StopIteration:
@@ -492,6 +490,18 @@ class _Pass:
             self._asked_places.append([place for place in range(self._asked, end) if place not in self.bad])
             reader.request([self._files[place] for place in self._asked_places[-1]])
             self._asked = end
+
+
+def _loosely(method: Source) -> Source:
+    """The method of a loader that holds the pipeline that holds it: DALI and the processes go when the loader goes."""
+    reference = WeakMethod(method)
+
+    def call(batch: int) -> Sequence[np.ndarray]:
+        bound = reference()
+        assert bound is not None
+        return bound(batch)
+
+    return call
 
 
 def _tell(path: str, reason: str, number: int, handler: BadFileHandler | None) -> None:

@@ -66,6 +66,8 @@ class Reader:
 
     def request(self, files: list[str]) -> None:
         """Have files read; at most `ahead` lists can be pending, and one more."""
+        # The process does not follow when this one changes its folder.
+        files = [path if path.startswith("/") else os.path.abspath(path) for path in files]
         self._asked.append((self._free.popleft(), files))
         if self._worker is not None:
             try:

@@ -59,7 +59,7 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
     folder = _folder(root)
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(folder) if _is_folder(entry) and not entry.name.startswith("."))
     if not names:
         raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
     found = _check(folder, {name: _list_files(os.path.join(folder, name)) for name in names})
@@ -115,11 +115,29 @@ def _not_empty(images: Images, folder: str, layout: str) -> Images:
 
 
 def _list_files(folder: str) -> list[str]:
+    """Files in a folder and below, links to folders followed, but not back to one that they are in."""
     files = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            status = os.stat(parent)
+            entries = [entry for entry in os.scandir(parent) if not entry.name.startswith(".")]
+        except OSError as error:
+            log.warning("%s: the folder cannot be read: %s", parent, error.strerror)
+            continue
+        here = status.st_dev, status.st_ino
+        if here not in above:
+            waiting += [(entry.path, above | {here}) for entry in entries if _is_folder(entry)]
+            files += [entry.path for entry in entries if not _is_folder(entry)]
     return sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[str, str | None]]]:

@@ -315,7 +315,7 @@ def test_data_without_any_good_file_is_an_error(tmp_path):
     images = numbered(tmp_path / "i", 16)
     for file in images.files:
         corrupt(file)
-    with pytest.raises(RuntimeError, match="no file of the data set can be decoded"):
+    with pytest.raises(RuntimeError, match="no file of the data set can be read and decoded"):
         next(iter(loader(images)))
 
 

@@ -66,6 +66,21 @@ def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
     assert [reason for _, reason in images.skipped] == ["its name is not valid UTF-8"]
 
 
+def test_links_in_circles_end(make_folder):
+    root = make_folder(per_class=1)
+    (root / "ant" / "back").symlink_to(root)
+    (root / "ant" / "self").symlink_to("self")
+    (root / "loop").symlink_to("loop")
+    (root / "bee" / "other").symlink_to(root / "cow")
+    (root / "cow" / "one").symlink_to(root / "bee")
+    images = scan_classes(root)
+    assert images.classes == ["ant", "bee", "cow"]
+    found = [os.path.relpath(path, root) for path in images.files]
+    assert found[:2] == ["ant/000.png", "ant/back/bee/000.png"]
+    assert "bee/other/000.png" in found and "cow/one/000.png" in found and "cow/one/other/000.png" not in found
+    assert "cannot be read: Too many levels" in reasons(images)["self"]
+
+
 def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, own_cache, monkeypatch):
     root = make_folder(per_class=2)
     (root / "ant" / "bad.png").write_bytes(b"text")

@@ -1,0 +1,286 @@
+"""Files that go bad while a loader runs. `damage.py` has all kinds at all places; here each loader meets each kind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import damage
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import fn, pipeline_def
+
+from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
+from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
+from amcl_fast.data.loader import SingleViewLoader
+from amcl_fast.data.pipeline import Output
+from amcl_fast.data.reading import Reader
+from amcl_fast.data.scan import Images, scan_classes
+from amcl_fast.data.trial import Trial
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize("loader", damage.LOADERS)
+def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
+    """In one process; a crash is at the kind after the last one that was told. Over the loaders, each at all places."""
+    turn, places = damage.LOADERS.index(loader), list(damage.PLACES)
+    cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(damage.kinds())]
+    done = subprocess.run(
+        [sys.executable, damage.__file__, "walk", loader, tmp_path / "images", *map("@".join, cases)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(case["kind"], case["place"]) for case in told] == cases, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    wrong = [c for c in told if not c["outcome"].startswith("listed: ") and c["kind"] not in damage.MAY_DECODE]
+    assert not wrong
+
+
+def judged(content):
+    """What the look at an encoded image says; None if it is bad for certain."""
+    with suppress(BadImage):
+        return look(lambda at, count: content[at : at + count], len(content))
+    return None
+
+
+def test_no_damage_ends_or_hangs_a_scan(tmp_path):
+    kinds = damage.kinds()
+    for place, folder in enumerate(("first", "middle", "last")):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"{number} good.jpg").write_bytes(damage.JPEG)
+        for kind, damaging in kinds.items():
+            path = tmp_path / folder / f"{place} {kind.replace('/', '-')}"
+            path.write_bytes(damage.JPEG)
+            damaging(path)
+    images = scan_classes(tmp_path)
+    listed = dict(images.skipped)
+    whole = {kind for kind, content in damage.contents().items() if judged(content) is Look.WHOLE}
+    assert 5 < len(whole) < 25
+    for place, folder in enumerate(("first", "middle", "last")):
+        for kind in kinds:
+            path = str(tmp_path / folder / f"{place} {kind.replace('/', '-')}")
+            # Damage in the middle of a file is left to the run.
+            unseen = kind in whole or kind in damage.MAY_DECODE or kind in ("deleted", "folder", "link to its folder")
+            assert unseen or path in listed, path
+        assert all(str(tmp_path / folder / f"{number} good.jpg") in images.files for number in range(3))
+    assert len(kinds) > 100
+
+
+def test_ten_truncated_files_are_listed_with_reasons_and_the_run_goes_on(make_images):
+    images = make_images(256)
+    listed = {}
+    output = Output(size=8, batch_size=32)
+    data = ContrastiveLoader(images, [Augmentation()] * 2, output, on_bad_file=listed.__setitem__)
+    epochs = (batch for _ in range(3) for batch in data)
+    next(epochs)
+    sizes = [0, 1, 3, 20, 200, 400, 0, 1, 3, 20]
+    for path, size in zip(images.files[10::20], sizes, strict=False):
+        os.truncate(path, size)
+    assert len(list(epochs)) == 3 * 8 - 1
+    assert listed.keys() == set(images.files[10:210:20])
+    assert listed[images.files[10]] == "found during the run: empty file"
+    assert "no frame header" in listed[images.files[50]]
+
+
+@pytest.fixture
+def make_images(tmp_path):
+    def make(count):
+        files = [tmp_path / f"{number:04}.jpg" for number in range(count)]
+        for path in files:
+            path.write_bytes(damage.JPEG)
+        return Images([str(path) for path in files], list(range(count)), [])
+
+    return make
+
+
+@pytest.mark.parametrize("loader", damage.LOADERS)
+def test_the_loss_of_all_files_is_one_error(make_images, loader):
+    images = make_images(256)
+    output = Output(size=8, batch_size=16)
+    if loader == "evaluation":
+        data = EvaluationLoader(images, output)
+    else:
+        data = ContrastiveLoader(images, [Augmentation()] * (1 + (loader == "training")), output)
+        data = data if loader == "training" else SingleViewLoader(data)
+    next(iter(data))
+    for path in images.files:
+        os.unlink(path)
+    with pytest.raises(NoImageLeftError, match=r"^no file of the data set can be read and decoded any more$"):
+        [list(data) for _ in range(3)]
+
+
+def test_many_bad_files_are_all_listed_but_not_all_told(make_images, caplog):
+    images = make_images(256)
+    for path in images.files[:150]:
+        os.truncate(path, 5)
+    listed = {}
+    data = EvaluationLoader(images, Output(size=8, batch_size=16), on_bad_file=listed.__setitem__)
+    labels = torch.cat([labels for _, labels in data]).tolist()
+    assert labels == list(range(150, 256))
+    assert len(listed) == 150
+    assert len(caplog.records) == 101
+    assert "only listed" in caplog.records[-1].message
+
+
+def test_what_passes_the_look_is_parsed_by_dali():
+    """Bytes at random in what comes before the pixels; DALI's peek is its decoder's parser, and raises properly."""
+    draw = np.random.default_rng(0)
+    accepted, seen = [], {Look.WHOLE: 0, Look.PARSED: 0, Look.UNKNOWN: 0, None: 0}
+    for _ in range(6000):
+        content = bytearray([damage.JPEG, damage.PNG, damage.WEBP, damage.BMP][draw.integers(4)])
+        reach = int(draw.choice([40, 200, 700]))
+        for place in draw.integers(2, reach, draw.integers(1, 4)):
+            content[place] = draw.choice([0, 1, 0xFF, draw.integers(256)])
+        content = bytes(content[: draw.integers(len(content))] if draw.random() < 0.2 else content)
+        verdict = judged(content)
+        seen[verdict] += 1
+        if verdict in (Look.WHOLE, Look.PARSED):
+            accepted.append(np.frombuffer(content, np.uint8))
+    assert min(seen.values()) > 50
+
+    @pipeline_def(batch_size=len(accepted), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    def peek():
+        return fn.peek_image_shape(fn.external_source(source=lambda _: accepted, batch=True))
+
+    (shapes,) = peek().run()
+    pixels = shapes.as_array()[:, :2].prod(-1)
+    assert pixels.min() >= 1
+    assert pixels.max() <= headers.MAX_PIXELS
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path))
+    for kind in ("FIFO", "socket", "endless device", "folder", "link to a FIFO"):
+        (tmp_path / kind).write_bytes(damage.JPEG)
+        monkeypatch.undo()
+        damage.kinds()[kind](tmp_path / kind)
+        monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path))
+        with pytest.raises(BadImage, match="not a regular file"):
+            open_image(str(tmp_path / kind))
+    assert opened == []
+
+
+def test_a_file_that_is_swapped_for_a_fifo_when_it_is_opened_is_refused_without_waiting(tmp_path, monkeypatch):
+    path, real = tmp_path / "a.jpg", os.open
+    path.write_bytes(damage.JPEG)
+
+    def swap(name, *rest):
+        damage.kinds()["FIFO"](path)
+        return real(name, *rest)
+
+    monkeypatch.setattr("os.open", swap)
+    with pytest.raises(BadImage, match="not a regular file"):
+        open_image(str(path))
+
+
+def children():
+    """Processes that this one has started, by what they run."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
+    return {pid: command for pid, command in found.items() if "amcl_fast.data" in command}
+
+
+def test_the_reader_is_started_again_and_reads_the_same(make_images):
+    images = make_images(128)
+
+    def batches(killing):
+        data = ContrastiveLoader(images, [Augmentation()] * 2, Output(size=8, batch_size=8), seed=3)
+        for number, (views, labels) in enumerate(islice(iter(data), 12)):
+            if number in killing:
+                (reader,) = children()
+                os.kill(reader, signal.SIGKILL)
+            yield [view.clone() for view in views], labels
+
+    assert not children()  # those of loaders before went with them
+    expected, ours = list(batches(())), list(batches((0, 4, 5)))
+    for (views, labels), (other_views, other_labels) in zip(ours, expected, strict=True):
+        assert torch.equal(labels, other_labels)
+        assert all(torch.equal(a, b) for a, b in zip(views, other_views, strict=True))
+
+
+def test_the_reader_outlives_signals_and_ends_with_its_user(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(damage.JPEG)
+    script = f"""
+import os, signal, sys
+from amcl_fast.data.reading import Reader
+reader = Reader()
+reader.read([{str(tmp_path / "a.jpg")!r}])
+print(reader._worker._process.pid, flush=True)
+sys.stdin.read()
+"""
+    user = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pid = int(user.stdout.readline())
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(pid, signum)
+    time.sleep(0.2)
+    assert "amcl_fast.data.reading" in Path(f"/proc/{pid}/cmdline").read_text()
+    user.kill()
+    user.communicate()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(") ")[1][:1]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_long_lists_do_not_block_two_processes_that_wait_for_each_other(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(damage.JPEG)
+    reader = Reader()
+    for _ in range(2):
+        reader.request([str(tmp_path / "a.jpg")] * 20_000 + [str(tmp_path / ("long" * 60))] * 5000)
+    for _ in range(2):
+        encoded = reader.take()
+        assert len(encoded.bad) == 5000
+        assert all(image.tobytes() == damage.JPEG for image in encoded.images[:20_000])
+    reader.close()
+
+
+def test_a_trial_tells_good_from_bad_and_from_what_ends_or_hangs_its_process(monkeypatch):
+    tell = Trial()
+    good, bad = (np.frombuffer(content, np.uint8) for content in (damage.JPEG, damage.JPEG[:200]))
+    assert tell(good) is None
+    assert tell(bad) == "it cannot be read and decoded"
+    assert tell(good) is None
+    send = trial.Worker.send
+
+    def send_and_stop(worker, message, signum=signal.SIGSEGV):
+        if message == good.tobytes():
+            os.kill(worker._process.pid, signum)
+        send(worker, message)
+
+    monkeypatch.setattr(trial.Worker, "send", send_and_stop)
+    assert tell(good) == "the process that decodes it does not live: it ended with SIGSEGV"
+    monkeypatch.setattr(trial, "_DECODE_SECONDS", 0.5)
+    monkeypatch.setattr(trial.Worker, "send", lambda worker, message: send_and_stop(worker, message, signal.SIGSTOP))
+    assert tell(good) == "the process that decodes it does not live: it takes too long"
+    monkeypatch.undo()
+    assert tell(good) is None
+    tell.close()
+
+
+def test_a_state_of_the_version_with_dalis_own_reader_begins_the_order_anew(make_images, caplog):
+    images = make_images(64)
+
+    def loader():
+        return ContrastiveLoader(images, [Augmentation()] * 2, Output(size=8, batch_size=8))
+
+    state = loader().state_dict()
+    old = {"position": 3, "yielded": 3, "settings": state["settings"], "files": state["files"]}
+    old["shards"] = [{"shard": 0, "checkpoint": "c29tZXRoaW5n", "bad": {}}]
+    data = loader()
+    data.load_state_dict(old)
+    assert "the files' order begins anew" in caplog.text
+    assert len(list(data)) == 5
+    assert len(list(data)) == 8
