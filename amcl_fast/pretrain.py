@@ -37,6 +37,7 @@ from .callbacks import (
 from .checkpoint import load_checkpoint
 from .cli import LATEST
 from .data import ContrastiveDataModule
+from .data.headers import NoImageLeftError
 from .lock import RunLock
 from .methods import Method
 from .recipes import recipe_files, recipe_names
@@ -178,7 +179,7 @@ def _train(cli: PretrainCLI, checkpoint: Path | None) -> int:
             command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
             print(f"stopped at step {cli.trainer.global_step}; go on with: {command}", flush=True)
         return 128 + interrupted.signum
-    except (NonFiniteError, SaveError) as error:
+    except (NonFiniteError, SaveError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

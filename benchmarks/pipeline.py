@@ -1,17 +1,17 @@
 """Images in, two augmented views out: DALI as the trainer uses it, beside PIL + torchvision v2 with a DataLoader.
 
 A row: `size` (pixels), `letters` (augmentations, see `Augmentation.from_letters`), `library` (`dali`, `torchvision`),
-and `images_per_second` and `processor_ms` (per source image, over all threads and worker processes) as
+and `images_per_second` and `processor_ms` (per source image, over all threads and child processes) as
 [lower quartile, median, upper quartile] of the rounds, with `rounds`; or `missing`, the reason why it was not run. A
 letter costs what it adds to the crop alone.
 """
 
-import multiprocessing
 import os
 import re
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,15 @@ def _rate(stream: Iterator[Any], batch: int, seconds: float) -> tuple[float, flo
 
 
 def _processor_seconds() -> float:
-    """User and system time of this process's threads and of its living worker processes."""
+    """User and system time of this process's threads and of its living child processes."""
     own = os.times()
     total = own.user + own.system
-    for worker in multiprocessing.active_children():
-        # The name of the command, in brackets, may hold spaces.
-        fields = re.sub(r".*\) ", "", Path(f"/proc/{worker.pid}/stat").read_text()).split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            with suppress(OSError):  # it has ended since
+                # The name of the command, in brackets, may hold spaces.
+                fields = re.sub(r".*\) ", "", Path(f"/proc/{pid}/stat").read_text()).split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import damage
 import numpy as np
 import pytest
 import torch
+from command_line import NT_XENT
 from nvidia.dali import fn, pipeline_def
 
+from amcl_fast.cli import main
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
 from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
 from amcl_fast.data.loader import SingleViewLoader
@@ -284,3 +287,25 @@ def test_a_state_of_the_version_with_dalis_own_reader_begins_the_order_anew(make
     assert "the files' order begins anew" in caplog.text
     assert len(list(data)) == 5
     assert len(list(data)) == 8
+
+
+def test_a_run_that_loses_all_its_files_ends_in_one_line(make_folder, tmp_path, monkeypatch, capsys):
+    root = make_folder(per_class=12)
+
+    class Losing(ContrastiveLoader):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number == 1:
+                    shutil.rmtree(root)
+                yield batch
+
+    monkeypatch.setattr("amcl_fast.data.module.ContrastiveLoader", Losing)
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(NT_XENT + "trainer: {max_epochs: 9, accelerator: cpu, log_every_n_steps: 1}")
+    assert main(["pretrain", "--config", "settings.yaml", "--data", str(root), "--run_dir", "run"]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == (
+        "amcl-fast pretrain: error: no file of the data set can be read and decoded any more"
+    )
+    assert "ant/000.png\tfound during the run: no such file" in Path("run/skipped_files.txt").read_text()
