@@ -361,7 +361,11 @@ def each(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[t
 
 
 def decoder_needs_guard(attempts: int = 5) -> bool:
-    """Whether images that DALI cannot parse still end a process whose decoder meets them, at any place of a batch."""
+    """Whether images that DALI cannot parse still end a process whose decoder meets them, at any place of a batch.
+
+    Raises:
+        RuntimeError: it cannot be tried out.
+    """
     script = """
 import sys
 import numpy as np
@@ -386,11 +390,14 @@ while True:
     except StopIteration:
         break
 """
-    here = str(Path(__file__).parent)
-    return any(
-        subprocess.run([sys.executable, "-c", script.format(here=here)], stderr=subprocess.DEVNULL).returncode
-        for _ in range(attempts)
-    )
+    for _ in range(attempts):
+        command = [sys.executable, "-c", script.format(here=str(Path(__file__).parent))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode > 0:
+            raise RuntimeError(done.stderr)
+        if done.returncode < 0:
+            return True
+    return False
 
 
 def main(arguments: list[str]) -> None:
