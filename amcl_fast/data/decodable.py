@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 
-from amcl_fast.data.reading import Reader
+from amcl_fast.data.reader import Reader
 from amcl_fast.data.trial import Trial
 
 _TOGETHER = 32

@@ -18,7 +18,7 @@ from torch import Tensor
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
-from amcl_fast.data.reading import Encoded, Reader
+from amcl_fast.data.reader import Encoded, Reader
 from amcl_fast.data.scan import Images
 from amcl_fast.data.trial import Trial
 

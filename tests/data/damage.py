@@ -360,8 +360,8 @@ def each(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[t
         yield kind, place, outcome
 
 
-def decoder_needs_guard(attempts: int = 5) -> bool:
-    """Whether images that DALI cannot parse still end a process whose decoder meets them, at any place of a batch.
+def decoder_needs_guard(bad: bytes = bytes(5000), attempts: int = 5) -> bool:
+    """Whether `bad` bytes, which DALI cannot parse, still end a process whose decoder meets them in a batch.
 
     Raises:
         RuntimeError: it cannot be tried out.
@@ -372,7 +372,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 sys.path.insert(0, {here!r})
 from damage import JPEG
-good, bad = (np.frombuffer(content, np.uint8) for content in (JPEG, bytes(5000)))
+good, bad = (np.frombuffer(content, np.uint8) for content in (JPEG, {bad!r}))
 batches = iter([[good] * 64] * 3 + [[good] * place + [bad] + [good] * (63 - place) for place in range(0, 64, 3)])
 
 @pipeline_def(batch_size=64, num_threads=4, device_id=None)
@@ -391,7 +391,7 @@ while True:
         break
 """
     for _ in range(attempts):
-        command = [sys.executable, "-c", script.format(here=str(Path(__file__).parent))]
+        command = [sys.executable, "-c", script.format(here=str(Path(__file__).parent), bad=bad)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode > 0:
             raise RuntimeError(done.stderr)

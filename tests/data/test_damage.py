@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, he
 from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
 from amcl_fast.data.loader import SingleViewLoader
 from amcl_fast.data.pipeline import Output
-from amcl_fast.data.reading import Reader
+from amcl_fast.data.reader import Reader
 from amcl_fast.data.scan import Images, scan_classes
 from amcl_fast.data.trial import Trial
 
@@ -161,6 +162,12 @@ def test_what_passes_the_look_is_parsed_by_dali():
     assert pixels.max() <= headers.MAX_PIXELS
 
 
+@pytest.mark.skipif(not version("nvidia-dali-cuda130").startswith("2.4."), reason="of another DALI nothing is known")
+def test_this_dali_needs_the_guard_and_the_script_would_tell_if_not():
+    assert damage.decoder_needs_guard()
+    assert not damage.decoder_needs_guard(bad=damage.JPEG[:900], attempts=1)
+
+
 def test_what_is_no_regular_file_is_not_opened(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path))
@@ -218,7 +225,7 @@ def test_the_reader_outlives_signals_and_ends_with_its_user(tmp_path):
     (tmp_path / "a.jpg").write_bytes(damage.JPEG)
     script = f"""
 import os, signal, sys
-from amcl_fast.data.reading import Reader
+from amcl_fast.data.reader import Reader
 reader = Reader()
 reader.read([{str(tmp_path / "a.jpg")!r}])
 print(reader._worker._process.pid, flush=True)
