@@ -29,11 +29,14 @@ _OTHER_FORMATS = {
     b"8BPS": "Photoshop",
 }
 _START_OF_SCAN = 0xDA
+_SEGMENT = 22  # bytes of a segment that are looked at: a frame header of four components
+_WINDOW = 1024  # bytes that are read at once
 # Baseline, extended, progressive. Every decoder knows these.
 _COMMON_FRAMES = {0xC0, 0xC1, 0xC2}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that no length follows; none belongs before the scan.
 _BARE = {0x01, *range(0xD0, 0xDA)}
+_SAMPLING = bytes(horizontal << 4 | vertical for horizontal in range(1, 5) for vertical in range(1, 5))
 # Bit depths by colour type.
 _PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _WEBP_EXIF = 0x08
@@ -142,11 +145,14 @@ def _check_pixels(width: int, height: int) -> None:
 
 def _look_at_jpeg(read: Read, size: int) -> Look:
     position, frames, common = 2, 0, True
+    window, start = b"", 0
     while True:
-        segment = read(position, 22)
-        if len(segment) < 4 or segment[0] != 0xFF or not segment[1]:
+        at = position - start
+        if at + _SEGMENT > len(window):
+            window, start, at = read(position, _WINDOW), position, 0
+        if len(window) < at + 4 or window[at] != 0xFF or not window[at + 1]:
             break
-        marker, length = segment[1], segment[2] << 8 | segment[3]
+        marker, length = window[at + 1], window[at + 2] << 8 | window[at + 3]
         if marker == 0xFF:
             position += 1
             continue
@@ -158,6 +164,7 @@ def _look_at_jpeg(read: Read, size: int) -> Look:
         if marker in _BARE or marker == _START_OF_SCAN or length < 2 or position + 2 + length > size:
             break
         if marker in _FRAMES:
+            segment = window[at : at + _SEGMENT]
             if len(segment) < 10:
                 break
             _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6])
@@ -176,7 +183,7 @@ def _is_common_frame(segment: bytes, length: int) -> bool:
         segment[4] == 8
         and components in (1, 3, 4)
         and length == 8 + 3 * components
-        and all(1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4 for factor in segment[11 : 10 + 3 * components : 3])
+        and not segment[11 : 10 + 3 * components : 3].translate(None, _SAMPLING)
     )
 
 

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Reader:
         self._memories = [_Memory(os.memfd_create("amcl-fast", os.MFD_CLOEXEC)) for _ in range(ahead + 2)]
         self._free = deque(range(len(self._memories)))
         self._asked: deque[tuple[int, list[str]]] = deque()
-        self._arrived: deque[tuple[int, list[str], bytes]] = deque()
+        self._arrived: deque[tuple[int, bytes]] = deque()
         self._in_use: list[int] = []
         self._worker: Worker | None = None
 
@@ -72,17 +73,17 @@ class Reader:
         if not self._arrived:
             self._arrive()
         self._free.extend(self._in_use)
-        slot, files, answer = self._arrived.popleft()
+        slot, answer = self._arrived.popleft()
         self._in_use = [slot]
-        return self._memories[slot].encoded(len(files), answer)
+        return self._memories[slot].encoded(answer)
 
     def read(self, files: list[str]) -> Encoded:
         """Read files at once, before what is pending. The images are copies."""
         self.request(files)
         while self._asked:
             self._arrive()
-        slot, _, answer = self._arrived.pop()
-        encoded = self._memories[slot].encoded(len(files), answer)
+        slot, answer = self._arrived.pop()
+        encoded = self._memories[slot].encoded(answer)
         encoded.images = [image.copy() for image in encoded.images]
         self._free.append(slot)
         return encoded
@@ -111,7 +112,7 @@ class Reader:
                 self._worker = None
                 if attempt == _ATTEMPTS - 1:
                     raise OSError(f"the process that reads images does not stay: {error}") from None
-        self._arrived.append((*self._asked.popleft(), answer))
+        self._arrived.append((self._asked.popleft()[0], answer))
 
 
 class _Memory:
@@ -125,7 +126,7 @@ class _Memory:
     def __del__(self) -> None:
         os.close(self.descriptor)
 
-    def encoded(self, count: int, answer: bytes) -> Encoded:
+    def encoded(self, answer: bytes) -> Encoded:
         """What the other process put here: the images, and at the end what there is to say of them."""
         start, end = marshal.loads(answer)
         if end > self._size:
@@ -133,7 +134,9 @@ class _Memory:
             self._map = mmap.mmap(self.descriptor, self._size, prot=mmap.PROT_READ)
         assert self._map is not None
         lengths, bad, doubtful = marshal.loads(self._map[start:end])
-        images = np.split(np.frombuffer(self._map, np.uint8, start), np.cumsum(lengths)[:-1])
+        whole = np.frombuffer(self._map, np.uint8, start)
+        ends = list(accumulate(lengths))
+        images = [whole[end - length : end] for end, length in zip(ends, lengths, strict=True)]
         return Encoded(images, bad, doubtful)
 
 

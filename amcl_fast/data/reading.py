@@ -22,6 +22,7 @@ class _Shelf:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size  # of an earlier process
         self._map = mmap.mmap(descriptor, self._size) if self._size else mmap.mmap(-1, 1)
+        self._view = memoryview(self._map)
 
     def write(self, at: int, content: bytes) -> tuple[int, int]:
         """Write `content` to `at`; returns where it starts and ends."""
@@ -52,11 +53,7 @@ class _Shelf:
         try:
             self._reserve(at + size)
             done = 0
-            while done < size:
-                with memoryview(self._map) as view, view[at + done : at + size] as rest:
-                    count = os.readv(descriptor, [rest])
-                if not count:
-                    break
+            while done < size and (count := os.readv(descriptor, [self._view[at + done : at + size]])):
                 done += count
             return done
         finally:
@@ -67,6 +64,7 @@ class _Shelf:
             self._size = (max(size, 3 * self._size // 2) // _PAGE + 1) * _PAGE
             os.ftruncate(self._descriptor, self._size)
             self._map = mmap.mmap(self._descriptor, self._size)
+            self._view = memoryview(self._map)
 
 
 def main(descriptors: list[str]) -> None:
