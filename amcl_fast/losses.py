@@ -241,7 +241,7 @@ class SimCLRLoss(_Contrast):
 
     @classmethod
     def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
-        """AMCL that trains from scratch: τ from 0.2 to 1 by a bounded score, all negatives, and the positive.
+        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
 
         Heads with and without BatchNorm, batches from 64 to 1024, SGD and AdamW (docs/frameworks.md has the runs).
 
@@ -249,7 +249,13 @@ class SimCLRLoss(_Contrast):
             dim: projection width d, of every head.
             gather, backend: as the class's.
         """
-        return cls(_bounded(dim, 0.2, 1.0), negatives="softmax", include_positive=True, gather=gather, backend=backend)
+        return cls(
+            _bounded(dim, 0.1, 1.0, offset=1.0),
+            negatives="softmax",
+            include_positive=True,
+            gather=gather,
+            backend=backend,
+        )
 
     @classmethod
     def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
@@ -309,13 +315,14 @@ class MoCoLoss(_Contrast):
 
     @classmethod
     def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
-        """AMCL that trains from scratch: τ from 0.2 to 1 by a bounded score, the whole queue, and the positive.
+        """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, the whole queue, and the positive.
 
         Args:
             dim: projection width d, of every head.
             backend: as the class's.
         """
-        return cls(_bounded(dim, 0.2, 1.0), negatives="softmax", include_positive=True, backend=backend)
+        temperature = _bounded(dim, 0.1, 1.0, offset=1.0)
+        return cls(temperature, negatives="softmax", include_positive=True, backend=backend)
 
     @classmethod
     def released(cls, dim: int, *, backend: str = "auto") -> Self:
@@ -494,11 +501,11 @@ class BarlowTwinsLoss(_Loss):
             return _checked(heads.sum(), z1=z1, z2=z2)
 
 
-def _bounded(dim: int, low: float, high: float, *, per_width: bool = False) -> AdaptiveTemperature:
+def _bounded(dim: int, low: float, high: float, *, per_width: bool = False, offset: float = 0.0) -> AdaptiveTemperature:
     """τ from `low` to `high`, or to `high / dim`, with the score that does not see how long φ's vectors are."""
     # A width that is none is AdaptiveTemperature's to name.
     width = dim if per_width and isinstance(dim, int) and dim > 0 else 1
-    return AdaptiveTemperature(dim, tau_min=low / width, tau_max=high / width, score="cosine")
+    return AdaptiveTemperature(dim, tau_min=low / width, tau_max=high / width, score="cosine", offset=offset)
 
 
 def _standardised(x: Tensor) -> Tensor:

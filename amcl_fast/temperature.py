@@ -31,6 +31,9 @@ class AdaptiveTemperature(nn.Module):
         tau_min, tau_max: range of τ, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38.
         score: one of `SCORES`.
         scale: factor of the bounded score; unused with `dot`.
+        offset: where the learned offset begins; unused with `dot`. φ of an untrained encoder's rows are nearly
+            parallel: 0 starts most pairs close to tau_min, where σ is flat and the first steps may throw all of them
+            to the other end; 1 starts them in the middle of the range.
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.
@@ -49,6 +52,7 @@ class AdaptiveTemperature(nn.Module):
         score: str = "dot",
         *,
         scale: float = 4.0,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):
@@ -64,11 +68,13 @@ class AdaptiveTemperature(nn.Module):
             raise ValueError(f"score must be one of {SCORES}, got {score!r}")
         if not 0 < scale <= LARGEST:
             raise ValueError(f"scale must be positive and at most {LARGEST:.3g}, got {scale}")
+        if not math.isfinite(offset):
+            raise ValueError(f"offset must be finite, got {offset}")
         self.dim, self.hidden_dim = dim, hidden_dim
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
         self.score, self.scale = score, float(scale)
         self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
-        self.offset = nn.Parameter(torch.zeros(())) if score == "cosine" else None
+        self.offset = nn.Parameter(torch.tensor(float(offset))) if score == "cosine" else None
 
     def features(self, x: Tensor) -> Tensor:
         """φ of rows x (..., dim), scaled such that r_ij = features(x_i)·features(y_j) − score_offset.

@@ -82,6 +82,7 @@ class Loss:
         negatives, positive: as the loss's `negatives` and `include_positive`.
         kappa: κ if an int, a share of the negatives if a float.
         minor: of less interest than the others.
+        offset: where the cosine score's offset begins.
     """
 
     tau: float | tuple[float, float] | None
@@ -91,6 +92,7 @@ class Loss:
     heads: int = 1
     framework: str = "simclr"
     minor: bool = False
+    offset: float = 0.0
 
     def selected(self, batch: int) -> tuple[int, int]:
         """(κ, negatives of an anchor) with `batch` images."""
@@ -104,7 +106,8 @@ class Loss:
         """The criterion."""
         temperature: float | AdaptiveTemperature
         if isinstance(self.tau, tuple):
-            temperature = AdaptiveTemperature(DIM, tau_min=self.tau[0], tau_max=self.tau[1], score="cosine")
+            low, high = self.tau
+            temperature = AdaptiveTemperature(DIM, tau_min=low, tau_max=high, score="cosine", offset=self.offset)
         else:
             temperature = AdaptiveTemperature(DIM) if self.tau is None else self.tau
         cls = SimCLRLoss if self.framework == "simclr" else MoCoLoss
@@ -126,6 +129,7 @@ def _losses() -> dict[str, Loss]:
         "dcl-0.1": Loss(0.1),
         "softmax-adaptive": Loss(adaptive, heads=3),
         "softmax-adaptive+": Loss(adaptive, positive=True, heads=3),
+        "recommended": Loss(adaptive, positive=True, heads=3, offset=1.0),
         "softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3),
         "topk-100-adaptive": Loss(adaptive, "topk_softmax", 100, heads=3),
         "topk-100-adaptive+": Loss(adaptive, "topk_softmax", 100, True, heads=3),
@@ -137,6 +141,7 @@ def _losses() -> dict[str, Loss]:
         "mean-100-released": Loss(None, "topk_mean", 100, heads=3),
         "moco-infonce-0.1": Loss(0.1, positive=True, framework="moco"),
         "moco-softmax-adaptive+": Loss(adaptive, positive=True, heads=3, framework="moco"),
+        "moco-recommended": Loss(adaptive, positive=True, heads=3, offset=1.0, framework="moco"),
         "moco-softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3, framework="moco"),
         "moco-mean-100-released": Loss(None, "topk_mean", 100, heads=3, framework="moco"),
     }
@@ -169,7 +174,7 @@ def _losses() -> dict[str, Loss]:
 
 LOSSES = _losses()
 """By name; + is the positive in the log-sum-exp, adaptive is τ with the cosine score from 0.1 to 1 (low: 0.05 to 0.5,
-high: 0.2 to 1)."""
+high: 0.2 to 1). `recommended` is adaptive+ with τ beginning in the middle of its range, as the losses' constructors."""
 
 
 @dataclass(frozen=True)

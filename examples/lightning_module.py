@@ -43,7 +43,7 @@ class SimCLR(L.LightningModule):
         encoder = resnet18()
         encoder.fc = nn.Identity()
         self.model = nn.Sequential(encoder, nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
-        # changed, was NT-Xent: a temperature of its own for every pair, from 0.2 to 1
+        # changed, was NT-Xent: a temperature of its own for every pair, from 0.1 to 1
         self.criterion = SimCLRLoss.recommended(128, gather=True)
 
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], batch_idx: int) -> Tensor:

@@ -27,7 +27,7 @@ def train(steps: int) -> SimCLRLoss:
     encoder = resnet18()
     encoder.fc = nn.Identity()
     model = nn.Sequential(encoder, SimCLRProjectionHead(512, 512, 128))
-    # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.2 to 1
+    # changed, was NTXentLoss(): a temperature of its own for every pair, from 0.1 to 1
     criterion = SimCLRLoss.recommended(128)
     # changed: the temperature learns, too
     optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.0075, momentum=0.9)

@@ -48,7 +48,7 @@ class AMCLSimCLR(SimCLR):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        # changed: a temperature of its own for every pair, from 0.2 to 1
+        # changed: a temperature of its own for every pair, from 0.1 to 1
         self.criterion = SimCLRLoss.recommended(128, gather=True)
 
     @property

@@ -433,7 +433,15 @@ def test_named_constructors_take_what_the_class_takes(cls, constructor):
 def test_recommended_takes_all_negatives_and_the_positive(cls):
     loss = cls.recommended(12)
     assert (loss.negatives, loss.include_positive) == ("softmax", True)
-    assert (loss.adaptive.score, loss.adaptive.tau_min, loss.adaptive.tau_max) == ("cosine", 0.2, 1.0)
+    assert (loss.adaptive.score, loss.adaptive.tau_min, loss.adaptive.tau_max) == ("cosine", 0.1, 1.0)
+    one = rand(1, 12, dtype=torch.float32)
+    assert loss.adaptive(one, one).item() == pytest.approx(0.55)  # equal rows start in the middle
+
+
+@pytest.mark.parametrize("offset", [math.inf, math.nan])
+def test_an_offset_that_is_no_number_is_named(offset):
+    with pytest.raises(ValueError, match="offset must be finite"):
+        AdaptiveTemperature(4, score="cosine", offset=offset)
 
 
 @pytest.mark.parametrize("dim", [16, 2048])
