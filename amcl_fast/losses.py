@@ -317,12 +317,15 @@ class MoCoLoss(_Contrast):
     def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
         """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, the whole queue, and the positive.
 
+        Best with a head that ends with BatchNorm. Without, MoCo's rows stay in a narrow cone for hundreds of steps,
+        with InfoNCE as with AMCL, and learn slowly there; with the κ hardest keys they do not learn
+        (docs/frameworks.md).
+
         Args:
             dim: projection width d, of every head.
             backend: as the class's.
         """
-        temperature = _bounded(dim, 0.1, 1.0, offset=1.0)
-        return cls(temperature, negatives="softmax", include_positive=True, backend=backend)
+        return cls(_bounded(dim, 0.1, 1.0), negatives="softmax", include_positive=True, backend=backend)
 
     @classmethod
     def released(cls, dim: int, *, backend: str = "auto") -> Self:

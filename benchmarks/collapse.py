@@ -141,7 +141,6 @@ def _losses() -> dict[str, Loss]:
         "mean-100-released": Loss(None, "topk_mean", 100, heads=3),
         "moco-infonce-0.1": Loss(0.1, positive=True, framework="moco"),
         "moco-softmax-adaptive+": Loss(adaptive, positive=True, heads=3, framework="moco"),
-        "moco-recommended": Loss(adaptive, positive=True, heads=3, offset=1.0, framework="moco"),
         "moco-softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3, framework="moco"),
         "moco-mean-100-released": Loss(None, "topk_mean", 100, heads=3, framework="moco"),
     }
@@ -174,7 +173,8 @@ def _losses() -> dict[str, Loss]:
 
 LOSSES = _losses()
 """By name; + is the positive in the log-sum-exp, adaptive is τ with the cosine score from 0.1 to 1 (low: 0.05 to 0.5,
-high: 0.2 to 1). `recommended` is adaptive+ with τ beginning in the middle of its range, as the losses' constructors."""
+high: 0.2 to 1). `recommended` is `SimCLRLoss.recommended`, whose τ begin in the middle of the range; MoCo's is
+moco-softmax-adaptive+."""
 
 
 @dataclass(frozen=True)

@@ -434,8 +434,11 @@ def test_recommended_takes_all_negatives_and_the_positive(cls):
     loss = cls.recommended(12)
     assert (loss.negatives, loss.include_positive) == ("softmax", True)
     assert (loss.adaptive.score, loss.adaptive.tau_min, loss.adaptive.tau_max) == ("cosine", 0.1, 1.0)
+
+
+def test_recommended_simclr_starts_equal_rows_in_the_middle_of_the_range():
     one = rand(1, 12, dtype=torch.float32)
-    assert loss.adaptive(one, one).item() == pytest.approx(0.55)  # equal rows start in the middle
+    assert SimCLRLoss.recommended(12).adaptive(one, one).item() == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize("offset", [math.inf, math.nan])
