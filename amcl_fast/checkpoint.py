@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .settings import check_plain
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a run without executing anything that it holds.
@@ -20,7 +22,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds anything else, is damaged, or is no checkpoint of this package.
+        ValueError: the file holds anything else, is damaged, is no checkpoint of this package, or its settings are
+            larger than those of a run.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -34,4 +37,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of amcl-fast: it lacks state_dict and global_step")
+    for name in ("settings", "hyper_parameters"):
+        check_plain(checkpoint.get(name), f"{path}, {name}")
     return checkpoint

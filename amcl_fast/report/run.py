@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from ..files import write_file
+from ..settings import read_settings
 from .snapshot import Snapshot
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -23,6 +23,16 @@ _CONFIG, _METRICS, _FACTS, _SKIPPED = "config.yaml", "metrics.csv", "run.json", 
 def snapshot_path(run_dir: Path, moment: str) -> Path:
     """Where the snapshot of a moment, "before" or "after", lies in a run directory."""
     return run_dir / "snapshots" / f"{moment}.npz"
+
+
+def facts_path(run_dir: Path) -> Path:
+    """Where `write_facts` keeps them."""
+    return run_dir / _FACTS
+
+
+def skipped_path(run_dir: Path) -> Path:
+    """Where `write_skipped` keeps the list."""
+    return run_dir / _SKIPPED
 
 
 def head_metric(kind: str, head: int) -> str:
@@ -36,7 +46,7 @@ def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_file(run_dir / _FACTS, json.dumps(facts, indent=2) + "\n")
+    write_file(facts_path(run_dir), json.dumps(facts, indent=2) + "\n")
 
 
 def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
@@ -45,7 +55,7 @@ def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = run_dir / _SKIPPED
+    path = skipped_path(run_dir)
     # A name may hold anything but "/": a line break would end the entry.
     write_file(path, "".join(f"{file}\t{reason}".replace("\n", "\\n") + "\n" for file, reason in skipped))
     return path
@@ -103,7 +113,7 @@ def read_run(run_dir: Path) -> Run:
 
     Raises:
         FileNotFoundError: not a run directory, or nothing was logged yet.
-        ValueError: a file in it is damaged.
+        ValueError: a file in it is damaged, or beyond what a run leaves.
     """
     run_dir = Path(run_dir)
     if not (run_dir / _METRICS).is_file():
@@ -111,21 +121,31 @@ def read_run(run_dir: Path) -> Run:
         raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
     snapshots = (snapshot_path(run_dir, moment) for moment in ("before", "after"))
     before, after = (Snapshot.load(path) if path.is_file() else None for path in snapshots)
-    facts = run_dir / _FACTS
+    facts = facts_path(run_dir)
     config = run_dir / _CONFIG
     return Run(
         folder=run_dir,
-        settings=(yaml.safe_load(config.read_text()) or {}) if config.is_file() else {},
+        settings=read_settings(config) if config.exists() else {},
         metrics=_read_metrics(run_dir / _METRICS),
-        facts=json.loads(facts.read_text()) if facts.is_file() else {},
-        skipped=_read_skipped(run_dir / _SKIPPED),
+        facts=_read_json(facts) if facts.is_file() else {},
+        skipped=_read_skipped(skipped_path(run_dir)),
         evaluations={
-            path.stem.removeprefix("evaluation-"): json.loads(path.read_text())
+            path.stem.removeprefix("evaluation-"): _read_json(path)
             for path in sorted(run_dir.glob("evaluation-*.json"))
         },
         before=before,
         after=after,
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _read_metrics(path: Path) -> dict[str, Series]:

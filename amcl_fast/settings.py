@@ -1,0 +1,267 @@
+"""Settings of a run as data: read within limits, searched for foreign code, compared with those of before.
+
+A run directory may come from anybody. Its config.yaml is small and flat when this package has written it, so a file
+that is not is refused before anything is built from it; and it names classes, which a resume imports.
+"""
+
+import os
+import pydoc
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 20_000
+MAX_DEPTH = 40
+MAX_TEXT = 10_000
+"""Limits of a file of settings: its bytes, its values with every alias written out, their nesting, one value's length.
+Those of a run have 6 kB, 300 values, 8 levels and 100 characters."""
+
+TRUSTED = ("amcl_fast", "torch", "torchvision", "lightning")
+"""Packages whose classes a run directory may name without being trusted itself."""
+
+MAY_CHANGE = (
+    "trainer.max_epochs",
+    "trainer.min_epochs",
+    "trainer.max_steps",
+    "trainer.min_steps",
+    "trainer.max_time",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.callbacks",
+    "trainer.profiler",
+    "trainer.detect_anomaly",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "data.root",
+    "data.num_threads",
+    "data.prefetch",
+    "data.crop_pct",
+    "knn",
+    "checkpoint",
+    "guard",
+    "report",
+)
+"""Settings, and groups of them, that a resume may change: none of them alters a step of the training."""
+
+# Text that is never the name of a class or of a file with further settings.
+_PLAIN = {"data.root", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+class LimitError(ValueError):
+    """Settings that are larger or deeper than any that this package writes."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of settings, a run's config.yaml for instance.
+
+    The limits are checked on the parser's events, before anything is built: neither aliases of aliases nor deep
+    nesting cost more than reading the file does.
+
+    Raises:
+        OSError: it cannot be read.
+        LimitError: it goes beyond a limit of this module, or is no regular file.
+        ValueError: it is no YAML, or no mapping of names to settings; an empty one is {}.
+    """
+    text = _read_text(path)
+    try:
+        _check_events(text, path)
+        settings = yaml.load(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {_one_line(error)}") from error
+    except LimitError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # of a number or date that is none
+        raise ValueError(f"{path} holds a value that cannot be read: {_one_line(error)}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must be a mapping of names to settings, got {type(settings).__name__}")
+    check_plain(settings, str(path))
+    return settings
+
+
+def check_plain(settings: Any, where: str) -> None:
+    """Check that settings which were not read by `read_settings` keep its limits and are plain values.
+
+    Raises:
+        LimitError: they go beyond a limit.
+        ValueError: a value is no mapping, list, text, number, truth value, date or None.
+    """
+    nodes = 0
+    stack = [(settings, 1)]
+    while stack:
+        value, depth = stack.pop()
+        nodes += 1
+        if nodes > MAX_NODES:
+            raise LimitError(f"{where} is refused: settings must have at most {MAX_NODES:,} values, got more")
+        if depth > MAX_DEPTH:
+            raise LimitError(f"{where} is refused: settings must be at most {MAX_DEPTH} levels deep, got more")
+        if isinstance(value, dict):
+            for key in value:
+                if key is not None and not isinstance(key, str | int | float):
+                    raise ValueError(f"{where}: the name of a setting must be text, got {type(key).__name__}")
+            stack += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list | tuple):
+            stack += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            if len(value) > MAX_TEXT:
+                raise LimitError(
+                    f"{where} is refused: a setting must have at most {MAX_TEXT:,} characters, got {len(value):,}"
+                )
+        elif value is not None and not isinstance(value, bool | int | float) and not hasattr(value, "isoformat"):
+            raise ValueError(f"{where}: a setting must be plain data, got {type(value).__name__}")
+
+
+def foreign_names(settings: dict[str, Any]) -> dict[str, str]:
+    """What settings would import from outside `TRUSTED`, or read from another file: setting to what it names.
+
+    Whether a text is the name of a class depends on the type of its setting, which is known only after imports. So
+    every text that could be one counts, and so does every text that is the path of a file or an address, since a
+    group of settings may be given as the file that holds it.
+    """
+    found = {}
+    for name, value in _texts(settings):
+        if re.sub(r"\[\d+\]", "", name) in _PLAIN:
+            continue
+        elsewhere = "://" in value or "::" in value or value == "-" or _is_file(value)
+        if elsewhere or (_DOTTED.fullmatch(value) and not _is_trusted(value)):
+            found[name] = value
+    return found
+
+
+def may_change(name: str) -> bool:
+    """Whether a resume may change a setting, by its dotted name."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in MAY_CHANGE)
+
+
+def refused_changes(then: dict[str, Any], now: dict[str, Any], *, common_only: bool = False) -> dict[str, str]:
+    """Settings that differ and are not in `MAY_CHANGE`: name to "OLD to NEW".
+
+    Args:
+        then, now: settings as nested mappings.
+        common_only: leave out those that only one of them has.
+    """
+    old, new = dict(_flat(then)), dict(_flat(now))
+    found = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+        if common_only and not (name in old and name in new):
+            continue
+        before, after = old.get(name), new.get(name)
+        if before != after and not may_change(name):
+            found[name] = f"{_shown(before)} to {_shown(after)}"
+    return found
+
+
+def _read_text(path: Path) -> str:
+    # Not blocking: opening a FIFO would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise LimitError(f"{path} is refused: it must be a regular file")
+        content = b""
+        while len(content) <= MAX_BYTES and (part := os.read(descriptor, MAX_BYTES + 1 - len(content))):
+            content += part
+    finally:
+        os.close(descriptor)
+    if len(content) > MAX_BYTES:
+        raise LimitError(f"{path} is refused: a file of settings must have at most {MAX_BYTES:,} bytes, got more")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no valid YAML: it is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Raise LimitError if a document has too many values, aliases counted as what they stand for, or is too deep."""
+    total = 0
+    known: dict[str, tuple[int, int]] = {}  # anchor: values, levels
+    levels: list[tuple[str | None, int, int]] = []  # open collections: anchor, values so far, deepest level below
+
+    def add(values: int, height: int, own: int) -> None:
+        nonlocal total
+        total += own
+        if total > MAX_NODES:
+            raise LimitError(f"{path} is refused: settings must have at most {MAX_NODES:,} values, got more")
+        if len(levels) + height > MAX_DEPTH:
+            raise LimitError(f"{path} is refused: settings must be at most {MAX_DEPTH} levels deep, got more")
+        if levels:
+            anchor, count, deepest = levels[-1]
+            levels[-1] = anchor, count + values, max(deepest, height)
+
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            add(0, 1, 1)
+            levels.append((event.anchor, 1, 0))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, count, deepest = levels.pop()
+            add(count, deepest + 1, 0)
+            if anchor:
+                known[anchor] = count, deepest + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > MAX_TEXT:
+                raise LimitError(
+                    f"{path} is refused: a setting must have at most {MAX_TEXT:,} characters, got {len(event.value):,}"
+                )
+            add(1, 1, 1)
+            if event.anchor:
+                known[event.anchor] = 1, 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in known:
+                raise LimitError(f"{path} is refused: *{event.anchor} stands for nothing that is complete before it")
+            values, height = known[event.anchor]
+            add(values, height, values)
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _texts(item, f"{name}[{place}]")
+    elif isinstance(value, str):
+        yield name, value
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_trusted(name: str) -> bool:
+    """Whether a dotted name leads to something that a trusted package defines; `torch.os.system` does not."""
+    if name.split(".")[0] not in TRUSTED:
+        return False
+    try:
+        thing = pydoc.locate(name)
+    except pydoc.ErrorDuringImport:
+        return True  # whoever uses it says what is wrong with it
+    home = getattr(thing, "__name__" if type(thing) is type(os) else "__module__", None)
+    return thing is None or not isinstance(home, str) or home.split(".")[0] in TRUSTED
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else _one_line(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
