@@ -1,6 +1,9 @@
-"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+"""Files that are either the old ones or the new ones, whatever happens while they are written; logs that can wait."""
 
 import os
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,5 +18,80 @@ def write_file(path: Path, content: str | bytes) -> None:
         # Names of files that are not valid UTF-8 come as surrogates.
         partial.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
         os.replace(partial, path)
+    except OSError as error:
+        raise named(error, path) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with the file that it is of, which that of a write lacks."""
+    if error.filename is None:
+        error.filename = str(path)
+    return error
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file, which is made if there is none, all of the content or nothing.
+
+    Raises:
+        OSError: it cannot be written. The file ends where it did.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        end = os.fstat(descriptor).st_size
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(descriptor, end)
+            raise named(error, path) from None
+    finally:
+        os.close(descriptor)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write a file, or the entries of a folder, to the disk now.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Unwritten:
+    """Writes that may wait: one that fails is tried again later. For what is no reason to end a run, such as logs.
+
+    Each outage is one warning a file, however long it lasts.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Callable[[], object]] = {}
+        self._told: set[str] = set()
+
+    def write(self, name: str, write: Callable[[], object]) -> None:
+        """Try `write`, which raises OSError if it cannot, and what waits; `name` is for the warning."""
+        self._waiting[name] = write
+        self.retry()
+
+    def retry(self) -> None:
+        """Try again what waits."""
+        for name, write in list(self._waiting.items()):
+            try:
+                write()
+            except OSError as error:
+                if name not in self._told:
+                    self._told.add(name)
+                    warnings.warn(
+                        f"{name} cannot be written ({error}); training goes on, and it is tried again", stacklevel=2
+                    )
+            else:
+                del self._waiting[name]
+                self._told.discard(name)

@@ -12,6 +12,7 @@ class NonFiniteError(RuntimeError):
     """Loss or weights of a training are infinite or NaN."""
 
     def __init__(self, trainer: L.Trainer, what: str) -> None:
-        path = getattr(trainer.checkpoint_callback, "path", None)
+        paths = (getattr(callback, "path", None) for callback in trainer.checkpoint_callbacks)
+        path = next((path for path in paths if path is not None), None)
         kept = f"The last good checkpoint is {path}." if path and path.exists() else "None had been saved."
         super().__init__(f"step {trainer.global_step}, epoch {trainer.current_epoch}: {what}. {REMEDY} {kept}")

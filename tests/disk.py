@@ -1,6 +1,8 @@
-"""A callback that fills the disk for a while, for runs that a test starts as a process of their own."""
+"""A disk that is full for a while: of this process, and of runs that a test starts as a process of their own."""
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning as L
 
@@ -18,3 +20,14 @@ class FullAt(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes in the block: what is written there fails or is cut short."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

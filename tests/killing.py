@@ -1,4 +1,4 @@
-"""A callback that kills its own process, for runs that a test resumes."""
+"""Callbacks that kill their own process, for runs that a test resumes."""
 
 import os
 import signal
@@ -15,3 +15,21 @@ class Kill(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAfterSave(L.Callback):
+    """SIGKILL right after the checkpoint of the optimiser step `step` was saved, before Lightning goes on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_start(self, trainer: L.Trainer, *_: object) -> None:
+        checkpoint = next(callback for callback in trainer.checkpoint_callbacks if hasattr(callback, "save"))
+        save = checkpoint.save
+
+        def save_and_die(trainer: L.Trainer, *args: object) -> None:
+            save(trainer, *args)
+            if trainer.global_step == self.step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save = save_and_die

@@ -1,29 +1,34 @@
 """What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, reports."""
 
 from ..nonfinite import NonFiniteError
-from .checkpoint import Checkpoint, SaveError
+from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
 from .guard import Guard
 from .knn import OnlineKNN
-from .metrics import MetricsFile
+from .metrics import EventsFile, MetricsFile
 from .progress import EpochSummary
 from .report import Report
-from .resume import ExactResume
-from .signals import Interrupted, SaveOnSignal
+from .resume import ExactResume, OpenRun
+from .signals import Interrupted, SaveOnSignal, StopSignals
 from .skipped import SkippedFiles
 from .throughput import Throughput
 
 __all__ = [
     "Checkpoint",
     "EpochSummary",
+    "EventsFile",
     "ExactResume",
     "Guard",
     "Interrupted",
+    "LocalCheckpointIO",
     "MetricsFile",
     "NonFiniteError",
     "OnlineKNN",
+    "OpenRun",
     "Report",
+    "RunFolderError",
     "SaveError",
     "SaveOnSignal",
     "SkippedFiles",
+    "StopSignals",
     "Throughput",
 ]

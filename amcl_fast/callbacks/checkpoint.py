@@ -1,22 +1,86 @@
 """Checkpoints that are either the old file or the new one, whatever happens while they are written."""
 
 import os
+import shlex
+import shutil
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
-import yaml
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
+from ..files import flush_to_disk, named
+from ..settings import read_settings
 from ..steps import at_logging_step, at_step_boundary
 from .guard import check_finite_weights
+from .metrics import log_before_save
 
 
 class SaveError(OSError):
     """A checkpoint could not be written; the one before is as it was."""
+
+
+class RunFolderError(OSError):
+    """The run directory was deleted or renamed while the run went on."""
+
+
+class LocalCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to the disk and renames it.
+
+    Lightning's own writes it to the temporary folder and moves it, which takes room there and is no rename where that
+    is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write the checkpoint; the folder is made, those above it are not.
+
+        Raises:
+            OSError: it cannot be written. What was there before is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                target = _Target(file)
+                try:
+                    torch.save(checkpoint, target)  # type: ignore[arg-type]
+                except Exception:
+                    if target.error is not None:  # torch hides it behind errors of its own
+                        raise named(target.error, path) from None
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            flush_to_disk(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+class _Target:
+    """What `torch.save` writes to: a file that remembers why it failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 class Checkpoint(LightningCheckpoint):
@@ -25,10 +89,11 @@ class Checkpoint(LightningCheckpoint):
     Each save goes to a temporary name in the same folder, is flushed to the disk and renamed. Weights that
     are not finite are never saved. The file holds tensors and plain types, so it loads with
     weights_only; under `settings` it carries the run's config.yaml, its name and the version, so that it can be
-    used without its folder.
+    used without its folder. What is logged for the step or epoch is in the logs before the checkpoint is.
 
     A save that fails in the middle of training, on a full disk for example, is a warning: training goes on and the
-    next save may succeed. The last save of a run is not allowed to fail.
+    next save may succeed. The last save of a run is not allowed to fail. A run directory that is gone ends the
+    run; if it was renamed, the checkpoint is saved under the new name first.
 
     Saves happen between optimiser steps only, since a checkpoint does not hold half-accumulated gradients.
 
@@ -36,20 +101,37 @@ class Checkpoint(LightningCheckpoint):
         every_n_epochs: save after every n-th epoch, and after the last one.
         every_n_steps: also save after every n-th optimiser step; 0 to not.
         every_n_minutes: also save when the last save is that old; 0 to not.
+        keep_every_n_epochs: keep the checkpoint of every n-th epoch as `checkpoints/epoch-NNNN.ckpt`; 0 to keep none.
+
+    Attributes:
+        path: the file, known once training was set up.
+        settings: what `settings` of the file holds beside name and version; None: what config.yaml says.
     """
 
-    def __init__(self, every_n_epochs: int = 1, every_n_steps: int = 0, every_n_minutes: float = 10.0) -> None:
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        every_n_steps: int = 0,
+        every_n_minutes: float = 10.0,
+        keep_every_n_epochs: int = 0,
+    ) -> None:
         super().__init__()
         if every_n_epochs < 1:
             raise ValueError(f"checkpoint.every_n_epochs must be at least 1, got {every_n_epochs}")
-        for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("every_n_minutes", every_n_minutes),
+            ("keep_every_n_epochs", keep_every_n_epochs),
+        ):
             if value < 0:
                 raise ValueError(f"checkpoint.{name} must not be negative, got {value}")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
+        self.keep_every_n_epochs = keep_every_n_epochs
         self.path: Path | None = None
-        self._settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] | None = None
+        self._folder: int | None = None  # of the run, open: it is the same one under whatever name
         self._saved_step = 0
         self._saved_at = time.monotonic()
 
@@ -57,29 +139,58 @@ class Checkpoint(LightningCheckpoint):
         run_dir = Path(trainer.default_root_dir)
         self.path = run_dir / "checkpoints" / "last.ckpt"
         config = run_dir / "config.yaml"
-        if config.is_file():
-            run = {"amcl_fast": __version__, "run": run_dir.resolve().name}
-            self._settings = {**run, **yaml.safe_load(config.read_text())}
+        if self.settings is None and config.is_file():
+            self.settings = read_settings(config)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = LocalCheckpointIO()
+        if trainer.is_global_zero:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._close()
+            self._folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self._settings
+        name = Path(trainer.default_root_dir).resolve().name
+        checkpoint["settings"] = {"amcl_fast": __version__, "run": name, **self.settings} if self.settings else {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
-    def save(self, trainer: L.Trainer) -> Path:
+    def save(self, trainer: L.Trainer, outputs: Any = None) -> Path:
         """Write the checkpoint now; every process must call it.
+
+        Args:
+            trainer: between two optimiser steps.
+            outputs: of the step, as `on_train_batch_end` gets them, if it is called there.
 
         Raises:
             NonFiniteError: a weight is not finite. The previous checkpoint stays.
             SaveError: it cannot be written. The previous checkpoint stays.
+            RunFolderError: the run directory was deleted; or renamed, and the checkpoint is saved there.
         """
         assert self.path is not None
         check_finite_weights(trainer)
+        log_before_save(trainer, outputs)
+        folder, place = Path(trainer.default_root_dir), self._place(trainer)
         # Every process must learn of a failure, or they would wait for each other at different places.
-        problem = trainer.strategy.broadcast(self._write(trainer, self.path))
+        gone = trainer.strategy.broadcast(place is None)
+        if gone:
+            raise RunFolderError(
+                f"step {trainer.global_step}: {folder} was deleted while the run went on; nothing can be saved"
+            )
+        path = self.path if place is None else place / self.path.relative_to(folder)
+        problem, moved = trainer.strategy.broadcast((self._write(trainer, path), place != folder))
         self._saved_at = time.monotonic()
+        if moved:
+            said = f"step {trainer.global_step}: {folder} was renamed to {place} while the run went on"
+            command = f"amcl-fast pretrain --resume {shlex.quote(str(place))}"
+            raise RunFolderError(f"{said}; {problem or 'the checkpoint is saved there'}; go on with: {command}")
         if problem:
             kept = f"the last good one is {self.path}" if self.path.exists() else "none had been saved"
             raise SaveError(f"step {trainer.global_step}: the checkpoint cannot be saved ({problem}); {kept}")
@@ -98,29 +209,75 @@ class Checkpoint(LightningCheckpoint):
                 trainer.strategy.barrier()
                 raise
             if trainer.is_global_zero:
-                _flush(partial)
                 os.replace(partial, path)
-                _flush(path.parent)
+                flush_to_disk(path.parent)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             return str(error)
         return ""
 
-    def _try_to_save(self, trainer: L.Trainer) -> None:
+    def _place(self, trainer: L.Trainer) -> Path | None:
+        """Where the run directory is now, which may have been renamed; None if it is no more."""
+        folder = Path(trainer.default_root_dir)
+        if self._folder is None:  # of another process
+            return folder
         try:
-            self.save(trainer)
+            if os.path.samestat(os.stat(folder), os.fstat(self._folder)):
+                return folder
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:
+            return folder  # a file system that does not answer: the save says so
+        place = Path(os.readlink(f"/proc/self/fd/{self._folder}"))
+        if place == folder.resolve():
+            return folder
+        return place if place.is_dir() else None
+
+    def _close(self) -> None:
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    def _try_to_save(self, trainer: L.Trainer, outputs: Any = None) -> bool:
+        try:
+            self.save(trainer, outputs)
         except SaveError as error:
             warnings.warn(f"{error}; training goes on", stacklevel=2)
+            return False
+        return True
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        """Keep the checkpoint that was just saved: a second name for the file, a copy where there are none."""
+        assert self.path is not None
+        if not trainer.is_global_zero:
+            return
+        kept = self.path.with_name(f"epoch-{trainer.current_epoch + 1:04d}.ckpt")
+        partial = kept.with_name(f"{kept.name}.partial")
+        try:
+            try:
+                partial.unlink(missing_ok=True)
+                os.link(self.path, partial)
+            except OSError:
+                shutil.copyfile(self.path, partial)
+                flush_to_disk(partial)
+            os.replace(partial, kept)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            warnings.warn(f"{kept} cannot be kept ({error}); training goes on", stacklevel=2)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_boundary(trainer, batch_idx) and self._due(trainer):
-            self._try_to_save(trainer)
+            self._try_to_save(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._try_to_save(trainer)
+        epoch = trainer.current_epoch + 1
+        keep = self.keep_every_n_epochs > 0 and epoch % self.keep_every_n_epochs == 0
+        if (keep or epoch % self.every_n_epochs == 0) and self._try_to_save(trainer) and keep:
+            self._keep(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
@@ -138,11 +295,3 @@ class Checkpoint(LightningCheckpoint):
         if not at_logging_step(trainer):
             return False
         return trainer.strategy.reduce_boolean_decision(late, all=False)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,6 @@
 """kNN accuracy of the features while they are learned."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,10 @@ class OnlineKNN(L.Callback):
         k: neighbours, all of them in a smaller bank.
         temperature: neighbours vote with exp(similarity / temperature).
 
+    Measuring that was cut short after an epoch is made up for when the run goes on.
+
     Attributes:
+        between_batches: called with the trainer while an epoch is measured; it may raise.
         pixels, untrained: the two baselines in percent, None before training.
         history: (epoch, accuracy in percent), epochs counted from 1.
     """
@@ -32,15 +36,28 @@ class OnlineKNN(L.Callback):
         self.pixels: float | None = None
         self.untrained: float | None = None
         self.history: list[tuple[int, float]] = []
+        self.between_batches: Callable[[L.Trainer], None] | None = None
+        self._pending: int | None = None  # the epoch that is being measured
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pixels": self.pixels, "untrained": self.untrained, "history": list(self.history)}
+        return {
+            "pixels": self.pixels,
+            "untrained": self.untrained,
+            "history": list(self.history),
+            "pending": self._pending,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
         self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
+        self._pending = state_dict.get("pending")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._pending is not None:
+            self.history.append((self._pending, self._measure(trainer, pl_module)))
+            self._pending = None
+            for logger in trainer.loggers:
+                logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step - 1)  # as Lightning counts
         if self.pixels is not None:
             return
         self.pixels = self._measure(trainer, None)
@@ -51,7 +68,9 @@ class OnlineKNN(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0:
-            self.history.append((epoch, self._measure(trainer, pl_module)))
+            self._pending = epoch
+            self.history.append((epoch, self._measure(trainer, pl_module, self.between_batches)))
+            self._pending = None
             pl_module.log("knn", self.history[-1][1], prog_bar=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,13 +79,19 @@ class OnlineKNN(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step)
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule | None) -> float:
+    def _measure(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule | None,
+        between_batches: Callable[[L.Trainer], None] | None = None,
+    ) -> float:
         """Accuracy in percent of the module's encoder, of raw pixels without one; process 0 computes it."""
         accuracy = 0.0
         if trainer.is_global_zero:
             datamodule = trainer.datamodule  # type: ignore[attr-defined]
             (bank, bank_labels), (queries, query_labels) = (
-                self._features(trainer, pl_module, loader) for loader in datamodule.features_loaders()
+                self._features(trainer, pl_module, _watched(loader, trainer, between_batches))
+                for loader in datamodule.features_loaders()
             )
             accuracy = knn_accuracy(
                 bank,
@@ -87,3 +112,10 @@ class OnlineKNN(L.Callback):
             return pixel_features(loader)
         with trainer.precision_plugin.forward_context():
             return encode(pl_module.backbone, loader, pl_module.device)  # type: ignore[arg-type]
+
+
+def _watched(loader: Any, trainer: L.Trainer, between_batches: Callable[[L.Trainer], None] | None) -> Iterator[Any]:
+    for batch in loader:
+        if between_batches is not None:
+            between_batches(trainer)
+        yield batch

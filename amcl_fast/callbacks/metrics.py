@@ -1,33 +1,43 @@
-"""metrics.csv, which goes on after a resume."""
+"""What a run logs, in files that go on after a resume and wait while a disk is full: metrics.csv, TensorBoard's."""
 
 import csv
+import io
+import itertools
 import os
+import socket
+import time
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from ..files import Unwritten, append_whole, flush_to_disk, write_file
+
+Row = dict[str, Any]
+
+_numbers = itertools.count()
 
 
-class MetricsFile(Logger):
-    """Appends one row per logged step to `metrics.csv`; columns are `step` and every metric seen so far.
+class _RunLogger(Logger):
+    """A logger with one file in the run directory. Metrics that cannot be written are kept and tried again.
 
-    Lightning's CSVLogger deletes what an earlier run wrote, and holds rows back.
-
-    Args:
-        folder: run directory.
-        resume_step: keep the rows before this step, as those after it are written again; None: no rows yet.
-
-    Raises:
-        FileExistsError: `metrics.csv` is there although nothing is resumed.
+    Lightning logs the metrics of a step or an epoch after its hooks; `log_before_save` hands them over earlier. The
+    second time is left out.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
-        self._columns = ["step"]
-        self._prepare(resume_step)
+        self.folder = Path(folder)
+        self._unwritten = Unwritten()
+        self._last: tuple[int | None, dict[str, float]] | None = None
 
     @property
     def name(self) -> str:
@@ -39,7 +49,7 @@ class MetricsFile(Logger):
 
     @property
     def save_dir(self) -> str:
-        return str(self.path.parent)
+        return str(self.folder)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -47,40 +57,174 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        new = [name for name in row if name not in self._columns]
-        if new or not self.path.exists():
-            rows = self._read() if self.path.exists() else []
-            self._columns += new
-            self._rewrite([*rows, row])
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+        entry = step, {name: float(value) for name, value in metrics.items()}
+        if repr(entry) != repr(self._last):  # NaN differs from itself
+            self._last = entry
+            self._add(*entry)
+            self.write()
 
     @rank_zero_only
-    def _prepare(self, resume_step: int | None) -> None:
-        if not self.path.exists():
-            return
-        if resume_step is None:
+    def finalize(self, status: str) -> None:
+        self._unwritten.retry()
+
+    def write(self) -> None:
+        """Write what waits, if that is possible now."""
+        self._unwritten.write(str(self._target()), self._write)
+
+    def flush_to_disk(self) -> None:
+        """Have the system write the file to the disk."""
+        with suppress(OSError):  # a file that could not be made has been told of
+            flush_to_disk(self._target())
+
+    def _target(self) -> Path:
+        raise NotImplementedError
+
+    def _add(self, step: int | None, metrics: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def _write(self) -> None:
+        """Write what waits, all of it or, with an OSError, nothing."""
+        raise NotImplementedError
+
+
+class MetricsFile(_RunLogger):
+    """Appends one row per logged step to `metrics.csv`; columns are `step` and every metric seen so far.
+
+    Lightning's CSVLogger deletes what an earlier run wrote, and holds rows back.
+
+    Args:
+        folder: run directory.
+        resume_step: keep the rows before this step, as those after it are written again; None: no rows yet. The file
+            stays as it is until the first row is logged or `write` is called.
+
+    Raises:
+        FileExistsError: `metrics.csv` is there although nothing is resumed.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__(folder)
+        self.path = self.folder / "metrics.csv"
+        self._resume_step = resume_step
+        self._columns: list[str] | None = None  # of the file; None: not known yet
+        self._waiting: list[Row] = []
+        self._refuse_an_old_file()
+
+    @rank_zero_only
+    def _refuse_an_old_file(self) -> None:
+        if self._resume_step is None and self.path.exists():
             raise FileExistsError(
                 f"{self.path} exists, and two runs never share a folder; give another --run_dir, or go on with that "
                 f"run: --resume {self.path.parent}"
             )
-        rows = self._read()
-        if not self.path.read_text().endswith("\n"):
-            rows = rows[:-1]  # half a line, of a run killed while it wrote
-        self._rewrite([row for row in rows if int(row["step"]) < resume_step])
 
-    def _read(self) -> list[dict[str, Any]]:
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            self._columns = list(reader.fieldnames or ["step"])
-            return list(reader)
+    def _target(self) -> Path:
+        return self.path
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, self.path)
+    def _add(self, step: int | None, metrics: dict[str, float]) -> None:
+        self._waiting.append({"step": step, **metrics})
+
+    def _write(self) -> None:
+        names = dict.fromkeys(name for row in self._waiting for name in row)
+        if self._columns is not None and names.keys() <= set(self._columns) and self.path.exists():
+            append_whole(self.path, _csv(self._columns, self._waiting))
+        else:
+            columns, rows = self._read()
+            columns += [name for name in names if name not in columns]
+            write_file(self.path, _csv(columns, [dict(zip(columns, columns, strict=True)), *rows, *self._waiting]))
+            self._columns, self._resume_step = columns, None
+        self._waiting = []
+
+    def _read(self) -> tuple[list[str], list[Row]]:
+        """Columns and rows of the file so far, without those that are written again after a resume."""
+        try:
+            text = self.path.read_text(errors="replace")
+        except FileNotFoundError:
+            return ["step"], []
+        whole = text[: text.rfind("\n") + 1]  # the last line of a run that was killed while it wrote may be half
+        reader = csv.DictReader(io.StringIO(whole, newline=""), restval="")
+        columns = list(reader.fieldnames or ["step"])
+        return columns, [row for row in reader if self._is_kept(row)]
+
+    def _is_kept(self, row: Row) -> bool:
+        if self._resume_step is None:
+            return True
+        try:
+            return int(row["step"]) < self._resume_step
+        except (KeyError, ValueError):  # of a damaged file
+            return False
+
+
+class EventsFile(_RunLogger):
+    """TensorBoard's events of a run, one file a process in `tensorboard/`.
+
+    Written without the thread of TensorBoard's own writer, which dies of a full disk and takes the run along.
+
+    Args:
+        folder: run directory.
+        resume_step: TensorBoard hides what earlier files say of this step and later ones; None: nothing.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__(folder)
+        self._path: Path | None = None
+        self._waiting = bytearray()
+        self._append(file_version="brain.Event:2")
+        if resume_step is not None:
+            self._append(step=resume_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _target(self) -> Path:
+        if self._path is None:
+            now, host = int(time.time()), socket.gethostname()
+            name = f"events.out.tfevents.{now:010d}.{host}.{os.getpid()}.{next(_numbers)}"
+            self._path = self.folder / "tensorboard" / name
+        return self._path
+
+    def _add(self, step: int | None, metrics: dict[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._append(step=step, summary=Summary(value=values))
+
+    def _append(self, **content: Any) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._waiting += record.getvalue()
+
+    def _write(self) -> None:
+        path = self._target()
+        path.parent.mkdir(exist_ok=True)
+        append_whole(path, bytes(self._waiting))
+        self._waiting.clear()
+
+
+def log_before_save(trainer: L.Trainer, outputs: Any = None) -> None:
+    """Log the metrics of this step, or of this epoch in its closing hooks, before a checkpoint of it is written.
+
+    Lightning logs them after the hooks in which checkpoints are saved: a process that ends in between would have
+    saved a step whose row no resume writes again. Every process must call it.
+
+    Args:
+        trainer: in a hook of the end of a step or of an epoch; anywhere else nothing happens.
+        outputs: as `on_train_batch_end` got them; without them nothing is logged of a step.
+    """
+    if not trainer.loggers or trainer._results is None:
+        return
+    connector, steps = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    if connector._first_loop_iter is None:
+        steps._batches_that_stepped -= 1  # as Lightning does: an epoch's metrics belong to its last step
+        try:
+            connector.log_metrics(connector.metrics["log"])
+        finally:
+            steps._batches_that_stepped += 1
+    elif outputs is not None:
+        # The module's own hook comes after those of callbacks.
+        trainer.lightning_module.log_step(outputs)  # type: ignore[operator]
+        connector.update_train_step_metrics()
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, _RunLogger):
+                logger.flush_to_disk()
+
+
+def _csv(columns: list[str], rows: Sequence[Row]) -> bytes:
+    file = io.StringIO(newline="")
+    csv.DictWriter(file, columns, restval="", extrasaction="ignore").writerows(rows)
+    return file.getvalue().encode()

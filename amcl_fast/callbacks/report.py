@@ -13,8 +13,9 @@ import torch
 
 from .. import __version__
 from ..evaluate.mode import in_mode
+from ..files import Unwritten
 from ..report.page import write_report
-from ..report.run import head_metric, snapshot_path, write_facts, write_skipped
+from ..report.run import facts_path, head_metric, snapshot_path, write_facts, write_skipped
 from ..report.snapshot import capture, hardest
 
 
@@ -25,7 +26,8 @@ class Report(L.Callback):
     batch, if the temperature is adaptive.
 
     It must come after the callbacks that log at the end of training. A run that is resumed keeps the snapshot
-    from before its first step. A report that cannot be written is a warning: it can be drawn later.
+    from before its first step. A report that cannot be written is a warning: it can be drawn later. A snapshot that
+    cannot be written is tried again after every epoch.
 
     Args:
         pairs: pairs of views to look at, before and after.
@@ -38,6 +40,7 @@ class Report(L.Callback):
         self._seconds = 0.0
         self._started = 0.0
         self._last_views: Sequence[torch.Tensor] | None = None
+        self._unwritten = Unwritten()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._elapsed()}
@@ -49,7 +52,8 @@ class Report(L.Callback):
         if trainer.global_step == 0:
             self._capture(trainer, pl_module, "before")
         if trainer.is_global_zero:
-            write_facts(Path(trainer.default_root_dir), _facts(trainer))
+            run_dir, facts = Path(trainer.default_root_dir), _facts(trainer)
+            self._unwritten.write(str(facts_path(run_dir)), lambda: write_facts(run_dir, facts))
         self._started = time.monotonic()
 
     def on_train_batch_end(
@@ -59,6 +63,7 @@ class Report(L.Callback):
             self._last_views = batch[0]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._unwritten.retry()
         # Not in the batch's own hook: images per second are those of training alone.
         if self._last_views is not None:
             self._log_heads(trainer, pl_module, self._last_views)
@@ -111,10 +116,8 @@ class Report(L.Callback):
                 step=trainer.global_step,
             )
         if trainer.is_global_zero:
-            try:
-                snapshot.save(snapshot_path(Path(trainer.default_root_dir), moment))
-            except OSError as error:
-                warnings.warn(f"the snapshot {moment} training cannot be kept: {error}", stacklevel=2)
+            path = snapshot_path(Path(trainer.default_root_dir), moment)
+            self._unwritten.write(str(path), lambda: snapshot.save(path))
 
 
 def _facts(trainer: L.Trainer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """State that a run needs to continue exactly and that Lightning's checkpoints leave out."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -61,6 +62,27 @@ class ExactResume(L.Callback):
         if self._generators is not None:
             _restore_generators(self._generators)
             self._generators = None
+
+
+class OpenRun(L.Callback):
+    """Calls `open` in the first process once everything is loaded, before the first step: what changes a run's files.
+
+    It comes right after `ExactResume` and before every callback that writes.
+
+    Attributes:
+        opened: whether that has happened.
+    """
+
+    def __init__(self, open: Callable[[], None]) -> None:
+        self._open = open
+        self.opened = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A resume that fails in another process fails: none begins before all have loaded.
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self._open()
+        self.opened = True
 
 
 def _generators() -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""SIGINT and SIGTERM: save, then stop."""
+"""Signals that ask a run to stop: save, then stop."""
 
+import os
 import signal
 import sys
-from types import FrameType
-from typing import Any
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -11,7 +14,14 @@ import torch
 from ..steps import at_logging_step, at_step_boundary
 from .checkpoint import Checkpoint
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals after which a run saves and stops: Ctrl-C and Ctrl-\\, kill, a closed terminal, a batch system's warnings."""
+
+_URGENT = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT}
+"""Those whose second coming ends the process. A closing terminal sends SIGHUP more than once, and warnings repeat."""
+
+_FORWARDED = 1.0
+"""Seconds in which a launcher passes on what its processes were sent as well."""
 
 
 class Interrupted(SystemExit):
@@ -22,52 +32,126 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
-class SaveOnSignal(L.Callback):
-    """On SIGINT or SIGTERM: finish the step, save the checkpoint, raise `Interrupted`.
+class StopSignals:
+    """Takes the signals in `HANDLED` while the block lasts. What the process ignores, as under nohup, it still does.
 
-    The second signal has its usual effect at once.
+    Attributes:
+        received: the first signal that came, 0 if none has.
+        at_once: whether a signal raises `Interrupted` where it comes, since there is nothing to save.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.at_once = False
+        self._urgent_since: float | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_back()
+
+    def take(self) -> None:
+        """Set the handlers, again if something has set others since."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows it there alone
+        for signum in HANDLED:
+            handler = signal.getsignal(signum)
+            if handler == self._note:
+                continue
+            if signum in self._previous:
+                signal.signal(signum, self._note)
+            elif handler not in (signal.SIG_IGN, None):
+                self._previous[signum] = signal.signal(signum, self._note)
+
+    def give_back(self) -> None:
+        """Set the handlers that were there before."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum in _URGENT:
+            now = time.monotonic()
+            launched = "LOCAL_RANK" in os.environ  # by torchrun or Lightning
+            if self._urgent_since is None:
+                self._urgent_since = now
+            elif not launched or now - self._urgent_since > _FORWARDED:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+        first, self.received = not self.received, self.received or signum
+        if self.at_once:
+            raise Interrupted(signum)
+        if first:
+            name = signal.Signals(signum).name
+            again = "once more" if signum in _URGENT else "SIGTERM"
+            print(f"\n{name}: saving after this step; {again} to stop at once", file=sys.stderr, flush=True)
+
+
+class SaveOnSignal(L.Callback):
+    """On a signal in `HANDLED`: finish the step, save the checkpoint, raise `Interrupted`.
+
+    In the closing work of an epoch the save comes at its end, or when `poll` is called. A second SIGINT, SIGTERM or
+    SIGQUIT has its usual effect at once. Before the first step there is nothing to save.
 
     Args:
         checkpoint: what saves.
+        signals: whose handlers are set already; None: they are set while training lasts.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, signals: StopSignals | None = None) -> None:
         self.checkpoint = checkpoint
-        self._received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._own = signals is None
+        self.signals = signals or StopSignals()
+        self._saved_last = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning has set its own handler for SIGTERM by now; it would stop without a save.
-        self._previous = {signum: signal.signal(signum, self._note) for signum in _HANDLED}
+        if self.signals.received:
+            raise Interrupted(self.signals.received)
+        self.signals.at_once = False
+        # Lightning has set handlers of its own by now: for SIGTERM, which would stop without a save, and under SLURM
+        # for the warning, which would save to another file and requeue the job.
+        self.signals.take()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_boundary(trainer, batch_idx):
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore()
+        self._end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self._end()
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._received = signum
-        self._restore()
-        name = signal.Signals(signum).name
-        print(f"\n{name}: saving after this step; once more to stop at once", file=sys.stderr, flush=True)
+    def poll(self, trainer: L.Trainer) -> None:
+        """Save and raise `Interrupted` if a signal has come; for long work between steps.
 
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
+        Several processes cannot agree here, and stop at the work's end. So does a run whose last epoch this is, once
+        it has saved: no resume would do the rest of the work.
+        """
+        if trainer.world_size > 1 or not self.signals.received:
+            return
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop_if_asked(trainer)
+        elif not self._saved_last:
+            self.checkpoint.save(trainer)
+            self._saved_last = True
 
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        received = self._received or 0
+    def _end(self) -> None:
+        if self._own:
+            self.signals.give_back()
+
+    def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None) -> None:
+        received = self.signals.received
         if trainer.world_size > 1:
             # Schedulers signal every process, but not between the same two steps; agreeing waits for the GPU.
             if not at_logging_step(trainer):
@@ -75,5 +159,5 @@ class SaveOnSignal(L.Callback):
             agreed = torch.tensor(received, device=trainer.strategy.root_device)
             received = int(trainer.strategy.reduce(agreed, reduce_op="max"))  # type: ignore[arg-type]
         if received:
-            self.checkpoint.save(trainer)
+            self.checkpoint.save(trainer, outputs)
             raise Interrupted(received)

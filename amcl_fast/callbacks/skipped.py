@@ -7,20 +7,27 @@ from typing import Any
 import lightning as L
 import torch
 
-from ..report.run import write_skipped
+from ..files import Unwritten
+from ..report.run import skipped_path, write_skipped
 
 
 class SkippedFiles(L.Callback):
     """Keeps `skipped_files.txt` (path, tab, reason) in the run directory, if files were left out.
 
-    Files that turn out to be bad during the run join after every epoch, from all processes, and when it stops.
+    Files that turn out to be bad during the run join after every epoch, from all processes, and when it stops. A
+    list that cannot be written is a warning, and is tried again.
     """
 
+    def __init__(self) -> None:
+        self._unwritten = Unwritten()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        path = _write(trainer)
-        if path is not None:
+        self._write(trainer)
+        if _has_some(trainer):
+            path = skipped_path(Path(trainer.default_root_dir))
+            listed = f"; they are listed in {path}" if path.exists() else ""
             count = len(trainer.datamodule.skipped)  # type: ignore[attr-defined]
-            print(f"{count} unreadable files are left out; they are listed in {path}", flush=True)
+            print(f"{count} unreadable files are left out{listed}", flush=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1:
@@ -29,16 +36,20 @@ class SkippedFiles(L.Callback):
             found: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(found, skipped)
             skipped[:] = dict.fromkeys(entry for part in found for entry in part)
-        _write(trainer)
+        self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with suppress(OSError):  # what ended the run is the error to show
-            _write(trainer)
+        with suppress(OSError):  # what ended the run is what to show
+            if _has_some(trainer):
+                write_skipped(Path(trainer.default_root_dir), trainer.datamodule.skipped)  # type: ignore[attr-defined]
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if _has_some(trainer):
+            run_dir, skipped = Path(trainer.default_root_dir), trainer.datamodule.skipped  # type: ignore[attr-defined]
+            self._unwritten.write(str(skipped_path(run_dir)), lambda: write_skipped(run_dir, skipped))
 
 
-def _write(trainer: L.Trainer) -> Path | None:
-    """Write the list; returns its path, None if nothing was left out or another process writes."""
+def _has_some(trainer: L.Trainer) -> bool:
+    """Whether files were left out and this process writes the list."""
     datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not datamodule.skipped or not trainer.is_global_zero:
-        return None
-    return write_skipped(Path(trainer.default_root_dir), datamodule.skipped)
+    return datamodule is not None and bool(datamodule.skipped) and trainer.is_global_zero

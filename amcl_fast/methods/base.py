@@ -62,6 +62,7 @@ class Method(L.LightningModule):
         self.encode_views = self.compiled(self.embed)
         self._lr = optimizer.lr
         self._gradient_norm: Tensor | None = None
+        self._logged_step: int | None = None
 
     def embed(self, images: Tensor) -> Tensor:
         """Projections (n, C, d) of images (n, 3, H, W)."""
@@ -113,8 +114,17 @@ class Method(L.LightningModule):
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        self.log_step(outputs)
+
+    def log_step(self, outputs: dict[str, Tensor]) -> None:
+        """Log the metrics of the step that was just done, once; a callback that saves it calls this before.
+
+        Args:
+            outputs: as `on_train_batch_end` gets them.
+        """
         # Lightning's `log` costs as much as a small model's step and copies to the host: only when it is due.
-        if at_logging_step(self.trainer):
+        if at_logging_step(self.trainer) and self._logged_step != self.trainer.global_step:
+            self._logged_step = self.trainer.global_step
             self.log("loss", outputs["loss"], prog_bar=True)
             self.log_dict({"lr": self._lr, **self.criterion.last_stats})  # type: ignore[dict-item, arg-type]
             if self._gradient_norm is not None:

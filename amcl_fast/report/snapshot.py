@@ -1,6 +1,6 @@
 """What the loss saw at one moment of training: similarities and temperatures of pairs, before and after."""
 
-import os
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..evaluate import encode
 from ..evaluate.mode import in_mode
+from ..files import write_file
 
 if TYPE_CHECKING:
     from ..methods.pairs import Pairs
@@ -73,16 +74,15 @@ class Snapshot:
         return self.tau_min == self.tau_max
 
     def save(self, path: Path) -> None:
-        """Write it as .npz; the file appears when it is whole.
+        """Write it as .npz; the file appears when it is whole. Its folder is made, those above are not.
 
         Raises:
             OSError: it cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        os.replace(partial, path)
+        path.parent.mkdir(exist_ok=True)
+        content = io.BytesIO()
+        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
+        write_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":

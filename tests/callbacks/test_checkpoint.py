@@ -1,11 +1,15 @@
+import os
 import resource
+import shutil
+import tempfile
 
 import lightning as L
 import pytest
 import torch
-from running import fit
+from lightning.pytorch.callbacks import ModelCheckpoint
+from running import Stop, fit
 
-from amcl_fast.callbacks import Checkpoint, NonFiniteError, SaveError
+from amcl_fast.callbacks import Checkpoint, NonFiniteError, RunFolderError, SaveError
 
 
 def saves(monkeypatch):
@@ -117,7 +121,90 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert torch.load(path, weights_only=True)["global_step"] == 2
 
 
-@pytest.mark.parametrize("name", ["every_n_epochs", "every_n_steps", "every_n_minutes"])
+@pytest.fixture
+def no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.usefixtures("no_temporary_folder")
+def test_the_temporary_folder_does_not_matter(tmp_path):
+    kept = ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_top_k=-1)
+    fit(tmp_path, checkpoint=Checkpoint(every_n_steps=1), extra=[kept])
+    names = ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == names
+    for name, step in zip(names, (4, 8, 8), strict=True):
+        assert torch.load(tmp_path / "checkpoints" / name, weights_only=True)["global_step"] == step
+
+
+def test_a_run_goes_on_from_what_lightnings_callback_keeps(tmp_path):
+    def extra():
+        return [ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_top_k=-1, save_last=True)]
+
+    fit(tmp_path, extra=extra(), max_epochs=2)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8 and last["exact_resume"]
+    first = tmp_path / "checkpoints" / "epoch=0-step=4.ckpt"
+    trainer = fit(tmp_path / "again", extra=extra(), max_epochs=2, ckpt_path=first)
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(value, last["state_dict"][name]), name
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_every_nth_epoch_is_kept(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    fit(tmp_path, checkpoint=Checkpoint(every_n_epochs=3, keep_every_n_epochs=2), max_epochs=5)
+    folder = tmp_path / "checkpoints"
+    assert sorted(os.listdir(folder)) == ["epoch-0002.ckpt", "epoch-0004.ckpt", "last.ckpt"]
+    steps = [torch.load(folder / name, weights_only=True)["global_step"] for name in sorted(os.listdir(folder))]
+    assert steps == [8, 16, 20]
+
+
+@pytest.mark.parametrize("what", ["a file in the folder's place", "a folder in the file's place"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, what):
+    class Block(L.Callback):
+        def on_train_start(self, *_):
+            folder = tmp_path / "checkpoints"
+            folder.touch() if what.startswith("a file") else (folder / "last.ckpt").mkdir(parents=True)
+
+    with (
+        pytest.warns(UserWarning, match="step 4: .*training goes on"),
+        pytest.raises(SaveError, match=r"step 8: .*(File exists|Is a directory).*checkpoints"),
+    ):
+        fit(tmp_path, extra=[Block()])
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
+def test_a_run_directory_that_is_gone_ends_the_run(tmp_path, how):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    class Move(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 2:
+                shutil.rmtree(run) if how == "deleted" else run.rename(moved)
+                if how == "replaced":
+                    run.mkdir()
+
+    place = "was deleted" if how == "deleted" else rf"was renamed to {moved} .*saved there.*--resume {moved}$"
+    with pytest.raises(RunFolderError, match=rf"step 3: {run} {place}"):
+        fit(run, checkpoint=Checkpoint(every_n_steps=3), extra=[Move()])
+    if how == "deleted":
+        assert not run.exists()
+    else:
+        assert torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+        assert not run.exists() or not list(run.iterdir())
+
+
+def test_no_file_stays_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Stop):
+        fit(tmp_path, extra=[Stop.at(3)])
+    fit(tmp_path, max_epochs=1)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("name", ["every_n_epochs", "every_n_steps", "every_n_minutes", "keep_every_n_epochs"])
 def test_bad_settings_are_named(name):
     with pytest.raises(ValueError, match=f"checkpoint.{name}.*-1"):
         Checkpoint(**{name: -1})

@@ -1,10 +1,24 @@
-import pytest
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from amcl_fast.callbacks import MetricsFile
+import pytest
+from disk import no_room
+from running import fit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile, OnlineKNN
 
 
 def lines(folder):
     return (folder / "metrics.csv").read_text().splitlines()
+
+
+def scalars(folder, name):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def test_columns_grow(tmp_path):
@@ -21,12 +35,98 @@ def test_resume_keeps_what_lies_before_it(tmp_path):
         log.log_metrics({"loss": float(step)}, step=step)
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("1")  # of a killed run: the first character of "11,…"
+    before = lines(tmp_path)
     log = MetricsFile(tmp_path, resume_step=3)
+    assert lines(tmp_path) == before  # nothing changes before something is logged
     log.log_metrics({"loss": 9.0, "knn": 1.0}, step=3)
     assert lines(tmp_path) == ["step,loss,knn", "1,1.0,", "2,2.0,", "3,9.0,1.0"]
+
+
+def test_a_damaged_file_does_not_end_a_resume(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n1,2.0\n\xff\x00,\n,3\nx,4\n2,5.0\n")
+    MetricsFile(tmp_path, resume_step=2).write()
+    assert lines(tmp_path) == ["step,loss", "1,2.0"]
 
 
 def test_a_new_run_never_writes_into_an_old_file(tmp_path):
     MetricsFile(tmp_path).log_metrics({"loss": 1.0}, step=1)
     with pytest.raises(FileExistsError, match="two runs never share a folder"):
         MetricsFile(tmp_path)
+
+
+def test_the_same_metrics_of_a_step_are_logged_once(tmp_path):
+    log = MetricsFile(tmp_path)
+    for metrics in ({"loss": float("nan")}, {"loss": float("nan")}, {"loss": 1.0}):
+        log.log_metrics(metrics, step=1)
+    assert lines(tmp_path) == ["step,loss", "1,nan", "1,1.0"]
+
+
+@pytest.mark.parametrize("kind", [MetricsFile, EventsFile])
+@pytest.mark.parametrize("room", [0, 150])
+def test_what_does_not_fit_waits_and_is_told_once(tmp_path, kind, room):
+    """Room ends within a row, or before the first; later metrics bring a column of their own."""
+    log = kind(tmp_path)
+
+    def log_all():
+        with no_room(room):
+            for step in range(20):
+                log.log_metrics({"loss": float(step), **({"knn": 5.0} if step == 9 else {})}, step=step)
+
+    with pytest.warns(UserWarning, match=r"(metrics\.csv|tfevents).* cannot be written .*too large") as told:
+        log_all()
+    assert len(told) == 1
+    log.log_metrics({"loss": 20.0}, step=20)
+    if kind is MetricsFile:
+        rows = [f"{step},{float(step)}," + ("5.0" if step == 9 else "") for step in range(21)]
+        assert lines(tmp_path) == ["step,loss,knn", *rows]
+    else:
+        assert scalars(tmp_path, "loss") == [(step, float(step)) for step in range(21)]
+        assert scalars(tmp_path, "knn") == [(9, 5.0)]
+
+
+def test_a_resumed_run_hides_the_steps_that_it_repeats(tmp_path):
+    first = EventsFile(tmp_path)
+    for step in range(4):
+        first.log_metrics({"loss": 1.0}, step=step)
+    EventsFile(tmp_path, resume_step=2).log_metrics({"loss": 2.0}, step=2)
+    assert scalars(tmp_path, "loss") == [(0, 1.0), (1, 1.0), (2, 2.0)]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+from running import fit
+from killing import KillAfterSave
+from amcl_fast.callbacks import Checkpoint, MetricsFile, OnlineKNN
+folder = Path(sys.argv[1])
+fit(folder, checkpoint=Checkpoint(every_n_steps=1), logger=MetricsFile(folder), log_every_n_steps=1,
+    extra=[OnlineKNN(), KillAfterSave(int(sys.argv[2]))])
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, checkpoint=Checkpoint(every_n_steps=1), logger=MetricsFile(folder), log_every_n_steps=1,
+        extra=[OnlineKNN()])  # fmt: skip
+    return lines(folder)
+
+
+# Within an epoch, and at its end, where kNN has just been measured.
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_kill_between_a_save_and_its_log_loses_no_row(tmp_path, whole, step):
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAIN, str(tmp_path), str(step)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -9, done.stderr
+    log = MetricsFile(tmp_path, resume_step=step)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    fit(tmp_path, checkpoint=Checkpoint(every_n_steps=1), logger=log, log_every_n_steps=1, ckpt_path=path,
+        extra=[OnlineKNN()])  # fmt: skip
+    assert lines(tmp_path) == whole
+    assert sum(",loss" in line for line in whole) == 1 and len(whole) == 1 + 1 + 8 + 2

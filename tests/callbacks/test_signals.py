@@ -1,12 +1,15 @@
 import os
 import signal
+import time
 
 import lightning as L
 import pytest
 import torch
+from fake_data import FakeDataModule
 from running import fit
 
-from amcl_fast.callbacks import Checkpoint, Interrupted, SaveOnSignal
+from amcl_fast.callbacks import Checkpoint, Interrupted, OnlineKNN, SaveOnSignal, StopSignals
+from amcl_fast.callbacks.signals import HANDLED
 
 
 class Kill(L.Callback):
@@ -20,22 +23,137 @@ class Kill(L.Callback):
             os.kill(os.getpid(), self.signum)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-# Step 4 is the last of its epoch: the epoch's closing work comes first.
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.fixture(autouse=True)
+def unchanged():
+    handlers = {signum: signal.getsignal(signum) for signum in HANDLED}
+    yield
+    assert handlers == {signum: signal.getsignal(signum) for signum in HANDLED}
+
+
+def saved_step(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("signum", "step"),
+    # Step 4 is the last of its epoch: the epoch's closing work comes first.
+    [*((signum, 2) for signum in HANDLED), (signal.SIGINT, 4), (signal.SIGHUP, 4)],
+)
 def test_saves_after_the_step_and_exits_as_shells_expect(tmp_path, signum, step, capfd):
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     checkpoint = Checkpoint(every_n_epochs=9)
     with pytest.raises(Interrupted) as stopped:
         fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint), Kill(signum, step - 1)])
     assert stopped.value.code == 128 + signum
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert saved_step(tmp_path) == step
     assert signal.Signals(signum).name in capfd.readouterr().err
-    assert handlers == {s: signal.getsignal(s) for s in handlers}
 
 
 def test_handlers_are_given_back_after_training(tmp_path):
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     checkpoint = Checkpoint()
     fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint)], max_epochs=1)
-    assert handlers == {s: signal.getsignal(s) for s in handlers}
+
+
+def ends(send, *, ignored=(), environment=()):
+    """How a process ends that takes signals and is sent some: its signal, or 0 if it goes on."""
+    child = os.fork()
+    if not child:
+        try:
+            for signum in HANDLED:
+                signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
+            os.environ.update(environment)
+            with StopSignals() as signals:
+                send()
+                os._exit(0 if signals.received else 99)
+        finally:
+            os._exit(98)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return -code if code < 0 else code
+
+
+def send(*signums, pause=0.0):
+    def now():
+        for signum in signums:
+            time.sleep(pause)
+            os.kill(os.getpid(), signum)
+
+    return now
+
+
+INT, TERM, HUP, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+
+
+def test_the_second_request_ends_the_process():
+    for signum in (INT, TERM, signal.SIGQUIT):
+        assert ends(send(signum)) == 0
+        assert ends(send(signum, signum)) == signum
+    assert ends(send(INT, TERM)) == TERM
+
+
+def test_warnings_and_a_closed_terminal_may_repeat():
+    assert ends(send(HUP, HUP, USR1, USR1, TERM)) == 0
+    assert ends(send(USR1, TERM, TERM)) == TERM
+
+
+def test_what_a_launcher_passes_on_is_no_second_request():
+    assert ends(send(TERM, TERM), environment={"LOCAL_RANK": "0"}) == 0
+    assert ends(send(TERM, TERM, pause=1.05), environment={"LOCAL_RANK": "0"}) == TERM
+
+
+def test_what_is_ignored_stays_ignored():
+    assert ends(send(HUP), ignored={HUP}) == 99
+    assert ends(send(HUP, TERM), ignored={HUP}) == 0
+
+
+@pytest.mark.parametrize("signum", [TERM, USR1])
+def test_before_the_first_step_there_is_nothing_to_wait_for(tmp_path, signum):
+    class Early(L.Callback):
+        def on_fit_start(self, *_):
+            os.kill(os.getpid(), signum)
+            pytest.fail("not stopped where the signal came")
+
+    checkpoint = Checkpoint()
+    with StopSignals() as signals:
+        signals.at_once = True
+        with pytest.raises(Interrupted) as stopped:
+            fit(tmp_path, checkpoint=checkpoint, extra=[Early(), SaveOnSignal(checkpoint, signals)])
+    assert stopped.value.code == 128 + signum and not (tmp_path / "checkpoints").exists()
+
+
+class SignalInKNN(FakeDataModule):
+    """Sends a signal while the encoder of an epoch is measured: two baselines, two loaders each, come before."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.left = 2 + epoch
+
+    def features_loaders(self):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), TERM)
+        return super().features_loaders()
+
+
+def train(folder, knn, data=None, **settings):
+    checkpoint = Checkpoint(every_n_epochs=9)
+    saver = SaveOnSignal(checkpoint)
+    knn.between_batches = saver.poll
+    return fit(folder, data=data, checkpoint=checkpoint, extra=[knn, saver], max_epochs=3, **settings)
+
+
+def test_a_signal_during_knn_saves_at_once_and_the_measuring_is_made_up_for(tmp_path):
+    whole, stopped, resumed = OnlineKNN(), OnlineKNN(), OnlineKNN()
+    expected = train(tmp_path / "whole", whole).lightning_module.state_dict()
+    with pytest.raises(Interrupted):
+        train(tmp_path, stopped, SignalInKNN(epoch=2))
+    assert saved_step(tmp_path) == 8 and len(stopped.history) == 1
+    trainer = train(tmp_path, resumed, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert resumed.history == whole.history
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_signal_during_the_last_knn_lets_it_finish(tmp_path):
+    knn = OnlineKNN()
+    with pytest.raises(Interrupted):
+        train(tmp_path, knn, SignalInKNN(epoch=3))
+    assert saved_step(tmp_path) == 12 and [epoch for epoch, _ in knn.history] == [1, 2, 3]
