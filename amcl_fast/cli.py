@@ -79,6 +79,11 @@ def _declare_pretrain(commands: Any) -> None:
     parser.add_argument(
         "--run_dir", type=Path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="go on with a run that names classes from outside amcl_fast, torch, torchvision and lightning",
+    )
     parser.set_defaults(run=_pretrain)
 
 
@@ -92,6 +97,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             run_dir=arguments.run_dir,
             settings=arguments.settings,
+            trust=arguments.trust,
         )
     except SettingsError as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)

@@ -4,9 +4,10 @@ import fcntl
 import os
 import socket
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
 NAME = ".lock"
 
@@ -23,7 +24,7 @@ class RunLock:
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -31,8 +32,9 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def acquire(self, run_dir: Path) -> None:
         """Take the lock of `run_dir`, which exists. Where the file system has no locks: a warning.
@@ -41,17 +43,16 @@ class RunLock:
             RunInUseError: another run has it.
             OSError: the lock file cannot be made.
         """
-        self._file = (run_dir / NAME).open("a+")
+        self._descriptor = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
+            holder = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "another process"
             raise RunInUseError(
                 f"{run_dir} is in use: {holder} trains there, and two runs never share a folder"
             ) from None
         except OSError as error:
             warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

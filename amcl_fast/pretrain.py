@@ -1,6 +1,7 @@
 """Training as the command line runs it: settings, run directory, callbacks, loggers, the closing lines."""
 
 import errno
+import itertools
 import logging
 import os
 import shlex
@@ -8,6 +9,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +18,44 @@ import torch.distributed as dist
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .callbacks import (
     Checkpoint,
     EpochSummary,
+    EventsFile,
     ExactResume,
     Guard,
     Interrupted,
     MetricsFile,
     NonFiniteError,
     OnlineKNN,
+    OpenRun,
     Report,
+    RunFolderError,
     SaveError,
     SaveOnSignal,
     SkippedFiles,
+    StopSignals,
     Throughput,
 )
+from .callbacks.resume import KEY
 from .checkpoint import load_checkpoint
 from .cli import LATEST
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
+from .files import Unwritten, write_file
+from .lock import NAME as LOCK
 from .lock import RunLock
 from .methods import Method
 from .recipes import recipe_files, recipe_names
+from .settings import TRUSTED, LimitError, foreign_names, may_change, read_settings, refused_changes
+from .terminal import lasting_output
 
 RUNS = Path("runs")
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+CONFIG = "config.yaml"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Lightning's launcher starts the other processes with the same command line; they inherit the folder.
 _RUN_DIR_VARIABLE = "AMCL_FAST_RUN_DIR"
 
@@ -52,18 +64,47 @@ class SettingsError(Exception):
     """The settings, the data or the checkpoint are not such that a run can start."""
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from.
+
+    Attributes:
+        checkpoint: the file; None for a run that had saved none, and begins anew.
+        step: its optimiser step.
+        settings: the run's, without the changes of this resume.
+    """
+
+    checkpoint: Path | None
+    step: int
+    settings: dict[str, Any]
+
+    @property
+    def argument(self) -> list[str]:
+        """The settings as the parser takes them."""
+        return ["--config", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)]
+
+
 class PretrainCLI(LightningCLI):
     """LightningCLI with the settings of this package's callbacks, all output in one run directory.
 
     Args:
-        args: settings as command-line arguments.
+        args: settings as command-line arguments; of a resumed run, those that change.
         run_dir: where everything of the run goes.
-        resume_step: optimiser step of the checkpoint from which the run goes on, None for a new run.
+        resumed: what the run goes on from, None for a new run.
+        signals: whose handlers are set; None: they are set while training lasts.
+
+    Raises:
+        ValueError: a setting of a resumed run is changed that must stay.
     """
 
-    def __init__(self, args: list[str], run_dir: Path, resume_step: int | None) -> None:
+    def __init__(
+        self, args: list[str], run_dir: Path, resumed: Resumed | None = None, signals: StopSignals | None = None
+    ) -> None:
         self.run_dir = run_dir
-        self.resume_step = resume_step
+        self.resumed = resumed
+        self.signals = signals
+        self.opening = OpenRun(self._open_resumed)
+        self._unwritten = Unwritten()
         super().__init__(
             Method,
             ContrastiveDataModule,
@@ -90,33 +131,73 @@ class PretrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
-        self.config = parser.parse_args(args)
+        if self.resumed is None:
+            self.config = parser.parse_args(args)
+            return
+        self.config = parser.parse_args([*self.resumed.argument, *args])
+        before = parser.parse_args(self.resumed.argument)
+        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
+        if changed:
+            first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
+                "the training, devices of the same number, logging, data.root, threads, and knn, checkpoint, guard and "
+                f"report. Nothing in {self.run_dir} was changed"
+            )
+
+    @staticmethod
+    def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:
+        settings = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
+        return {name: value for name, value in settings.items() if name != "config"}
 
     def open_run(self, lock: RunLock) -> None:
-        """Make the run directory, lock it and write the settings into it.
+        """Make the directory of a new run, lock it and write the settings into it.
 
         Raises:
             FileExistsError: another run has it.
+            OSError: it cannot be made or written; nothing of it is left.
         """
-        if _rank():
+        if _rank() or self.resumed is not None:
             return
-        if self.resume_step is None:
-            try:
-                self.run_dir.mkdir(parents=True)
-            except FileExistsError:
-                raise FileExistsError(
-                    f"{self.run_dir} exists, and two runs never share a folder; give another --run_dir, or "
-                    f"go on with that run: --resume {self.run_dir}"
-                ) from None
+        try:
+            self.run_dir.mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(
+                f"{self.run_dir} exists, and two runs never share a folder; give another --run_dir, or "
+                f"go on with that run: --resume {self.run_dir}"
+            ) from None
+        try:
             lock.acquire(self.run_dir)
-        partial = self.run_dir / "config.partial"
-        self.parser.save(self.config, partial, skip_unset=False, overwrite=True, format="yaml")
-        os.replace(partial, self.run_dir / "config.yaml")
+            write_file(self.run_dir / CONFIG, self._yaml)
+        except OSError:
+            with suppress(OSError):
+                (self.run_dir / LOCK).unlink(missing_ok=True)
+                self.run_dir.rmdir()
+            raise
+
+    def _open_resumed(self) -> None:
+        """What changes in the directory of a run once its resume has succeeded."""
+        if self.resumed is None:
+            return
+        for folder in (".", "checkpoints", "snapshots", "report"):
+            for partial in (self.run_dir / folder).glob("*.partial"):  # of a process that was killed
+                with suppress(OSError):
+                    partial.unlink()
+        path = self.run_dir / CONFIG
+        self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
+        for logger in self.trainer.loggers:
+            logger.write()  # type: ignore[attr-defined]
+
+    @property
+    def _yaml(self) -> str:
+        return self.parser.dump(self.config, skip_unset=False, format="yaml")
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         # Plain types: the checkpoint loads with weights_only, and `Method.load_from_checkpoint` rebuilds.
-        model = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))["model"]
+        settings = yaml.safe_load(self._yaml)
+        model = settings["model"]
         self.model.save_hyperparameters(
             {
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -125,25 +206,40 @@ class PretrainCLI(LightningCLI):
             },
             logger=False,
         )
+        self.checkpoint.settings = settings
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The callback that saves."""
+        return _find(self.trainer, Checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        loggers = [
-            MetricsFile(self.run_dir, self.resume_step),
-            TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=self.resume_step),
-        ]
+        step = None if self.resumed is None else self.resumed.step
+        loggers = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
         return super().instantiate_trainer(
             logger=loggers, default_root_dir=self.run_dir, enable_progress_bar=sys.stdout.isatty(), **kwargs
         )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         checkpoint = next(callback for callback in callbacks if isinstance(callback, Checkpoint))
-        extra = [ExactResume(), SkippedFiles(), Throughput(), SaveOnSignal(checkpoint)]
-        extra.append(TQDMProgressBar() if config["enable_progress_bar"] else EpochSummary())
+        on_signal = SaveOnSignal(checkpoint, self.signals)
+        next(callback for callback in callbacks if isinstance(callback, OnlineKNN)).between_batches = on_signal.poll
+        given = config["callbacks"] or []
+        # What may fail comes before whatever writes, the user's callbacks included.
+        config["callbacks"] = [ExactResume(), self.opening, *(given if isinstance(given, list) else [given])]
+        progress = TQDMProgressBar() if config["enable_progress_bar"] else EpochSummary()
+        extra = [SkippedFiles(), Throughput(), on_signal, progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
 
 
 def pretrain(
-    *, recipe: str | None, data: str | None, resume: str | None, run_dir: Path | None, settings: Sequence[str]
+    *,
+    recipe: str | None,
+    data: str | None,
+    resume: str | None,
+    run_dir: Path | None,
+    settings: Sequence[str],
+    trust: bool = False,
 ) -> int:
     """Train, print where the results are, return the exit code.
 
@@ -153,43 +249,65 @@ def pretrain(
         resume: run directory or checkpoint to go on from, or `LATEST`.
         run_dir: folder of a new run.
         settings: further command-line settings; they override the recipe's, or the resumed run's.
+        trust: import what a resumed run names from outside `settings.TRUSTED`.
 
     Raises:
         SettingsError: the run cannot start; the message says why.
     """
     _quieten()
-    with RunLock() as lock:
+    with lasting_output(), StopSignals() as signals, RunLock() as lock:
+        signals.at_once = True
         try:
-            cli, checkpoint = _prepare(recipe, data, resume, run_dir, settings, lock)
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise SettingsError(_message(error)) from error
-        code = _train(cli, checkpoint)
+            try:
+                cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals)
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                raise SettingsError(_message(error)) from error
+            code = _train(cli)
+        except Interrupted as interrupted:
+            if not _rank():
+                print("stopped before the first step", flush=True)
+            return 128 + interrupted.signum
     if dist.is_available() and dist.is_initialized():
         # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
         dist.destroy_process_group()
     return code
 
 
-def _train(cli: PretrainCLI, checkpoint: Path | None) -> int:
+def _train(cli: PretrainCLI) -> int:
+    resumed = cli.resumed
     print(f"run directory: {cli.run_dir}", flush=True)
+    go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        path = resumed.checkpoint if resumed else None
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except Interrupted as interrupted:
         if cli.trainer.is_global_zero:
-            command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
-            print(f"stopped at step {cli.trainer.global_step}; go on with: {command}", flush=True)
+            step = cli.trainer.global_step
+            where = (
+                f"at step {step}"
+                if (cli.run_dir / "checkpoints" / "last.ckpt").is_file()
+                else "before anything was saved"
+            )
+            print(f"stopped {where}; go on with: {go_on}", flush=True)
         return 128 + interrupted.signum
-    except (NonFiniteError, SaveError, NoImageLeftError) as error:
+    except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
+    except Exception as error:
+        if resumed is not None and not cli.opening.opened:
+            said = " ".join(_message(error).split())
+            print(
+                f"amcl-fast pretrain: error: {resumed.checkpoint or cli.run_dir} cannot be resumed: {said}. Nothing in "
+                f"{cli.run_dir} was changed",
+                file=sys.stderr,
+            )
+            return 2
+        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
             raise
-        command = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
-        print(f"amcl-fast pretrain: error: {error}; once there is room: {command}", file=sys.stderr)
+        print(f"amcl-fast pretrain: error: {error}; once there is room: {go_on}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
-        _print_results(cli.trainer, cli.run_dir)
+        _print_results(cli)
     return 0
 
 
@@ -199,36 +317,107 @@ def _prepare(
     resume: str | None,
     run_dir: Path | None,
     settings: Sequence[str],
+    trust: bool,
     lock: RunLock,
-) -> tuple[PretrainCLI, Path | None]:
+    signals: StopSignals,
+) -> PretrainCLI:
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
-    checkpoint, step = None, None
+    args: list[str] = []
+    resumed = None
     if resume is not None:
         if run_dir is not None:
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
-        checkpoint = _find_checkpoint(resume, recipe)
-        run_dir = checkpoint.parents[1]
-        configs = [run_dir / "config.yaml"]
+        run_dir, checkpoint = _find_run(resume, recipe)
         if not _rank():
             lock.acquire(run_dir)
-        step = load_checkpoint(checkpoint)["global_step"]
+        resumed = _read_resumed(run_dir, checkpoint)
+        if not trust:
+            resumed = Resumed(resumed.checkpoint, resumed.step, _without_nulled(resumed.settings, settings))
+            _refuse_foreign(resumed.settings, run_dir)
     else:
         configs = recipe_files(recipe) if recipe else []
         if not configs and "--config" not in settings and not {"--help", "--print_config"} & set(settings):
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
         run_dir = _new_run_dir(run_dir, recipe or "run")
-    args = [argument for config in configs for argument in ("--config", str(config))]
-    if recipe is not None and resume is None:
-        args += ["--recipe", recipe]
-    if data is not None:
-        args += ["--data.root", data]
-    cli = PretrainCLI([*args, *settings], run_dir, step)
+        args = [argument for config in configs for argument in ("--config", str(config))]
+        args += ["--recipe", recipe] if recipe else []
+    args += ["--data.root", data] if data is not None else []
+    cli = PretrainCLI([*args, *settings], run_dir, resumed, signals)
     if not _rank():
         cli.datamodule.prepare_data()
         cli.datamodule.setup("fit")
     cli.model.check_batch(cli.datamodule.batch_size)
     cli.open_run(lock)
-    return cli, checkpoint
+    return cli
+
+
+def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
+    """What a run goes on from; settings of config.yaml, or of the checkpoint where those do not belong to it.
+
+    Raises:
+        FileNotFoundError: there are no settings.
+        ValueError: checkpoint or settings are damaged, or hold what they must not.
+    """
+    config = run_dir / CONFIG
+    if checkpoint is None:
+        print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
+        return Resumed(None, 0, _known(read_settings(config)))
+    state = load_checkpoint(checkpoint)
+    if KEY not in state or "optimizer_states" not in state:
+        raise ValueError(f"{checkpoint} holds weights without the state of their training: nothing can go on from it")
+    step, saved = state["global_step"], state.get("settings")
+    saved = _known(saved) if isinstance(saved, dict) else {}
+    if not saved:
+        return Resumed(checkpoint, step, _known(read_settings(config)))
+    try:
+        written = _known(read_settings(config))
+    except LimitError:
+        raise
+    except FileNotFoundError:
+        reason = "is missing"
+    except (OSError, ValueError) as error:
+        reason = f"cannot be used ({error})"
+    else:
+        changed = refused_changes(saved, written, common_only=True)
+        if not changed:
+            return Resumed(checkpoint, step, written)
+        name, change = next(iter(changed.items()))
+        reason = f"does not belong to the checkpoint ({name}: {change})"
+    print(f"{config} {reason}: it is written again from the settings in {checkpoint}", flush=True)
+    return Resumed(checkpoint, step, saved)
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what a checkpoint holds beside them."""
+    return {name: value for name, value in settings.items() if name not in ("amcl_fast", "run", "config")}
+
+
+def _without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Settings without those that may change and that the command line sets to null: nobody needs what they name."""
+    arguments = [part for change in changes for part in change.split("=", 1)]
+    names = {name.removeprefix("--") for name, value in itertools.pairwise(arguments) if value == "null"}
+
+    def keep(value: Any, prefix: str) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: keep(item, f"{prefix}{key}.")
+            for key, item in value.items()
+            if not (f"{prefix}{key}" in names and may_change(f"{prefix}{key}"))
+        }
+
+    return keep(settings, "")
+
+
+def _refuse_foreign(settings: dict[str, Any], run_dir: Path) -> None:
+    found = foreign_names(settings)
+    if found:
+        named = "; ".join(f"{name}: {value}" for name, value in list(found.items())[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"{run_dir} names what is no part of {', '.join(TRUSTED)} ({named}{more}), and going on would import and "
+            "run it; if you trust whoever made the run, add --trust"
+        )
 
 
 def _message(error: BaseException) -> str:
@@ -260,29 +449,42 @@ def _new_run_dir(given: Path | None, name: str) -> Path:
     return run_dir
 
 
-def _find_checkpoint(resume: str, recipe: str | None) -> Path:
+def _find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
+    """Run directory and checkpoint to go on from; a run that had saved nothing has no checkpoint."""
     if resume == LATEST:
         pattern = f"{recipe or '*'}-*/checkpoints/last.ckpt"
         found = sorted(RUNS.glob(pattern), key=lambda path: path.stat().st_mtime)
         if not found:
             raise FileNotFoundError(f"nothing to resume: no {RUNS / pattern}")
-        return found[-1]
+        return found[-1].parents[1], found[-1]
     path = Path(resume)
-    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if path.is_dir():
+        checkpoint = path / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file() and (path / CONFIG).is_file():
+            return path, None
+    else:
+        checkpoint = path if len(path.parents) > 1 else path.absolute()
     if not checkpoint.is_file():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-    if not (checkpoint.parents[1] / "config.yaml").is_file():
-        raise FileNotFoundError(f"{checkpoint} does not lie in a run directory (there is no config.yaml)")
-    return checkpoint
+    if checkpoint.absolute().parent.name != "checkpoints" and not (checkpoint.parents[1] / CONFIG).is_file():
+        raise FileNotFoundError(f"{checkpoint} does not lie in a run directory (there is no {CONFIG})")
+    return checkpoint.parents[1], checkpoint
 
 
-def _print_results(trainer: Trainer, run_dir: Path) -> None:
-    knn = next(callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN))  # type: ignore[attr-defined]
+def _find(trainer: Trainer, kind: type) -> Any:
+    """The trainer's callback of a kind of this package."""
+    return next(callback for callback in trainer.callbacks if type(callback) is kind)  # type: ignore[attr-defined]
+
+
+def _print_results(cli: PretrainCLI) -> None:
+    knn = _find(cli.trainer, OnlineKNN)
     print(f"kNN accuracy (k = {knn.k})")
     rows = [("raw pixels", knn.pixels), ("untrained encoder", knn.untrained)]
     rows += [(f"after epoch {epoch}", accuracy) for epoch, accuracy in knn.history[-1:]]
     for name, accuracy in rows:
         if accuracy is not None:
             print(f"  {name:<18} {accuracy:5.1f} %")
-    print(f"checkpoint  {trainer.checkpoint_callback.path}")  # type: ignore[union-attr]
-    print(f"report      {run_dir / 'report' / 'index.html'}")
+    files = {"checkpoint": cli.checkpoint.path, "report": cli.run_dir / "report" / "index.html"}
+    for name, path in files.items():
+        if path is not None and path.is_file():
+            print(f"{name:<10}  {path}")
