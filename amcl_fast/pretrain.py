@@ -50,7 +50,7 @@ from .lock import NAME as LOCK
 from .lock import RunLock
 from .methods import Method
 from .recipes import recipe_files, recipe_names
-from .settings import TRUSTED, LimitError, foreign_names, may_change, read_settings, refused_changes
+from .settings import TRUSTED, LimitError, foreign_names, lacking, may_change, read_settings, refused_changes
 from .terminal import lasting_output
 
 RUNS = Path("runs")
@@ -378,11 +378,11 @@ def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
     except (OSError, ValueError) as error:
         reason = f"cannot be used ({error})"
     else:
-        changed = refused_changes(saved, written, common_only=True)
-        if not changed:
+        lost, changed = lacking(saved, written), refused_changes(saved, written, added=False)
+        if not lost and not changed:
             return Resumed(checkpoint, step, written)
-        name, change = next(iter(changed.items()))
-        reason = f"does not belong to the checkpoint ({name}: {change})"
+        changes = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
+        reason = f"lacks {lost[0]}" if lost else f"does not belong to the checkpoint ({changes})"
     print(f"{config} {reason}: it is written again from the settings in {checkpoint}", flush=True)
     return Resumed(checkpoint, step, saved)
 

@@ -142,22 +142,30 @@ def may_change(name: str) -> bool:
     return any(name == setting or name.startswith(f"{setting}.") for setting in MAY_CHANGE)
 
 
-def refused_changes(then: dict[str, Any], now: dict[str, Any], *, common_only: bool = False) -> dict[str, str]:
+def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = True) -> dict[str, str]:
     """Settings that differ and are not in `MAY_CHANGE`: name to "OLD to NEW".
 
     Args:
         then, now: settings as nested mappings.
-        common_only: leave out those that only one of them has.
+        added: count those as well that only `now` has, as a later version of this package does.
     """
     old, new = dict(_flat(then)), dict(_flat(now))
-    found = {}
-    for name in [*old, *(name for name in new if name not in old)]:
-        if common_only and not (name in old and name in new):
-            continue
-        before, after = old.get(name), new.get(name)
-        if before != after and not may_change(name):
-            found[name] = f"{_shown(before)} to {_shown(after)}"
-    return found
+    names = [*old, *(name for name in new if name not in old)] if added else list(old)
+    return {
+        name: f"{_shown(old.get(name))} to {_shown(new.get(name))}"
+        for name in names
+        if old.get(name) != new.get(name) and not may_change(name)
+    }
+
+
+def lacking(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that `then` has and `now` does not, neither as a value nor as a group."""
+    new = [name for name, _ in _flat(now)]
+    return [
+        name
+        for name, _ in _flat(then)
+        if not any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in new)
+    ]
 
 
 def _read_text(path: Path) -> str:

@@ -47,13 +47,17 @@ def image_folder(root: Path, train: int, test: int, suffix: str = ".jpg") -> Pat
     return root
 
 
-def pretrain(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `amcl-fast pretrain` in `folder`; returns the finished process."""
-    environment = {
+def environment(folder: Path) -> dict[str, str]:
+    """For a run of its own in `folder`, which finds the package and the modules of the tests."""
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]),
         "AMCL_FAST_CACHE": str(folder / "cache"),
     }
+
+
+def pretrain(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `amcl-fast pretrain` in `folder`; returns the finished process."""
     command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600)

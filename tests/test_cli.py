@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 from command_line import NT_XENT, image_folder
+from disk import no_room
 from lightning.pytorch import Trainer
 from traps import Touch
 
-from amcl_fast import AdaptiveTemperature
+from amcl_fast import AdaptiveTemperature, callbacks
 from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
 from amcl_fast.lock import RunLock
@@ -182,6 +183,37 @@ def test_a_disk_that_is_full_for_the_metrics_is_one_line_too(tiny, tmp_path, cap
     line = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in line and line.endswith("amcl-fast pretrain --resume run")
     assert main(["pretrain", "--resume", "run"]) == 0
+
+
+def test_a_disk_that_is_full_before_the_start_is_one_line(tiny, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    with no_room(0):
+        assert main([*tiny, "--run_dir", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amcl-fast pretrain: error: ") and "File too large" in line and "config.yaml" in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_lightnings_own_checkpoints_beside_ours(tiny, tmp_path, capsys):
+    keep = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_top_k=-1"]
+    assert main([*tiny, "--run_dir", "run", *keep, "--checkpoint.keep_every_n_epochs=1"]) == 0
+    assert "checkpoint  run/checkpoints/last.ckpt\n" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["epoch-0001.ckpt", "epoch=0-step=2.ckpt", "last.ckpt"]
+    theirs = str(tmp_path / "run" / "checkpoints" / "epoch=0-step=2.ckpt")
+    assert main(["pretrain", "--resume", theirs, "--trainer.max_epochs=2"]) == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(callbacks.report, "write_report", full)
+    with pytest.warns(UserWarning, match=r"no report: .*No space left.*amcl-fast report run"):
+        assert main([*tiny, "--run_dir", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint  run/checkpoints/last.ckpt" in out and "index.html" not in out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from amcl_fast.settings import (
     LimitError,
     check_plain,
     foreign_names,
+    lacking,
     read_settings,
     refused_changes,
 )
@@ -168,4 +169,10 @@ def test_changes_are_named_with_both_values():
         "data.size": "32 to 64",
         "seed": "unset to 1",
     }
-    assert "seed" not in refused_changes(then, now, common_only=True)
+    assert "seed" not in refused_changes(then, now, added=False)
+
+
+def test_what_is_lacking_is_named():
+    then = {"trainer": {"max_time": None, "max_epochs": 1}, "data": {"size": 32}, "knn": {}}
+    assert lacking(then, {"trainer": {"max_time": {"hours": 1}}, "data": {"size": 1}}) == ["trainer.max_epochs", "knn"]
+    assert lacking(then, then) == []

@@ -48,6 +48,17 @@ def test_saves_after_the_step_and_exits_as_shells_expect(tmp_path, signum, step,
     assert signal.Signals(signum).name in capfd.readouterr().err
 
 
+def test_a_batch_systems_warning_saves_where_the_run_saves(tmp_path, monkeypatch):
+    """Under SLURM Lightning would save to a file of its own, requeue the job and train on."""
+    for name, value in {"JOB_ID": 1, "JOB_NAME": "job", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    checkpoint = Checkpoint(every_n_epochs=9)
+    with pytest.raises(Interrupted) as stopped:
+        fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint), Kill(signal.SIGUSR1, 1)])
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
+
+
 def test_handlers_are_given_back_after_training(tmp_path):
     checkpoint = Checkpoint()
     fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint)], max_epochs=1)
