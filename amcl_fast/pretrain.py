@@ -50,7 +50,16 @@ from .lock import NAME as LOCK
 from .lock import RunLock
 from .methods import Method
 from .recipes import recipe_files, recipe_names
-from .settings import TRUSTED, LimitError, foreign_names, lacking, may_change, read_settings, refused_changes
+from .settings import (
+    TRUSTED,
+    LimitError,
+    check_limits,
+    foreign_names,
+    lacking,
+    may_change,
+    read_settings,
+    refused_changes,
+)
 from .terminal import lasting_output
 
 RUNS = Path("runs")
@@ -103,8 +112,8 @@ class PretrainCLI(LightningCLI):
         self.run_dir = run_dir
         self.resumed = resumed
         self.signals = signals
-        self.opening = OpenRun(self._open_resumed)
         self._unwritten = Unwritten()
+        self.opening = OpenRun(self._open_resumed, self._unwritten.retry)
         super().__init__(
             Method,
             ContrastiveDataModule,
@@ -170,7 +179,7 @@ class PretrainCLI(LightningCLI):
         try:
             lock.acquire(self.run_dir)
             write_file(self.run_dir / CONFIG, self._yaml)
-        except OSError:
+        except BaseException:  # a signal too
             with suppress(OSError):
                 (self.run_dir / LOCK).unlink(missing_ok=True)
                 self.run_dir.rmdir()
@@ -338,6 +347,8 @@ def _prepare(
         configs = recipe_files(recipe) if recipe else []
         if not configs and "--config" not in settings and not {"--help", "--print_config"} & set(settings):
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
+        for config in _configs(settings):
+            check_limits(config)
         run_dir = _new_run_dir(run_dir, recipe or "run")
         args = [argument for config in configs for argument in ("--config", str(config))]
         args += ["--recipe", recipe] if recipe else []
@@ -349,6 +360,13 @@ def _prepare(
     cli.model.check_batch(cli.datamodule.batch_size)
     cli.open_run(lock)
     return cli
+
+
+def _configs(settings: Sequence[str]) -> list[Path]:
+    """Files of settings that the command line names."""
+    values = [value for option, value in itertools.pairwise(settings) if option in ("--config", "-c")]
+    values += [setting.removeprefix("--config=") for setting in settings if setting.startswith("--config=")]
+    return [Path(value) for value in values if len(value) < 4096 and Path(value).exists()]
 
 
 def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:

@@ -62,22 +62,16 @@ class LimitError(ValueError):
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a file of settings, a run's config.yaml for instance.
 
-    The limits are checked on the parser's events, before anything is built: neither aliases of aliases nor deep
-    nesting cost more than reading the file does.
-
     Raises:
         OSError: it cannot be read.
         LimitError: it goes beyond a limit of this module, or is no regular file.
         ValueError: it is no YAML, or no mapping of names to settings; an empty one is {}.
     """
-    text = _read_text(path)
+    text = check_limits(path)
     try:
-        _check_events(text, path)
         settings = yaml.load(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {_one_line(error)}") from error
-    except LimitError:
-        raise
     except (ValueError, TypeError, OverflowError) as error:  # of a number or date that is none
         raise ValueError(f"{path} holds a value that cannot be read: {_one_line(error)}") from error
     if settings is None:
@@ -86,6 +80,25 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be a mapping of names to settings, got {type(settings).__name__}")
     check_plain(settings, str(path))
     return settings
+
+
+def check_limits(path: Path) -> str:
+    """Read the text of a file of settings that keeps the limits.
+
+    They are checked on the parser's events, before anything is built: neither aliases of aliases nor deep nesting
+    cost more than reading the file does.
+
+    Raises:
+        OSError: it cannot be read.
+        LimitError: it goes beyond a limit of this module, or is no regular file.
+        ValueError: it is no YAML.
+    """
+    text = _read_text(path)
+    try:
+        _check_events(text, path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {_one_line(error)}") from error
+    return text
 
 
 def check_plain(settings: Any, where: str) -> None:

@@ -224,6 +224,7 @@ def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
         (["--resume"], "nothing to resume"),
         (["--resume", "nowhere"], "nowhere does not exist"),
         (["--recipe", "demo", "--data", "nowhere"], "nowhere"),
+        (["--config", "/dev/zero"], "/dev/zero is refused"),
         (["--recipe", "demo", "--model.backbone.name", "resnet1"], "resnet18.*'resnet1'"),
     ],
 )

@@ -80,7 +80,7 @@ class Report(L.Callback):
                 write_skipped(run_dir, trainer.datamodule.skipped)  # type: ignore[attr-defined]
             write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
             write_report(run_dir)
-        except OSError as error:
+        except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
             warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
 
     def _elapsed(self) -> float:

@@ -65,16 +65,21 @@ class ExactResume(L.Callback):
 
 
 class OpenRun(L.Callback):
-    """Calls `open` in the first process once everything is loaded, before the first step: what changes a run's files.
+    """Changes a run's files once everything is loaded, before the first step, in the first process.
 
     It comes right after `ExactResume` and before every callback that writes.
 
+    Args:
+        open: what changes them.
+        retry: called after every epoch, for what could not be written then.
+
     Attributes:
-        opened: whether that has happened.
+        opened: whether the files were changed.
     """
 
-    def __init__(self, open: Callable[[], None]) -> None:
+    def __init__(self, open: Callable[[], None], retry: Callable[[], None]) -> None:
         self._open = open
+        self._retry = retry
         self.opened = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,6 +88,9 @@ class OpenRun(L.Callback):
         if trainer.is_global_zero:
             self._open()
         self.opened = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._retry()
 
 
 def _generators() -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -89,7 +89,8 @@ class StopSignals:
         if first:
             name = signal.Signals(signum).name
             again = "once more" if signum in _URGENT else "SIGTERM"
-            print(f"\n{name}: saving after this step; {again} to stop at once", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a terminal that was closed; not print, which may be what was interrupted
+                os.write(2, f"\n{name}: saving after this step; {again} to stop at once\n".encode())
 
 
 class SaveOnSignal(L.Callback):

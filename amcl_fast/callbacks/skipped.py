@@ -20,8 +20,10 @@ class SkippedFiles(L.Callback):
 
     def __init__(self) -> None:
         self._unwritten = Unwritten()
+        self._started = False  # until then nothing in the directory of a resumed run may change
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = True
         self._write(trainer)
         if _has_some(trainer):
             path = skipped_path(Path(trainer.default_root_dir))
@@ -40,7 +42,7 @@ class SkippedFiles(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         with suppress(OSError):  # what ended the run is what to show
-            if _has_some(trainer):
+            if self._started and _has_some(trainer):
                 write_skipped(Path(trainer.default_root_dir), trainer.datamodule.skipped)  # type: ignore[attr-defined]
 
     def _write(self, trainer: L.Trainer) -> None:

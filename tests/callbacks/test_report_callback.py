@@ -83,6 +83,31 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypa
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
+def test_a_snapshot_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):
+    left = [OSError(28, "No space left on device")] * 2
+    real = Snapshot.save
+
+    def save(shot, path):
+        if left:
+            raise left.pop()
+        real(shot, path)
+
+    monkeypatch.setattr(Snapshot, "save", save)
+    with pytest.warns(UserWarning, match=r"before\.npz cannot be written \(.*No space left"):
+        train(tmp_path)
+    assert read_run(tmp_path).before.step == 0
+
+
+def test_whatever_a_report_fails_of_the_run_is_saved(tmp_path, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(callback, "write_report", fail)
+    with pytest.warns(UserWarning, match="no report: no font"):
+        train(tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
 def test_a_stopped_run_keeps_its_first_look_when_it_goes_on(tmp_path):
     with pytest.raises(Stop):
         train(tmp_path, extra=[Stop.at(6)])

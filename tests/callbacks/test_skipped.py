@@ -5,6 +5,7 @@ import pytest
 from fake_data import FakeDataModule, FakeLoader
 from running import Stop, fit, method
 
+from amcl_fast import callbacks
 from amcl_fast.callbacks import MetricsFile, Report, SkippedFiles
 from amcl_fast.report import read_run
 
@@ -48,6 +49,31 @@ def test_an_interrupted_run_has_its_list(tmp_path):
     with pytest.raises(Stop):
         train(tmp_path, SkippedFiles(), Find(5), Stop.at(6))
     assert read_run(tmp_path).skipped[-1] == ("/data/5.jpg", "found <late>")
+
+
+def test_a_run_that_has_not_begun_writes_no_list(tmp_path):
+    class Fail(L.Callback):
+        def on_fit_start(self, *_):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(tmp_path, SkippedFiles(), Fail())
+    assert not (tmp_path / "skipped_files.txt").exists()
+
+
+def test_a_list_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):
+    left = [OSError(28, "No space left on device")]
+    real = callbacks.skipped.write_skipped
+
+    def write(*args):
+        if left:
+            raise left.pop()
+        return real(*args)
+
+    monkeypatch.setattr(callbacks.skipped, "write_skipped", write)
+    with pytest.warns(UserWarning, match=r"skipped_files\.txt cannot be written \(.*No space left"):
+        train(tmp_path, SkippedFiles())
+    assert len(read_run(tmp_path).skipped) == 2
 
 
 def test_nothing_left_out_makes_no_file(tmp_path):
