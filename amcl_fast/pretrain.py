@@ -311,9 +311,10 @@ def _train(cli: PretrainCLI) -> int:
                 file=sys.stderr,
             )
             return 2
-        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
-        print(f"amcl-fast pretrain: error: {error}; once there is room: {go_on}", file=sys.stderr)
+        mended = "once there is room" if error.errno in _NO_ROOM else "once that is mended"
+        print(f"amcl-fast pretrain: error: {error}; {mended}: {go_on}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
         _print_results(cli)
@@ -338,6 +339,7 @@ def _prepare(
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
         run_dir, checkpoint = _find_run(resume, recipe)
         if not _rank():
+            _check_writable(run_dir, run_dir / "checkpoints")
             lock.acquire(run_dir)
         resumed = _read_resumed(run_dir, checkpoint)
         if not trust:
@@ -360,6 +362,12 @@ def _prepare(
     cli.model.check_batch(cli.datamodule.batch_size)
     cli.open_run(lock)
     return cli
+
+
+def _check_writable(*folders: Path) -> None:
+    for folder in folders:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 
 
 def _configs(settings: Sequence[str]) -> list[Path]:
@@ -436,6 +444,12 @@ def _refuse_foreign(settings: dict[str, Any], run_dir: Path) -> None:
             f"{run_dir} names what is no part of {', '.join(TRUSTED)} ({named}{more}), and going on would import and "
             "run it; if you trust whoever made the run, add --trust"
         )
+
+
+def _is_of(error: OSError, run_dir: Path) -> bool:
+    """Whether an error is of a disk, or of a file in the run directory: nothing that a traceback would explain."""
+    files = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
+    return error.errno in _NO_ROOM or any(Path(name).absolute().is_relative_to(run_dir.absolute()) for name in files)
 
 
 def _message(error: BaseException) -> str:

@@ -205,6 +205,13 @@ def test_lightnings_own_checkpoints_beside_ours(tiny, tmp_path, capsys):
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def test_a_folder_that_lightnings_callback_cannot_write_is_one_line(tiny, tmp_path, capsys):
+    keep = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=run/report"]
+    assert main([*tiny, "--run_dir", "run", *keep, "--trainer.callbacks+=blocking.Block"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "run/report" in line and line.endswith("once that is mended: amcl-fast pretrain --resume run")
+
+
 def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -114,6 +114,13 @@ def test_a_checkpoint_that_does_not_load_leaves_the_run_as_it_was(run, change, m
     assert content(run) == before
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(run, monkeypatch, capsys):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and "checkpoints" not in str(path))
+    assert resume("--trainer.max_epochs", 2) == 2
+    assert "run/checkpoints cannot be written" in error(capsys)
+
+
 DAMAGE = {
     "overwritten": lambda text: text.replace("width: 8", "width: 32"),
     "missing": None,

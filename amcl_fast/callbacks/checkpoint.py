@@ -1,5 +1,6 @@
 """Checkpoints that are either the old file or the new one, whatever happens while they are written."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -35,17 +36,26 @@ class LocalCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writes it to the temporary folder and moves it, which takes room there and is no rename where that
     is another file system.
+
+    Args:
+        run_dir: is never made: it has been deleted or renamed if it is not there.
     """
 
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir = run_dir.absolute()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write the checkpoint; the folder is made, those above it are not.
+        """Write the checkpoint; its folder is made.
 
         Raises:
             OSError: it cannot be written. What was there before is as it was.
         """
         path = Path(path)
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
+        if path.absolute().is_relative_to(self.run_dir) and not self.run_dir.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name.removesuffix('.partial')}.partial")
         try:
             with partial.open("wb") as file:
                 target = _Target(file)
@@ -142,7 +152,7 @@ class Checkpoint(LightningCheckpoint):
         if self.settings is None and config.is_file():
             self.settings = read_settings(config)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = LocalCheckpointIO()
+            trainer.strategy.checkpoint_io = LocalCheckpointIO(run_dir)
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._close()

@@ -128,12 +128,11 @@ def no_temporary_folder(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_temporary_folder")
 def test_the_temporary_folder_does_not_matter(tmp_path):
-    kept = ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_top_k=-1)
-    fit(tmp_path, checkpoint=Checkpoint(every_n_steps=1), extra=[kept])
-    names = ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == names
-    for name, step in zip(names, (4, 8, 8), strict=True):
-        assert torch.load(tmp_path / "checkpoints" / name, weights_only=True)["global_step"] == step
+    kept = ModelCheckpoint(dirpath=tmp_path / "deep" / "down", every_n_epochs=1, save_top_k=-1)
+    fit(tmp_path / "run", checkpoint=Checkpoint(every_n_steps=1), extra=[kept])
+    found = {path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.rglob("*.ckpt")}
+    assert found == {"epoch=0-step=4.ckpt": 4, "epoch=1-step=8.ckpt": 8, "last.ckpt": 8}
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_run_goes_on_from_what_lightnings_callback_keeps(tmp_path):
