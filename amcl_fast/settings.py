@@ -52,7 +52,9 @@ MAY_CHANGE = (
 
 # Text that is never the name of a class or of a file with further settings.
 _PLAIN = {"data.root", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
-_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+# Of text that is YAML itself: a parser that is given text for a class reads it once more.
+_MARKUP = re.compile(r"[{}\[\]&*!|>%@`\"'#?\\\n\r\t]|:\s|:$|^\s*-")
 
 
 class LimitError(ValueError):
@@ -138,14 +140,18 @@ def foreign_names(settings: dict[str, Any]) -> dict[str, str]:
 
     Whether a text is the name of a class depends on the type of its setting, which is known only after imports. So
     every text that could be one counts, and so does every text that is the path of a file or an address, since a
-    group of settings may be given as the file that holds it.
+    group of settings may be given as the file that holds it, and text that holds such a name and marks of YAML.
     """
     found = {}
     for name, value in _texts(settings):
         if re.sub(r"\[\d+\]", "", name) in _PLAIN:
             continue
-        elsewhere = "://" in value or "::" in value or value == "-" or _is_file(value)
-        if elsewhere or (_DOTTED.fullmatch(value) and not _is_trusted(value)):
+        elsewhere = "://" in value or "::" in value or value.strip() == "-" or _is_file(value)
+        names = [value.strip()] if _DOTTED.fullmatch(value.strip()) else []
+        if _MARKUP.search(value):
+            names = _DOTTED.findall(value)
+            elsewhere |= "\\" in value  # an escape may stand for any letter
+        if elsewhere or not all(map(_is_trusted, names)):
             found[name] = value
     return found
 

@@ -160,6 +160,35 @@ def test_foreign_code_is_found_and_not_imported(tmp_path, monkeypatch):
     assert "evil" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "evil.Evil",
+        " evil.Evil ",
+        "{class_path: evil.Evil}",
+        "[evil.Evil]",
+        "- evil.Evil",
+        "&a evil.Evil",
+        "!!str evil.Evil",
+        '"evil.Evil"',
+        r'"evil\x2eEvil"',
+        "evil.Evil # it",
+        "class_path: evil.Evil",
+        "class_path:\n  evil.Evil",
+        "torch.nn.Identity: {class_path: torch.os.abort}",
+    ],
+)
+def test_names_within_text_are_found(text):
+    assert foreign_names({"trainer": {"callbacks": [{"init_args": text}]}}) == {"trainer.callbacks[0].init_args": text}
+
+
+@pytest.mark.parametrize(
+    "text", ["{epoch}-{val_loss:.2f}", "bf16-mixed", "a/b.c/d-1", "torch.nn.Identity", "[lightning.Trainer]", "1.5", ""]
+)
+def test_other_text_is_no_name(text):
+    assert foreign_names({"a": text}) == {}
+
+
 def test_changes_are_named_with_both_values():
     then = {"trainer": {"max_epochs": 1, "precision": None}, "data": {"root": "a", "size": 32, "mean": [0, 1]}}
     now = {"trainer": {"max_epochs": 2, "precision": "bf16"}, "data": {"root": "b", "size": 64, "mean": [0, 1]}}
