@@ -8,8 +8,8 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,7 @@ def pretrain(
         SettingsError: the run cannot start; the message says why.
     """
     _quieten()
-    with lasting_output(), StopSignals() as signals, RunLock() as lock:
+    with lasting_output(), _short_warnings(), StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
         try:
             try:
@@ -469,6 +469,23 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Within the block a warning is one line without the code that it came from."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if category is UserWarning:
+            return f"amcl-fast pretrain: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _new_run_dir(given: Path | None, name: str) -> Path:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
 MAX_DEPTH = 40
@@ -69,6 +67,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         LimitError: it goes beyond a limit of this module, or is no regular file.
         ValueError: it is no YAML, or no mapping of names to settings; an empty one is {}.
     """
+    import yaml  # not at the top: checkpoints are read without it
+
     text = check_limits(path)
     try:
         settings = yaml.load(text, Loader=yaml.SafeLoader)
@@ -95,6 +95,8 @@ def check_limits(path: Path) -> str:
         LimitError: it goes beyond a limit of this module, or is no regular file.
         ValueError: it is no YAML.
     """
+    import yaml
+
     text = _read_text(path)
     try:
         _check_events(text, path)
@@ -208,6 +210,8 @@ def _read_text(path: Path) -> str:
 
 def _check_events(text: str, path: Path) -> None:
     """Raise LimitError if a document has too many values, aliases counted as what they stand for, or is too deep."""
+    import yaml
+
     total = 0
     known: dict[str, tuple[int, int]] = {}  # anchor: values, levels
     levels: list[tuple[str | None, int, int]] = []  # open collections: anchor, values so far, deepest level below

@@ -1,6 +1,7 @@
 """amcl_fast.settings: limits that hold before anything is built, foreign code found before it is imported."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -205,3 +206,9 @@ def test_what_is_lacking_is_named():
     then = {"trainer": {"max_time": None, "max_epochs": 1}, "data": {"size": 32}, "knn": {}}
     assert lacking(then, {"trainer": {"max_time": {"hours": 1}}, "data": {"size": 1}}) == ["trainer.max_epochs", "knn"]
     assert lacking(then, then) == []
+
+
+def test_checkpoints_are_read_without_pyyaml():
+    code = "import sys; sys.modules['yaml'] = None; import amcl_fast.encoder, amcl_fast.checkpoint"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
