@@ -292,11 +292,8 @@ def _train(cli: PretrainCLI) -> int:
     except Interrupted as interrupted:
         if cli.trainer.is_global_zero:
             step = cli.trainer.global_step
-            where = (
-                f"at step {step}"
-                if (cli.run_dir / "checkpoints" / "last.ckpt").is_file()
-                else "before anything was saved"
-            )
+            saved = cli.checkpoint.path is not None and cli.checkpoint.path.is_file()
+            where = f"at step {step}" if saved else "before anything was saved"
             print(f"stopped {where}; go on with: {go_on}", flush=True)
         return 128 + interrupted.signum
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
@@ -334,6 +331,8 @@ def _prepare(
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
     resumed = None
+    for config in _configs(settings):
+        check_limits(config)
     if resume is not None:
         if run_dir is not None:
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
@@ -349,8 +348,6 @@ def _prepare(
         configs = recipe_files(recipe) if recipe else []
         if not configs and "--config" not in settings and not {"--help", "--print_config"} & set(settings):
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
-        for config in _configs(settings):
-            check_limits(config)
         run_dir = _new_run_dir(run_dir, recipe or "run")
         args = [argument for config in configs for argument in ("--config", str(config))]
         args += ["--recipe", recipe] if recipe else []
@@ -438,7 +435,7 @@ def _without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[st
 def _refuse_foreign(settings: dict[str, Any], run_dir: Path) -> None:
     found = foreign_names(settings)
     if found:
-        named = "; ".join(f"{name}: {value}" for name, value in list(found.items())[:3])
+        named = "; ".join(f"{name}: {' '.join(value.split())[:80]}" for name, value in list(found.items())[:3])
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise ValueError(
             f"{run_dir} names what is no part of {', '.join(TRUSTED)} ({named}{more}), and going on would import and "

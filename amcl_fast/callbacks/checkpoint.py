@@ -194,10 +194,10 @@ class Checkpoint(LightningCheckpoint):
             raise RunFolderError(
                 f"step {trainer.global_step}: {folder} was deleted while the run went on; nothing can be saved"
             )
-        path = self.path if place is None else place / self.path.relative_to(folder)
-        problem, moved = trainer.strategy.broadcast((self._write(trainer, path), place != folder))
+        path = (place or folder) / self.path.relative_to(folder)
+        problem, place = trainer.strategy.broadcast((self._write(trainer, path), place))
         self._saved_at = time.monotonic()
-        if moved:
+        if place != folder:
             said = f"step {trainer.global_step}: {folder} was renamed to {place} while the run went on"
             command = f"amcl-fast pretrain --resume {shlex.quote(str(place))}"
             raise RunFolderError(f"{said}; {problem or 'the checkpoint is saved there'}; go on with: {command}")
