@@ -250,7 +250,7 @@ class SimCLRLoss(_Contrast):
             gather, backend: as the class's.
         """
         return cls(
-            _bounded(dim, 0.1, 1.0, offset=1.0),
+            _bounded(dim, 0.1, 1.0, offset=0.5),
             negatives="softmax",
             include_positive=True,
             gather=gather,

@@ -33,7 +33,7 @@ class AdaptiveTemperature(nn.Module):
         scale: factor of the bounded score; unused with `dot`.
         offset: where the learned offset begins; unused with `dot`. φ of an untrained encoder's rows are nearly
             parallel: 0 starts most pairs close to tau_min, where σ is flat and the first steps may throw all of them
-            to the other end; 1 starts them in the middle of the range.
+            to the other end; ½ starts them at an eighth of the range, 1 in its middle.
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.

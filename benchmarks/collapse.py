@@ -129,7 +129,7 @@ def _losses() -> dict[str, Loss]:
         "dcl-0.1": Loss(0.1),
         "softmax-adaptive": Loss(adaptive, heads=3),
         "softmax-adaptive+": Loss(adaptive, positive=True, heads=3),
-        "recommended": Loss(adaptive, positive=True, heads=3, offset=1.0),
+        "recommended": Loss(adaptive, positive=True, heads=3, offset=0.5),
         "softmax-adaptive-high+": Loss((0.2, 1.0), positive=True, heads=3),
         "topk-100-adaptive": Loss(adaptive, "topk_softmax", 100, heads=3),
         "topk-100-adaptive+": Loss(adaptive, "topk_softmax", 100, True, heads=3),
@@ -173,7 +173,7 @@ def _losses() -> dict[str, Loss]:
 
 LOSSES = _losses()
 """By name; + is the positive in the log-sum-exp, adaptive is τ with the cosine score from 0.1 to 1 (low: 0.05 to 0.5,
-high: 0.2 to 1). `recommended` is `SimCLRLoss.recommended`, whose τ begin in the middle of the range; MoCo's is
+high: 0.2 to 1). `recommended` is `SimCLRLoss.recommended`, whose τ begin away from both ends of the range; MoCo's is
 moco-softmax-adaptive+."""
 
 
@@ -567,7 +567,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = grid(*axes, arguments.deviations)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // arguments.jobs)))
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(
