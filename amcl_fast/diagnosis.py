@@ -67,7 +67,7 @@ def diagnose(criterion: SimCLRLoss | MoCoLoss | SimSiamLoss | BarlowTwinsLoss) -
 def _read(stats: Mapping[str, Tensor]) -> dict[str, float]:
     if not stats:
         return {}
-    return dict(zip(stats, torch.stack([value.double() for value in stats.values()]).tolist(), strict=True))
+    return dict(zip(stats, torch.stack([value.float() for value in stats.values()]).tolist(), strict=True))
 
 
 def _projections(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list[Finding]:
