@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -31,6 +32,8 @@ _STATE_VERSION = 2
 _TOLD = 100
 # Batches without a doubtful image after which the process that tries them out is let go.
 _TRIAL_REST = 50
+# Failures of DALI on damaged pixels after which it decodes nothing that was not tried out elsewhere.
+_MOST_FAILURES = 8
 
 
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
@@ -44,8 +47,8 @@ class _Checked:
         self._trial = Trial(output.device, output.device_id)
         self._passed: set[bytes] = set()
         self._rest = 0
-        self.careful = 0
-        """Batches of which every image is tried out: those on which DALI failed."""
+        self._careful = 0.0
+        self._failures = 0
 
     def take(self) -> Encoded:
         """The images that were requested first; those that cannot be decoded are bad."""
@@ -57,7 +60,7 @@ class _Checked:
 
     def _tried(self, encoded: Encoded) -> Encoded:
         doubtful = [place for place in range(len(encoded.images)) if place not in encoded.bad]
-        if not self.careful:
+        if not self._careful:
             doubtful = [place for place in encoded.doubtful if place not in encoded.bad]
         for place in doubtful:
             image = encoded.images[place]
@@ -74,6 +77,27 @@ class _Checked:
         if not self._rest:
             self._trial.close()
         return encoded
+
+    def failed(self, batches: int) -> None:
+        """DALI failed on one of the next `batches`: every image of theirs is tried out.
+
+        After a few failures every image is, once: a decoder that has met damaged pixels some hundred times was seen to
+        leave the heap corrupt.
+        """
+        self._failures += 1
+        self._careful = batches
+        if self._failures >= _MOST_FAILURES:
+            self._careful = math.inf
+        if self._failures == _MOST_FAILURES:
+            log.warning(
+                "DALI failed on damaged images %d times: from now on each image is decoded in a process of its own "
+                "before it is used for the first time, which takes longer",
+                _MOST_FAILURES,
+            )
+
+    def fed(self) -> None:
+        """A batch has gone to DALI."""
+        self._careful = max(self._careful - 1, 0)
 
     def close(self) -> None:
         """End the processes; they start again when they are needed."""
@@ -266,7 +290,7 @@ class ContrastiveLoader:
                 failed_here = True
                 log.debug("DALI failed: %s", error)
                 # The pipeline's queue, and the batch it was handed last.
-                self._checked.careful = self._output.prefetch + 1
+                self._checked.failed(self._output.prefetch + 1)
         self._checkpoint = self._pipeline.checkpoint()
         self._done += 1
         return outputs, self._sources.popleft()
@@ -299,7 +323,7 @@ class ContrastiveLoader:
         sources, encoded = self._asked_sources.popleft(), checked.take()
         if encoded.bad:
             self._mend(sources, encoded)
-        checked.careful = max(checked.careful - 1, 0)
+        checked.fed()
         self._sources.append(sources)
         self._fed += 1
         return encoded.images
@@ -444,7 +468,7 @@ class _Pass:
                     raise
                 failed_here = True
                 log.debug("DALI failed: %s", error)
-                self._checked.careful = self._output.prefetch + 1
+                self._checked.failed(self._output.prefetch + 1)
         places = self._places.popleft()
         self._next = places[-1] + 1
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), places
@@ -477,7 +501,7 @@ class _Pass:
                 good = [(place, image.copy()) for place, image in good]
             found += good
         found, self._left = found[: self._output.batch_size], found[self._output.batch_size :]
-        self._checked.careful = max(self._checked.careful - 1, 0)
+        self._checked.fed()
         if not found:
             raise StopIteration
         self._places.append([place for place, _ in found])

@@ -19,6 +19,7 @@ import pytest
 import torch
 from command_line import NT_XENT
 from nvidia.dali import fn, pipeline_def
+from PIL import Image
 
 from amcl_fast.cli import main
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
@@ -48,6 +49,37 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
     assert done.returncode == 0, done.stderr[-3000:]
     wrong = [c for c in told if not c["outcome"].startswith("listed: ") and c["kind"] not in damage.MAY_DECODE]
     assert not wrong
+
+
+@pytest.mark.parametrize("loader", ["training", "evaluation"])
+def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tmp_path, loader, monkeypatch, caplog):
+    monkeypatch.setattr("amcl_fast.data.loader._MOST_FAILURES", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    files = []
+    for number in range(48):
+        files.append(tmp_path / f"{number:02}.png")
+        Image.fromarray(np.roll(pixels, number, 0)).save(files[-1])
+    damaged = files[3::5]
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        middle = content.index(b"IDAT") + 600
+        content[middle : middle + 8] = bytes(8)
+        path.write_bytes(content)
+    bad = []
+    images = Images([str(path) for path in files], [0] * len(files), ["a"])
+    output = Output(size=16, batch_size=2, num_threads=1, prefetch=1)
+    with caplog.at_level("DEBUG", "amcl_fast.data.loader"):
+        if loader == "training":
+            made = ContrastiveLoader(images, [Augmentation()], output, on_bad_file=lambda path, _: bad.append(path))
+            batches = [labels for _, labels in made]
+        else:
+            made = EvaluationLoader(images, output, on_bad_file=lambda path, _: bad.append(path))
+            batches = [labels for _, labels in made]
+    assert sorted(bad) == [str(path) for path in damaged]
+    assert sum(map(len, batches)) == 48 - (len(damaged) if loader == "evaluation" else 0)
+    failures = [record for record in caplog.records if record.message.startswith("DALI failed: ")]
+    assert len(failures) == 3
+    assert sum("from now on each image is decoded" in record.message for record in caplog.records) == 1
 
 
 def judged(content):
