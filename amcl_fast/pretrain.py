@@ -234,10 +234,12 @@ class PretrainCLI(LightningCLI):
         on_signal = SaveOnSignal(checkpoint, self.signals)
         next(callback for callback in callbacks if isinstance(callback, OnlineKNN)).between_batches = on_signal.poll
         given = config["callbacks"] or []
-        # What may fail comes before whatever writes, the user's callbacks included.
-        config["callbacks"] = [ExactResume(), self.opening, *(given if isinstance(given, list) else [given])]
+        # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
+        # which may find the first of them.
+        begin = [ExactResume(), self.opening, SkippedFiles()]
+        config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given])]
         progress = TQDMProgressBar() if config["enable_progress_bar"] else EpochSummary()
-        extra = [SkippedFiles(), Throughput(), on_signal, progress]
+        extra = [Throughput(), on_signal, progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
 
 

@@ -4,6 +4,7 @@ import errno
 import marshal
 import mmap
 import os
+import resource
 import time
 
 from amcl_fast.data.headers import BadImage, Look, look, open_image, unreadable
@@ -69,6 +70,9 @@ class _Shelf:
 
 def main(descriptors: list[str]) -> None:
     """Serve a `Reader`."""
+    # `ulimit -f` counts the shared memory as a file; a limit on files is not meant for it.
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     shelves = [_Shelf(int(descriptor)) for descriptor in descriptors]
 
     def answer(request: bytes) -> bytes:
