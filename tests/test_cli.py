@@ -100,7 +100,7 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     for text in (images_line, numbers_line, "features computed once", "<- best", "kNN "):
         assert text in out
     assert len(re.findall(r"^  [\d.]+ +[\d.]+ %", out, re.MULTILINE)) == 8
-    found = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
+    found = json.loads((tmp_path / "run" / f"evaluation-{images.name}.json").read_text())
     assert found["encoder"]["run"] == "run" and found["linear"]["training_images"] == "features computed once"
 
     assert main(["export", "run", "--output", "alone.safetensors"]) == 0
@@ -115,7 +115,7 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     options = ["--rates", "1", "10", "--augment", "--batch_size", "8", "--crop_pct", "1"]
     assert main(["evaluate", "run", "--epochs", "1", *options]) == 0
     assert "random crop and flip every epoch" in capsys.readouterr().out
-    own = json.loads((tmp_path / "run" / "evaluation-images0.json").read_text())
+    own = json.loads((tmp_path / "run" / f"evaluation-{images.name}.json").read_text())
     assert own["data"] == str(images)  # the run's own, by default
     assert own["linear"]["sweep"]["rates"] == [1.0, 10.0] and (own["crop_pct"], found["crop_pct"]) == (1.0, 0.8)
 
