@@ -25,9 +25,16 @@ class Kill(L.Callback):
 
 @pytest.fixture(autouse=True)
 def unchanged():
-    handlers = {signum: signal.getsignal(signum) for signum in HANDLED}
+    """Of a process that ignores none of them, as one in a script's background would, and its handlers stay."""
+    before = {signum: signal.getsignal(signum) for signum in HANDLED}
+    handlers = {s: signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL for s in HANDLED}
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     yield
-    assert handlers == {signum: signal.getsignal(signum) for signum in HANDLED}
+    found = {signum: signal.getsignal(signum) for signum in HANDLED}
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    assert found == handlers
 
 
 def saved_step(folder):
