@@ -243,7 +243,8 @@ class SimCLRLoss(_Contrast):
     def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
         """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
 
-        Heads with and without BatchNorm, batches from 64 to 1024, SGD and AdamW (docs/frameworks.md has the runs).
+        Heads with and without BatchNorm, SGD and AdamW, batches from 64 to 512, and up to 1024 with the same range but
+        for where it begins (docs/frameworks.md has the runs).
 
         Args:
             dim: projection width d, of every head.

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -189,6 +190,7 @@ class PretrainCLI(LightningCLI):
         """What changes in the directory of a run once its resume has succeeded."""
         if self.resumed is None:
             return
+        self._put_aside_what_is_later()
         for folder in (".", "checkpoints", "snapshots", "report"):
             for partial in (self.run_dir / folder).glob("*.partial"):  # of a process that was killed
                 with suppress(OSError):
@@ -197,6 +199,21 @@ class PretrainCLI(LightningCLI):
         self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
         for logger in self.trainer.loggers:
             logger.write()  # type: ignore[attr-defined]
+
+    def _put_aside_what_is_later(self) -> None:
+        """Keep the end of a run that goes on from an earlier checkpoint than its last."""
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        assert self.resumed is not None
+        if self.resumed.checkpoint is None or not last.is_file() or last.samefile(self.resumed.checkpoint):
+            return
+        step = load_checkpoint(last)["global_step"]
+        if step <= self.resumed.step:
+            return
+        for path in (last, self.run_dir / "metrics.csv"):
+            aside = path.with_name(f"{path.stem}-step-{step}{path.suffix}")
+            if path.is_file() and not aside.exists():
+                shutil.copyfile(path, aside)
+                print(f"{path} is of step {step}, which is later: it is kept as {aside}", flush=True)
 
     @property
     def _yaml(self) -> str:
@@ -373,7 +390,7 @@ def _configs(settings: Sequence[str]) -> list[Path]:
     """Files of settings that the command line names."""
     values = [value for option, value in itertools.pairwise(settings) if option in ("--config", "-c")]
     values += [setting.removeprefix("--config=") for setting in settings if setting.startswith("--config=")]
-    return [Path(value) for value in values if len(value) < 4096 and Path(value).exists()]
+    return [Path(value) for value in values if os.path.exists(value)]
 
 
 def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
@@ -509,6 +526,11 @@ def _find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
     if path.is_dir():
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file() and (path / CONFIG).is_file():
+            kept = sorted(checkpoint.parent.glob("*.ckpt"), key=lambda file: file.lstat().st_mtime)
+            if kept:  # a link that leads nowhere, too: to begin anew would overwrite what there is
+                raise FileNotFoundError(
+                    f"{checkpoint} is no file, and the run has saved others: give one of these, {kept[-1]} for example"
+                )
             return path, None
     else:
         checkpoint = path if len(path.parents) > 1 else path.absolute()
@@ -532,7 +554,7 @@ def _print_results(cli: PretrainCLI) -> None:
     for name, accuracy in rows:
         if accuracy is not None:
             print(f"  {name:<18} {accuracy:5.1f} %")
-    files = {"checkpoint": cli.checkpoint.path, "report": cli.run_dir / "report" / "index.html"}
+    files = {"checkpoint": cli.checkpoint.path, "report": _find(cli.trainer, Report).path}
     for name, path in files.items():
         if path is not None and path.is_file():
             print(f"{name:<10}  {path}")

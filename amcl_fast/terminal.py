@@ -19,6 +19,9 @@ class _Lasting:
         if not self._lost:
             try:
                 return self._stream.write(text)
+            except UnicodeEncodeError:
+                plain = text.encode(self._stream.encoding, "backslashreplace").decode(self._stream.encoding)
+                return self._stream.write(plain)
             except (OSError, ValueError):  # ValueError: closed
                 self._give_up()
         return len(text)

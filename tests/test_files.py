@@ -58,3 +58,12 @@ def test_output_that_nobody_gets_is_no_error(monkeypatch):
             stream.writelines(["more"])
             assert stream.encoding == "utf-8" or stream.encoding is None
     assert isinstance(sys.stdout, Lost)
+
+
+def test_what_a_terminal_cannot_show_is_written_otherwise(monkeypatch):
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", plain)
+    with lasting_output():
+        print("caf\u00e9")
+        print("more", flush=True)
+    assert plain.buffer.getvalue() == b"caf\\xe9\nmore\n"

@@ -215,3 +215,30 @@ def test_a_checkpoint_beside_which_there_is_no_run(run, tmp_path, monkeypatch, c
         assert main(["pretrain", "--resume", str(path)]) == 2
         assert "does not lie in a run directory" in error(capsys)
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_whose_last_save_is_gone_but_not_its_others_does_not_begin_anew(run, capsys):
+    os.replace(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "epoch-0001.ckpt")
+    before = content(run)
+    assert resume("--trainer.max_epochs", 2) == 2
+    assert "the run has saved others: give one of these, run/checkpoints/epoch-0001.ckpt" in error(capsys)
+    assert content(run) == before
+    (run / "checkpoints" / "epoch-0001.ckpt").unlink()
+    (run / "checkpoints" / "last.ckpt").symlink_to("/nowhere/last.ckpt")
+    assert resume("--trainer.max_epochs", 2) == 2
+    assert "run/checkpoints/last.ckpt is no file" in error(capsys)
+
+
+def test_a_resume_from_an_earlier_checkpoint_keeps_what_is_later(run, capsys):
+    keep = ("--checkpoint.keep_every_n_epochs", 1)
+    assert resume("--trainer.max_epochs", 2, *keep) == 0
+    last, rows = (run / "checkpoints" / "last.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()
+    assert resume("--trainer.max_epochs", 3, *keep) == 0
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", "run/checkpoints/epoch-0002.ckpt"]) == 0
+    assert f"which is later: it is kept as run/checkpoints/last-step-{step}.ckpt" in capsys.readouterr().out
+    kept = torch.load(run / "checkpoints" / f"last-step-{step}.ckpt", weights_only=True)
+    assert kept["global_step"] == step
+    assert (run / f"metrics-step-{step}.csv").read_bytes().startswith(rows[: rows.index(b"\n")])
+    assert last != (run / "checkpoints" / f"last-step-{step}.ckpt").read_bytes()

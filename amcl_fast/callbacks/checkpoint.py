@@ -284,10 +284,17 @@ class Checkpoint(LightningCheckpoint):
             self._try_to_save(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        keep = self.keep_every_n_epochs > 0 and epoch % self.keep_every_n_epochs == 0
-        if (keep or epoch % self.every_n_epochs == 0) and self._try_to_save(trainer) and keep:
+        due = self._keeps(trainer) or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and self._try_to_save(trainer):
+            self.keep_if_due(trainer)
+
+    def keep_if_due(self, trainer: L.Trainer) -> None:
+        """Keep what was just saved at the end of an epoch, if that epoch's is to be kept."""
+        if self._keeps(trainer):
             self._keep(trainer)
+
+    def _keeps(self, trainer: L.Trainer) -> bool:
+        return self.keep_every_n_epochs > 0 and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step != trainer.global_step:

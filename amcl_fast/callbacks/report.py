@@ -41,6 +41,8 @@ class Report(L.Callback):
         self._started = 0.0
         self._last_views: Sequence[torch.Tensor] | None = None
         self._unwritten = Unwritten()
+        self.path: Path | None = None
+        """The page, once this run has drawn it."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._elapsed()}
@@ -80,6 +82,7 @@ class Report(L.Callback):
                 write_skipped(run_dir, trainer.datamodule.skipped)  # type: ignore[attr-defined]
             write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
             write_report(run_dir)
+            self.path = run_dir / "report" / "index.html"
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
             warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
 

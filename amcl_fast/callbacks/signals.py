@@ -125,7 +125,8 @@ class SaveOnSignal(L.Callback):
             self._stop_if_asked(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_asked(trainer)
+        if not _ends(trainer):  # or no resume would do the closing work, which saves
+            self._stop_if_asked(trainer, ends_epoch=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end()
@@ -141,7 +142,7 @@ class SaveOnSignal(L.Callback):
         """
         if trainer.world_size > 1 or not self.signals.received:
             return
-        if trainer.current_epoch + 1 != trainer.max_epochs:
+        if not _ends(trainer):
             self._stop_if_asked(trainer)
         elif not self._saved_last:
             self.checkpoint.save(trainer)
@@ -151,7 +152,7 @@ class SaveOnSignal(L.Callback):
         if self._own:
             self.signals.give_back()
 
-    def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None) -> None:
+    def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None, *, ends_epoch: bool = False) -> None:
         received = self.signals.received
         if trainer.world_size > 1:
             # Schedulers signal every process, but not between the same two steps; agreeing waits for the GPU.
@@ -161,4 +162,11 @@ class SaveOnSignal(L.Callback):
             received = int(trainer.strategy.reduce(agreed, reduce_op="max"))  # type: ignore[arg-type]
         if received:
             self.checkpoint.save(trainer, outputs)
+            if ends_epoch:
+                self.checkpoint.keep_if_due(trainer)
             raise Interrupted(received)
+
+
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether nothing is left to train after this epoch."""
+    return trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps

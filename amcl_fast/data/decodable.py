@@ -3,26 +3,29 @@
 from collections.abc import Sequence
 from contextlib import closing
 
+from amcl_fast.data.headers import UNREADABLE
 from amcl_fast.data.reader import Reader
-from amcl_fast.data.trial import Trial
+from amcl_fast.data.trial import NOT_DECODED, Trial
 
 _TOGETHER = 32
 
 
-def find_undecodable(files: Sequence[str]) -> list[str]:
-    """The files that cannot be read or that DALI fails to decode, in their order.
+def find_undecodable(files: Sequence[str]) -> dict[str, bool]:
+    """The files that cannot be read or that DALI fails to decode, in their order: whether that is certain.
+
+    It is not where the process that decodes them did not live or took too long, which may be the machine's fault.
 
     Raises:
         OSError: DALI decodes nothing at all in a new process.
     """
-    undecodable: list[str] = []
+    undecodable: dict[str, bool] = {}
     with closing(Reader()) as reader, closing(Trial()) as trial:
         for start in range(0, len(files), _TOGETHER):
             group = list(files[start : start + _TOGETHER])
             encoded = reader.read(group)
-            undecodable += [
-                path
-                for place, (path, image) in enumerate(zip(group, encoded.images, strict=True))
-                if place in encoded.bad or trial(image)
-            ]
+            for place, (path, image) in enumerate(zip(group, encoded.images, strict=True)):
+                if place in encoded.bad:
+                    undecodable[path] = not encoded.bad[place].startswith(UNREADABLE)
+                elif problem := trial(image):
+                    undecodable[path] = problem == NOT_DECODED
     return undecodable

@@ -30,7 +30,10 @@ _OTHER_FORMATS = {
 }
 _START_OF_SCAN = 0xDA
 _SEGMENT = 22  # bytes of a segment that are looked at: a frame header of four components
+UNREADABLE = "cannot be read"
+"""How the reason begins of a file that the system does not give out; it may tomorrow."""
 _WINDOW = 1024  # bytes that are read at once
+_MOST_MARKERS = 200_000  # of a JPEG's before its scan, and a PNG's chunks; erased flash reads as a padding without end
 # Baseline, extended, progressive. Every decoder knows these.
 _COMMON_FRAMES = {0xC0, 0xC1, 0xC2}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -108,7 +111,7 @@ def unreadable(path: str | bytes, error: OSError) -> BadImage:
     """Why the file at `path` could not be opened or read."""
     if isinstance(error, FileNotFoundError):
         return BadImage("dangling link" if os.path.islink(path) else "no such file")
-    return BadImage(f"cannot be read: {error.strerror or error}")
+    return BadImage(f"{UNREADABLE}: {error.strerror or error}")
 
 
 def look(read: Read, size: int) -> Look:
@@ -146,7 +149,7 @@ def _check_pixels(width: int, height: int) -> None:
 def _look_at_jpeg(read: Read, size: int) -> Look:
     position, frames, common = 2, 0, True
     window, start = b"", 0
-    while True:
+    for _ in range(_MOST_MARKERS):
         at = position - start
         if at + _SEGMENT > len(window):
             window, start, at = read(position, _WINDOW), position, 0
@@ -193,7 +196,10 @@ def _look_at_png(read: Read, head: bytes, size: int) -> Look:
     _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
     common = head[24] in _PNG_DEPTHS.get(head[25], ())
     position = 33
-    while len(chunk := read(position, 8)) == 8:
+    for _ in range(_MOST_MARKERS):
+        chunk = read(position, 8)
+        if len(chunk) < 8:
+            break
         position += 12 + int.from_bytes(chunk[:4], "big")
         if chunk[4:] == b"IEND":
             if not common:

@@ -291,6 +291,9 @@ class ContrastiveLoader:
                 log.debug("DALI failed: %s", error)
                 # The pipeline's queue, and the batch it was handed last.
                 self._checked.failed(self._output.prefetch + 1)
+            except BaseException:  # Ctrl-C between a batch and its labels: the next call starts anew
+                self._stop()
+                raise
         self._checkpoint = self._pipeline.checkpoint()
         self._done += 1
         return outputs, self._sources.popleft()
@@ -497,7 +500,8 @@ class _Pass:
                 self.bad[places[number]] = f"found during the run: {reason}"
             images = zip(places, encoded.images, strict=True)
             good = [(place, image) for place, image in images if place not in self.bad]
-            if found or len(good) < len(places):
+            # What fills no batch by itself waits for the next list, whose bytes may take the place of its own.
+            if found or len(good) < self._output.batch_size:
                 good = [(place, image.copy()) for place, image in good]
             found += good
         found, self._left = found[: self._output.batch_size], found[self._output.batch_size :]

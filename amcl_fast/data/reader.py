@@ -103,7 +103,7 @@ class Reader:
             try:
                 if self._worker is None:
                     descriptors = [memory.descriptor for memory in self._memories]
-                    self._worker = Worker("reading", [str(d) for d in descriptors], descriptors)
+                    self._worker = Worker("reading_process", [str(d) for d in descriptors], descriptors)
                     for asked in self._asked:
                         self._worker.send(_message(*asked))
                 answer = self._worker.receive()

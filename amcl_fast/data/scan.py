@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amcl_fast.data.cache import cache_folder, write_whole
-from amcl_fast.data.headers import SUPPORTED, BadImage, check_header
+from amcl_fast.data.headers import SUPPORTED, UNREADABLE, BadImage, check_header
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,8 @@ def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[st
                 reason = "its name is not valid UTF-8"
             except BadImage as problem:
                 reason = str(problem)
+                if reason.startswith(UNREADABLE):
+                    stamp = None  # as of all that may pass, no verdict is kept
             verdicts[path] = stamp, reason
 
     # Threads hide the latency of network folders; on a local disk the interpreter is the limit.
@@ -171,8 +173,8 @@ def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[st
     if doubtful:
         from amcl_fast.data.decodable import find_undecodable
 
-        for path in find_undecodable(sorted(doubtful)):
-            verdicts[path] = verdicts[path][0], _UNDECODABLE
+        for path, certain in find_undecodable(sorted(doubtful)).items():
+            verdicts[path] = verdicts[path][0] if certain else None, _UNDECODABLE
     entries = {path[len(folder) :]: [*stamp, reason] for path, (stamp, reason) in verdicts.items() if stamp}
     if entries != known:
         _save(cache, folder, entries)

@@ -1,6 +1,7 @@
 """Decode doubtful images in a process of its own, which may die of them."""
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ _START_SECONDS = 300.0  # a network folder of libraries, a busy machine
 _DECODE_SECONDS = 60.0
 _PIXEL = b"P6 1 1 255\n\0\0\0"
 _DECODED = b""
+_OF_MEMORY = re.compile(rb"memory|alloc", re.IGNORECASE)
+NOT_DECODED = "it cannot be read and decoded"
 
 
 class Trial:
@@ -27,6 +30,7 @@ class Trial:
         """
         self._devices = [("cpu", None)] if device == "cpu" else [(device, device_id), ("cpu", None)]
         self._worker: Worker | None = None
+        self._on_cpu: Trial | None = None
 
     def __call__(self, image: np.ndarray) -> str | None:
         """Why a (bytes,) uint8 encoded image cannot be decoded, None if it can.
@@ -42,13 +46,21 @@ class Trial:
         except WorkerError as error:
             self._worker = None
             return f"the process that decodes it does not live: {error}"
-        return None if answer == _DECODED else "it cannot be read and decoded"
+        if answer == _DECODED:
+            return None
+        if self._devices[0][0] != "cpu" and _OF_MEMORY.search(answer):
+            # The GPU is full, which says nothing of the image.
+            self._on_cpu = self._on_cpu or Trial()
+            return self._on_cpu(image)
+        return NOT_DECODED
 
     def close(self) -> None:
         """End the process; the next call starts another."""
         if self._worker is not None:
             self._worker.close()
         self._worker = None
+        if self._on_cpu is not None:
+            self._on_cpu.close()
 
     def _start(self) -> Worker:
         problem = "no device"

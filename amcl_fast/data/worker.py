@@ -93,7 +93,9 @@ class Worker:
         while count:
             if until is not None:
                 left = max(until - time.monotonic(), 0)
-                if not select.select([self._process.stdout], [], [], left)[0]:
+                ready = select.poll()  # select() takes no descriptor above 1023
+                ready.register(self._process.stdout, select.POLLIN)
+                if not ready.poll(1000 * left):
                     self.close()
                     raise WorkerError("it takes too long")
             part = self._process.stdout.read(min(count, 1 << 20))

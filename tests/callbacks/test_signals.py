@@ -172,6 +172,20 @@ def test_a_signal_during_knn_saves_at_once_and_the_measuring_is_made_up_for(tmp_
 
 def test_a_signal_during_the_last_knn_lets_it_finish(tmp_path):
     knn = OnlineKNN()
-    with pytest.raises(Interrupted):
-        train(tmp_path, knn, SignalInKNN(epoch=3))
+    train(tmp_path, knn, SignalInKNN(epoch=3))
     assert saved_step(tmp_path) == 12 and [epoch for epoch, _ in knn.history] == [1, 2, 3]
+
+
+def test_a_run_that_is_asked_to_stop_at_its_end_ends(tmp_path):
+    """No resume would do the closing work of a run without a step left."""
+    checkpoint = Checkpoint()
+    trainer = fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint), Kill(signal.SIGTERM, 7)])
+    assert trainer.global_step == saved_step(tmp_path) == 8
+
+
+def test_a_run_that_stops_at_an_epochs_end_keeps_its_checkpoint(tmp_path):
+    checkpoint = Checkpoint(keep_every_n_epochs=1)
+    with pytest.raises(Interrupted):
+        fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint), Kill(signal.SIGTERM, 3)])
+    kept = torch.load(tmp_path / "checkpoints" / "epoch-0001.ckpt", weights_only=True)
+    assert kept["global_step"] == saved_step(tmp_path) == 4

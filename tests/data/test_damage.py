@@ -25,7 +25,7 @@ from PIL import Image
 from amcl_fast.cli import main
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
 from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
-from amcl_fast.data.loader import SingleViewLoader
+from amcl_fast.data.loader import SingleViewLoader, _Pass
 from amcl_fast.data.pipeline import Output
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.scan import Images, scan_classes
@@ -276,7 +276,7 @@ sys.stdin.read()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(pid, signum)
     time.sleep(0.2)
-    assert "amcl_fast.data.reading" in Path(f"/proc/{pid}/cmdline").read_text()
+    assert "amcl_fast.data.reading_process" in Path(f"/proc/{pid}/cmdline").read_text()
     user.kill()
     user.communicate()
     until = time.monotonic() + 20
@@ -363,3 +363,69 @@ def test_a_limit_on_files_does_not_end_the_reader(make_images):
     list(loaders[0])  # DALI writes a file of its own before its first pipeline
     with no_room(1000):
         assert len(list(loaders[1])) == 2
+
+
+def test_an_interrupt_does_not_part_images_and_labels(make_images, monkeypatch):
+    """In a notebook: stop the cell, run it again with the same loader."""
+    images = make_images(64)
+
+    def loader():
+        return ContrastiveLoader(images, [Augmentation()], Output(size=8, batch_size=8), seed=5)
+
+    expected = [(view.clone(), labels) for (view,), labels in loader()]
+    data = loader()
+    found = [(view.clone(), labels) for (view,), labels in islice(iter(data), 3)]
+    real = data._checked.take
+
+    def interrupted():
+        monkeypatch.setattr(data._checked, "take", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data._checked, "take", interrupted)
+    with suppress(KeyboardInterrupt):
+        for (view,), labels in data:
+            found.append((view.clone(), labels))
+    assert 3 <= len(found) < len(expected)
+    found += [(view.clone(), labels) for (view,), labels in islice(iter(data), len(expected) - len(found))]
+    for (view, labels), (other, other_labels) in zip(found, expected, strict=True):
+        assert torch.equal(labels, other_labels) and torch.equal(view, other)
+
+
+def test_an_evaluation_of_hardly_any_good_file_has_its_own_bytes(make_images):
+    """Bytes that wait for the rest of their batch are not those of a later list."""
+    images = make_images(96)
+    passed = _Pass(images.files, Output(size=8, batch_size=8))
+    for place in range(96):
+        if place % 8 != 3:
+            passed.bad[place] = "of before"
+    (found,) = [[bytes(image) for image in passed._feed(0)]]
+    places = passed._places[0]
+    passed.close()
+    assert found == [Path(images.files[place]).read_bytes() for place in places] and len(found) == 8
+
+
+def test_erased_flash_is_no_image_and_takes_no_minutes():
+    content = b"\xff\xd8\xff" + bytes([0xFF]) * 20_000_000
+    started = time.monotonic()
+    assert judged(content) is None
+    assert time.monotonic() - started < 20
+
+
+def test_a_full_gpu_says_nothing_of_an_image(monkeypatch):
+    class Full:
+        def __init__(self, module, arguments):
+            self.answers = (
+                [trial._DECODED, b"CUDA allocation failed"] if arguments[0] == "gpu" else [trial._DECODED] * 9
+            )
+
+        def send(self, message):
+            pass
+
+        def receive(self, seconds):
+            return self.answers.pop(0)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(trial, "Worker", Full)
+    assert Trial("gpu", 0)(np.frombuffer(damage.JPEG, np.uint8)) is None

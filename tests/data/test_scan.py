@@ -62,7 +62,7 @@ def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
     images = scan_classes(root)
     assert images.classes == ["ant", "bee", "cow", "dog"]
     assert images.labels == [0, 0, 1, 2, 3]
-    assert find_undecodable(images.files) == []
+    assert find_undecodable(images.files) == {}
     assert [reason for _, reason in images.skipped] == ["its name is not valid UTF-8"]
 
 
@@ -162,5 +162,17 @@ def test_all_undecodable_files_of_a_group_are_found(save):
         with open(path, "r+b") as file:
             file.seek(1000)
             file.write(bytes(50))
-    assert find_undecodable(files) == bad
-    assert find_undecodable([]) == []
+    assert find_undecodable(files) == dict.fromkeys(bad, True)
+    assert find_undecodable([]) == {}
+
+
+def test_what_may_pass_is_no_verdict_that_is_kept(save, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    good, doubtful = save("a/good.png", noise), save("a/doubtful.png", noise)
+    with open(doubtful, "ab") as file:
+        file.write(b"more")
+    monkeypatch.setattr("amcl_fast.data.decodable.Trial.__call__", lambda *_: "the process does not live: SIGKILL")
+    assert scan_classes(tmp_path).files == [good]
+    monkeypatch.undo()
+    assert scan_classes(tmp_path).files == [doubtful, good]
