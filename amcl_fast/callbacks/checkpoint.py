@@ -51,6 +51,9 @@ class LocalCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: it cannot be written. What was there before is as it was.
         """
+        if "://" in str(path):  # of a ModelCheckpoint of the user's
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         path = Path(path)
         if path.absolute().is_relative_to(self.run_dir) and not self.run_dir.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir))

@@ -3,6 +3,7 @@ import resource
 import shutil
 import tempfile
 
+import fsspec
 import lightning as L
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from running import Stop, fit
 
 from amcl_fast.callbacks import Checkpoint, NonFiniteError, RunFolderError, SaveError
+from amcl_fast.callbacks.checkpoint import LocalCheckpointIO
 
 
 def saves(monkeypatch):
@@ -207,3 +209,11 @@ def test_no_file_stays_open(tmp_path):
 def test_bad_settings_are_named(name):
     with pytest.raises(ValueError, match=f"checkpoint.{name}.*-1"):
         Checkpoint(**{name: -1})
+
+
+def test_an_address_is_left_to_lightning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    LocalCheckpointIO(tmp_path).save_checkpoint({"step": 1}, "memory://bucket/last.ckpt")
+    with fsspec.open("memory://bucket/last.ckpt", "rb") as file:
+        assert torch.load(file, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == []
