@@ -1,7 +1,7 @@
 """What is done to an image to make one view of it: the random augmentations and their strengths."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 
 _LETTERS = "abcde"
 
@@ -48,6 +48,14 @@ class Augmentation:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio)
         _check_range("blur_sigma", self.blur_sigma)
+
+    @property
+    def least_share(self) -> float:
+        """The shorter side of the smallest crop, as a share of the image's shorter side."""
+        if self.crop_scale is None:
+            return 1.0
+        narrowest = min(self.crop_ratio[0], 1 / self.crop_ratio[1], 1.0)
+        return sqrt(self.crop_scale[0] * narrowest)
 
     @classmethod
     def from_letters(cls, letters: str) -> "Augmentation":

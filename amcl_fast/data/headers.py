@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 MAX_PIXELS = 100_000_000
 """Larger images are left out: decoded, one takes more than 300 MB."""
@@ -61,6 +62,14 @@ class Look(Enum):
     UNKNOWN = "unusual: only decoding tells, and a decoder that may crash"
 
 
+class Sight(NamedTuple):
+    """What a look at an image has found: how it looks, and its size in pixels, 0 where that is not known."""
+
+    looks: Look
+    width: int = 0
+    height: int = 0
+
+
 def check_header(path: str) -> bool:
     """Judge a file by its size, its headers (never its name) and its end. What is no regular file is not opened.
 
@@ -73,7 +82,7 @@ def check_header(path: str) -> bool:
     try:
         descriptor, size = open_image(path)
         try:
-            return look(lambda at, count: os.pread(descriptor, count, at), size) is Look.WHOLE
+            return look(lambda at, count: os.pread(descriptor, count, at), size).looks is Look.WHOLE
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -114,7 +123,7 @@ def unreadable(path: str | bytes, error: OSError) -> BadImage:
     return BadImage(f"{UNREADABLE}: {error.strerror or error}")
 
 
-def look(read: Read, size: int) -> Look:
+def look(read: Read, size: int) -> Sight:
     """Judge an encoded image of `size` bytes.
 
     Whatever is not UNKNOWN, DALI can parse; its pixels may still be damaged.
@@ -139,16 +148,18 @@ def look(read: Read, size: int) -> Look:
     raise BadImage(f"not an image ({SUPPORTED} are supported): it starts with {head[:8]!r}")
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_pixels(width: int, height: int) -> tuple[int, int]:
     if width < 1 or height < 1:
         raise BadImage(f"impossible size: {width} x {height}")
     if width * height > MAX_PIXELS:
         raise BadImage(f"too large: {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
+    return width, height
 
 
-def _look_at_jpeg(read: Read, size: int) -> Look:
+def _look_at_jpeg(read: Read, size: int) -> Sight:
     position, frames, common = 2, 0, True
     window, start = b"", 0
+    width = height = 0
     for _ in range(_MOST_MARKERS):
         at = position - start
         if at + _SEGMENT > len(window):
@@ -161,16 +172,17 @@ def _look_at_jpeg(read: Read, size: int) -> Look:
             continue
         if marker == _START_OF_SCAN and frames:
             if frames > 1 or not common:
-                return Look.UNKNOWN
+                return Sight(Look.UNKNOWN, width, height)
             # Some writers put data after the end marker, so a missing one is no proof of truncation.
-            return Look.WHOLE if read(size - 2, 2) == b"\xff\xd9" else Look.PARSED
+            whole = read(size - 2, 2) == b"\xff\xd9"
+            return Sight(Look.WHOLE if whole else Look.PARSED, width, height)
         if marker in _BARE or marker == _START_OF_SCAN or length < 2 or position + 2 + length > size:
             break
         if marker in _FRAMES:
             segment = window[at : at + _SEGMENT]
             if len(segment) < 10:
                 break
-            _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6])
+            width, height = _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6])
             frames += 1
             common &= marker in _COMMON_FRAMES and _is_common_frame(segment, length)
         elif marker == 0xE1 or marker == 0xEE:  # Exif, Adobe
@@ -190,10 +202,10 @@ def _is_common_frame(segment: bytes, length: int) -> bool:
     )
 
 
-def _look_at_png(read: Read, head: bytes, size: int) -> Look:
+def _look_at_png(read: Read, head: bytes, size: int) -> Sight:
     if len(head) < 33 or head[8:16] != b"\0\0\0\x0dIHDR":
         raise BadImage("truncated or corrupt PNG: no header")
-    _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
+    extent = _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
     common = head[24] in _PNG_DEPTHS.get(head[25], ())
     position = 33
     for _ in range(_MOST_MARKERS):
@@ -202,26 +214,28 @@ def _look_at_png(read: Read, head: bytes, size: int) -> Look:
             break
         position += 12 + int.from_bytes(chunk[:4], "big")
         if chunk[4:] == b"IEND":
-            if not common:
-                return Look.UNKNOWN
-            return Look.WHOLE if position == size else Look.PARSED
+            whole = Look.WHOLE if position == size else Look.PARSED
+            return Sight(whole if common else Look.UNKNOWN, *extent)
     raise BadImage("truncated or corrupt PNG: no end")
 
 
-def _look_at_webp(read: Read, head: bytes, size: int) -> Look:
+def _look_at_webp(read: Read, head: bytes, size: int) -> Sight:
     if size < 8 + int.from_bytes(head[4:8], "little") or len(head) < 30:
         raise BadImage("truncated WebP")
     if head[12:16] == b"VP8X":
-        _check_pixels(1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"))
-        return Look.WHOLE if not head[20] & _WEBP_EXIF or _exif_is_found(read, size) else Look.UNKNOWN
-    if head[12:16] == b"VP8L":
+        pixels = _check_pixels(1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"))
+        common = not head[20] & _WEBP_EXIF or _exif_is_found(read, size)
+    elif head[12:16] == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
-        _check_pixels(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-        return Look.WHOLE if head[20] == 0x2F else Look.UNKNOWN
-    if head[12:16] == b"VP8 ":
-        _check_pixels(int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF)
-        return Look.WHOLE if head[23:26] == b"\x9d\x01\x2a" else Look.UNKNOWN
-    return Look.UNKNOWN
+        pixels = _check_pixels(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+        common = head[20] == 0x2F
+    elif head[12:16] == b"VP8 ":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        pixels = _check_pixels(width, height)
+        common = head[23:26] == b"\x9d\x01\x2a"
+    else:
+        return Sight(Look.UNKNOWN)
+    return Sight(Look.WHOLE if common else Look.UNKNOWN, *pixels)
 
 
 def _exif_is_found(read: Read, size: int) -> bool:
@@ -237,21 +251,21 @@ def _exif_is_found(read: Read, size: int) -> bool:
     return False
 
 
-def _look_at_bmp(head: bytes, size: int) -> Look:
+def _look_at_bmp(head: bytes, size: int) -> Sight:
     if size < int.from_bytes(head[2:6], "little") or len(head) < 50:
         raise BadImage("truncated BMP")
     pixels, header = int.from_bytes(head[10:14], "little"), int.from_bytes(head[14:18], "little")
     if header < 40:
-        return Look.UNKNOWN
+        return Sight(Look.UNKNOWN)
     width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
-    _check_pixels(abs(width), abs(height))
+    unknown = Sight(Look.UNKNOWN, *_check_pixels(abs(width), abs(height)))
     depth, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
     colours = int.from_bytes(head[46:50], "little") or 1 << depth
     palette = 4 * colours if depth <= 8 else 0
     if depth not in (1, 4, 8, 24, 32) or palette > 4 << depth or compression or width < 0:
-        return Look.UNKNOWN
+        return unknown
     if pixels < 14 + header + palette:
-        return Look.UNKNOWN
+        return unknown
     if size < pixels + (width * depth + 31) // 32 * 4 * abs(height):
         raise BadImage("truncated BMP")
-    return Look.WHOLE
+    return Sight(Look.WHOLE, width, abs(height))

@@ -20,6 +20,7 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
 from amcl_fast.data.reader import Encoded, Reader
+from amcl_fast.data.reduction import Reduction
 from amcl_fast.data.scan import Images
 from amcl_fast.data.trial import Trial
 
@@ -34,7 +35,8 @@ _TOLD = 100
 _TRIAL_REST = 50
 # Failures of DALI on damaged pixels after which it decodes nothing that was not tried out elsewhere.
 _MOST_FAILURES = 8
-
+# Sides of an evaluation's images that reduced ones keep, so that their centre is averaged as that of others is.
+_SPARE = 2
 
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
 
@@ -42,8 +44,17 @@ _NONE_LEFT = "no file of the data set can be read and decoded any more"
 class _Checked:
     """Encoded images that DALI's decoder survives: read, checked and, where that leaves doubts, tried out."""
 
-    def __init__(self, output: Output) -> None:
-        self.reader = Reader()
+    def __init__(self, output: Output, shorter: float) -> None:
+        """Make the processes' handles.
+
+        Args:
+            output: what becomes of the images.
+            shorter: pixels of its shorter side that an image must keep.
+        """
+        reduction = None
+        if output.reduce_above is not None:
+            reduction = Reduction(output.reduce_above, shorter)
+        self.reader = Reader(reduction=reduction, threads=output.num_threads)
         self._trial = Trial(output.device, output.device_id)
         self._passed: set[bytes] = set()
         self._rest = 0
@@ -172,7 +183,8 @@ class ContrastiveLoader:
         self._bad: dict[int, str] = {}
         self._pipeline: Any = None
         self._checkpoint: bytes | None = None
-        self._checked = _Checked(output)
+        # The smallest crop is not enlarged for it.
+        self._checked = _Checked(output, output.size / min(view.least_share for view in views))
         self._orders: dict[int, np.ndarray] = {}
         self._done = 0  # batches in all
         self._yielded = 0  # within the present iteration
@@ -445,7 +457,7 @@ class _Pass:
     def __init__(self, files: list[str], output: Output) -> None:
         self.bad: dict[int, str] = {}
         self._files, self._output = files, output
-        self._checked = _Checked(output)
+        self._checked = _Checked(output, _SPARE * output.size / output.crop_pct)
         self._pipeline: Any = None
         self._next = 0  # place of the first file that has not been handed out
         self._asked = 0

@@ -48,6 +48,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         device: Literal["auto", "cpu", "gpu"] = "auto",
         limit: int | None = None,
         crop_pct: float = 1.0,
+        reduce_above: int | None = 2_000_000,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -66,11 +67,14 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 with several seeds compare.
             num_threads: DALI's worker threads, per process.
             prefetch: batches computed ahead. Each takes views * batch * size * size * 12 bytes, and its
-                decoded images.
+                decoded images, 3 bytes a pixel.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
             crop_pct: share of the shorter side that evaluations see, the images' centre; 0.875 is ImageNet's
                 custom (256 pixels, of which 224).
+            reduce_above: images of more pixels than this are decoded at a half, a quarter or an eighth of their
+                size, as far as the smallest crop leaves room for, so that a batch of photographs fits into
+                memory; null: never.
 
         Raises:
             ValueError: a setting out of range.
@@ -82,6 +86,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ("num_threads", num_threads),
             ("prefetch", prefetch),
             ("limit", limit),
+            ("reduce_above", reduce_above),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -98,7 +103,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
-        self.crop_pct = crop_pct
+        self.crop_pct, self.reduce_above = crop_pct, reduce_above
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self._found: _Found | None = None
@@ -256,6 +261,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             mean=self.mean,
             std=self.std,
             crop_pct=self.crop_pct,
+            reduce_above=self.reduce_above,
         )
 
 

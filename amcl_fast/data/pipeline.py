@@ -41,6 +41,8 @@ class Output:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         crop_pct: share of the shorter side that images without augmentation show, above 0 and up to 1.
+        reduce_above: images of more pixels than this are decoded at a smaller scale if the crops do not need
+            all of it; None: never.
     """
 
     size: int
@@ -52,6 +54,7 @@ class Output:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 1.0
+    reduce_above: int | None = 2_000_000
 
     @property
     def settings(self) -> dict[str, Any]:

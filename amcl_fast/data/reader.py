@@ -1,7 +1,8 @@
 """Files that another process reads and checks, ahead of their use, into memory that both processes see.
 
-What is handed on is what was checked: bytes that DALI's decoder can parse, or that are marked as doubtful. A process
-costs the trainer's interpreter nothing, which reading and checking thousands of small files a second would.
+What is handed on is what was checked: bytes that DALI's decoder can parse, or that are marked as doubtful. Images of
+many pixels are handed on at a smaller size. A process costs the trainer's interpreter nothing, which reading and
+checking thousands of small files a second would.
 """
 
 import marshal
@@ -10,10 +11,10 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
+from amcl_fast.data.reduction import Reduction
 from amcl_fast.data.worker import Worker, WorkerError
 
 _ATTEMPTS = 3
@@ -21,11 +22,11 @@ _ATTEMPTS = 3
 
 @dataclass
 class Encoded:
-    """Encoded images, as they were read.
+    """Encoded images.
 
     Attributes:
-        images: one (bytes,) uint8 array a file, empty for a bad one. Those that were taken are valid until the next
-            ones are requested.
+        images: one (bytes,) uint8 array a file, empty for a bad one, encoded anew where it was reduced. Those that
+            were taken are valid until the next ones are requested.
         bad: place in the list to the reason.
         doubtful: places of those that DALI may be unable to parse.
     """
@@ -38,13 +39,16 @@ class Encoded:
 class Reader:
     """Reads lists of files in the order in which they are requested."""
 
-    def __init__(self, ahead: int = 2) -> None:
+    def __init__(self, ahead: int = 2, *, reduction: Reduction | None = None, threads: int = 1) -> None:
         """Make a reader; its process starts with the first request.
 
         Args:
             ahead: lists of files that are read before they are wanted.
+            reduction: which images are reduced, and how far; None: none are.
+            threads: how many of them at once.
         """
         self.ahead = ahead
+        self._reduction, self._threads = reduction, threads
         # Those ahead, the one in use, and one that is wanted out of turn.
         self._memories = [_Memory(os.memfd_create("amcl-fast", os.MFD_CLOEXEC)) for _ in range(ahead + 2)]
         self._free = deque(range(len(self._memories)))
@@ -102,8 +106,8 @@ class Reader:
         for attempt in range(_ATTEMPTS):
             try:
                 if self._worker is None:
-                    descriptors = [memory.descriptor for memory in self._memories]
-                    self._worker = Worker("reading_process", [str(d) for d in descriptors], descriptors)
+                    # Should an image be what ends it, the last attempt is without a decoder.
+                    self._worker = self._start(self._reduction if attempt < _ATTEMPTS - 1 else None)
                     for asked in self._asked:
                         self._worker.send(_message(*asked))
                 answer = self._worker.receive()
@@ -113,6 +117,11 @@ class Reader:
                 if attempt == _ATTEMPTS - 1:
                     raise OSError(f"the process that reads images does not stay: {error}") from None
         self._arrived.append((self._asked.popleft()[0], answer))
+
+    def _start(self, reduction: Reduction | None) -> Worker:
+        descriptors = [memory.descriptor for memory in self._memories]
+        above, shorter = (reduction.above, reduction.shorter) if reduction else ("", "")
+        return Worker("reading_process", [str(a) for a in (self._threads, above, shorter, *descriptors)], descriptors)
 
 
 class _Memory:
@@ -133,10 +142,9 @@ class _Memory:
             self._size = os.fstat(self.descriptor).st_size
             self._map = mmap.mmap(self.descriptor, self._size, prot=mmap.PROT_READ)
         assert self._map is not None
-        lengths, bad, doubtful = marshal.loads(self._map[start:end])
+        starts, lengths, bad, doubtful = marshal.loads(self._map[start:end])
         whole = np.frombuffer(self._map, np.uint8, start)
-        ends = list(accumulate(lengths))
-        images = [whole[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        images = [whole[first : first + length] for first, length in zip(starts, lengths, strict=True)]
         return Encoded(images, bad, doubtful)
 
 

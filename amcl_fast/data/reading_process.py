@@ -1,4 +1,7 @@
-"""The process of a `Reader`: it opens regular files only, reads and checks them. It imports neither torch nor numpy."""
+"""The process of a `Reader`: it opens regular files only, reads and checks them, and reduces large images.
+
+It imports neither torch nor numpy.
+"""
 
 import errno
 import marshal
@@ -6,8 +9,11 @@ import mmap
 import os
 import resource
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from amcl_fast.data.headers import BadImage, Look, look, open_image, unreadable
+from amcl_fast.data.headers import BadImage, Look, Sight, look, open_image, unreadable
+from amcl_fast.data.reduction import Reduction, reduce
 from amcl_fast.data.worker import serve
 
 _PAGE = 1 << 20
@@ -32,8 +38,12 @@ class _Shelf:
         self._map[at:end] = content
         return at, end
 
-    def read(self, path: bytes, at: int) -> tuple[int, Look]:
-        """Read a file to `at`; returns its length and what it looks like.
+    def content(self, at: int, length: int) -> bytes:
+        """A copy of what stands here."""
+        return self._map[at : at + length]
+
+    def read(self, path: bytes, at: int) -> tuple[int, Sight]:
+        """Read a file to `at`; returns its length and what a look at it has found.
 
         Raises:
             BadImage: it cannot be read, or is no usable image.
@@ -68,28 +78,68 @@ class _Shelf:
             self._view = memoryview(self._map)
 
 
-def main(descriptors: list[str]) -> None:
-    """Serve a `Reader`."""
+class _List:
+    """The images of one list of files, as they come to stand on a shelf."""
+
+    def __init__(self, shelf: _Shelf, count: int) -> None:
+        self.starts, self.lengths = [0] * count, [0] * count
+        self.bad: dict[int, str] = {}
+        self.doubtful: list[int] = []
+        self._shelf = shelf
+        self._at = 0
+        self._large: deque[tuple[int, Look, bytes, Future[bytes]]] = deque()
+
+    def read(self, place: int, path: bytes, reduction: Reduction | None, pool: ThreadPoolExecutor) -> None:
+        try:
+            length, sight = self._shelf.read(path, self._at)
+        except BadImage as problem:
+            self.bad[place] = str(problem)
+            return
+        factor = reduction.factor(sight.width, sight.height) if reduction else 1
+        if factor == 1:
+            self._keep(place, length, sight.looks)
+            return
+        content = self._shelf.content(self._at, length)
+        self._large.append((place, sight.looks, content, pool.submit(reduce, content, factor)))
+
+    def settle(self, most: int) -> None:
+        """Wait until at most so many large images are in work."""
+        while len(self._large) > most:
+            place, looks, content, future = self._large.popleft()
+            reduced = future.result()
+            # What has been decoded and written anew is as it should be.
+            self._shelf.write(self._at, reduced)
+            self._keep(place, len(reduced), looks if reduced is content else Look.WHOLE)
+
+    def answer(self) -> bytes:
+        found = marshal.dumps((self.starts, self.lengths, self.bad, self.doubtful))
+        # Whatever its size, an answer fits into the pipe: two processes that wait for each other to read would hang.
+        return marshal.dumps(self._shelf.write(self._at, found))
+
+    def _keep(self, place: int, length: int, looks: Look) -> None:
+        self.starts[place], self.lengths[place] = self._at, length
+        if looks is Look.UNKNOWN:
+            self.doubtful.append(place)
+        self._at += length
+
+
+def main(arguments: list[str]) -> None:
+    """Serve a `Reader`, with its settings and descriptors as arguments."""
     # `ulimit -f` counts the shared memory as a file; a limit on files is not meant for it.
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    threads, above, shorter, *descriptors = arguments
+    reduction = Reduction(int(above), float(shorter)) if above else None
     shelves = [_Shelf(int(descriptor)) for descriptor in descriptors]
+    pool = ThreadPoolExecutor(int(threads))  # it starts a thread when there is work for one
 
     def answer(request: bytes) -> bytes:
         slot, files = marshal.loads(request)
-        shelf = shelves[slot]
-        lengths, doubtful, bad, at = [], [], {}, 0
+        images = _List(shelves[slot], len(files))
         for place, path in enumerate(files):
-            length = 0
-            try:
-                length, looks = shelf.read(path, at)
-                if looks is Look.UNKNOWN:
-                    doubtful.append(place)
-            except BadImage as problem:
-                length, bad[place] = 0, str(problem)
-            lengths.append(length)
-            at += length
-        # Whatever its size, an answer fits into the pipe: two processes that wait for each other to read would hang.
-        return marshal.dumps(shelf.write(at, marshal.dumps((lengths, bad, doubtful))))
+            images.read(place, path, reduction, pool)
+            images.settle(2 * int(threads))
+        images.settle(0)
+        return images.answer()
 
     serve(answer)

@@ -86,7 +86,7 @@ def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tm
 def judged(content):
     """What the look at an encoded image says; None if it is bad for certain."""
     with suppress(BadImage):
-        return look(lambda at, count: content[at : at + count], len(content))
+        return look(lambda at, count: content[at : at + count], len(content)).looks
     return None
 
 

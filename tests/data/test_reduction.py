@@ -1,0 +1,207 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.pipeline import Output
+from amcl_fast.data.reader import Reader
+from amcl_fast.data.reduction import FACTORS, Reduction, reduce
+from amcl_fast.data.scan import Images
+
+ABOVE = 40_000
+
+
+def _picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth picture, of which no two corners look the same, with a little noise."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    return Image.fromarray((pixels + draw.integers(-4, 5, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def _output(size: int = 32, **settings) -> Output:
+    """Pixels from 0 to 255."""
+    return Output(size=size, batch_size=2, mean=(0, 0, 0), std=(1 / 255,) * 3, **settings)
+
+
+def _evaluated(path: str, **settings) -> torch.Tensor:
+    ((images, _),) = list(EvaluationLoader(Images([path], [0], ["a"]), _output(**settings)))
+    return images[0].clone()
+
+
+@pytest.mark.parametrize(
+    "shape", [(200, 200), (201, 200), (6000, 4000), (20_000, 500), (100_000, 1_000), (9_999, 9_999)]
+)
+@pytest.mark.parametrize("shorter", [1, 100, 900, 5_000])
+def test_the_factor_is_the_largest_that_keeps_the_detail_unless_memory_forbids(shape, shorter):
+    above = 2_000_000
+    factor = Reduction(above, shorter).factor(*shape)
+    pixels = shape[0] * shape[1]
+    assert pixels / factor**2 <= 4 * above
+    if pixels <= above:
+        assert factor == 1
+    elif factor > 1:
+        fits_with_less = pixels / (factor / 2) ** 2 <= 4 * above
+        assert min(shape) / factor >= shorter or not fits_with_less
+    if pixels > above and factor < FACTORS[-1]:
+        assert min(shape) / (2 * factor) < shorter
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("shape", [(640, 480), (643, 481), (8, 900)])
+def test_an_image_becomes_smaller_by_the_factor(factor, shape):
+    encoded = io.BytesIO()
+    _picture(*shape).save(encoded, "JPEG", quality=95)
+    with Image.open(io.BytesIO(reduce(encoded.getvalue(), factor))) as image:
+        assert image.format == "JPEG" and image.mode == "RGB"
+        assert [abs(side - whole / factor) <= 1 for side, whole in zip(image.size, shape, strict=True)] == [True, True]
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
+
+
+KINDS = {
+    "colour.jpg": (lambda image: image, {"quality": 95}),
+    "grey.jpg": (lambda image: image.convert("L"), {"quality": 95}),
+    "cmyk.jpg": (lambda image: image.convert("CMYK"), {"quality": 95}),
+    "progressive.jpg": (lambda image: image, {"quality": 95, "progressive": True}),
+    **{f"turned{turn}.jpg": (lambda image: image, {"quality": 95, "turn": turn}) for turn in range(2, 9)},
+    "colour.png": (lambda image: image, {}),
+    "grey.png": (lambda image: image.convert("L"), {}),
+    "palette.png": (lambda image: image.convert("P", palette=Image.Palette.ADAPTIVE), {}),
+    "sixteen.png": (_sixteen_bits, {}),
+    "bits.png": (lambda image: image.convert("1"), {}),
+    "colour.webp": (lambda image: image, {"lossless": True}),
+    "colour.bmp": (lambda image: image, {}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_reduced_image_shows_what_the_whole_one_shows(name, save):
+    change, options = KINDS[name]
+    if turn := options.pop("turn", None):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        options = {**options, "exif": exif}
+    path = save(name, change(_picture(900, 640)), **options)
+    with open(path, "rb") as file:
+        content = file.read()
+    reader = Reader(reduction=Reduction(ABOVE, 64))
+    reader.request([path])
+    (encoded,) = reader.take().images
+    assert encoded.tobytes() == reduce(content, 8) != content
+    reader.close()
+    whole, reduced = _evaluated(path, reduce_above=None), _evaluated(path, reduce_above=ABOVE)
+    assert (whole - reduced).abs().mean() < 3  # of 255
+    if "bits" not in name:  # dithered
+        assert (whole - reduced).abs().max() < 16
+
+
+def test_transparency_is_dropped_as_the_decoder_drops_it(save):
+    image = _picture(900, 640)
+    image.putalpha(Image.fromarray(np.tile(np.arange(900, dtype=np.uint16) % 256, (640, 1)).astype(np.uint8)))
+    path = save("alpha.png", image)
+    difference = _evaluated(path, reduce_above=None) - _evaluated(path, reduce_above=ABOVE)
+    assert difference.abs().mean() < 3
+
+
+def test_views_of_a_reduced_image_are_those_of_the_whole_one(save):
+    files = [save(f"{seed}.jpg", _picture(900, 640, seed), quality=95) for seed in range(2)]
+    views = [Augmentation.from_letters("ade")] * 2
+    batches = [
+        next(iter(ContrastiveLoader(Images(files, [0, 1], ["a", "b"]), views, _output(reduce_above=above))))[0]
+        for above in (None, ABOVE)
+    ]
+    for whole, reduced in zip(*batches, strict=True):
+        assert (whole - reduced).abs().mean() < 4
+        assert (whole - reduced).abs().max() > 0
+        assert (whole - reduced.flip(0)).abs().mean() > 20
+
+
+def test_small_images_keep_their_bytes_and_their_place_beside_large_ones(save):
+    pictures = [(900, 640), (60, 40), (1000, 700), (50, 50), (100, 100)]
+    files = [save(f"{number}.png", _picture(*shape, number)) for number, shape in enumerate(pictures)]
+    files.insert(2, files[0] + "-that-does-not-exist")
+    reader = Reader(reduction=Reduction(ABOVE, 32), threads=2)
+    reader.request(files)
+    encoded = reader.take()
+    assert list(encoded.bad) == [2]
+    for path, image in zip(files, encoded.images, strict=True):
+        if path != files[2]:
+            with open(path, "rb") as file:
+                content = file.read()
+            large = path in (files[0], files[3])
+            assert image.tobytes() == (reduce(content, 8) if large else content)
+    reader.close()
+
+
+def test_what_the_reducer_cannot_decode_is_handed_on_as_it_is(save):
+    path = save("cut.jpg", _picture(900, 640), quality=95)
+    with open(path, "r+b") as file:
+        file.truncate(5_000)
+        content = file.read()
+    assert reduce(content, 4) == content
+    reader = Reader(reduction=Reduction(ABOVE, 32))
+    reader.request([path])
+    assert reader.take().images[0].tobytes() == content
+    reader.close()
+
+
+def test_an_unusual_image_is_no_longer_doubtful_once_it_is_written_anew(save):
+    """A JPEG with an Exif segment too short to be one, which DALI's parser may not survive."""
+    path = save("large.jpg", _picture(900, 640), quality=95)
+    with open(path, "rb") as file:
+        content = file.read()
+    frame = content.index(b"\xff\xc0")
+    with open(path, "wb") as file:
+        file.write(content[:frame] + b"\xff\xe1\0\4ab" + content[frame:])
+    doubts = []
+    for reduction in (None, Reduction(ABOVE, 32)):
+        reader = Reader(reduction=reduction)
+        reader.request([path])
+        doubts.append(reader.take().doubtful)
+        reader.close()
+    assert doubts == [[0], []]
+
+
+def test_the_least_share_is_that_of_the_smallest_crop():
+    assert Augmentation(crop_scale=None).least_share == 1
+    assert Augmentation(crop_scale=(0.25, 1), crop_ratio=(1, 1)).least_share == 0.5
+    assert Augmentation(crop_scale=(0.08, 1), crop_ratio=(3 / 4, 4 / 3)).least_share == pytest.approx(
+        (0.08 * 0.75) ** 0.5
+    )
+    assert Augmentation(crop_scale=(1, 1), crop_ratio=(2, 3)).least_share == pytest.approx(3**-0.5)
+
+
+_MEASURED = """
+import resource, sys
+from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.loader import ContrastiveLoader
+from amcl_fast.data.pipeline import Output
+from amcl_fast.data.scan import Images
+
+above = int(sys.argv[2]) or None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images = Images([sys.argv[1]] * 6, [0] * 6, ["a"])
+views = [Augmentation.from_letters("ae")] * 2
+next(iter(ContrastiveLoader(images, views, Output(size=64, batch_size=6, reduce_above=above))))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_batch_of_photographs_fits_into_memory(save):
+    """Six of 24 megapixels, 72 MB each when they are decoded."""
+    path = save("photograph.jpg", _picture(750, 500).resize((6000, 4000)), quality=90)
+    whole, reduced = (
+        int(subprocess.run([sys.executable, "-c", _MEASURED, path, above], capture_output=True, text=True).stdout)
+        for above in ("0", "2000000")
+    )
+    assert whole > 3 * 72
+    assert reduced < whole / 3
