@@ -15,7 +15,7 @@ from amcl_fast.data.headers import SUPPORTED, UNREADABLE, BadImage, check_header
 log = logging.getLogger(__name__)
 
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _UNDECODABLE = "corrupt: it cannot be decoded"
 
 _Stamp = tuple[int, int]  # size, mtime in ns
