@@ -1,5 +1,6 @@
 """The data of a run as a LightningDataModule: from a folder or a name to loaders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +63,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             augmentation: letters of the augmentation of every view, where `views` is a number: a crop, b
                 blur, c greyscale, d colour jitter, e flip.
             mean: per channel, of pixels in [0, 1].
-            std: per channel, of pixels in [0, 1].
+            std: per channel, of pixels in [0, 1]; above 0.
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
                 with several seeds compare.
             num_threads: DALI's worker threads, per process.
@@ -92,8 +93,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 raise ValueError(f"{name}={value}: expected at least 1")
         if device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean={mean}, std={std}: expected three numbers each, std above 0")
+        _check_of_pixels("mean", mean)
+        _check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected above 0 and at most 1")
         same = Augmentation.from_letters(augmentation)
@@ -263,6 +264,19 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             crop_pct=self.crop_pct,
             reduce_above=self.reduce_above,
         )
+
+
+def _check_of_pixels(name: str, values: Sequence[float]) -> None:
+    """Refuse a mean or a standard deviation that is not of pixels in [0, 1]; to divide by 1 changes nothing."""
+    is_mean = name == "mean"
+    lowest = "at least 0" if is_mean else "above 0"
+    if len(values) == 3 and all(0 < value <= 1 or (is_mean and value == 0) for value in values):
+        return
+    given = [float(value) for value in values]
+    # Both are often given for pixels from 0 to 255.
+    of_bytes = len(given) == 3 and all(0 <= value <= 255 for value in given) and max(given) > 1
+    instead = f"; divided by 255: {[float(f'{value / 255:.4g}') for value in given]}" if of_bytes else ""
+    raise ValueError(f"data.{name} must be three numbers of pixels in [0, 1], {lowest}, got {given}{instead}")
 
 
 def _ranks(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -124,7 +124,17 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
         ({"limit": 0}, "limit=0: expected at least 1"),
         ({"device": "cuda"}, "device='cuda': expected 'auto', 'cpu' or 'gpu'"),
         ({"views": 1}, "views=1: contrastive learning needs two or more"),
-        ({"std": (1.0, 0.0, 1.0)}, r"std=\(1.0, 0.0, 1.0\): expected three numbers each, std above 0"),
+        ({"std": (1.0, 0.0, 1.0)}, r"data.std must be three numbers .* above 0, got \[1.0, 0.0, 1.0\]$"),
+        ({"std": (0.2, float("nan"), 0.2)}, r"data.std must be .*, got \[0.2, nan, 0.2\]$"),
+        ({"mean": (0.5, float("inf"), 0.5)}, r"data.mean must be .*, got \[0.5, inf, 0.5\]$"),
+        ({"mean": (-0.1, 0.5, 0.5)}, r"data.mean must be .* at least 0, got \[-0.1, 0.5, 0.5\]$"),
+        ({"mean": (0.5, 0.5)}, r"data.mean must be three numbers .*, got \[0.5, 0.5\]$"),
+        (
+            {"mean": (123.7, 116.3, 103.5)},
+            r"data.mean must be three numbers of pixels in \[0, 1\], at least 0, got \[123.7, 116.3, 103.5\]; "
+            r"divided by 255: \[0.4851, 0.4561, 0.4059\]$",
+        ),
+        ({"std": (58.4, 57.1, 57.4)}, r"got \[58.4, 57.1, 57.4\]; divided by 255: \[0.229, 0.2239, 0.2251\]$"),
         ({"augmentation": "x"}, "augmentation='x'"),
         ({"crop_pct": 0.0}, r"crop_pct=0.0: expected above 0 and at most 1"),
         ({"crop_pct": 1.1}, r"crop_pct=1.1: expected above 0 and at most 1"),
