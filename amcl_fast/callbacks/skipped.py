@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from ..data.left_out import summarise
 from ..files import Unwritten
 from ..report.run import skipped_path, write_skipped
 
@@ -27,9 +28,8 @@ class SkippedFiles(L.Callback):
         self._write(trainer)
         if _has_some(trainer):
             path = skipped_path(Path(trainer.default_root_dir))
-            listed = f"; they are listed in {path}" if path.exists() else ""
-            count = len(trainer.datamodule.skipped)  # type: ignore[attr-defined]
-            print(f"{count} unreadable files are left out{listed}", flush=True)
+            listed = f"; listed in {path}" if path.exists() else ""
+            print(f"{summarise(trainer.datamodule.skipped)}{listed}", flush=True)  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1:

@@ -1,5 +1,6 @@
 """The data of a run as a LightningDataModule: from a folder or a name to loaders."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,13 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.pipeline import Device, Output
-from amcl_fast.data.scan import Images, scan_classes, scan_unlabelled
+from amcl_fast.data.scan import Images
+from amcl_fast.data.sources import Sources, find_sources
 from amcl_fast.distributed import world
 
-_HELD_OUT = 0.1
+log = logging.getLogger(__name__)
 
-_Found = tuple[Images, Images | None, Images | None]  # training, held-out and unlabelled images
+_HELD_OUT = 0.1
 
 
 class ContrastiveDataModule(lightning.LightningDataModule):
@@ -28,8 +30,9 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         num_classes: how many.
         num_train: training images, those without a label included.
         channels: 3; every image is converted to RGB.
-        skipped: (path, reason) of every file left out; it grows when a file turns out to be bad during the
-            run.
+        unmeasurable: why no classifier on features can be measured (kNN, linear probe); None if it can.
+        skipped: (path, reason) of every file and folder left out; it grows when a file turns out to be bad
+            during the run.
     """
 
     channels = 3
@@ -56,7 +59,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         Args:
             root: a folder with train/CLASS/IMAGE and test/ or val/ beside it, or with CLASS/IMAGE directly
                 (then a tenth of every class, always the same, is held out); images in unlabeled/ join the
-                training. Or "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded).
+                training. Images without classes are trained on too (docs/data.md has all layouts). Or
+                "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded).
             size: side of the square images that come out, in pixels.
             batch_size: images per optimiser step over all processes.
             views: number of views, or one Augmentation each.
@@ -107,7 +111,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
-        self._found: _Found | None = None
+        self.unmeasurable: str | None = None
+        self._found: Sources | None = None
         self._train: Images | None = None
         self._query: Images | None = None
 
@@ -128,7 +133,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ValueError: the folder holds no usable images.
             ConnectionError: a download failed.
         """
-        self._found = self._scan()
+        if self._found is None:
+            self._found = find_sources(self._folder())
 
     def setup(self, stage: str | None = None) -> None:
         """List the images of the training and of the held-out part.
@@ -139,11 +145,13 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if self._train is not None:
             return
         # Processes for which another one prepared the data find its verdicts in the cache.
-        train, query, unlabelled = self._found or self._scan()
+        found = self._found or find_sources(self._folder())
+        train, query, unlabelled = found.train, found.held_out, found.unlabelled
         self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
         if query is None:
             ranks, sizes = _ranks(train.labels)
             held_out = ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
+            held_out &= np.asarray(train.labels, int) >= 0
             query, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
         if unlabelled is not None:
             train = Images(train.files + unlabelled.files, train.labels + unlabelled.labels, train.classes)
@@ -152,6 +160,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
         self._train, self._query = train, query
         self.classes = train.classes
+        self.unmeasurable = found.no_labels or _unmeasurable(train, query)
+        if not world()[0]:
+            for note in found.notes:
+                log.warning("%s", note)
 
     def train_dataloader(self) -> ContrastiveLoader:
         """Augmented views of this process's part of the training images.
@@ -175,7 +187,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
     def features_loaders(self) -> tuple[EvaluationLoader, EvaluationLoader]:
         """(bank, query): the training images with a label, and the held-out ones, without augmentation.
 
-        Every process gets all of both.
+        Every process gets all of both. There are none where `unmeasurable` says why.
         """
         bank, query = self._images()
         return self._features_loader(bank), self._features_loader(query)
@@ -192,12 +204,14 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ContrastiveLoader(images, crop_and_flip, output, seed=self.seed, on_bad_file=self._note_bad_file)
         )
 
-    def held_out_sample(self, classes: int, images: int) -> EvaluationLoader:
+    def held_out_sample(self, classes: int, images: int) -> EvaluationLoader | None:
         """Held-out images of at most `classes` classes and at most `images` of each, without augmentation.
 
-        The classes are spread evenly over all of them; the choice is always the same.
+        The classes are spread evenly over all of them; the choice is always the same. None if none is held out.
         """
         query = self._images()[1]
+        if not query.files:
+            return None
         present = np.unique(query.labels)
         chosen = present[np.linspace(0, len(present) - 1, min(classes, len(present))).astype(int)]
         ranks, _ = _ranks(query.labels)
@@ -223,19 +237,6 @@ class ContrastiveDataModule(lightning.LightningDataModule):
     def _note_bad_file(self, path: str, reason: str) -> None:
         if (path, reason) not in self.skipped:
             self.skipped.append((path, reason))
-
-    def _scan(self) -> _Found:
-        root = self._folder()
-        test = unlabelled = None
-        if (root / "train").is_dir():
-            train = scan_classes(root / "train")
-            held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-            test = scan_classes(held_out, train.classes) if held_out else None
-            if (root / "unlabeled").is_dir():
-                unlabelled = scan_unlabelled(root / "unlabeled", train.classes)
-        else:
-            train = scan_classes(root)
-        return train, test, unlabelled
 
     def _folder(self) -> Path:
         if self.root == "builtin":
@@ -264,6 +265,18 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             crop_pct=self.crop_pct,
             reduce_above=self.reduce_above,
         )
+
+
+def _unmeasurable(bank: Images, queries: Images) -> str | None:
+    """Why the classes of `queries` cannot be told by images of `bank`; None if they can."""
+    known = {label for label in bank.labels if label >= 0}
+    if len(known) == 1:
+        return f"all images that are trained on and have a label are of one class, {bank.classes[known.pop()]!r}"
+    if not queries.files:
+        return "no image is held out, since no class has two"
+    if not known & set(queries.labels):
+        return "no held-out image is of a class that is trained on"
+    return None
 
 
 def _check_of_pixels(name: str, values: Sequence[float]) -> None:

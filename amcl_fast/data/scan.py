@@ -11,12 +11,17 @@ from pathlib import Path
 
 from amcl_fast.data.cache import cache_folder, write_whole
 from amcl_fast.data.headers import SUPPORTED, UNREADABLE, BadImage, check_header
+from amcl_fast.data.left_out import of_other_class
+from amcl_fast.data.walk import is_folder, list_files
 
 log = logging.getLogger(__name__)
 
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
 _CACHE_VERSION = 3
 _UNDECODABLE = "corrupt: it cannot be decoded"
+
+Verdicts = dict[str, list[tuple[str, str | None]]]
+"""Groups of files: the path of each, and None or why it cannot be used."""
 
 _Stamp = tuple[int, int]  # size, mtime in ns
 
@@ -47,8 +52,9 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
     """Find and check the images of root/CLASS/..., sub-folders included.
 
     Files and folders whose name begins with a dot are ignored. Each other file is judged by its content:
-    truncated, empty, fake, unsupported and dangling ones are left out and listed. Damage in the middle of a
-    file is not seen here. Verdicts are kept in the cache folder, by path, size and time of change.
+    truncated, empty, fake, unsupported and dangling ones are left out and listed, and so are folders that cannot be
+    read or are there already (`list_files`). Damage in the middle of a file is not seen here. Verdicts are kept in
+    the cache folder, by path, size and time of change.
 
     Args:
         root: the folder of classes.
@@ -58,21 +64,14 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
     Raises:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
-    folder = _folder(root)
-    names = sorted(entry.name for entry in os.scandir(folder) if _is_folder(entry) and not entry.name.startswith("."))
+    folder = existing_folder(root, _LAYOUT)
+    names = subfolders(folder)
     if not names:
         raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
-    found = _check(folder, {name: _list_files(os.path.join(folder, name)) for name in names})
-    if classes is None:
-        classes = [name for name in names if any(reason is None for _, reason in found[name])]
-    numbers = {name: number for number, name in enumerate(classes)}
-    images = Images([], [], classes)
-    for name in names:
-        for path, reason in found[name]:
-            if reason is None and name not in numbers:
-                reason = f"its class {name!r} is not one of the training classes"
-            _add(images, path, reason, numbers.get(name, -1))
-    return _not_empty(images, folder, _LAYOUT)
+    files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names})
+    images = labelled(check_files(folder, files), classes)
+    images.skipped.extend(left_out)
+    return not_empty(images, folder, _LAYOUT)
 
 
 def scan_unlabelled(root: str | Path, classes: list[str]) -> Images:
@@ -81,11 +80,38 @@ def scan_unlabelled(root: str | Path, classes: list[str]) -> Images:
     Raises:
         ValueError: `root` is no folder or holds no good image.
     """
-    folder = _folder(root)
+    folder = existing_folder(root, _LAYOUT)
+    files, left_out = list_files([folder], {"": folder})
+    images = unlabelled(check_files(folder, files), classes)
+    images.skipped.extend(left_out)
+    return not_empty(images, folder, f"{SUPPORTED} images")
+
+
+def labelled(found: Verdicts, classes: list[str] | None = None) -> Images:
+    """Images of groups of files, a class each.
+
+    Args:
+        found: of each group, by the name of its class.
+        classes: as for `scan_classes`.
+    """
+    if classes is None:
+        classes = sorted(name for name, verdicts in found.items() if any(reason is None for _, reason in verdicts))
+    numbers = {name: number for number, name in enumerate(classes)}
     images = Images([], [], classes)
-    for path, reason in _check(folder, {"": _list_files(folder)})[""]:
+    for name in sorted(found):
+        for path, reason in found[name]:
+            if reason is None and name not in numbers:
+                reason = of_other_class(name)
+            _add(images, path, reason, numbers.get(name, -1))
+    return images
+
+
+def unlabelled(found: Verdicts, classes: list[str]) -> Images:
+    """Images of groups of files, without a label."""
+    images = Images([], [], classes)
+    for path, reason in sorted(verdict for verdicts in found.values() for verdict in verdicts):
         _add(images, path, reason, -1)
-    return _not_empty(images, folder, f"{SUPPORTED} images")
+    return images
 
 
 def _add(images: Images, path: str, reason: str | None, label: int) -> None:
@@ -96,15 +122,35 @@ def _add(images: Images, path: str, reason: str | None, label: int) -> None:
         images.skipped.append((path, reason))
 
 
-def _folder(root: str | Path) -> str:
+def existing_folder(root: str | Path, layout: str) -> str:
+    """The absolute path of a folder.
+
+    Raises:
+        ValueError: it is none; the message says which `layout` was expected.
+    """
     folder = os.path.abspath(root)
     if not os.path.isdir(folder):
         problem = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise ValueError(f"{folder} {problem}; expected {_LAYOUT}")
+        raise ValueError(f"{folder} {problem}; expected {layout}")
     return folder
 
 
-def _not_empty(images: Images, folder: str, layout: str) -> Images:
+def subfolders(folder: str) -> list[str]:
+    """Names of the folders in a folder, sorted, links among them; not those that begin with a dot.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
+
+
+def not_empty(images: Images, folder: str, layout: str) -> Images:
+    """The images themselves.
+
+    Raises:
+        ValueError: there are none; the message says what was left out, and which `layout` was expected.
+    """
     if not images.files:
         first = "".join(f"\n  {path}: {reason}" for path, reason in images.skipped[:5])
         raise ValueError(
@@ -114,34 +160,16 @@ def _not_empty(images: Images, folder: str, layout: str) -> Images:
     return images
 
 
-def _list_files(folder: str) -> list[str]:
-    """Files in a folder and below, links to folders followed, but not back to one that they are in."""
-    files = []
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
-    while waiting:
-        parent, above = waiting.pop()
-        try:
-            status = os.stat(parent)
-            entries = [entry for entry in os.scandir(parent) if not entry.name.startswith(".")]
-        except OSError as error:
-            log.warning("%s: the folder cannot be read: %s", parent, error.strerror)
-            continue
-        here = status.st_dev, status.st_ino
-        if here not in above:
-            waiting += [(entry.path, above | {here}) for entry in entries if _is_folder(entry)]
-            files += [entry.path for entry in entries if not _is_folder(entry)]
-    return sorted(files)
+def check_files(folder: str, groups: dict[str, list[str]]) -> Verdicts:
+    """Judge files below `folder`, from the cache where one has not changed.
 
+    Args:
+        folder: the cache has a file for each.
+        groups: lists of files by any name.
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _check(folder: str, groups: dict[str, list[str]]) -> dict[str, list[tuple[str, str | None]]]:
-    """(path, reason or None) of every file, from the cache where the file has not changed."""
+    Returns:
+        (path, None or why it cannot be used) of every file of every group.
+    """
     cache = cache_folder() / "scans" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
     known = _load(cache)
     verdicts: dict[str, tuple[_Stamp | None, str | None]] = {}

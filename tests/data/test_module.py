@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +267,42 @@ def test_a_sample_of_held_out_images_spreads_over_the_classes(make_folder):
     images, every = pixels_and_labels(data.held_out_sample(100, 100))
     assert every.tolist() == [label for label in range(7) for _ in range(5)]
     assert torch.equal(images, pixels_and_labels(data.features_loaders()[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("folders", "limit", "reason"),
+    [
+        ({"": 4}, None, "the images have no labels"),
+        ({"ant": 4}, None, "all images are of one class, 'ant'"),
+        ({"ant": 1, "bee": 1, "cow": 1}, None, "no image is held out, since no class has two"),
+        ({"ant": 4, "bee": 4}, 1, "all images that are trained on and have a label are of one class, '(ant|bee)'"),
+        ({"train/ant": 4, "train/bee": 4, "train/cow": 4, "val/cow": 1}, 2, "no held-out image is of a class"),
+        ({"ant": 2, "bee": 1}, None, None),
+        ({"train/ant": 4, "train/bee": 4, "val/bee": 1}, None, None),
+    ],
+)
+def test_what_can_be_measured_is_known_before_the_run(tmp_path, folders, limit, reason):
+    for name, count in folders.items():
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", (4, 4)).save(tmp_path / "set" / name / f"{number}.png")
+    data = prepared(tmp_path / "set", batch_size=1, limit=limit)
+    assert (data.unmeasurable is None) == (reason is None)
+    assert reason is None or re.match(reason, data.unmeasurable)
+    if reason is None:
+        bank, queries = (pixels_and_labels(loader)[1] for loader in data.features_loaders())
+        assert len(queries) == 1 and set(queries.tolist()) <= set(bank.tolist())
+    assert len(list(data.train_dataloader())) == data.num_train
+
+
+def test_what_is_not_used_is_told_once(make_folder, caplog):
+    root = make_folder("set/train", per_class=2).parent
+    make_folder("set/test", per_class=1, classes=("dog",))
+    data = prepared(root)
+    data.prepare_data()
+    data.setup("fit")
+    assert [record.message for record in caplog.records] == [
+        f"{root}/test is not used as the held-out part: its folders (dog) are not of the classes that are trained on "
+        "(ant, bee, cow)"
+    ]
+    assert len(pixels_and_labels(data.features_loaders()[1])[1]) == 3

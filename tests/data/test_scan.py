@@ -56,7 +56,7 @@ def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
     nested = root / "ant" / "deeper" / "still"
     nested.mkdir(parents=True)
     shutil.copy(root / "ant" / "000.png", nested / "an odd näme (1) 日本")
-    (root / "dog").symlink_to(root / "cow")
+    (root / "dog").symlink_to(make_folder("elsewhere", per_class=1) / "cow")
     bad_name = os.fsencode(root / "ant") + b"/\xff.png"
     shutil.copy(root / "ant" / "000.png", bad_name)
     images = scan_classes(root)
@@ -75,10 +75,29 @@ def test_links_in_circles_end(make_folder):
     (root / "cow" / "one").symlink_to(root / "bee")
     images = scan_classes(root)
     assert images.classes == ["ant", "bee", "cow"]
-    found = [os.path.relpath(path, root) for path in images.files]
-    assert found[:2] == ["ant/000.png", "ant/back/bee/000.png"]
-    assert "bee/other/000.png" in found and "cow/one/000.png" in found and "cow/one/other/000.png" not in found
-    assert "cannot be read: Too many levels" in reasons(images)["self"]
+    assert [os.path.relpath(path, root) for path in images.files] == ["ant/000.png", "bee/000.png", "cow/000.png"]
+    told = reasons(images)
+    assert "cannot be read: Too many levels" in told.pop("self")
+    assert told == {
+        "back": f"a link to {root}, which is in the data set already",
+        "other": f"a link to {root / 'cow'}, which is in the data set already",
+        "one": f"a link to {root / 'bee'}, which is in the data set already",
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_listed(make_folder, monkeypatch):
+    root = make_folder(per_class=1)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(root / "bee"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    images = scan_classes(root)
+    assert images.classes == ["ant", "cow"]
+    assert images.skipped == [(str(root / "bee"), "the folder cannot be read: Permission denied")]
 
 
 def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, own_cache, monkeypatch):

@@ -1,0 +1,60 @@
+"""What a data set leaves out, told in a line however much it is."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME
+
+LOOSE = "it lies beside the folders of the classes, so it has no label"
+_OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training classes", re.DOTALL)
+_NAMED = 5
+
+
+def of_other_class(name: str) -> str:
+    """Why a held-out image is left out whose class is not trained on."""
+    return f"its class {name!r} is not one of the training classes"
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, and how many more."""
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+
+
+def summarise(skipped: Iterable[tuple[str, str]]) -> str:
+    """How much of what kind is left out, "" for nothing.
+
+    Args:
+        skipped: (path, reason) of each file and folder.
+    """
+    kinds: Counter[str] = Counter()
+    classes: dict[str, None] = {}
+    for _, reason in skipped:
+        if other := _OTHER_CLASS.fullmatch(reason):
+            classes[other[2]] = None
+            kinds["class"] += 1
+        elif reason == LOOSE:
+            kinds["loose"] += 1
+        elif reason.startswith(LINK):
+            kinds["link"] += 1
+        elif reason.startswith((FOLDER_UNREADABLE, SAME)):
+            kinds["folder"] += 1
+        else:
+            kinds["file"] += 1
+    if not kinds:
+        return ""
+    strangers = f" of {_count(len(classes), 'class', 'classes')} that the training does not have ({few(classes)})"
+    texts = {
+        "file": ("unreadable file", "unreadable files", ""),
+        "class": ("image", "images", strangers),
+        "loose": ("image", "images", " beside the folders of the classes"),
+        "link": ("link to a folder", "links to folders", ""),
+        "folder": ("folder", "folders", ""),
+    }
+    parts = [_count(kinds[kind], one, many) + rest for kind, (one, many, rest) in texts.items() if kinds[kind]]
+    return f"{', '.join(parts)} {'is' if kinds.total() == 1 else 'are'} left out"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"

@@ -1,0 +1,31 @@
+"""amcl_fast.data.left_out: one short line on whatever is left out."""
+
+from amcl_fast.data.left_out import LOOSE, few, of_other_class, summarise
+
+
+def test_each_kind_is_told_for_what_it_is():
+    skipped = [("a.jpg", "empty file"), ("b.jpg", "found during the run: no such file")]
+    skipped += [(f"{number}.jpg", of_other_class("xy"[number % 2])) for number in range(12)]
+    skipped += [("c.jpg", LOOSE), ("d", "a link to /e, which is in the data set already")]
+    skipped += [("f", "the folder cannot be read: Permission denied"), ("g", "the same folder as /h, which is in")]
+    assert summarise(skipped) == (
+        "2 unreadable files, 12 images of 2 classes that the training does not have (x, y), 1 image beside the folders "
+        "of the classes, 1 link to a folder, 2 folders are left out"
+    )
+
+
+def test_one_is_one_and_nothing_is_nothing():
+    assert summarise([("a", "empty file")]) == "1 unreadable file is left out"
+    assert summarise([("a", of_other_class("it's"))]) == (
+        "1 image of 1 class that the training does not have (it's) is left out"
+    )
+    assert summarise([]) == ""
+
+
+def test_thousands_stay_a_line():
+    skipped = [(f"{number}.jpg", of_other_class(f"n{number % 1000:03}")) for number in range(50_000)]
+    assert summarise(skipped) == (
+        "50,000 images of 1,000 classes that the training does not have (n000, n001, n002, n003, n004 and 995 more) "
+        "are left out"
+    )
+    assert few("ab") == "a, b"
