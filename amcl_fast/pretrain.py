@@ -548,12 +548,14 @@ def _find(trainer: Trainer, kind: type) -> Any:
 
 def _print_results(cli: PretrainCLI) -> None:
     knn = _find(cli.trainer, OnlineKNN)
-    print(f"kNN accuracy (k = {knn.k})")
     rows = [("raw pixels", knn.pixels), ("untrained encoder", knn.untrained)]
     rows += [(f"after epoch {epoch}", accuracy) for epoch, accuracy in knn.history[-1:]]
-    for name, accuracy in rows:
-        if accuracy is not None:
-            print(f"  {name:<18} {accuracy:5.1f} %")
+    measured = [(name, accuracy) for name, accuracy in rows if accuracy is not None]
+    if measured:
+        # Of a checkpoint of an earlier version only the setting is known.
+        print(f"kNN accuracy (k = {knn.neighbours or knn.k})")
+    for name, accuracy in measured:
+        print(f"  {name:<18} {accuracy:5.1f} %")
     files = {"checkpoint": cli.checkpoint.path, "report": _find(cli.trainer, Report).path}
     for name, path in files.items():
         if path is not None and path.is_file():

@@ -12,7 +12,8 @@ from ..evaluate import encode, knn_accuracy, pixel_features
 class OnlineKNN(L.Callback):
     """kNN on the encoder's features: training images are the bank, held-out images the queries.
 
-    Raw pixels and the untrained encoder are measured once before training, as the baselines of the run.
+    Raw pixels and the untrained encoder are measured once before training, as the baselines of the run. Where the data
+    module's `unmeasurable` says that there is nothing to measure, that is one line before training.
 
     Args:
         every_n_epochs: measure after every n-th epoch, and at the end of training.
@@ -23,6 +24,8 @@ class OnlineKNN(L.Callback):
 
     Attributes:
         between_batches: called with the trainer while an epoch is measured; it may raise.
+        neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
+        unmeasurable: why nothing is measured; None if something is, and before training.
         pixels, untrained: the two baselines in percent, None before training.
         history: (epoch, accuracy in percent), epochs counted from 1.
     """
@@ -33,6 +36,8 @@ class OnlineKNN(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.k = k
         self.temperature = temperature
+        self.neighbours: int | None = None
+        self.unmeasurable: str | None = None
         self.pixels: float | None = None
         self.untrained: float | None = None
         self.history: list[tuple[int, float]] = []
@@ -45,14 +50,23 @@ class OnlineKNN(L.Callback):
             "untrained": self.untrained,
             "history": list(self.history),
             "pending": self._pending,
+            "neighbours": self.neighbours,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
         self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
         self._pending = state_dict.get("pending")
+        self.neighbours = state_dict.get("neighbours")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Data modules of others need not know of it.
+        self.unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
+        if self.unmeasurable is not None:
+            self._pending = None
+            if trainer.is_global_zero:
+                print(f"kNN is not measured: {self.unmeasurable}", flush=True)
+            return
         if self._pending is not None:
             self.history.append((self._pending, self._measure(trainer, pl_module)))
             self._pending = None
@@ -67,14 +81,14 @@ class OnlineKNN(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0:
+        if epoch % self.every_n_epochs == 0 and self.unmeasurable is None:
             self._pending = epoch
             self.history.append((epoch, self._measure(trainer, pl_module, self.between_batches)))
             self._pending = None
             pl_module.log("knn", self.history[-1][1], prog_bar=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.history or self.history[-1][0] < trainer.current_epoch:
+        if self.unmeasurable is None and (not self.history or self.history[-1][0] < trainer.current_epoch):
             self.history.append((trainer.current_epoch, self._measure(trainer, pl_module)))
             for logger in trainer.loggers:
                 logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step)
@@ -93,6 +107,7 @@ class OnlineKNN(L.Callback):
                 self._features(trainer, pl_module, _watched(loader, trainer, between_batches))
                 for loader in datamodule.features_loaders()
             )
+            self.neighbours = min(self.k, len(bank_labels))
             accuracy = knn_accuracy(
                 bank,
                 bank_labels,

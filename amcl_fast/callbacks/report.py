@@ -137,6 +137,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "finished": False,
         "training_images": datamodule.num_train,
         "classes": datamodule.num_classes,
+        "unmeasurable": getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
         "versions": versions,
         "machine": machine,

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import ContrastiveDataModule
+from ..data.left_out import summarise
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..files import write_file
 from .evaluation import Evaluation, evaluate
@@ -42,7 +43,8 @@ def run(
         output: the JSON file; None: `evaluation-DATA.json` in the run directory, or beside the weights.
 
     Raises:
-        ValueError: the weights or the data cannot be used, or a setting is out of range.
+        ValueError: the weights or the data cannot be used, nothing can be measured on the data, or a setting is out of
+            range.
         OSError: something cannot be read or written.
         ImportError: a package is missing.
     """
@@ -63,6 +65,8 @@ def run(
     )
     datamodule.prepare_data()
     datamodule.setup()
+    if datamodule.unmeasurable:
+        raise ValueError(f"kNN and linear probe cannot be measured on {data}: {datamodule.unmeasurable}")
     print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
     bank, queries = datamodule.features_loaders()
     found = evaluate(
@@ -100,7 +104,7 @@ def _bar(loop: Iterable[Any], title: str) -> Iterable[Any]:
 
 def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDataModule) -> str:
     history = "".join(f", {encoder.origin[unit]} {unit}" for unit in ("epochs", "steps") if unit in encoder.origin)
-    left_out = f", {len(datamodule.skipped):,} files left out" if datamodule.skipped else ""
+    left_out = f"\n            {summarise(datamodule.skipped)}" if datamodule.skipped else ""
     seen = f" of {datamodule.size / datamodule.crop_pct:.0f}" if datamodule.crop_pct < 1 else ""
     return (
         f"encoder     {file} ({encoder.config.name}{history})\n"

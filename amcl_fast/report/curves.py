@@ -69,7 +69,7 @@ def temperature(run: Run) -> Figure | None:
         axes.axhline(snapshot.tau_min, color=BLUE)
         axes.text(0.5, 0.54, f"τ = {snapshot.tau_min:g}", transform=axes.transAxes, ha="center", color=BLUE)
         axes.set_ylim(0, 2 * snapshot.tau_min)
-        axes.set_xlim(0, max(run.series(lines[0][3] + "_mean")[0]))
+        axes.set_xlim(0, max(1, *run.series(lines[0][3] + "_mean")[0]))
         return figure
     figure, axes = curve_axes("Temperature: adaptive", "temperature τ")
     top = 0.0

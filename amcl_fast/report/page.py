@@ -140,7 +140,10 @@ def _results(summary: dict[str, Any]) -> str:
         for key, label in labels.items()
         if (value := summary["knn"][key]) is not None
     ]
-    return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>" if boxes else ""
+    if boxes:
+        return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>"
+    why = summary.get("unmeasurable")
+    return f"<h2>kNN accuracy</h2><p>Not measured: {escape(str(why))}.</p>" if why else ""
 
 
 def _speed(summary: dict[str, Any]) -> dict[str, str]:

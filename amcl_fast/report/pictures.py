@@ -137,7 +137,7 @@ def head_agreement(shot: Snapshot) -> NDArray[np.float64]:
 
 def embedding(run: Run) -> Figure | None:
     """Held-out images on the first two principal axes of the encoder's features, before and after training."""
-    shots = list(_shots(run))
+    shots = [shot for shot in _shots(run) if len(shot.embedding)]
     if not shots:
         return None
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")

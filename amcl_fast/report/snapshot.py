@@ -45,7 +45,8 @@ class Snapshot:
         hardest_similarity, hardest_tau: (C, M) of a sample of the selected negatives.
         random_similarity, random_tau: (C, M) of a sample of all negatives.
         views: (2, P, H, W, 3) uint8, the first pairs of views as pictures.
-        embedding: (E, 2) of the encoder's features of held-out images, on their first two principal axes.
+        embedding: (E, 2) of the encoder's features of held-out images, on their first two principal axes; E = 0 if
+            none is held out.
         embedding_variance: (2,) share of the variance that each axis shows.
         labels: (E,) index into `classes`.
         classes: names of the classes in the embedding.
@@ -136,8 +137,11 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         if criterion.adaptive is None
         else (criterion.adaptive.tau_min, criterion.adaptive.tau_max)
     )
-    features, labels = encode(method.backbone, datamodule.held_out_sample(_CLASSES, _IMAGES), method.device)
-    embedding, shares = principal_components(features)
+    held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
+    embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
+    if held_out is not None:
+        features, labels = encode(method.backbone, held_out, method.device)
+        embedding, shares = principal_components(features)
     shown = labels.unique()
     return Snapshot(
         framework=type(method).__name__,
@@ -149,7 +153,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         embedding=embedding.numpy(),
         embedding_variance=shares.numpy(),
         labels=torch.searchsorted(shown, labels).numpy(),
-        classes=np.array([datamodule.classes[label] for label in shown]),
+        classes=np.array([datamodule.classes[label] for label in shown], np.str_),
         **{kind: torch.cat([part[kind] for part in parts], dim=1).numpy() for kind in parts[0]},
     )
 

@@ -53,3 +53,29 @@ def test_accuracies_reach_the_metrics_file(tmp_path):
 def test_bad_interval_is_named():
     with pytest.raises(ValueError, match=r"knn.every_n_epochs.*0"):
         OnlineKNN(every_n_epochs=0)
+
+
+def test_what_cannot_be_measured_is_one_line_before_training(tmp_path, capsys):
+    class Data(FakeDataModule):
+        unmeasurable = "the images have no labels"
+
+        def features_loaders(self):
+            raise AssertionError
+
+    knn = OnlineKNN()
+    trainer = fit(tmp_path, data=Data(), extra=[knn], logger=MetricsFile(tmp_path))
+    assert capsys.readouterr().out == "kNN is not measured: the images have no labels\n"
+    assert (knn.pixels, knn.untrained, knn.history, knn.neighbours) == (None, None, [], None)
+    assert "knn" not in trainer.callback_metrics and "knn" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_the_neighbours_are_no_more_than_the_bank_holds(tmp_path):
+    knn = OnlineKNN()
+    fit(tmp_path, extra=[knn])
+    assert (knn.k, knn.neighbours) == (200, 20)
+    again = OnlineKNN()
+    again.load_state_dict(knn.state_dict())
+    assert again.neighbours == 20
+    few = OnlineKNN(k=5)
+    fit(tmp_path / "few", extra=[few])
+    assert few.neighbours == 5

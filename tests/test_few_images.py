@@ -1,0 +1,65 @@
+"""Folders that leave little or nothing to measure, through the command line: they train, and say so in a line."""
+
+import json
+
+import numpy as np
+import pytest
+from command_line import NT_XENT
+from PIL import Image
+
+from amcl_fast.cli import main
+from amcl_fast.report import read_run
+
+SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """Fills folders with so many images each, trains on them; returns the exit code and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+
+    def run(folders, *settings):
+        noise = np.random.default_rng(0)
+        for name, count in folders.items():
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number}.jpg")
+        code = main(["pretrain", "--config", "settings.yaml", "--data", "set", "--run_dir", "run", *settings])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_images_without_classes_train_go_on_and_are_reported(train, tmp_path, capsys):
+    code, said = train({"": 16})
+    assert code == 0 and said.count("kNN") == 1
+    assert "kNN is not measured: the images have no labels\n" in said
+    assert main(["pretrain", "--resume", "run", "--trainer.max_epochs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("kNN") == 1 and "epoch 2/2" in said
+    run = read_run(tmp_path / "run")
+    assert not run.series("knn")[0].size and len(run.after.embedding) == 0
+    drawn = {path.name for path in (tmp_path / "run" / "report").iterdir()}
+    assert "loss.png" in drawn and not drawn & {"knn.png", "embedding.png"}
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Not measured: the images have no labels." in page
+    assert main(["evaluate", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("kNN and linear probe cannot be measured on set: the images have no labels\n")
+
+
+def test_one_image_a_class_trains(train):
+    code, said = train(dict.fromkeys("abcdefgh", 1))
+    assert code == 0 and "kNN is not measured: no image is held out, since no class has two\n" in said
+
+
+def test_as_many_neighbours_vote_as_there_are(train, tmp_path, capsys):
+    code, said = train({"train/a": 5, "train/b": 4, "test/a": 1, "test/c": 2, "test/d": 3})
+    assert code == 0 and "kNN accuracy (k = 9)\n" in said
+    assert "5 images of 2 classes that the training does not have (c, d) are left out; listed in " in said
+    assert "unreadable" not in said
+    assert main(["evaluate", "run", "--epochs", "1"]) == 0
+    assert "(k = 9, temperature 0.1)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation-set.json").read_text())["knn"]["k"] == 9
