@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -228,23 +229,37 @@ def lr_factor(position: int, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, epochs: int) -> LambdaLR:
-    """Scheduler of `config` for a training of `steps` optimiser steps in `epochs` epochs.
+class _Schedule(LambdaLR):
+    """A LambdaLR whose rates, once it has loaded a position, are its own there: it may be longer than it was."""
 
-    Groups of parameters with a constant learning rate keep it.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        factors = [factor(self.last_epoch) for factor in self.lr_lambdas]
+        self._last_lr = [base * factor for base, factor in zip(self.base_lrs, factors, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, epochs: float | Fraction) -> LambdaLR:
+    """Scheduler of `config` for a training of `steps` optimiser steps in `epochs` epochs, the last one perhaps a part.
+
+    Groups of parameters with a constant learning rate keep it. A training that is resumed with another length has the
+    rates of the new schedule from its first step.
 
     Raises:
         ValueError: warm-up negative or as long as the training, unknown interval.
     """
     if config.interval not in ("step", "epoch"):
         raise ValueError(f"schedule.interval must be 'step' or 'epoch', got {config.interval!r}")
-    if not 0 <= config.warmup_epochs < max(1, epochs):
+    begun = max(1, math.ceil(epochs))
+    if not 0 <= config.warmup_epochs < begun:
         raise ValueError(
-            f"schedule.warmup_epochs must be at least 0 and less than the {epochs} epochs of the training, "
+            f"schedule.warmup_epochs must be at least 0 and less than the {begun} epochs of the training, "
             f"got {config.warmup_epochs}"
         )
-    total = steps if config.interval == "step" else epochs
-    warmup = round(config.warmup_epochs * total / max(1, epochs))
+    by_step = config.interval == "step" and steps > 0
+    total = steps if by_step else begun
+    warmup = round(config.warmup_epochs * (steps / epochs if by_step else 1))
 
     def scheduled(position: int) -> float:
         return lr_factor(position, total, warmup)
@@ -252,4 +267,4 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int,
     def constant(position: int) -> float:
         return 1.0
 
-    return LambdaLR(optimizer, [constant if g.get("constant_lr") else scheduled for g in optimizer.param_groups])
+    return _Schedule(optimizer, [constant if g.get("constant_lr") else scheduled for g in optimizer.param_groups])

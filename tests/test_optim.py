@@ -1,5 +1,6 @@
 import sys
 import types
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -214,3 +215,54 @@ def test_impossible_schedules_are_named(config):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="schedule"):
         build_scheduler(optimizer, config, steps=50, epochs=5)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.5, 1.75])
+def test_a_schedule_that_is_loaded_goes_on_with_its_own_length(interval, warmup_epochs):
+    """For any stop and any new length the rate at a position is that of the new schedule from there on."""
+    per_epoch = 3
+
+    def build(epochs):
+        config = OptimizerConfig(lr=0.3, decay_all=False, bias_lr=0.2)
+        optimizer = build_optimizer(model(), config, constant_lr={"heads": 0.6})
+        schedule = ScheduleConfig(warmup_epochs=warmup_epochs, interval=interval)
+        return optimizer, build_scheduler(optimizer, schedule, steps=epochs * per_epoch, epochs=epochs)
+
+    def rates(optimizer):
+        return [group["lr"] for group in optimizer.param_groups]
+
+    def walk(optimizer, scheduler, steps):
+        seen = [rates(optimizer)]
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            seen.append(rates(optimizer))
+        return seen
+
+    def positions(epochs):
+        return epochs * (per_epoch if interval == "step" else 1)
+
+    for old in (2, 3, 5):
+        for stop in range(positions(old) + 1):
+            stopped = build(old)
+            walk(*stopped, stop)
+            for new in (2, 4, 7):
+                whole = walk(*build(new), positions(new))
+                optimizer, scheduler = build(new)
+                optimizer.load_state_dict(stopped[0].state_dict())
+                scheduler.load_state_dict(stopped[1].state_dict())
+                assert walk(optimizer, scheduler, positions(new) - stop) == whole[stop:] or stop > positions(new)
+                assert scheduler.get_last_lr() == rates(optimizer)
+
+
+def test_the_warmup_is_as_long_as_its_epochs_are():
+    """A training of three and a half epochs of four steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_scheduler(optimizer, ScheduleConfig(warmup_epochs=2), steps=14, epochs=Fraction(14, 4))
+    seen = []
+    for _ in range(9):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([*(i / 8 for i in range(1, 9)), 1.0])
