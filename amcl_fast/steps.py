@@ -1,17 +1,31 @@
-"""The two moments of training at which something besides a step may happen."""
+"""Where in a training a hook is called: after an optimiser step, or within one; at an epoch's end, or within it."""
 
 import lightning as L
 
 
+def stepped(trainer: L.Trainer) -> bool:
+    """Whether the batch that was just done ended an optimiser step; within one, gradients are being accumulated."""
+    return not trainer.fit_loop._should_accumulate()
+
+
 def at_logging_step(trainer: L.Trainer) -> bool:
     """Whether metrics are due after this optimiser step, every `log_every_n_steps` of the trainer."""
-    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+    return stepped(trainer) and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
-def at_step_boundary(trainer: L.Trainer, batch_idx: int) -> bool:
+def at_step_boundary(trainer: L.Trainer) -> bool:
     """Whether a checkpoint may be taken after this batch: its optimiser step is done, its epoch goes on.
 
     After the last batch of an epoch the place for it is the end of the epoch, or the epoch's closing work
     (kNN) would be left out after a resume.
     """
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+    return stepped(trainer) and not trainer.is_last_batch
+
+
+def epoch_is_over(trainer: L.Trainer) -> bool:
+    """Whether the last batch of the epoch is done.
+
+    Lightning calls the hooks of an epoch's end also where a training stops within one (max_steps, max_time, any
+    `should_stop`).
+    """
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

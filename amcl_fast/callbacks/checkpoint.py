@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from .. import __version__
 from ..files import flush_to_disk, named
 from ..settings import read_settings
-from ..steps import at_logging_step, at_step_boundary
+from ..steps import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from .guard import check_finite_weights
 from .metrics import log_before_save
 
@@ -108,7 +108,8 @@ class Checkpoint(LightningCheckpoint):
     next save may succeed. The last save of a run is not allowed to fail. A run directory that is gone ends the
     run; if it was renamed, the checkpoint is saved under the new name first.
 
-    Saves happen between optimiser steps only, since a checkpoint does not hold half-accumulated gradients.
+    Saves happen between optimiser steps only, since a checkpoint does not hold half-accumulated gradients. A training
+    that is asked to stop within a step ends after it.
 
     Args:
         every_n_epochs: save after every n-th epoch, and after the last one.
@@ -145,6 +146,7 @@ class Checkpoint(LightningCheckpoint):
         self.path: Path | None = None
         self.settings: dict[str, Any] | None = None
         self._folder: int | None = None  # of the run, open: it is the same one under whatever name
+        self._stops = False
         self._saved_step = 0
         self._saved_at = time.monotonic()
 
@@ -283,17 +285,20 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if at_step_boundary(trainer, batch_idx) and self._due(trainer):
+        self._stop_between_steps(trainer)
+        if at_step_boundary(trainer) and self._due(trainer):
             self._try_to_save(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not epoch_is_over(trainer):
+            return  # training ends here, and saves there
         due = self._keeps(trainer) or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and self._try_to_save(trainer):
             self.keep_if_due(trainer)
 
     def keep_if_due(self, trainer: L.Trainer) -> None:
         """Keep what was just saved at the end of an epoch, if that epoch's is to be kept."""
-        if self._keeps(trainer):
+        if self._keeps(trainer) and epoch_is_over(trainer):
             self._keep(trainer)
 
     def _keeps(self, trainer: L.Trainer) -> bool:
@@ -302,6 +307,14 @@ class Checkpoint(LightningCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
             self.save(trainer)
+
+    def _stop_between_steps(self, trainer: L.Trainer) -> None:
+        """Put off a stop within an optimiser step, of max_time for example: its gradients would be lost."""
+        if not stepped(trainer):
+            self._stops |= trainer.should_stop
+            trainer.should_stop = False
+        elif self._stops:
+            self._stops, trainer.should_stop = False, True
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..diagnosis import diagnose
 from ..nonfinite import NonFiniteError
-from ..steps import at_logging_step
+from ..steps import at_logging_step, stepped
 
 
 class Guard(L.Callback):
@@ -50,7 +50,8 @@ class Guard(L.Callback):
         finite = torch.isfinite(outputs["loss"].detach())
         self._finite = finite if self._finite is None else self._finite & finite
         step = trainer.global_step
-        if (finite.device.type == "cpu" or step % self.every_n_steps == 0) and not self._finite:
+        due = stepped(trainer) and step % self.every_n_steps == 0
+        if (finite.device.type == "cpu" or due) and not self._finite:
             raise NonFiniteError(trainer, f"the loss is not finite ({outputs['loss'].item()})")
         if at_logging_step(trainer):
             self._check(step, pl_module.criterion)

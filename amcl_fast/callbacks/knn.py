@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from ..evaluate import encode, knn_accuracy, pixel_features
+from ..steps import epoch_is_over
 
 
 class OnlineKNN(L.Callback):
@@ -27,7 +28,8 @@ class OnlineKNN(L.Callback):
         neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
         unmeasurable: why nothing is measured; None if something is, and before training.
         pixels, untrained: the two baselines in percent, None before training.
-        history: (epoch, accuracy in percent), epochs counted from 1.
+        history: (epoch, accuracy in percent), epochs counted from 1. The last one is of the end of training, inside
+            that epoch or after it; when the training goes on, what would not have been measured is left out.
     """
 
     def __init__(self, every_n_epochs: int = 1, k: int = 200, temperature: float = 0.1) -> None:
@@ -43,6 +45,7 @@ class OnlineKNN(L.Callback):
         self.history: list[tuple[int, float]] = []
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
+        self._closed = False  # the last one was measured because training ended
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -51,15 +54,20 @@ class OnlineKNN(L.Callback):
             "history": list(self.history),
             "pending": self._pending,
             "neighbours": self.neighbours,
+            "closed": self._closed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
         self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
         self._pending = state_dict.get("pending")
+        self._closed = state_dict.get("closed", False)
         self.neighbours = state_dict.get("neighbours")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._closed:
+            self.history.pop()
+            self._closed = False
         # Data modules of others need not know of it.
         self.unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
         if self.unmeasurable is not None:
@@ -81,15 +89,17 @@ class OnlineKNN(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0 and self.unmeasurable is None:
+        if epoch % self.every_n_epochs == 0 and epoch_is_over(trainer) and self.unmeasurable is None:
             self._pending = epoch
             self.history.append((epoch, self._measure(trainer, pl_module, self.between_batches)))
             self._pending = None
             pl_module.log("knn", self.history[-1][1], prog_bar=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.unmeasurable is None and (not self.history or self.history[-1][0] < trainer.current_epoch):
-            self.history.append((trainer.current_epoch, self._measure(trainer, pl_module)))
+        epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
+        if self.unmeasurable is None and (not self.history or self.history[-1][0] < epoch):
+            self.history.append((epoch, self._measure(trainer, pl_module)))
+            self._closed = True
             for logger in trainer.loggers:
                 logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step)
 

@@ -216,7 +216,7 @@ def log_before_save(trainer: L.Trainer, outputs: Any = None) -> None:
             steps._batches_that_stepped += 1
     elif outputs is not None:
         # The module's own hook comes after those of callbacks.
-        trainer.lightning_module.log_step(outputs)  # type: ignore[operator]
+        trainer.lightning_module.log_step()  # type: ignore[operator]
         connector.update_train_step_metrics()
     if trainer.is_global_zero:
         for logger in trainer.loggers:

@@ -4,9 +4,15 @@ import time
 
 import lightning as L
 
+from ..steps import epoch_is_over
+from .knn import OnlineKNN
+
 
 class EpochSummary(L.Callback):
-    """Prints epoch, last logged loss, kNN, images per second, share of waiting and duration."""
+    """Prints epoch, last logged loss, kNN, images per second, share of waiting and duration.
+
+    kNN is that of this epoch. The line of an epoch in which training stops names the step.
+    """
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -23,8 +29,27 @@ class EpochSummary(L.Callback):
             "images_per_second": "{:,.0f} images/s",
             "wait_share": "waiting {:.0%}",
         }
-        metrics = trainer.callback_metrics
+        metrics = dict(trainer.callback_metrics)
+        if not _measured(trainer):
+            metrics.pop("knn", None)  # of an epoch before
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        epoch = f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}"
+        if not epoch_is_over(trainer):
+            epoch += f", stopped at step {trainer.global_step}"
         print("  ".join([epoch, *parts, f"{seconds:.1f} s"]), flush=True)
+
+
+def _measured(trainer: L.Trainer) -> bool:
+    """Whether kNN was measured after this epoch."""
+    histories = [knn.history for knn in trainer.callbacks if isinstance(knn, OnlineKNN)]  # type: ignore[attr-defined]
+    return any(history and history[-1][0] == trainer.current_epoch + 1 for history in histories)
+
+
+def _of_epochs(trainer: L.Trainer) -> str:
+    """How many epochs there will be, the last one perhaps in part: "/4", or nothing if there is no end."""
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        return ""
+    per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+    return f"/{-(-int(steps) // per_epoch)}"

@@ -8,15 +8,21 @@ import lightning as L
 import numpy as np
 import torch
 
+from ..steps import epoch_is_over
+
 KEY = "exact_resume"
 
 
 class ExactResume(L.Callback):
-    """Saves and restores the random generators and the reader's position, for every process.
+    """Saves and restores the random generators and the reader's position, and sees to Lightning's counters.
 
     Lightning saves the state of a loader with `state_dict`, but gives it back only if the checkpoint lies
     inside an epoch and nothing has asked for the number of steps before; a schedule does ask. So the state
-    travels here, and is given back when training starts.
+    travels here, for every process, and is given back when training starts.
+
+    Lightning counts an epoch in which a training stops (max_steps, max_time) as a whole one, and goes on within the
+    old epoch from a checkpoint of its end if max_steps is set. So checkpoints hold the counters of one of two places:
+    inside an epoch, after a batch, or between two epochs. It comes before the callbacks that look at the counters.
 
     Raises:
         ValueError: the checkpoint was written by another number of processes.
@@ -27,7 +33,9 @@ class ExactResume(L.Callback):
         self._generators: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+        loops = checkpoint["loops"]["fit_loop"]
+        loops["state_dict"].pop("combined_loader", None)
+        _count_anew(loops, trainer.accumulate_grad_batches)
         generators = [_generators()]
         if trainer.world_size > 1:
             own, generators = generators[0], [{}] * trainer.world_size
@@ -45,6 +53,7 @@ class ExactResume(L.Callback):
                 f"this checkpoint was written by {processes} processes and resumes with as many, got "
                 f"{trainer.world_size}; set trainer.devices and trainer.num_nodes to what they were"
             )
+        _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)  # of older versions
         self._loader_state = state["loader"]
         self._generators = state["generators"][trainer.global_rank]
 
@@ -62,6 +71,11 @@ class ExactResume(L.Callback):
         if self._generators is not None:
             _restore_generators(self._generators)
             self._generators = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not epoch_is_over(trainer):
+            for epochs in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+                epochs.processed = epochs.completed = epochs.started - 1  # type: ignore[attr-defined]
 
 
 class OpenRun(L.Callback):
@@ -91,6 +105,30 @@ class OpenRun(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._retry()
+
+
+def _count_anew(loops: dict[str, Any], accumulated: int) -> None:
+    """Set counters of Lightning's loops to those from which it goes on exactly, whatever hook they were saved in.
+
+    Args:
+        loops: state of the fit loop; changed in place.
+        accumulated: batches of an optimiser step.
+    """
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    last = batches["current"]["ready"]
+    within = last > 0 and not batches["is_last_batch"]
+    for counts in (epochs["total"], epochs["current"]):
+        done = counts["started"] - within
+        counts |= {"ready": done + within, "started": done + within, "processed": done, "completed": done}
+    total = batches["total"]["processed"] if within else batches["total"]["ready"]
+    for counts, number in ((batches["total"], total), (batches["current"], last if within else 0)):
+        # Lightning goes on after a batch that is not yet completed: so it is in the hook of a batch's end.
+        counts |= {"ready": number, "started": number, "processed": number, "completed": number - within}
+    batches["is_last_batch"] = False
+    steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    # It counts the step of that batch once it has loaded this, unless the step is still to come.
+    counted_later = within and last % accumulated == 0
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - counted_later
 
 
 def _generators() -> dict[str, Any]:

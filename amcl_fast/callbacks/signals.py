@@ -121,7 +121,7 @@ class SaveOnSignal(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if at_step_boundary(trainer, batch_idx):
+        if at_step_boundary(trainer):
             self._stop_if_asked(trainer, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -169,4 +169,5 @@ class SaveOnSignal(L.Callback):
 
 def _ends(trainer: L.Trainer) -> bool:
     """Whether nothing is left to train after this epoch."""
-    return trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+    return stops or trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps

@@ -1,6 +1,7 @@
 """What all frameworks share: encoder, heads, optimiser, schedule, precision of the loss, logging."""
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..nonfinite import NonFiniteError
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
-from ..steps import at_logging_step
+from ..steps import at_logging_step, stepped
 from .pairs import Pairs, untracked
 
 Batch = tuple[Sequence[Tensor], Tensor]
@@ -61,6 +62,7 @@ class Method(L.LightningModule):
         # Evaluation meets other batch sizes, for which a compiled graph would be built again: it stays eager.
         self.encode_views = self.compiled(self.embed)
         self._lr = optimizer.lr
+        self._losses: list[Tensor] = []  # of the batches of an optimiser step
         self._gradient_norm: Tensor | None = None
         self._logged_step: int | None = None
 
@@ -109,23 +111,31 @@ class Method(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         try:
-            return self.contrast(batch[0])
+            loss = self.contrast(batch[0])
         except NonFiniteInputError as error:
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
+        self._losses.append(loss.detach())
+        return loss
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        self.log_step(outputs)
+        self.log_step()
+        if stepped(self.trainer):
+            self._losses.clear()
+        if self.trainer.should_stop and not at_logging_step(self.trainer):
+            # Lightning would log the values of an earlier step once more.
+            for metric in self.trainer._results.values():  # type: ignore[union-attr]
+                metric._forward_cache = None
 
-    def log_step(self, outputs: dict[str, Tensor]) -> None:
-        """Log the metrics of the step that was just done, once; a callback that saves it calls this before.
+    def log_step(self) -> None:
+        """Log the metrics of the optimiser step that was just done, once; a callback that saves it calls this before.
 
-        Args:
-            outputs: as `on_train_batch_end` gets them.
+        The loss is the mean over the batches of the step (`accumulate_grad_batches`); Lightning hands on each one's
+        divided by their number. The criterion's `last_stats` are those of the last batch.
         """
         # Lightning's `log` costs as much as a small model's step and copies to the host: only when it is due.
         if at_logging_step(self.trainer) and self._logged_step != self.trainer.global_step:
             self._logged_step = self.trainer.global_step
-            self.log("loss", outputs["loss"], prog_bar=True)
+            self.log("loss", torch.stack(self._losses).mean(), prog_bar=True)
             self.log_dict({"lr": self._lr, **self.criterion.last_stats})  # type: ignore[dict-item, arg-type]
             if self._gradient_norm is not None:
                 self.log("gradient_norm", self._gradient_norm)
@@ -165,10 +175,10 @@ class Method(L.LightningModule):
             scale=self._lr_scale(),
             constant_lr=self.constant_lr,
         )
+        self.trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked for the length of an epoch
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = build_scheduler(
-            optimizer, self.schedule_config, steps=int(steps), epochs=-(-int(steps) // int(per_epoch))
-        )
+        epochs = Fraction(int(steps), int(per_epoch))
+        scheduler = build_scheduler(optimizer, self.schedule_config, steps=int(steps), epochs=epochs)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule_config.interval},
