@@ -549,7 +549,8 @@ def _find(trainer: Trainer, kind: type) -> Any:
 def _print_results(cli: PretrainCLI) -> None:
     knn = _find(cli.trainer, OnlineKNN)
     rows = [("raw pixels", knn.pixels), ("untrained encoder", knn.untrained)]
-    rows += [(f"after epoch {epoch}", accuracy) for epoch, accuracy in knn.history[-1:]]
+    whole = cli.trainer.current_epoch
+    rows += [(f"{'after' if epoch <= whole else 'in'} epoch {epoch}", value) for epoch, value in knn.history[-1:]]
     measured = [(name, accuracy) for name, accuracy in rows if accuracy is not None]
     if measured:
         # Of a checkpoint of an earlier version only the setting is known.
