@@ -1,17 +1,20 @@
 """The command line: `amcl-fast pretrain | evaluate | export | report | bench | doctor`.
 
 A sub-command is two functions: one that declares its arguments and one that runs it. What it needs is imported when
-it runs, so that `doctor` works where the trainer cannot be imported.
+it runs, torch included: `doctor` works where the trainer cannot be imported, `--help` answers at once, and a Ctrl-C
+during the imports finds somebody who takes it.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .ops import BACKENDS
+from .extras import require
 from .recipes import describe_recipes
+from .terminal import lasting_output, output_error
 
 LATEST = "latest"
 
@@ -26,8 +29,29 @@ _DATA = "folder of images by class, or builtin, cifar10, cifar100, stl10"
 _WEIGHTS = "run directory, checkpoint, or file written by export"
 
 
+_STOPPED = {
+    "pretrain": "before the first step: nothing was saved; begin again with the same command",
+    "evaluate": "before its end: no result was written",
+    "export": "before its end: no file was written",
+    "report": "before its end: draw it again",
+    "bench": "before its end: of the results, the sections that are said to be written are kept",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit code."""
+    with lasting_output():
+        try:
+            code, output_is_all = _run(argv)
+        except SystemExit as end:  # argparse's and jsonargparse's, of help and errors
+            if end.code != 0 or not _untold("amcl-fast"):
+                raise
+            return 1
+        return 1 if output_is_all and not code and _untold("amcl-fast") else code
+
+
+def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
+    """Exit code of a command, and whether it leaves nothing but what it prints."""
     parser = argparse.ArgumentParser(
         prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
     )
@@ -42,7 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.settings = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return arguments.run(arguments)
+    output_is_all = arguments.command == "doctor" or (arguments.command == "bench" and arguments.list)
+    try:
+        return arguments.run(arguments), output_is_all
+    except KeyboardInterrupt:
+        where = _STOPPED.get(arguments.command, "before its end")
+        print(f"amcl-fast {arguments.command}: stopped {where}", file=sys.stderr)
+        return 128 + signal.SIGINT, output_is_all
+
+
+def _untold(name: str) -> bool:
+    """Whether output is lost for which nobody is to blame but the disk; stderr says so."""
+    error = output_error()
+    if error is not None:
+        print(f"{name}: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return error is not None
 
 
 def _in_one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -52,10 +90,14 @@ def _in_one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse
         try:
             return run(arguments)
         except (ValueError, OSError, ImportError) as error:
-            print(f"amcl-fast {arguments.command}: error: {error}", file=sys.stderr)
-            return 2
+            return _refuse(arguments.command, error)
 
     return run_and_tell
+
+
+def _refuse(command: str, error: Exception) -> int:
+    print(f"amcl-fast {command}: error: {error}", file=sys.stderr)
+    return 2
 
 
 def _declare_pretrain(commands: Any) -> None:
@@ -88,8 +130,13 @@ def _declare_pretrain(commands: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from .pretrain import SettingsError, pretrain
-
+    try:
+        require(
+            "training", "lightning", "jsonargparse", "yaml", "torchvision", "matplotlib", "tensorboard", "nvidia.dali"
+        )
+        from .pretrain import SettingsError, pretrain
+    except ImportError as error:
+        return _refuse("pretrain", error)
     try:
         return pretrain(
             recipe=arguments.recipe,
@@ -100,8 +147,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             trust=arguments.trust,
         )
     except SettingsError as error:
-        print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse("pretrain", error)
 
 
 def _declare_evaluate(commands: Any) -> None:
@@ -138,6 +184,7 @@ def _declare_evaluate(commands: Any) -> None:
 
 @_in_one_line
 def _evaluate(arguments: argparse.Namespace) -> int:
+    require("evaluation", "lightning", "torchvision", "tqdm", "nvidia.dali")
     from .evaluate.command import run
     from .evaluate.linear import RATES
 
@@ -171,6 +218,8 @@ def _declare_export(commands: Any) -> None:
 
 @_in_one_line
 def _export(arguments: argparse.Namespace) -> int:
+    packages = ("safetensors",) if arguments.format == "safetensors" else ("onnx", "onnxscript")
+    require("export", "torchvision", *packages)
     from .encoder import load_encoder
     from .export import export, loading_code
 
@@ -197,6 +246,7 @@ def _declare_report(commands: Any) -> None:
 
 @_in_one_line
 def _report(arguments: argparse.Namespace) -> int:
+    require("a report", "matplotlib", "yaml")
     from .report import write_comparison, write_report
 
     if len(arguments.run_dirs) > 1:
@@ -218,7 +268,7 @@ def _declare_bench(commands: Any) -> None:
     sections = ("operators", "pipeline", "training", "scaling", "all")
     parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the operators (auto)")
+    parser.add_argument("--backend", type=_backend, default="auto", metavar="NAME", help="of the operators (auto)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the rounds of each case (4)")
     parser.add_argument("--data", type=Path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
     parser.add_argument(
@@ -233,6 +283,14 @@ def _declare_bench(commands: Any) -> None:
         "--compare", nargs=2, metavar=("A", "B"), help="two JSON files, or two commits, measured here in turn"
     )
     parser.set_defaults(run=_bench)
+
+
+def _backend(name: str) -> str:
+    from .ops import BACKENDS
+
+    if name not in BACKENDS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
 
 
 @_in_one_line

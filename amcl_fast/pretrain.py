@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import yaml
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.trainer import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from .extras import extras_named
+
+with extras_named("training"):
+    import yaml
+    from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.trainer import Trainer
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .callbacks import (
     Checkpoint,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from amcl_fast import ops
+from amcl_fast.extras import require
 
 from . import results
 from .cases import Case, select
@@ -44,6 +45,7 @@ def report(output: Path | None) -> None:
         ValueError, OSError: no results in the folder, or no README.md with the markers.
         ImportError: no matplotlib.
     """
+    require("bench --report", "matplotlib")
     from .report import write
 
     for path in write(output or results.default_folder(), Path("README.md"), Path("docs/benchmarks")):
@@ -141,6 +143,7 @@ def _unfit(case: Case, backend: str) -> str | None:
 
 
 def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    require("bench pipeline", "nvidia.dali", "PIL")
     from .pipeline import BATCH, LETTERS, images, measure
 
     names = {_pipeline_name(size, letters): (size, letters) for size in BATCH for letters in LETTERS}
@@ -158,6 +161,7 @@ def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -
 
 
 def _training(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+    require("bench training", "lightning", "jsonargparse", "yaml", "torchvision", "tensorboard", "nvidia.dali")
     from .training import measure, recipes
 
     for recipe, _ in _matching(dict.fromkeys(recipes()), substring):

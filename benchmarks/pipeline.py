@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from amcl_fast.data import Augmentation
-from amcl_fast.data.builtin import prepare_builtin
 from amcl_fast.data.scan import Images, scan_classes
 
 LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
@@ -35,6 +34,8 @@ def images(size: int, data: Path | None) -> Images:
         ValueError: `data` is no folder of classes of images.
     """
     if size == 32:
+        from amcl_fast.data.builtin import prepare_builtin  # Pillow is an extra
+
         return scan_classes(prepare_builtin() / "train")
     assert data is not None
     found = scan_classes(data / "train" if (data / "train").is_dir() else data)

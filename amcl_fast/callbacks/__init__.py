@@ -1,16 +1,19 @@
 """What happens around the steps: kNN, checkpoints, exact resume, guards, throughput, signals, reports."""
 
-from ..nonfinite import NonFiniteError
-from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
-from .guard import Guard
-from .knn import OnlineKNN
-from .metrics import EventsFile, MetricsFile
-from .progress import EpochSummary
-from .report import Report
-from .resume import ExactResume, OpenRun
-from .signals import Interrupted, SaveOnSignal, StopSignals
-from .skipped import SkippedFiles
-from .throughput import Throughput
+from ..extras import extras_named
+
+with extras_named("amcl_fast.callbacks"):
+    from ..nonfinite import NonFiniteError
+    from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
+    from .guard import Guard
+    from .knn import OnlineKNN
+    from .metrics import EventsFile, MetricsFile
+    from .progress import EpochSummary
+    from .report import Report
+    from .resume import ExactResume, OpenRun
+    from .signals import Interrupted, SaveOnSignal, StopSignals
+    from .skipped import SkippedFiles
+    from .throughput import Throughput
 
 __all__ = [
     "Checkpoint",

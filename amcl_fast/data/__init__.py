@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.extras import extras_named
 
 if TYPE_CHECKING:
     from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
@@ -21,4 +22,5 @@ _HOMES = {"ContrastiveDataModule": "module", "ContrastiveLoader": "loader", "Eva
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with extras_named(f"{__name__}.{name}"):
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

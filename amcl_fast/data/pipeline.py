@@ -11,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.extras import extras_named
 
-try:
+with extras_named("the data pipeline"):
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
     from nvidia.dali.tensors import TensorCPU, TensorListCPU
-except ImportError as error:
-    raise ImportError('the data pipeline needs NVIDIA DALI (Linux only): pip install "amcl-fast[train]"') from error
 
 Device = Literal["cpu", "gpu"]
 

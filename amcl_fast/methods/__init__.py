@@ -1,10 +1,13 @@
 """One LightningModule per framework; baseline and AMCL differ by the temperature of the criterion only."""
 
-from .barlow_twins import BarlowTwins
-from .base import Method
-from .moco import MoCo
-from .pairs import Pairs
-from .simclr import SimCLR
-from .simsiam import SimSiam
+from ..extras import extras_named
+
+with extras_named("amcl_fast.methods"):
+    from .barlow_twins import BarlowTwins
+    from .base import Method
+    from .moco import MoCo
+    from .pairs import Pairs
+    from .simclr import SimCLR
+    from .simsiam import SimSiam
 
 __all__ = ["BarlowTwins", "Method", "MoCo", "Pairs", "SimCLR", "SimSiam"]

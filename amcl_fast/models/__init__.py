@@ -1,8 +1,11 @@
 """Encoders, heads, and MoCo's momentum encoder and queue."""
 
-from .backbones import BackboneConfig, build_backbone
-from .heads import MultiHeadPredictor, MultiHeadProjector, ProjectorConfig
-from .momentum import KeyQueue, MomentumEncoder
+from ..extras import extras_named
+
+with extras_named("amcl_fast.models"):
+    from .backbones import BackboneConfig, build_backbone
+    from .heads import MultiHeadPredictor, MultiHeadProjector, ProjectorConfig
+    from .momentum import KeyQueue, MomentumEncoder
 
 __all__ = [
     "BackboneConfig",

@@ -16,7 +16,7 @@ only a base. A run's config.yaml holds all of its settings.
 import difflib
 from pathlib import Path
 
-import yaml
+from ..extras import extras_named
 
 FOLDER = Path(__file__).parent
 
@@ -49,6 +49,7 @@ def recipe_files(name: str) -> list[Path]:
 
     Raises:
         ValueError: there is no such recipe.
+        ImportError: PyYAML is missing.
     """
     if name not in recipe_names():
         close = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
@@ -82,6 +83,8 @@ def _path(part: str) -> Path:
 
 
 def _with_bases(part: str) -> list[Path]:
+    with extras_named("a recipe"):
+        import yaml  # not at the top: the names of the recipes are known without it
     bases = yaml.safe_load(_path(part).read_text()).get("base", [])
     files = [path for base in ([bases] if isinstance(bases, str) else bases) for path in _with_bases(base)]
     return [*files, _path(part)]
