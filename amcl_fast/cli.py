@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .extras import require
 from .recipes import describe_recipes
@@ -100,6 +100,15 @@ def _refuse(command: str, error: Exception) -> int:
     return 2
 
 
+def _path(text: str) -> Path:
+    from .paths import expanded
+
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _declare_pretrain(commands: Any) -> None:
     parser = commands.add_parser(
         "pretrain",
@@ -119,7 +128,7 @@ def _declare_pretrain(commands: Any) -> None:
         help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given)",
     )
     parser.add_argument(
-        "--run_dir", type=Path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+        "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
     )
     parser.add_argument(
         "--trust",
@@ -157,7 +166,7 @@ def _declare_evaluate(commands: Any) -> None:
         description="Measure a frozen encoder: weighted kNN, and a linear probe for every learning rate at once.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", type=Path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
     parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
     parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
     parser.add_argument(
@@ -178,7 +187,7 @@ def _declare_evaluate(commands: Any) -> None:
         help="linear probe on random crops and flips, anew every epoch, or on features computed once "
         "(default: crops and flips on a GPU, once on a CPU)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON (default: evaluation-*.json beside CKPT)")
+    parser.add_argument("--output", type=_path, metavar="FILE", help="JSON (default: evaluation-*.json beside CKPT)")
     parser.set_defaults(run=_evaluate)
 
 
@@ -210,22 +219,29 @@ def _declare_export(commands: Any) -> None:
         description="Write the backbone as safetensors, with torchvision's or timm's names, or as ONNX.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", type=Path, metavar="CKPT", help=_WEIGHTS)
-    parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: backbone.FORMAT beside CKPT)")
+    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument(
+        "--format", choices=("safetensors", "onnx"), help="(default: that of --output's suffix, or safetensors)"
+    )
+    parser.add_argument(
+        "--output", type=_path, metavar="FILE", help="ends in .FORMAT (default: backbone.FORMAT beside CKPT)"
+    )
     parser.set_defaults(run=_export)
 
 
 @_in_one_line
 def _export(arguments: argparse.Namespace) -> int:
-    packages = ("safetensors",) if arguments.format == "safetensors" else ("onnx", "onnxscript")
-    require("export", "torchvision", *packages)
+    output = arguments.output
+    format: Literal["safetensors", "onnx"] = arguments.format or (
+        "onnx" if output and output.suffix == ".onnx" else "safetensors"
+    )
+    require("export", "torchvision", *(("safetensors",) if format == "safetensors" else ("onnx", "onnxscript")))
     from .encoder import load_encoder
     from .export import export, loading_code
 
-    path = export(arguments.weights, format=arguments.format, output=arguments.output)
+    path = export(arguments.weights, format=format, output=output)
     print(path)
-    if arguments.format == "safetensors":
+    if format == "safetensors":
         print(f"\n{loading_code(load_encoder(path).config, str(path))}")
     return 0
 
@@ -237,9 +253,9 @@ def _declare_report(commands: Any) -> None:
         description="Draw the report of a run; of several runs, one page with all of them side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument("run_dirs", type=_path, nargs="+", metavar="RUN_DIR")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
+        "--output", type=_path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
     )
     parser.set_defaults(run=_report)
 
@@ -270,9 +286,9 @@ def _declare_bench(commands: Any) -> None:
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
     parser.add_argument("--backend", type=_backend, default="auto", metavar="NAME", help="of the operators (auto)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the rounds of each case (4)")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
+    parser.add_argument("--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
+        "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--list", action="store_true", help="names of the cases for this machine")

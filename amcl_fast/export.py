@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 
 from .encoder import SUFFIX, Encoder, load_encoder
-from .files import write_file
+from .files import check_output, write_file
 from .models.backbones import TIMM_PREFIX, BackboneConfig
 
 Format = Literal["safetensors", "onnx"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx")
+SUFFIXES: dict[Format, str] = {"safetensors": SUFFIX, "onnx": ".onnx"}
 
 
 def export(weights: Path, *, format: Format = "safetensors", output: Path | None = None) -> Path:
@@ -24,19 +25,24 @@ def export(weights: Path, *, format: Format = "safetensors", output: Path | None
     Args:
         weights: what to export.
         format: safetensors or onnx.
-        output: file to write, replaced when the new one is whole; default: `backbone.safetensors` or `backbone.onnx`
-            in the run directory, or beside the weights under their name.
+        output: file to write, replaced when the new one is whole, with the suffix of its format; default:
+            `backbone.safetensors` or `backbone.onnx` in the run directory, or beside the weights under their name.
 
     Returns:
         The file written.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_encoder`.
+        FileNotFoundError, ValueError: see `load_encoder`; nothing is written.
+        ValueError: the suffix of `output` is not that of the format.
         ImportError: a package of the extra `export` is missing.
         OSError: the file cannot be written.
     """
+    suffix = SUFFIXES[format]
+    if output is not None:
+        if output.suffix != suffix:
+            raise ValueError(f"output must end in {suffix}, by which {format} files are known, got {output}")
+        check_output(output)
     encoder = load_encoder(weights)
-    suffix = SUFFIX if format == "safetensors" else ".onnx"
     path = output or (weights / f"backbone{suffix}" if weights.is_dir() else weights.with_suffix(suffix))
     write_file(path, _safetensors(encoder) if format == "safetensors" else _onnx(encoder))
     return path

@@ -19,10 +19,20 @@ def write_file(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
         os.replace(partial, path)
     except OSError as error:
-        raise named(error, path) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the partial one is no concern of the caller
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Raise OSError, in one line, if no file can be written there; before the work whose result it will hold."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of the file as well")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: {path.parent} is not writable")
 
 
 def named(error: OSError, path: Path) -> OSError:

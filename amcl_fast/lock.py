@@ -25,6 +25,8 @@ class RunLock:
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
+        self.run_dir: Path | None = None
+        """What is locked."""
 
     def __enter__(self) -> Self:
         return self
@@ -32,9 +34,13 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back before the block ends."""
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
+            self._descriptor = self.run_dir = None
 
     def acquire(self, run_dir: Path) -> None:
         """Take the lock of `run_dir`, which exists. Where the file system has no locks: a warning.
@@ -53,6 +59,7 @@ class RunLock:
             ) from None
         except OSError as error:
             warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
+        self.run_dir = run_dir
         with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

@@ -7,9 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from .extras import extras_named
 
 with extras_named("training"):
     import yaml
-    from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+    from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.trainer import Trainer
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -51,9 +52,10 @@ from .cli import LATEST
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
 from .files import Unwritten, write_file
-from .lock import NAME as LOCK
+from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
 from .methods import Method
+from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
 from .settings import (
     TRUSTED,
@@ -67,11 +69,7 @@ from .settings import (
 )
 from .terminal import lasting_output
 
-RUNS = Path("runs")
-CONFIG = "config.yaml"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Lightning's launcher starts the other processes with the same command line; they inherit the folder.
-_RUN_DIR_VARIABLE = "AMCL_FAST_RUN_DIR"
 
 
 class SettingsError(Exception):
@@ -106,15 +104,24 @@ class PretrainCLI(LightningCLI):
         run_dir: where everything of the run goes.
         resumed: what the run goes on from, None for a new run.
         signals: whose handlers are set; None: they are set while training lasts.
+        folder: of a new run; it is made once the settings are known to be good, and replaces `run_dir`.
 
     Raises:
-        ValueError: a setting of a resumed run is changed that must stay.
+        ValueError: a setting of a resumed run is changed that must stay, or one is out of range or of no effect here.
+        FileNotFoundError: the data of a resumed run, a relative path, is not to be found.
+        OSError: `folder` cannot be had.
     """
 
     def __init__(
-        self, args: list[str], run_dir: Path, resumed: Resumed | None = None, signals: StopSignals | None = None
+        self,
+        args: list[str],
+        run_dir: Path,
+        resumed: Resumed | None = None,
+        signals: StopSignals | None = None,
+        folder: NewFolder | None = None,
     ) -> None:
         self.run_dir = run_dir
+        self._folder = folder
         self.resumed = resumed
         self.signals = signals
         self._unwritten = Unwritten()
@@ -147,6 +154,7 @@ class PretrainCLI(LightningCLI):
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         if self.resumed is None:
             self.config = parser.parse_args(args)
+            self._settle(absolute_data)
             return
         self.config = parser.parse_args([*self.resumed.argument, *args])
         before = parser.parse_args(self.resumed.argument)
@@ -159,36 +167,31 @@ class PretrainCLI(LightningCLI):
                 "the training, devices of the same number, logging, data.root, threads, and knn, checkpoint, guard and "
                 f"report. Nothing in {self.run_dir} was changed"
             )
+        kept = self.config.data.root == before.data.root
+        self._settle(lambda root: find_data(root, self.run_dir) if kept else absolute_data(root))
+
+    def _settle(self, place: Callable[[str], str]) -> None:
+        """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
+        _check_trainer(self.config.trainer, self.run_dir)
+        self.config.data.root = place(self.config.data.root)
+
+    def before_instantiate_classes(self) -> None:
+        if self._folder is not None:
+            self.run_dir = self._folder.reserve()
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:
         settings = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
         return {name: value for name, value in settings.items() if name != "config"}
 
-    def open_run(self, lock: RunLock) -> None:
-        """Make the directory of a new run, lock it and write the settings into it.
+    def open_run(self) -> None:
+        """Write the settings into the directory of a new run.
 
         Raises:
-            FileExistsError: another run has it.
-            OSError: it cannot be made or written; nothing of it is left.
+            OSError: they cannot be written.
         """
-        if _rank() or self.resumed is not None:
-            return
-        try:
-            self.run_dir.mkdir(parents=True)
-        except FileExistsError:
-            raise FileExistsError(
-                f"{self.run_dir} exists, and two runs never share a folder; give another --run_dir, or "
-                f"go on with that run: --resume {self.run_dir}"
-            ) from None
-        try:
-            lock.acquire(self.run_dir)
+        if not _rank() and self.resumed is None:
             write_file(self.run_dir / CONFIG, self._yaml)
-        except BaseException:  # a signal too
-            with suppress(OSError):
-                (self.run_dir / LOCK).unlink(missing_ok=True)
-                self.run_dir.rmdir()
-            raise
 
     def _open_resumed(self) -> None:
         """What changes in the directory of a run once its resume has succeeded."""
@@ -202,7 +205,8 @@ class PretrainCLI(LightningCLI):
         path = self.run_dir / CONFIG
         self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
         for logger in self.trainer.loggers:
-            logger.write()  # type: ignore[attr-defined]
+            if isinstance(logger, MetricsFile | EventsFile):
+                logger.write()
 
     def _put_aside_what_is_later(self) -> None:
         """Keep the end of a run that goes on from an earlier checkpoint than its last."""
@@ -245,9 +249,16 @@ class PretrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         step = None if self.resumed is None else self.resumed.step
-        loggers = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
+        given = self._get(self.config_init, "trainer")
+        theirs = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
+        loggers: list[Logger] = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
+        loggers += [logger for logger in theirs if isinstance(logger, Logger)]
+        bar = given["enable_progress_bar"]
         return super().instantiate_trainer(
-            logger=loggers, default_root_dir=self.run_dir, enable_progress_bar=sys.stdout.isatty(), **kwargs
+            logger=loggers,
+            default_root_dir=self.run_dir,
+            enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
+            **kwargs,
         )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -353,10 +364,12 @@ def _prepare(
 ) -> PretrainCLI:
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
-    resumed = None
+    resumed = folder = None
+    settings = _with_home(settings)
     for config in _configs(settings):
         check_limits(config)
     if resume is not None:
+        resume = expanded(resume)
         if run_dir is not None:
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
         run_dir, checkpoint = _find_run(resume, recipe)
@@ -369,18 +382,31 @@ def _prepare(
             _refuse_foreign(resumed.settings, run_dir)
     else:
         configs = recipe_files(recipe) if recipe else []
-        if not configs and "--config" not in settings and not {"--help", "--print_config"} & set(settings):
+        options = {setting.partition("=")[0] for setting in settings}
+        if not configs and not {"--config", "-c", "--help", "-h", "--print_config"} & options:
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
-        run_dir = _new_run_dir(run_dir, recipe or "run")
+        name = recipe or "run"
+        if _rank():
+            run_dir = told_run_dir(run_dir)
+        else:
+            if run_dir is None and _started_by_others():
+                raise ValueError("under torchrun or srun every process must know the folder of the run: give --run_dir")
+            folder = NewFolder(run_dir, name, lock)
+            run_dir = run_dir or RUNS / name
         args = [argument for config in configs for argument in ("--config", str(config))]
         args += ["--recipe", recipe] if recipe else []
     args += ["--data.root", data] if data is not None else []
-    cli = PretrainCLI([*args, *settings], run_dir, resumed, signals)
-    if not _rank():
-        cli.datamodule.prepare_data()
-        cli.datamodule.setup("fit")
-    cli.model.check_batch(cli.datamodule.batch_size)
-    cli.open_run(lock)
+    try:
+        cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
+        if not _rank():
+            cli.datamodule.prepare_data()
+            cli.datamodule.setup("fit")
+        cli.model.check_batch(cli.datamodule.batch_size)
+        cli.open_run()
+    except BaseException:  # a signal too
+        if folder is not None:
+            folder.give_up()
+        raise
     return cli
 
 
@@ -508,14 +534,46 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _new_run_dir(given: Path | None, name: str) -> Path:
-    if _RUN_DIR_VARIABLE in os.environ and _rank():
-        return Path(os.environ[_RUN_DIR_VARIABLE])
-    if given is None and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError("under torchrun every process must know the folder of the run: give --run_dir")
-    run_dir = given or RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    os.environ[_RUN_DIR_VARIABLE] = str(run_dir)
-    return run_dir
+def _started_by_others() -> bool:
+    """Whether a launcher has started several processes, which cannot tell each other a name before they train."""
+    slurm = SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or slurm
+
+
+def _with_home(settings: Sequence[str]) -> list[str]:
+    """Settings whose files of settings are named without a ~, which the shell leaves in --config=~/FILE."""
+    found = []
+    for before, setting in itertools.pairwise(["", *settings]):
+        option, equals, value = setting.partition("=")
+        if equals and option in ("--config", "-c"):
+            setting = f"{option}={expanded(value)}"
+        elif before in ("--config", "-c"):
+            setting = expanded(setting)
+        found.append(setting)
+    return found
+
+
+def _check_trainer(trainer: Any, run_dir: Path) -> None:
+    """Raise ValueError for a setting of the trainer that leaves nothing to train, or that a run has no use for."""
+    for name, accepted in (("max_epochs", "-1 or at least 1"), ("max_steps", "-1 or at least 1")):
+        value = trainer[name]
+        if value is not None and value != -1 and value < 1:
+            raise ValueError(f"trainer.{name} must be {accepted}, got {value}")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ValueError(
+            "trainer.max_epochs=-1 leaves the schedule without an end: trainer.max_steps must be given with it"
+        )
+    if trainer.limit_train_batches is not None and trainer.limit_train_batches <= 0:
+        raise ValueError(f"trainer.limit_train_batches must be above 0, got {trainer.limit_train_batches}")
+    if trainer.max_time is not None and not Timer(trainer.max_time).time_remaining():
+        raise ValueError(f"trainer.max_time must be above 0, got {trainer.max_time}")
+    if trainer.logger is False:
+        raise ValueError(
+            "trainer.logger must be loggers that join the run's own, which report and resume read, got false"
+        )
+    root = trainer.default_root_dir
+    if root is not None and os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir):
+        raise ValueError(f"trainer.default_root_dir is the folder of the run: give it as --run_dir, got {root}")
 
 
 def _find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:

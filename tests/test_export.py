@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from disk import no_room
 from fake_data import FakeDataModule
 from running import fit, method
 from traps import Touch
 
 from amcl_fast.checkpoint import load_checkpoint
+from amcl_fast.cli import main
 from amcl_fast.encoder import find_weights, load_encoder
 from amcl_fast.export import export, loading_code
 from amcl_fast.methods import SimCLR
@@ -264,3 +266,46 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export(run)
     assert path.read_bytes() == good and [file.name for file in path.parent.iterdir() if file.is_file()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "message"),
+    [
+        (
+            "safetensors",
+            "weights.bin",
+            r"output must end in \.safetensors.*, got .*bin",
+        ),
+        ("safetensors", "weights", r"output must end in \.safetensors"),
+        ("onnx", "weights.safetensors", r"output must end in \.onnx, by which onnx files are known"),
+        ("safetensors", "weights.onnx", r"output must end in \.safetensors"),
+        ("safetensors", "no/where.safetensors", r"where\.safetensors cannot be written: there is no folder .*/no$"),
+        ("safetensors", "folder.safetensors", r"folder\.safetensors is a folder; give the name of the file"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_before_it_is_written(tmp_path, format, name, message):
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    (tmp_path / "folder.safetensors").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=message):
+        export(run, format=format, output=tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_takes_the_format_from_the_suffix(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    pytest.importorskip("onnxscript")
+    checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "run", "--output", "weights.bin"]) == 2
+    assert "output must end in .safetensors" in capsys.readouterr().err and not Path("weights.bin").exists()
+    assert main(["export", "run", "--output", "a.onnx"]) == 0 and Path("a.onnx").is_file()
+    assert main(["export", "run", "--format", "safetensors", "--output", "b.onnx"]) == 2
+    assert main(["export", "run", "--output", "b.safetensors"]) == 0
+    assert load_encoder(Path("b.safetensors")).config == BACKBONES["narrow"]
+    capsys.readouterr()
+    with no_room(1000):
+        assert main(["export", "run", "--output", "c.safetensors"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "amcl-fast export: error: [Errno 27] File too large: 'c.safetensors'"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.safetensors", "run"]

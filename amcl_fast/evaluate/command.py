@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..data import ContrastiveDataModule
 from ..data.left_out import summarise
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
-from ..files import write_file
+from ..files import check_output, write_file
+from ..paths import absolute_data, find_data
 from .evaluation import Evaluation, evaluate
 
 
@@ -48,9 +49,14 @@ def run(
         OSError: something cannot be read or written.
         ImportError: a package is missing.
     """
+    if output is not None:
+        check_output(output)
     encoder = load_encoder(weights)
-    data = data or encoder.data
-    if data is None:
+    if data is not None:
+        data = absolute_data(data)
+    elif encoder.data is not None:
+        data = find_data(encoder.data, _run_dir(find_weights(weights)))
+    else:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     datamodule = ContrastiveDataModule(
@@ -135,5 +141,9 @@ def _beside(weights: Path, data: str) -> Path:
         return weights / name
     if weights.suffix == SUFFIX:
         return weights.with_name(f"{weights.stem}-{name}")
-    run_dir = weights.resolve().parents[1]
+    run_dir = _run_dir(weights)
     return (run_dir if (run_dir / "config.yaml").is_file() else weights.parent) / name
+
+
+def _run_dir(checkpoint: Path) -> Path:
+    return checkpoint.resolve().parent.parent

@@ -1,0 +1,56 @@
+"""Paths as a user gives them, and as a run keeps them: it may be resumed and evaluated from anywhere."""
+
+import os
+from pathlib import Path
+
+from .data.download import DOWNLOADS
+
+DATA_NAMES = ("builtin", *DOWNLOADS)
+"""What data.root may be beside a path."""
+
+
+def expanded(path: str) -> str:
+    """The path with its leading ~ or ~user as the folder that it stands for; ./~ is a folder of that name.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if path.startswith("~"):
+        found = os.path.expanduser(path)
+        if found == path:
+            raise ValueError(
+                f"{path} names the home of a user who is not known here; a folder of that name is ./{path}"
+            )
+        return found
+    # pathlib drops the ./ that made the difference.
+    return os.path.abspath(path) if os.path.normpath(path).startswith("~") else path
+
+
+def absolute_data(root: str) -> str:
+    """data.root as a run keeps it: a name as it is, a path absolute.
+
+    Raises:
+        ValueError: it begins with the home of a user who is not known.
+    """
+    return root if root in DATA_NAMES or not root else os.path.abspath(expanded(root))
+
+
+def find_data(root: str, run_dir: Path) -> str:
+    """data.root that a run has kept, absolute. One that is relative, as before runs kept them absolute, is looked for
+    here and where the run may have been started from.
+
+    Raises:
+        FileNotFoundError: a relative one is in none of these places.
+        ValueError: see `absolute_data`.
+    """
+    if root in DATA_NAMES or not root or os.path.isabs(root) or root.startswith("~"):
+        return absolute_data(root)
+    own = run_dir.absolute()
+    places = list(dict.fromkeys([Path.cwd(), *own.parents[:2]]))  # --run_dir run, and runs/run
+    for place in places:
+        if (place / root).exists():
+            return os.path.abspath(place / root)
+    tried = ", ".join(map(str, places))
+    raise FileNotFoundError(
+        f"the data of {run_dir}, {root}, is a relative path, and is in none of {tried}: give --data"
+    )
