@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakMethod
 
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.complaints import complaints
+from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
 from amcl_fast.data.reader import Encoded, Reader
@@ -37,6 +40,9 @@ _TRIAL_REST = 50
 _MOST_FAILURES = 8
 # Sides of an evaluation's images that reduced ones keep, so that their centre is averaged as that of others is.
 _SPARE = 2
+
+# Of all loaders of the process: so are the complaints.
+_DAMAGED = Damaged()
 
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
 
@@ -63,6 +69,7 @@ class _Checked:
 
     def take(self) -> Encoded:
         """The images that were requested first; those that cannot be decoded are bad."""
+        complaints()
         return self._tried(self.reader.take())
 
     def read(self, files: list[str]) -> Encoded:
@@ -88,6 +95,12 @@ class _Checked:
         if not self._rest:
             self._trial.close()
         return encoded
+
+    def name_damaged(self, files: list[str], *, last: bool = False) -> None:
+        """Name those of the files whose decoding brought complaints; `last`: none is being decoded any more."""
+        with suppress(OSError):  # that is told where it is in the way
+            if _DAMAGED.look(files, self.reader.read, self._trial, last=last):
+                self._rest = _TRIAL_REST
 
     def failed(self, batches: int) -> None:
         """DALI failed on one of the next `batches`: every image of theirs is tried out.
@@ -191,6 +204,7 @@ class ContrastiveLoader:
         self._asked = self._fed = 0  # batches, those done included
         self._asked_sources: deque[list[int]] = deque()
         self._sources: deque[list[int]] = deque()  # of the batches in DALI: the files' places in the list
+        self._latest: list[int] = []
         self._resuming = False
         self.wait_seconds = 0.0
 
@@ -292,6 +306,9 @@ class ContrastiveLoader:
             try:
                 if self._pipeline is None:
                     self._start()
+                else:
+                    decoded = [source for sources in (self._latest, *self._sources) for source in sources]
+                    self._checked.name_damaged([self._images.files[source] for source in decoded])
                 outputs = self._pipeline.run()
                 break
             except RuntimeError as error:
@@ -308,7 +325,8 @@ class ContrastiveLoader:
                 raise
         self._checkpoint = self._pipeline.checkpoint()
         self._done += 1
-        return outputs, self._sources.popleft()
+        self._latest = self._sources.popleft()
+        return outputs, self._latest
 
     def _start(self) -> None:
         self._asked = self._fed = self._done
@@ -464,6 +482,7 @@ class _Pass:
         self._asked_places: deque[list[int]] = deque()
         self._left: list[tuple[int, np.ndarray]] = []
         self._places: deque[list[int]] = deque()  # of the batches in DALI
+        self._latest: list[int] = []
 
     def advance(self) -> tuple[Tensor, list[int]] | None:
         """The next batch of images and their places in the list; None after the last one."""
@@ -473,9 +492,12 @@ class _Pass:
                 if self._pipeline is None:
                     self._asked = self._next
                     self._pipeline = evaluation_pipeline(_loosely(self._feed), self._output)
+                else:
+                    self._name_damaged()
                 (images,) = self._pipeline.run()
                 break
             except StopIteration:
+                self._name_damaged(last=True)
                 return None
             except RuntimeError as error:
                 self._stop()
@@ -484,9 +506,13 @@ class _Pass:
                 failed_here = True
                 log.debug("DALI failed: %s", error)
                 self._checked.failed(self._output.prefetch + 1)
-        places = self._places.popleft()
-        self._next = places[-1] + 1
-        return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), places
+        self._latest = self._places.popleft()
+        self._next = self._latest[-1] + 1
+        return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), self._latest
+
+    def _name_damaged(self, *, last: bool = False) -> None:
+        decoded = [place for places in (self._latest, *self._places) for place in places]
+        self._checked.name_damaged([self._files[place] for place in decoded], last=last)
 
     def close(self) -> None:
         """End DALI and the processes."""

@@ -1,11 +1,14 @@
 """Decode doubtful images in a process of its own, which may die of them."""
 
 import logging
+import os
 import re
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from amcl_fast.data.complaints import PIXELS
 from amcl_fast.data.worker import Worker, WorkerError, serve
 
 log = logging.getLogger(__name__)
@@ -14,6 +17,7 @@ _START_SECONDS = 300.0  # a network folder of libraries, a busy machine
 _DECODE_SECONDS = 60.0
 _PIXEL = b"P6 1 1 255\n\0\0\0"
 _DECODED = b""
+_COMPLAINT = b"\0"  # how what a decoder says of an image begins that it decodes
 _OF_MEMORY = re.compile(rb"memory|alloc", re.IGNORECASE)
 NOT_DECODED = "it cannot be read and decoded"
 
@@ -38,21 +42,39 @@ class Trial:
         Raises:
             OSError: DALI decodes nothing at all in a new process.
         """
-        if self._worker is None:
-            self._worker = self._start()
         try:
-            self._worker.send(image.tobytes())
-            answer = self._worker.receive(_DECODE_SECONDS)
+            answer = self._answer(image)
         except WorkerError as error:
-            self._worker = None
             return f"the process that decodes it does not live: {error}"
-        if answer == _DECODED:
+        if answer == _DECODED or answer.startswith(_COMPLAINT):
             return None
         if self._devices[0][0] != "cpu" and _OF_MEMORY.search(answer):
             # The GPU is full, which says nothing of the image.
             self._on_cpu = self._on_cpu or Trial()
             return self._on_cpu(image)
         return NOT_DECODED
+
+    def complaint(self, image: np.ndarray) -> str | None:
+        """What the decoder says of the damaged pixels of an image that it decodes; None if that is nothing.
+
+        Raises:
+            OSError: DALI decodes nothing at all in a new process.
+        """
+        with suppress(WorkerError):
+            answer = self._answer(image)
+            if answer.startswith(_COMPLAINT):
+                return answer.removeprefix(_COMPLAINT).decode(errors="replace")
+        return None
+
+    def _answer(self, image: np.ndarray) -> bytes:
+        if self._worker is None:
+            self._worker = self._start()
+        try:
+            self._worker.send(image.tobytes())
+            return self._worker.receive(_DECODE_SECONDS)
+        except WorkerError:
+            self._worker = None
+            raise
 
     def close(self) -> None:
         """End the process; the next call starts another."""
@@ -86,7 +108,9 @@ class Trial:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve a `Trial`: an image in, nothing out, or DALI's error."""
+    """Serve a `Trial`: an image in, nothing out, or DALI's error, or what a decoder printed of damaged pixels."""
+    printed = os.memfd_create("printed")
+    os.dup2(printed, 2)
     pipeline: Any = None
     image = np.empty(0, np.uint8)
 
@@ -95,6 +119,8 @@ def main(arguments: list[str]) -> None:
 
     def answer(request: bytes) -> bytes:
         nonlocal pipeline, image
+        os.ftruncate(printed, 0)
+        os.lseek(printed, 0, os.SEEK_SET)
         try:
             from amcl_fast.data.pipeline import Output, decoding_pipeline
 
@@ -113,6 +139,8 @@ def main(arguments: list[str]) -> None:
         except Exception as error:
             pipeline = None
             return str(error).strip().encode() or b"error"
-        return _DECODED
+        lines = os.pread(printed, os.fstat(printed).st_size, 0).splitlines()
+        complaint = next((line for line in lines if PIXELS.match(line)), None)
+        return _DECODED if complaint is None else _COMPLAINT + complaint
 
     serve(answer)

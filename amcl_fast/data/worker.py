@@ -114,6 +114,11 @@ class Worker:
             return WorkerError("it closed its pipes")
         return WorkerError(f"it ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}")
 
+    def wait(self, seconds: float) -> None:
+        """Let the process come to its own end, for so long at most."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
     def close(self) -> None:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):
@@ -127,10 +132,15 @@ class Worker:
             self.close()
 
 
-def serve(answer: Callable[[bytes], bytes]) -> None:
-    """The helper's side: answer messages, one at a time, until the other side ends."""
+def ignore_signals() -> None:
+    """The helper's side: a terminal or a batch system sends them to all processes of a run."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
+
+
+def serve(answer: Callable[[bytes], bytes]) -> None:
+    """The helper's side: answer messages, one at a time, until the other side ends."""
+    ignore_signals()
     requests, answers = sys.stdin.buffer, os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no message
     with os.fdopen(answers, "wb") as stream:

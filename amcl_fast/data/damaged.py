@@ -1,0 +1,73 @@
+"""Name the images whose pixels are damaged, though a decoder makes something of them."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from amcl_fast.data.complaints import complaints
+from amcl_fast.data.reader import Encoded
+from amcl_fast.data.trial import Trial
+
+log = logging.getLogger(__name__)
+
+_TOGETHER = 32
+_MOST_NAMED = 100
+_MOST_SECONDS = 30.0
+
+
+class Damaged:
+    """Finds the images of which decoders complain, one decode of each image at most, for a while.
+
+    A decoder's complaint names no image. Those that were being decoded when one came are decoded again, one by one.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._looked_at: set[str] = set()
+        self._known: set[str] = set()
+        self._heard = 0
+        self._seconds = 0.0
+
+    def look(
+        self, files: Sequence[str], read: Callable[[list[str]], Encoded], trial: Trial, *, last: bool = False
+    ) -> bool:
+        """Name those that are damaged of `files`, if there have been complaints since the last call.
+
+        Args:
+            files: the images of the batches that were decoded last and are being decoded.
+            read: reads them.
+            trial: decodes them.
+            last: whether no image is being decoded any more, so that all complaints are waited for.
+
+        Returns:
+            Whether `trial` was needed.
+
+        Raises:
+            OSError: `read` or `trial` does not work.
+        """
+        if (counted := complaints()) is None:
+            return False
+        heard, self._heard = self._heard, counted.heard(every=last)
+        # Those known complain again.
+        if self._heard - heard <= sum(file in self._known for file in files) or self._is_over:
+            return False
+        started = time.monotonic()
+        new = [file for file in dict.fromkeys(files) if file not in self._looked_at]
+        for start in range(0, len(new), _TOGETHER):
+            group = new[start : start + _TOGETHER]
+            encoded = read(group)
+            for place, (file, image) in enumerate(zip(group, encoded.images, strict=True)):
+                self._looked_at.add(file)
+                if place not in encoded.bad and (complaint := trial.complaint(image)):
+                    self._known.add(file)
+                    log.warning("%s: damaged, and decoded as far as it goes: %s", file, complaint)
+            if self._is_over or self._seconds + time.monotonic() - started > _MOST_SECONDS:
+                break
+        self._seconds += time.monotonic() - started
+        if self._is_over:
+            log.warning("further damaged images that can be decoded are not named")
+        return True
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self._known) >= _MOST_NAMED or self._seconds > _MOST_SECONDS
