@@ -1,5 +1,6 @@
 """What a data set leaves out, told in a line however much it is."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME
 LOOSE = "it lies beside the folders of the classes, so it has no label"
 _OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training classes", re.DOTALL)
 _NAMED = 5
+_LISTED = 100
+_MORE = re.compile(r"([\d,]+) more: ")
 
 
 def of_other_class(name: str) -> str:
@@ -54,6 +57,31 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
     }
     parts = [_count(kinds[kind], one, many) + rest for kind, (one, many, rest) in texts.items() if kinds[kind]]
     return f"{', '.join(parts)} {'is' if kinds.total() == 1 else 'are'} left out"
+
+
+def shorten(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The list without all but the first files of a folder that are left out for the same reason.
+
+    The others are an entry of their folder: how many more, and the reason.
+
+    Args:
+        skipped: (path, reason) of each file and folder.
+    """
+    groups: Counter[tuple[str, str]] = Counter()
+    short = []
+    for path, reason in skipped:
+        group = os.path.dirname(path), reason
+        groups[group] += 1
+        if groups[group] <= _LISTED:
+            short.append((path, reason))
+    more = [(f"{folder}/", f"{n - _LISTED:,} more: {reason}") for (folder, reason), n in groups.items() if n > _LISTED]
+    return short + more
+
+
+def count(shortened: Iterable[tuple[str, str]]) -> int:
+    """How many entries a list had before `shorten`."""
+    matches = (_MORE.match(reason) if path.endswith("/") else None for path, reason in shortened)
+    return sum(int(match[1].replace(",", "")) if match else 1 for match in matches)
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import ContrastiveDataModule
-from ..data.left_out import summarise
+from ..data.left_out import shorten, summarise
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..files import check_output, write_file
 from ..paths import absolute_data, find_data
@@ -98,7 +98,7 @@ def run(
         "crop_pct": datamodule.crop_pct,
         "classes": datamodule.num_classes,
         **found.as_dict(),
-        "skipped_files": [list(entry) for entry in datamodule.skipped],
+        "skipped_files": [list(entry) for entry in shorten(datamodule.skipped)],
     }
     write_file(path, json.dumps(content, indent=2) + "\n")
     print(f"written to  {path}")

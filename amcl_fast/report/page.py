@@ -101,7 +101,7 @@ def summarise(run: Run) -> dict[str, Any]:
             for who in ("positive", "negative")
             for name in (f"{who}_mean", f"{who}_std", f"{who}_min", f"{who}_at_bound")
         },
-        "skipped_files": len(run.skipped),
+        "skipped_files": run.num_skipped,
         **run.facts,
     }
 
@@ -199,6 +199,6 @@ def _skipped(run: Run) -> str:
     if not run.skipped:
         return "<p>None: every image could be read.</p>"
     listed = table(dict(run.skipped[:_LISTED]))
-    rest = len(run.skipped) - _LISTED
+    rest = run.num_skipped - _LISTED
     more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
-    return f"<p>Images that could not be used: {len(run.skipped):,}.</p>{listed}{more}"
+    return f"<p>Images that could not be used: {run.num_skipped:,}.</p>{listed}{more}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.left_out import count, shorten
 from ..files import write_file
 from ..settings import read_settings
 from .snapshot import Snapshot
@@ -50,14 +51,14 @@ def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
 
 
 def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
-    """Write the list of (path, reason) of the images that were left out; returns where.
+    """Write the list of (path, reason) of what was left out, shortened where it is long; returns where.
 
     Raises:
         OSError: it cannot be written.
     """
     path = skipped_path(run_dir)
     # A name may hold anything but "/": a line break would end the entry.
-    write_file(path, "".join(f"{file}\t{reason}".replace("\n", "\\n") + "\n" for file, reason in skipped))
+    write_file(path, "".join(f"{file}\t{reason}".replace("\n", "\\n") + "\n" for file, reason in shorten(skipped)))
     return path
 
 
@@ -70,7 +71,7 @@ class Run:
         settings: config.yaml, {} without one.
         metrics: name to (step, value) of every logged metric, finite values only.
         facts: what `write_facts` kept, {} if nothing.
-        skipped: (path, reason) of every image that was left out.
+        skipped: (path, reason) of what was left out, as `write_skipped` lists it.
         evaluations: what `amcl-fast evaluate` left in the folder, by data set.
         before, after: snapshots, None where there is none.
     """
@@ -92,6 +93,11 @@ class Run:
         """Latest value of a metric; None if it was not logged."""
         values = self.series(name)[1]
         return float(values[-1]) if len(values) else None
+
+    @property
+    def num_skipped(self) -> int:
+        """How much was left out."""
+        return count(self.skipped)
 
     def heads(self, kind: str) -> list[Series]:
         """Mean temperature of every head's "positive" or "negative" pairs; empty if it was not logged."""

@@ -1,6 +1,6 @@
 """amcl_fast.data.left_out: one short line on whatever is left out."""
 
-from amcl_fast.data.left_out import LOOSE, few, of_other_class, summarise
+from amcl_fast.data.left_out import LOOSE, count, few, of_other_class, shorten, summarise
 
 
 def test_each_kind_is_told_for_what_it_is():
@@ -29,3 +29,13 @@ def test_thousands_stay_a_line():
         "are left out"
     )
     assert few("ab") == "a, b"
+
+
+def test_a_list_of_thousands_names_the_first_of_a_folder_and_a_reason():
+    skipped = [(f"/a/{number}.jpg", "empty file") for number in range(2500)]
+    skipped[7:7] = [("/a/other.jpg", "corrupt"), ("/b/1.jpg", "empty file")]
+    short = shorten(skipped)
+    assert short[:102] == skipped[:102] and short[102:] == [("/a/", "2,400 more: empty file")]
+    assert count(short) == count(skipped) == 2502
+    assert shorten(skipped[:50]) == skipped[:50]
+    assert count([("/a/5 more: .jpg", "5 more: ")]) == 1

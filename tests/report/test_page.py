@@ -9,7 +9,7 @@ from shots import run_directory, snapshot
 
 from amcl_fast.report import page as page_module
 from amcl_fast.report import write_report
-from amcl_fast.report.run import write_facts
+from amcl_fast.report.run import write_facts, write_skipped
 
 
 class Page(HTMLParser):
@@ -101,6 +101,9 @@ def test_many_skipped_files_are_counted_and_cut(folder):
     assert "Images that could not be used: 130." in page.text
     assert "and 30 more, in skipped_files.txt" in page.text
     assert "/data/99.jpg" in page.text and "/data/100.jpg" not in page.text
+    path = write_skipped(folder, [(f"/data/{i}.jpg", "empty file") for i in range(3000)])
+    assert len(path.read_text().splitlines()) == 101
+    assert "Images that could not be used: 3,000." in Page(write_report(folder).read_text()).text
 
 
 @pytest.mark.usefixtures("no_figures")
