@@ -34,6 +34,8 @@ BadFileHandler = Callable[[str, str], None]
 _STATE_VERSION = 2
 # Bad files beyond these are listed without a warning of their own: a folder may have gone as a whole.
 _TOLD = 100
+# What a loader of this process has said need not be said by the next one.
+_told: set[tuple[str, str]] = set()
 # Batches without a doubtful image after which the process that tries them out is let go.
 _TRIAL_REST = 50
 # Failures of DALI on damaged pixels after which it decodes nothing that was not tried out elsewhere.
@@ -571,9 +573,11 @@ def _loosely(method: Source) -> Source:
 
 
 def _tell(path: str, reason: str, number: int, handler: BadFileHandler | None) -> None:
-    if number <= _TOLD:
-        log.warning("%s: %s", path, reason)
-    elif number == _TOLD + 1:
-        log.warning("more than %d files turned out to be bad: the others are only listed", _TOLD)
+    if (path, reason) not in _told:
+        _told.add((path, reason))
+        if number <= _TOLD:
+            log.warning("%s: %s", path, reason)
+        elif number == _TOLD + 1:
+            log.warning("more than %d files turned out to be bad: the others are only listed", _TOLD)
     if handler is not None:
         handler(path, reason)

@@ -87,7 +87,7 @@ def test_unlabelled_images_are_trained_on_but_are_in_no_bank(make_folder):
     assert pixels_and_labels(data.features_loaders()[0])[1].bincount().tolist() == [2, 2, 2]
 
 
-def test_a_file_found_bad_in_the_run_is_listed_and_left_out_of_the_bank(make_folder):
+def test_a_file_found_bad_in_the_run_is_listed_and_left_out_of_the_bank(make_folder, caplog):
     root = make_folder("set/train", per_class=4).parent
     make_folder("set/test", per_class=1)
     data = prepared(root)
@@ -96,7 +96,9 @@ def test_a_file_found_bad_in_the_run_is_listed_and_left_out_of_the_bank(make_fol
     assert sum(len(labels) for _ in range(2) for _, labels in data.train_dataloader()) == 24
     assert [path for path, _ in data.skipped] == [str(victim)]
     assert pixels_and_labels(data.features_loaders()[0])[1].bincount().tolist() == [4, 3, 4]
+    assert len(list(data.train_dataloader())) == 3
     assert len(data.skipped) == 1
+    assert [record.message for record in caplog.records] == [f"{victim}: found during the run: no such file"]
 
 
 def test_views_by_number_and_letters_or_one_by_one(make_folder):
