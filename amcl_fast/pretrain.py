@@ -25,6 +25,7 @@ with extras_named("training"):
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.trainer import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .callbacks import (
@@ -254,12 +255,21 @@ class PretrainCLI(LightningCLI):
         loggers: list[Logger] = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
         loggers += [logger for logger in theirs if isinstance(logger, Logger)]
         bar = given["enable_progress_bar"]
-        return super().instantiate_trainer(
-            logger=loggers,
-            default_root_dir=self.run_dir,
-            enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=loggers,
+                default_root_dir=self.run_dir,
+                enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
+                **kwargs,
+            )
+        except ImportError as error:
+            precision = self.config["trainer"]["precision"]
+            if not str(precision).startswith("transformer-engine"):
+                raise
+            raise ImportError(
+                "trainer.precision must be 32-true, 64-true, bf16-true, 16-true, bf16-mixed or 16-mixed where "
+                f"transformer_engine is not installed, got {precision}"
+            ) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         checkpoint = next(callback for callback in callbacks if isinstance(callback, Checkpoint))
@@ -303,7 +313,7 @@ def pretrain(
         try:
             try:
                 cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals)
-            except (ValueError, TypeError, OSError, ImportError) as error:
+            except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
                 raise SettingsError(_message(error)) from error
             code = _train(cli)
         except Interrupted as interrupted:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .mode import in_mode
+from .mode import floating_dtype, in_mode
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps a loop, given what it is about, to show how far it is; as tqdm does."""
@@ -25,7 +25,7 @@ def encode(
 
     Args:
         backbone: images (n, 3, H, W) to features (n, d); its training mode is restored afterwards, module by
-            module.
+            module. It gets the images in the type of its weights.
         loader: yields (images, labels (n,) int64).
         device: where the backbone stands.
 
@@ -35,8 +35,9 @@ def encode(
     Raises:
         ValueError: the loader yields nothing.
     """
+    dtype = floating_dtype(backbone)
     with in_mode(backbone, training=False):
-        return _collect((backbone(images.to(device)), labels) for images, labels in loader)
+        return _collect((backbone(images.to(device, dtype)), labels) for images, labels in loader)
 
 
 def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""Modules in another mode for a while."""
+"""Modules in another mode for a while, and the type of their weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,8 @@ def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for submodule, mode in modes.items():
             submodule.training = mode
+
+
+def floating_dtype(module: nn.Module) -> torch.dtype | None:
+    """Type of the module's weights, which its inputs must have; None if it has none of floating point."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import lightning as L
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import world
+from ..evaluate.mode import floating_dtype
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..nonfinite import NonFiniteError
@@ -106,7 +108,13 @@ class Method(L.LightningModule):
             raise ValueError(
                 f"{type(self).__name__} contrasts two views of an image, got {len(views)}; set data.views to 2"
             )
-        return torch.cat(list(views))
+        # Views that come by Lightning have the type of the weights; a look at the pairs brings its own.
+        return torch.cat(list(views)).to(floating_dtype(self.backbone))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning converts the weights of 64-true after it has loaded them: they would be rounded to float32.
+        if self._trainer is not None and self.trainer.precision_plugin.precision == "64-true":
+            self.double()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -146,11 +154,13 @@ class Method(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if self._scales_gradients or not gradient_clip_val or gradient_clip_algorithm == "value":
+        # Lightning refuses to clip beside a fused optimiser under any mixed precision; only a gradient scaler is in
+        # the way.
+        if self._scales_gradients or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val, foreach=True)
         else:
-            # Lightning refuses to clip beside a fused optimiser under any mixed precision; only a gradient
-            # scaler is in the way.
             self._gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
 
     @property

@@ -4,9 +4,10 @@ import csv
 import signal
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
-from fake_data import FakeDataModule
+from fake_data import FakeDataModule, FakeLoader
 from running import fit, method
 
 from amcl_fast.callbacks import (
@@ -19,8 +20,19 @@ from amcl_fast.callbacks import (
     Throughput,
 )
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig, lr_factor
+from amcl_fast.report.snapshot import capture
 
 CLOCK = ("images_per_second", "wait_share")
+DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16, "bf16-mixed": torch.float32}
+
+
+class Data(FakeDataModule):
+    """With what a look at the pairs asks for besides."""
+
+    mean, std = (0.5,) * 3, (0.25,) * 3
+
+    def train_dataloader(self):
+        return FakeLoader(self.loader.steps, self.loader.batch)
 
 
 class Halt(L.Callback):
@@ -165,6 +177,25 @@ def test_epochs_of_less_than_the_data(tmp_path, stop):
     whole = part("whole", 11)
     part("parts", stop)
     agree(part("parts", 11, resume=True), whole, (tmp_path / "parts", tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true", "bf16-mixed"])
+def test_every_precision_goes_on(tmp_path, precision):
+    def part(name, steps, resume=False):
+        data = Data()
+        trainer, knn = train(
+            tmp_path / name, at_a_constant_rate(), data=data, resume=resume, max_steps=steps, precision=precision
+        )
+        with trainer.precision_plugin.forward_context():
+            snapshot = capture(trainer.lightning_module, data, pairs=8)
+        assert np.isfinite(snapshot.positive_similarity).all() and np.isfinite(snapshot.embedding).all()
+        return trainer, knn
+
+    whole = part("whole", 7)
+    part("parts", 5)
+    agree(part("parts", 7, resume=True), whole, (tmp_path / "parts", tmp_path / "whole"))
+    saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert saved["backbone.conv1.weight"].dtype == DTYPES[precision]
 
 
 def test_a_finished_training_extended_by_epochs(tmp_path):

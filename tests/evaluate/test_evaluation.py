@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,6 +21,15 @@ def backbone():
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_get_the_type_of_the_weights(dtype):
+    module, loader = backbone(), DataLoader(images(30, 0), 8)
+    expected, _ = encode(module, loader, "cpu")
+    found, _ = encode(module.to(dtype), loader, "cpu")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-1, atol=1e-4 if dtype == torch.float64 else 5e-2)
 
 
 def test_numbers_are_those_of_its_parts():

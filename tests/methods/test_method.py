@@ -36,26 +36,23 @@ def test_loss_is_float32_while_the_encoder_is_not(framework):
 def test_every_precision_trains_everything(framework, kind, precision):
     module = method(framework, kind, optimizer=OptimizerConfig(lr=0.1))
     before = {name: value.clone() for name, value in module.named_parameters()}
-    trainer = fit(module, Double() if precision == "64-true" else None, precision=precision)
+    trainer = fit(module, precision=precision)
     assert torch.isfinite(trainer.callback_metrics["loss"])
+    assert trainer.callback_metrics["loss"].dtype == (torch.float64 if precision == "64-true" else torch.float32)
     still = [name for name, value in module.named_parameters() if torch.equal(value.float(), before[name])]
     assert not still
 
 
 @every_framework
-def test_weights_in_half_precision_train(framework):
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+def test_weights_in_half_precision_train(framework, precision, dtype):
     """Where small updates are lost in rounding, so that not everything moves."""
     module = method(framework, optimizer=OptimizerConfig(lr=0.1))
     before = module.backbone.conv1.weight.clone()
-    trainer = fit(module, precision="bf16-true")
+    trainer = fit(module, precision=precision)
     assert torch.isfinite(trainer.callback_metrics["loss"])
-    assert module.backbone.conv1.weight.dtype == torch.bfloat16
+    assert module.backbone.conv1.weight.dtype == dtype
     assert not torch.equal(module.backbone.conv1.weight.float(), before)
-
-
-class Double(FakeDataModule):
-    def on_before_batch_transfer(self, batch, dataloader_idx):
-        return tuple(view.double() for view in batch[0]), batch[1]
 
 
 @every_framework
@@ -90,6 +87,17 @@ def test_gradients_are_clipped(precision):
     moved = [p.detach() - old for p, old in zip(module.parameters(), before, strict=True)]
     norm = torch.stack([difference.norm() for difference in moved]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_gradients_are_clipped_by_value(precision):
+    module = method("simclr", optimizer=OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0))
+    before = [p.detach().clone() for p in module.parameters()]
+    settings = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value", "precision": precision}
+    fit(module, data=FakeDataModule(steps=1), **settings)
+    moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(module.parameters(), before, strict=True)])
+    assert moved.abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+    assert (moved.abs() > 0.99e-3).sum() > 10
 
 
 @every_framework
