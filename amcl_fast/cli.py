@@ -6,9 +6,12 @@ during the imports finds somebody who takes it.
 """
 
 import argparse
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,13 +69,45 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
         arguments.settings = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    told = f"amcl-fast {arguments.command}: stopped {_STOPPED.get(arguments.command, 'before its end')}"
     output_is_all = arguments.command == "doctor" or (arguments.command == "bench" and arguments.list)
-    try:
-        return arguments.run(arguments), output_is_all
-    except KeyboardInterrupt:
-        where = _STOPPED.get(arguments.command, "before its end")
-        print(f"amcl-fast {arguments.command}: stopped {where}", file=sys.stderr)
-        return 128 + signal.SIGINT, output_is_all
+    with _LeavingAtOnce(told):
+        try:
+            return arguments.run(arguments), output_is_all
+        except KeyboardInterrupt:
+            print(told, file=sys.stderr)
+            return 128 + signal.SIGINT, output_is_all
+
+
+class _LeavingAtOnce:
+    """Ends the process where a Ctrl-C comes, with `told` on stderr, until a command `begins`; then it is Python's own.
+
+    Imports swallow a KeyboardInterrupt now and then, and there is nothing yet to clean up.
+    """
+
+    def __init__(self, told: str) -> None:
+        self._told = told
+        self._previous: Any = None
+
+    def __enter__(self) -> None:
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if usual and threading.current_thread() is threading.main_thread():  # Python allows it there alone
+            self._previous = signal.signal(signal.SIGINT, self._leave)
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _leave(self, signum: int, frame: object) -> None:
+        with suppress(OSError):
+            os.write(2, f"{self._told}\n".encode())
+        os._exit(128 + signum)
+
+
+def _begins() -> None:
+    """From here on a Ctrl-C is a KeyboardInterrupt, which cleans up."""
+    if isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), _LeavingAtOnce):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _untold(name: str) -> bool:
@@ -197,6 +232,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .evaluate.command import run
     from .evaluate.linear import RATES
 
+    _begins()
     run(
         arguments.weights,
         data=arguments.data,
@@ -239,6 +275,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from .encoder import load_encoder
     from .export import export, loading_code
 
+    _begins()
     path = export(arguments.weights, format=format, output=output)
     print(path)
     if format == "safetensors":
@@ -265,6 +302,7 @@ def _report(arguments: argparse.Namespace) -> int:
     require("a report", "matplotlib", "yaml")
     from .report import write_comparison, write_report
 
+    _begins()
     if len(arguments.run_dirs) > 1:
         print(write_comparison(arguments.run_dirs, arguments.output))
     elif arguments.output:
@@ -284,7 +322,7 @@ def _declare_bench(commands: Any) -> None:
     sections = ("operators", "pipeline", "training", "scaling", "all")
     parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
-    parser.add_argument("--backend", type=_backend, default="auto", metavar="NAME", help="of the operators (auto)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the rounds of each case (4)")
     parser.add_argument("--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
     parser.add_argument(
@@ -301,18 +339,14 @@ def _declare_bench(commands: Any) -> None:
     parser.set_defaults(run=_bench)
 
 
-def _backend(name: str) -> str:
-    from .ops import BACKENDS
-
-    if name not in BACKENDS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
-
-
 @_in_one_line
 def _bench(arguments: argparse.Namespace) -> int:
     from .benchmarks import command
+    from .ops import BACKENDS
 
+    _begins()
+    if arguments.backend not in BACKENDS:
+        raise ValueError(f"--backend must be one of {', '.join(BACKENDS)}, got {arguments.backend!r}")
     if arguments.list:
         command.list_cases()
         return 0
