@@ -66,24 +66,24 @@ class Complaints:
         self._before, self._variable.value = self._variable.value, self._stream
         atexit.register(self._end)
 
-    def heard(self, *, every: bool = False) -> int:
-        """How many there were up to now; unless `every` one is waited for, the last may still be on their way."""
+    def heard(self) -> int:
+        """How many there were up to now, every one of a decode that has ended included."""
         marks, until = self._marked + 1, time.monotonic() + _SECONDS
-        if every:
-            self._libc.fputs(MARK, self._stream)
-        while True:
+        self._libc.fputs(MARK, self._stream)
+        while self._marked < marks:
             try:
                 answers = os.read(self._answers, 1 << 16)
             except BlockingIOError:
                 left = until - time.monotonic()
-                if not every or self._marked >= marks or left <= 0:
-                    return self._heard
+                if left <= 0:
+                    break
                 _wait(self._answers, left)
                 continue
             if not answers:  # the process has ended
-                return self._heard
+                break
             self._heard += answers.count(HEARD)
             self._marked += answers.count(MARKED)
+        return self._heard
 
     def _end(self) -> None:
         if os.getpid() != self._process:  # a copy of the process

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from amcl_fast.data.complaints import complaints
 from amcl_fast.data.reader import Encoded
@@ -24,20 +24,17 @@ class Damaged:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._looked_at: set[str] = set()
-        self._known: set[str] = set()
+        self._named = 0
         self._heard = 0
         self._seconds = 0.0
 
-    def look(
-        self, files: Sequence[str], read: Callable[[list[str]], Encoded], trial: Trial, *, last: bool = False
-    ) -> bool:
-        """Name those that are damaged of `files`, if there have been complaints since the last call.
+    def look(self, decoded: Callable[[], list[str]], read: Callable[[list[str]], Encoded], trial: Trial) -> bool:
+        """Name the damaged images among those `decoded`, if there have been complaints since the last call.
 
         Args:
-            files: the images of the batches that were decoded last and are being decoded.
+            decoded: tells the files of the batch that was decoded last and of those that are being decoded.
             read: reads them.
             trial: decodes them.
-            last: whether no image is being decoded any more, so that all complaints are waited for.
 
         Returns:
             Whether `trial` was needed.
@@ -45,21 +42,20 @@ class Damaged:
         Raises:
             OSError: `read` or `trial` does not work.
         """
-        if (counted := complaints()) is None:
+        if self._is_over or (counted := complaints()) is None:
             return False
-        heard, self._heard = self._heard, counted.heard(every=last)
-        # Those known complain again.
-        if self._heard - heard <= sum(file in self._known for file in files) or self._is_over:
+        heard, self._heard = self._heard, counted.heard()
+        if self._heard == heard:
             return False
         started = time.monotonic()
-        new = [file for file in dict.fromkeys(files) if file not in self._looked_at]
+        new = [file for file in dict.fromkeys(decoded()) if file not in self._looked_at]
         for start in range(0, len(new), _TOGETHER):
             group = new[start : start + _TOGETHER]
             encoded = read(group)
             for place, (file, image) in enumerate(zip(group, encoded.images, strict=True)):
                 self._looked_at.add(file)
                 if place not in encoded.bad and (complaint := trial.complaint(image)):
-                    self._known.add(file)
+                    self._named += 1
                     log.warning("%s: damaged, and decoded as far as it goes: %s", file, complaint)
             if self._is_over or self._seconds + time.monotonic() - started > _MOST_SECONDS:
                 break
@@ -70,4 +66,4 @@ class Damaged:
 
     @property
     def _is_over(self) -> bool:
-        return len(self._known) >= _MOST_NAMED or self._seconds > _MOST_SECONDS
+        return self._named >= _MOST_NAMED or self._seconds > _MOST_SECONDS

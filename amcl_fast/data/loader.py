@@ -98,10 +98,10 @@ class _Checked:
             self._trial.close()
         return encoded
 
-    def name_damaged(self, files: list[str], *, last: bool = False) -> None:
-        """Name those of the files whose decoding brought complaints; `last`: none is being decoded any more."""
+    def name_damaged(self, decoded: Callable[[], list[str]]) -> None:
+        """Name those of the files `decoded` of which decoders have complained."""
         with suppress(OSError):  # that is told where it is in the way
-            if _DAMAGED.look(files, self.reader.read, self._trial, last=last):
+            if _DAMAGED.look(decoded, self.reader.read, self._trial):
                 self._rest = _TRIAL_REST
 
     def failed(self, batches: int) -> None:
@@ -309,8 +309,7 @@ class ContrastiveLoader:
                 if self._pipeline is None:
                     self._start()
                 else:
-                    decoded = [source for sources in (self._latest, *self._sources) for source in sources]
-                    self._checked.name_damaged([self._images.files[source] for source in decoded])
+                    self._checked.name_damaged(self._decoded)
                 outputs = self._pipeline.run()
                 break
             except RuntimeError as error:
@@ -329,6 +328,9 @@ class ContrastiveLoader:
         self._done += 1
         self._latest = self._sources.popleft()
         return outputs, self._latest
+
+    def _decoded(self) -> list[str]:
+        return [self._images.files[source] for sources in (self._latest, *self._sources) for source in sources]
 
     def _start(self) -> None:
         self._asked = self._fed = self._done
@@ -495,11 +497,11 @@ class _Pass:
                     self._asked = self._next
                     self._pipeline = evaluation_pipeline(_loosely(self._feed), self._output)
                 else:
-                    self._name_damaged()
+                    self._checked.name_damaged(self._decoded)
                 (images,) = self._pipeline.run()
                 break
             except StopIteration:
-                self._name_damaged(last=True)
+                self._checked.name_damaged(self._decoded)
                 return None
             except RuntimeError as error:
                 self._stop()
@@ -512,9 +514,8 @@ class _Pass:
         self._next = self._latest[-1] + 1
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), self._latest
 
-    def _name_damaged(self, *, last: bool = False) -> None:
-        decoded = [place for places in (self._latest, *self._places) for place in places]
-        self._checked.name_damaged([self._files[place] for place in decoded], last=last)
+    def _decoded(self) -> list[str]:
+        return [self._files[place] for places in (self._latest, *self._places) for place in places]
 
     def close(self) -> None:
         """End DALI and the processes."""
