@@ -133,7 +133,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ValueError: the folder holds no usable images.
             ConnectionError: a download failed.
         """
-        if self._found is None:
+        if self._found is None and self._train is None:
             self._found = find_sources(self._folder())
 
     def setup(self, stage: str | None = None) -> None:
@@ -158,7 +158,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if self.limit is not None and self.limit < len(train.files):
             ranks, _ = _ranks(train.labels)
             train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
-        self._train, self._query = train, query
+        self._found, self._train, self._query = None, train, query
         self.classes = train.classes
         self.unmeasurable = found.no_labels or _unmeasurable(train, query)
         if not world()[0]:

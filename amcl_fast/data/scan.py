@@ -74,19 +74,6 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
     return not_empty(images, folder, _LAYOUT)
 
 
-def scan_unlabelled(root: str | Path, classes: list[str]) -> Images:
-    """Find and check the images anywhere below `root`, as `scan_classes` does; their label is -1.
-
-    Raises:
-        ValueError: `root` is no folder or holds no good image.
-    """
-    folder = existing_folder(root, _LAYOUT)
-    files, left_out = list_files([folder], {"": folder})
-    images = unlabelled(check_files(folder, files), classes)
-    images.skipped.extend(left_out)
-    return not_empty(images, folder, f"{SUPPORTED} images")
-
-
 def labelled(found: Verdicts, classes: list[str] | None = None) -> Images:
     """Images of groups of files, a class each.
 

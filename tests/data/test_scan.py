@@ -7,7 +7,7 @@ from PIL import Image
 
 from amcl_fast.data import scan
 from amcl_fast.data.decodable import find_undecodable
-from amcl_fast.data.scan import scan_classes, scan_unlabelled
+from amcl_fast.data.scan import scan_classes
 
 
 def reasons(images):
@@ -145,12 +145,6 @@ def test_a_class_without_a_good_image_is_no_class(make_folder):
     images = scan_classes(root)
     assert images.classes == ["ant", "cow"]
     assert images.labels == [0, 1]
-
-
-def test_unlabelled_images_may_lie_anywhere(make_folder):
-    images = scan_unlabelled(make_folder(per_class=2), ["x"])
-    assert images.labels == [-1] * 6
-    assert images.classes == ["x"]
 
 
 def test_folders_without_classes_or_images_are_clear_errors(tmp_path, make_folder):
