@@ -59,7 +59,7 @@ class Complaints:
         )
         os.close(lines)
         os.close(answers)
-        self._heard, self._marked = 0, 0
+        self._heard = self._sent = self._marked = 0
         self._process = os.getpid()
         self._stream = self._libc.fdopen(self._pipe, b"w")
         self._libc.setvbuf(self._stream, None, _LINE_BUFFERED, 1 << 12)
@@ -68,18 +68,21 @@ class Complaints:
 
     def heard(self) -> int:
         """How many there were up to now, every one of a decode that has ended included."""
-        marks, until = self._marked + 1, time.monotonic() + _SECONDS
+        until = time.monotonic() + _SECONDS
+        self._sent += 1
         self._libc.fputs(MARK, self._stream)
-        while self._marked < marks:
+        while self._marked < self._sent:
             try:
                 answers = os.read(self._answers, 1 << 16)
             except BlockingIOError:
                 left = until - time.monotonic()
                 if left <= 0:
+                    self._sent = self._marked
                     break
                 _wait(self._answers, left)
                 continue
             if not answers:  # the process has ended
+                self._sent = self._marked
                 break
             self._heard += answers.count(HEARD)
             self._marked += answers.count(MARKED)

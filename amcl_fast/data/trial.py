@@ -72,7 +72,8 @@ class Trial:
         try:
             self._worker.send(image.tobytes())
             return self._worker.receive(_DECODE_SECONDS)
-        except WorkerError:
+        except BaseException:  # an answer that nobody has waited for would be taken for the next image's
+            self._worker.close()
             self._worker = None
             raise
 

@@ -15,6 +15,7 @@ from amcl_fast.data import damaged
 from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.trial import Trial
+from amcl_fast.data.worker import Worker
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -165,4 +166,21 @@ def test_a_trial_tells_what_the_decoder_says(tmp_path):
     assert said == [None, "Corrupt JPEG data: premature end of data segment", None]
     assert [trial(image) for image in images] == [None] * 3
     assert trial.complaint(np.frombuffer(b"text", np.uint8)) is None
+    trial.close()
+
+
+def test_a_trial_that_is_interrupted_mixes_up_no_answers(monkeypatch):
+    trial, receive = Trial(), Worker.receive
+    jpeg = encoded("JPEG")
+    good, damaged_one = (np.frombuffer(content, np.uint8) for content in (jpeg, cut(jpeg)))
+    assert trial.complaint(good) is None
+
+    def interrupted(worker, seconds=None):
+        monkeypatch.setattr(Worker, "receive", receive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trial.complaint(damaged_one)
+    assert [trial.complaint(image) is None for image in (good, damaged_one, good)] == [True, False, True]
     trial.close()
