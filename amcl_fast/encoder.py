@@ -1,7 +1,7 @@
 """A trained encoder, read back from what a run or `amcl-fast export` has left."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Encoder:
 
     Attributes:
         backbone: normalised images (n, 3, H, W) to features (n, feature_dim), in evaluation mode, on the CPU.
-        config: what the backbone is.
+        config: what the backbone is; `size` is None if it takes images of any.
         size: side of the training images, in pixels.
         mean, std: normalisation of its inputs, per channel, of pixels in [0, 1].
         crop_pct: share of the shorter side that evaluations see.
@@ -51,7 +51,7 @@ class Encoder:
         """All but the weights as text, for the header of an exported file; `load_encoder` reads it back."""
         return {
             **self.origin,
-            "backbone": json.dumps(asdict(self.config)),
+            "backbone": json.dumps({name: value for name, value in asdict(self.config).items() if value is not None}),
             "size": str(self.size),
             "mean": json.dumps(list(self.mean)),
             "std": json.dumps(list(self.std)),
@@ -105,7 +105,7 @@ def _from_checkpoint(file: Path) -> Encoder:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    backbone = build_backbone(config)
+    backbone, config = _built(config)
     backbone.load_state_dict(weights)
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
     origin = {
@@ -137,7 +137,7 @@ def _from_exported(file: Path) -> Encoder:
             "amcl_fast.evaluate.evaluate"
         )
     config = BackboneConfig(**json.loads(metadata["backbone"]))
-    backbone = build_backbone(config)
+    backbone, config = _built(config)
     _published(backbone, config).load_state_dict(weights)
     facts = {"backbone", "size", "mean", "std", "crop_pct", "load", "format"}
     return Encoder(
@@ -149,6 +149,12 @@ def _from_exported(file: Path) -> Encoder:
         crop_pct=float(metadata.get("crop_pct", "1.0")),
         origin={name: value for name, value in metadata.items() if name not in facts},
     )
+
+
+def _built(config: BackboneConfig) -> tuple[nn.Module, BackboneConfig]:
+    """The backbone, and what it is: without the size if it is not built for one."""
+    backbone = build_backbone(config)
+    return backbone, config if getattr(backbone, "takes_size", False) else replace(config, size=None)
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -57,7 +57,8 @@ def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
     load = f'model.load_state_dict(safetensors.torch.load_file("{file}"))'
     if config.name.startswith(TIMM_PREFIX):
         name = config.name.removeprefix(TIMM_PREFIX)
-        return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", num_classes=0)\n{load}'
+        size = "" if config.size is None else f", img_size={config.size}"
+        return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", num_classes=0{size})\n{load}'
     if config.width != BackboneConfig().width:
         return (
             "from pathlib import Path\nfrom amcl_fast.encoder import load_encoder\n"

@@ -56,6 +56,7 @@ from .files import Unwritten, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
 from .methods import Method
+from .models.backbones import TIMM_PREFIX
 from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
 from .settings import (
@@ -156,6 +157,7 @@ class PretrainCLI(LightningCLI):
         if self.resumed is None:
             self.config = parser.parse_args(args)
             self._settle(absolute_data)
+            self._set_backbone_size()
             return
         self.config = parser.parse_args([*self.resumed.argument, *args])
         before = parser.parse_args(self.resumed.argument)
@@ -179,6 +181,19 @@ class PretrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self._folder is not None:
             self.run_dir = self._folder.reserve()
+
+    def _set_backbone_size(self) -> None:
+        """Build a model of timm for images of data.size; a resumed run has the size that its settings say.
+
+        Raises:
+            ValueError: the settings say another one.
+        """
+        backbone, size = self.config.get("model.init_args.backbone"), self.config.data.size
+        if backbone is None or not str(backbone.get("name")).startswith(TIMM_PREFIX):
+            return
+        if backbone.get("size") not in (None, size):
+            raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
+        backbone.size = size
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:

@@ -118,6 +118,32 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     assert own["linear"]["sweep"]["rates"] == [1.0, 10.0] and (own["crop_pct"], found["crop_pct"]) == (1.0, 0.8)
 
 
+def test_a_model_of_timm_is_built_for_the_images_of_the_data(tiny, tmp_path, images, capsys):
+    """In training, after a resume, in evaluations and exports; what it cannot take is told before any work."""
+    pytest.importorskip("timm"), pytest.importorskip("safetensors")
+    settings = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    settings["model"]["init_args"]["backbone"] = {"name": "timm/test_vit"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    run = ["--run_dir", "run", "--trainer.max_steps", "1"]
+    for arguments, message in (
+        (["--data.size", "8"], r"timm/test_vit cannot take images of 8 × 8 px \(data.size\): "),
+        (["--model.backbone.size", "32"], r"model.backbone.size must be data.size, 48, or unset, got 32"),
+    ):
+        assert main([*tiny, *run, "--data.size", "48", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(message, line), line
+        assert not (tmp_path / "run").exists()
+    assert main([*tiny, *run, "--data.size", "48"]) == 0
+    assert main(["pretrain", "--resume", "run", "--trainer.max_steps", "2"]) == 0
+    assert (
+        yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["init_args"]["backbone"]["size"] == 48
+    )
+    assert main(["evaluate", "run", "--data", str(images), "--epochs", "1", "--batch_size", "8"]) == 0
+    assert "16 to learn from, 4 held out; 64 features" in capsys.readouterr().out
+    assert main(["export", "run"]) == 0
+    assert 'timm.create_model("test_vit", num_classes=0, img_size=48)' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["evaluate", "export"])
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "does not exist"), ("text.ckpt", "text.ckpt is refused")])
 def test_what_cannot_be_evaluated_is_one_line(command, name, message, tmp_path, monkeypatch, capsys):

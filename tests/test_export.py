@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ BACKBONES = {
     "small": BackboneConfig("resnet18", stem="small"),
     "narrow": BackboneConfig("resnet18", stem="small", width=8),
     "timm": BackboneConfig("timm/resnet10t"),
+    "timm, measured": BackboneConfig("timm/mobilenetv3_small_050", size=32),
+    "timm, sized": BackboneConfig("timm/vit_tiny_patch16_224", size=32),
 }
 
 
@@ -40,7 +43,7 @@ def checkpoint(folder, config, **changes):
         "recipe": "demo",
         "model": {
             "class_path": "amcl_fast.methods.SimCLR",
-            "init_args": {"backbone": {"name": config.name, "stem": config.stem, "width": config.width}},
+            "init_args": {"backbone": {name: value for name, value in asdict(config).items() if value is not None}},
         },
         "data": {"root": "cifar10", "size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1]},
     }
@@ -71,15 +74,19 @@ def features(module, images):
 def test_the_printed_lines_load_the_file_strictly(tmp_path, images, name):
     """torchvision's or timm's own model, built by the lines that a user is shown, gives the same features."""
     pytest.importorskip("safetensors")
-    if name == "timm":
+    if name.startswith("timm"):
         pytest.importorskip("timm")
     run, backbone = checkpoint(tmp_path / "run", BACKBONES[name])
     path = export(run)
     assert path == run / "backbone.safetensors"
+    encoder = load_encoder(path)
+    assert encoder.config == load_encoder(run).config and encoder.config.size == (32 if name == "timm, sized" else None)
+    assert ("img_size" in encoder.metadata["backbone"] + loading_code(encoder.config)) == (name == "timm, sized")
     space: dict = {}
-    exec(loading_code(BACKBONES[name], str(path)), space)
+    exec(loading_code(encoder.config, str(path)), space)
     model = space["model"]
-    assert type(model).__module__.startswith({"timm": "timm.", "narrow": "amcl_fast."}.get(name, "torchvision."))
+    home = {"timm": "timm.", "narr": "amcl_fast."}.get(name[:4], "torchvision.")
+    assert type(model).__module__.startswith(home)
     # In float64: another memory format rounds differently.
     model, backbone, images = model.double(), backbone.double(), images.double()
     torch.testing.assert_close(features(model, images), features(backbone, images), rtol=1e-9, atol=1e-12)

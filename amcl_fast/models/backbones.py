@@ -1,11 +1,15 @@
 """Encoders: images (n, 3, H, W) to features (n, feature_dim), channels_last."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from ..evaluate.mode import in_mode
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -14,6 +18,7 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 TIMM_PREFIX = "timm/"
 _STANDARD_WIDTH = 64
+_LARGEST = 2048  # pixels; a file from elsewhere may say anything
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,14 @@ class BackboneConfig:
         stem: `standard` (7×7 stride 2, then max-pool) or `small` (3×3 stride 1, no pooling) for images of
             about 32 to 64 pixels. ResNets only.
         width: channels of the first stage of a ResNet; 64 is the published network.
+        size: side of the images in pixels, for the models of timm that are built for one (ViT, Swin and others);
+            None: timm's. `amcl-fast pretrain` sets it to data.size. Other encoders take any size.
     """
 
     name: str = "resnet18"
     stem: Literal["standard", "small"] = "standard"
     width: int = _STANDARD_WIDTH
+    size: int | None = None
 
 
 class _ResNetEncoder(ResNet):
@@ -68,11 +76,17 @@ class _ResNetEncoder(ResNet):
 class _TimmEncoder(nn.Module):
     """A model of timm without its classifier.
 
+    Args:
+        name: timm's.
+        size: side of the images; None: timm's.
+
     Attributes:
-        feature_dim: width of the features.
+        feature_dim: width of the features, as a forward pass gives it: timm's `num_features` is that of a layer
+            before in some families (MobileNetV3, GhostNet, LCNet, EfficientViT, HGNet).
+        takes_size: whether the model is built for the size that was given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int | None) -> None:
         super().__init__()
         try:
             import timm
@@ -83,18 +97,65 @@ class _TimmEncoder(nn.Module):
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8])
             raise ValueError(f"timm has no model {name!r}{f'; close to it: {close}' if close else ''}")
-        self.model = timm.create_model(name, pretrained=False, num_classes=0)
-        self.feature_dim: int = self.model.num_features  # type: ignore[assignment]
+        if size is not None and not 1 <= size <= _LARGEST:
+            raise ValueError(f"backbone.size must be between 1 and {_LARGEST}, got {size}")
+        self.model, self.takes_size = _create(name, size)
+        self.feature_dim = _feature_dim(self.model, name, size or _own_size(self.model))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
+
+
+def _create(name: str, size: int | None) -> tuple[nn.Module, bool]:
+    """timm's model for images of `size`, and whether it is built for one."""
+    import timm
+
+    state = torch.get_rng_state()
+    with _told(name, size):
+        try:
+            given: dict[str, Any] = {} if size is None else {"img_size": size}
+            return timm.create_model(name, pretrained=False, num_classes=0, **given), bool(given)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            torch.set_rng_state(state)
+            return timm.create_model(name, pretrained=False, num_classes=0), False
+
+
+def _own_size(model: Any) -> int:
+    return int(model.pretrained_cfg.get("input_size", (3, 224, 224))[-1])
+
+
+def _feature_dim(model: nn.Module, name: str, size: int) -> int:
+    """Width of the features; neither running statistics nor random generators change."""
+    with _told(name, size), torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, training=False):
+        features = model(torch.zeros(1, 3, size, size))
+    shape = tuple(getattr(features, "shape", ()))
+    if len(shape) != 2:
+        found = f"shape {('n', *shape[1:])}".replace("'", "") if shape else type(features).__name__
+        raise ValueError(f"backbone must give features (n, D), got {found} from {TIMM_PREFIX}{name}")
+    return shape[1]
+
+
+@contextmanager
+def _told(name: str, size: int | None) -> Iterator[None]:
+    """Errors of timm's inside become one that names model and size."""
+    try:
+        yield
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        sized = "" if size is None else f" of {size} × {size} px (data.size)"
+        raise ValueError(
+            f"{TIMM_PREFIX}{name} cannot take images{sized}: {said[:200] or type(error).__name__}"
+        ) from error
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
     """The encoder of `config` in channels_last, its width of features as attribute `feature_dim`.
 
     Raises:
-        ValueError: unknown name, or a stem or width that the encoder does not have.
+        ValueError: unknown name, a stem or width that the encoder does not have, a size that it cannot take, or
+            features that are no vectors.
         ImportError: a timm name without timm.
     """
     backbone: nn.Module
@@ -104,7 +165,7 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
                 f"stem and width are settings of ResNets; {config.name} takes neither, "
                 f"got stem={config.stem!r}, width={config.width}"
             )
-        backbone = _TimmEncoder(config.name.removeprefix(TIMM_PREFIX))
+        backbone = _TimmEncoder(config.name.removeprefix(TIMM_PREFIX), config.size)
     elif config.name in RESNETS:
         if config.stem not in ("standard", "small"):
             raise ValueError(f"stem must be 'standard' or 'small', got {config.stem!r}")

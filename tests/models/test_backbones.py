@@ -36,6 +36,66 @@ def test_timm_model_has_features_without_classifier():
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, backbone.feature_dim)
 
 
+# Small members of families whose features are not `num_features` wide, that are built for a size, or take any.
+SMALL = {
+    "mobilenetv3_small_050": 1024,
+    "mobilenetv4_conv_small_035": 1280,
+    "ghostnet_050": 1280,
+    "lcnet_035": 1280,
+    "efficientvit_b0": 1280,
+    "hgnetv2_b0": 2048,
+    "efficientvit_m0": 192,
+    "vit_tiny_patch16_224": 192,
+    "swin_tiny_patch4_window7_224": 768,
+    "xcit_nano_12_p8_224": 128,
+    "levit_128s": 384,
+    "mixer_s32_224": 512,
+    "test_convnext": 64,
+}
+BUILT_FOR_A_SIZE = {
+    name for name in SMALL if name.startswith(("vit", "swin", "xcit", "levit", "mixer", "efficientvit_m"))
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [32, 96])
+def test_models_of_timm_take_images_of_any_size_and_tell_the_width_of_their_features(name, size):
+    pytest.importorskip("timm")
+    backbone = build_backbone(BackboneConfig(f"timm/{name}", size=size))
+    assert backbone.feature_dim == SMALL[name] and backbone.takes_size == (name in BUILT_FOR_A_SIZE)
+    assert backbone.training and all(module.training for module in backbone.modules())
+    features = backbone(torch.randn(2, 3, size, size))
+    assert features.shape == (2, backbone.feature_dim)
+    features.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_measuring_leaves_no_trace(name):
+    """Weights, running statistics and random numbers are those of timm's model."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs, number = timm.create_model(name, num_classes=0), torch.rand(1)
+    for size in (None, 224):
+        torch.manual_seed(0)
+        ours = build_backbone(BackboneConfig(f"timm/{name}", size=size)).model
+        assert torch.equal(torch.rand(1), number)
+        for entry, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[entry], value), entry
+
+
+def test_features_that_are_no_vectors_are_refused():
+    timm = pytest.importorskip("timm")
+
+    @timm.models.register_model
+    def amcl_test_map(pretrained=False, **kwargs):
+        model = torch.nn.Conv2d(3, 5, 3)
+        model.pretrained_cfg = {"input_size": (3, 16, 16)}
+        return model
+
+    with pytest.raises(ValueError, match=r"features \(n, D\), got shape \(n, 5, 14, 14\) from timm/amcl_test_map"):
+        build_backbone(BackboneConfig("timm/amcl_test_map"))
+
+
 def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"amcl_fast\[timm\]|amcl-fast\[timm\]"):
@@ -49,6 +109,10 @@ def test_missing_timm_names_the_extra(monkeypatch):
         (BackboneConfig("resnet18", "tiny"), "stem.*'tiny'"),
         (BackboneConfig("resnet18", width=12), "width.*12"),
         (BackboneConfig("timm/resnet10t", stem="small"), "settings of ResNets"),
+        (BackboneConfig("timm/vit_tiny_patch16_224", size=8), r"timm/vit_tiny_patch16_224 cannot take images of 8 × 8"),
+        (BackboneConfig("timm/crossvit_tiny_240", size=64), r"timm/crossvit_tiny_240 cannot take images of 64 × 64 px"),
+        (BackboneConfig("timm/resnet10t", size=0), "backbone.size must be between 1 and 2048, got 0"),
+        (BackboneConfig("timm/vit_tiny_patch16_224", size=10**6), "between 1 and 2048, got 1000000"),
     ],
 )
 def test_bad_settings_are_named(config, message):
