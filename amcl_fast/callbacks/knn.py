@@ -68,6 +68,8 @@ class OnlineKNN(L.Callback):
         if self._closed:
             self.history.pop()
             self._closed = False
+        whole = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        self.history = [entry for entry in self.history if entry[0] <= whole]  # of older versions
         # Data modules of others need not know of it.
         self.unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
         if self.unmeasurable is not None:

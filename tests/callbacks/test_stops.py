@@ -206,7 +206,7 @@ def test_a_finished_training_extended_by_epochs(tmp_path):
 
 
 def test_an_old_checkpoint_of_a_stop_within_an_epoch_goes_on(tmp_path):
-    """Versions before counted the epoch as a whole one."""
+    """Versions before counted the epoch as a whole one, and its kNN too."""
     whole = train(tmp_path / "whole", at_a_constant_rate(), max_steps=14)
     train(tmp_path / "parts", at_a_constant_rate(), max_steps=5)
     path = tmp_path / "parts" / "checkpoints" / "last.ckpt"
@@ -218,6 +218,7 @@ def test_an_old_checkpoint_of_a_stop_within_an_epoch_goes_on(tmp_path):
         if isinstance(counts, dict):
             counts["completed"] = counts["processed"]
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = 5
+    state["callbacks"]["OnlineKNN"] |= {"history": [(2, 50.0)], "closed": False}
     torch.save(state, path)
     found = train(tmp_path / "parts", at_a_constant_rate(), max_steps=14, resume=True)
     agree(found, whole, (tmp_path / "parts", tmp_path / "whole"))
