@@ -64,3 +64,22 @@ def test_as_many_neighbours_vote_as_there_are(train, tmp_path, capsys):
     assert main(["evaluate", "run", "--epochs", "1"]) == 0
     assert "(k = 9, temperature 0.1)" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "evaluation-set.json").read_text())["knn"]["k"] == 9
+
+
+def test_held_out_images_that_all_turn_out_to_be_bad_do_not_end_the_run(train, tmp_path):
+    held_out = tmp_path / "set" / "test" / "a"
+    held_out.mkdir(parents=True)
+    for number in range(3):
+        path = held_out / f"{number}.png"
+        Image.new("RGB", (20, 20)).save(path)
+        content = path.read_bytes()
+        data = content.index(b"IDAT") + 4
+        path.write_bytes(content[:data] + bytes(8) + content[data + 8 :])
+    code, said = train({"train/a": 12, "train/b": 12}, "--trainer.max_epochs", "2")
+    assert code == 0 and "epoch 2/2" in said
+    assert said.count("kNN") == 1
+    assert "kNN is not measured any more: no file of those to be measured can be read and decoded any more\n" in said
+    skipped = (tmp_path / "run" / "skipped_files.txt").read_text()
+    assert skipped.count("found during the run") == 3
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "embedding.png" not in page

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from ..data.headers import NoImageLeftError
 from ..evaluate import encode, knn_accuracy, pixel_features
 from ..steps import epoch_is_over
 
@@ -78,58 +79,82 @@ class OnlineKNN(L.Callback):
                 print(f"kNN is not measured: {self.unmeasurable}", flush=True)
             return
         if self._pending is not None:
-            self.history.append((self._pending, self._measure(trainer, pl_module)))
+            accuracy = self._measure(trainer, pl_module)
+            if accuracy is not None:
+                self.history.append((self._pending, accuracy))
+                _log(trainer, step=trainer.global_step - 1, knn=accuracy)  # as Lightning counts
             self._pending = None
-            for logger in trainer.loggers:
-                logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step - 1)  # as Lightning counts
-        if self.pixels is not None:
-            return
-        self.pixels = self._measure(trainer, None)
-        self.untrained = self._measure(trainer, pl_module)
-        for logger in trainer.loggers:
-            logger.log_metrics({"knn_pixels": self.pixels, "knn_untrained": self.untrained}, step=0)
+        if self.pixels is None:
+            self.pixels, self.untrained = self._measure(trainer, None), self._measure(trainer, pl_module)
+            if self.pixels is not None and self.untrained is not None:
+                _log(trainer, step=0, knn_pixels=self.pixels, knn_untrained=self.untrained)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0 and epoch_is_over(trainer) and self.unmeasurable is None:
+        if epoch % self.every_n_epochs == 0 and epoch_is_over(trainer):
             self._pending = epoch
-            self.history.append((epoch, self._measure(trainer, pl_module, self.between_batches)))
+            accuracy = self._measure(trainer, pl_module, self.between_batches)
             self._pending = None
-            pl_module.log("knn", self.history[-1][1], prog_bar=True, rank_zero_only=True)
+            if accuracy is not None:
+                self.history.append((epoch, accuracy))
+                pl_module.log("knn", accuracy, prog_bar=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
-        if self.unmeasurable is None and (not self.history or self.history[-1][0] < epoch):
-            self.history.append((epoch, self._measure(trainer, pl_module)))
+        if self.history and self.history[-1][0] >= epoch:
+            return
+        accuracy = self._measure(trainer, pl_module)
+        if accuracy is not None:
+            self.history.append((epoch, accuracy))
             self._closed = True
-            for logger in trainer.loggers:
-                logger.log_metrics({"knn": self.history[-1][1]}, step=trainer.global_step)
+            _log(trainer, step=trainer.global_step, knn=accuracy)
 
     def _measure(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule | None,
         between_batches: Callable[[L.Trainer], None] | None = None,
-    ) -> float:
-        """Accuracy in percent of the module's encoder, of raw pixels without one; process 0 computes it."""
-        accuracy = 0.0
+    ) -> float | None:
+        """Accuracy in percent of the module's encoder, of raw pixels without one; process 0 computes it.
+
+        None where nothing can be measured, from the first time on that a part of the images is found to be gone.
+        """
+        if self.unmeasurable is not None:
+            return None
+        found: float | str = 0.0
         if trainer.is_global_zero:
-            datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            (bank, bank_labels), (queries, query_labels) = (
-                self._features(trainer, pl_module, _watched(loader, trainer, between_batches))
-                for loader in datamodule.features_loaders()
-            )
-            self.neighbours = min(self.k, len(bank_labels))
-            accuracy = knn_accuracy(
-                bank,
-                bank_labels,
-                queries,
-                query_labels,
-                k=self.k,
-                temperature=self.temperature,
-                num_classes=datamodule.num_classes,
-            )
-        return trainer.strategy.broadcast(accuracy)
+            try:
+                found = self._accuracy(trainer, pl_module, between_batches)
+            except NoImageLeftError as error:  # in one process: the others wait for its word
+                found = str(error)
+                print(f"kNN is not measured any more: {found}", flush=True)
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, str):
+            self.unmeasurable = found
+            return None
+        return found
+
+    def _accuracy(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule | None,
+        between_batches: Callable[[L.Trainer], None] | None,
+    ) -> float:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        (bank, bank_labels), (queries, query_labels) = (
+            self._features(trainer, pl_module, _watched(loader, trainer, between_batches))
+            for loader in datamodule.features_loaders()
+        )
+        self.neighbours = min(self.k, len(bank_labels))
+        return knn_accuracy(
+            bank,
+            bank_labels,
+            queries,
+            query_labels,
+            k=self.k,
+            temperature=self.temperature,
+            num_classes=datamodule.num_classes,
+        )
 
     @staticmethod
     def _features(
@@ -146,3 +171,8 @@ def _watched(loader: Any, trainer: L.Trainer, between_batches: Callable[[L.Train
         if between_batches is not None:
             between_batches(trainer)
         yield batch
+
+
+def _log(trainer: L.Trainer, *, step: int, **metrics: float) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=step)

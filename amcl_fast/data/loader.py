@@ -47,6 +47,7 @@ _SPARE = 2
 _DAMAGED = Damaged()
 
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
+NONE_MEASURED = "no file of those to be measured can be read and decoded any more"
 
 
 class _Checked:
@@ -470,7 +471,7 @@ class EvaluationLoader:
             told += 1
             _tell(files[place], reason, told, self._on_bad_file)
         if not self._files:
-            raise NoImageLeftError(_NONE_LEFT)
+            raise NoImageLeftError(NONE_MEASURED)
 
 
 class _Pass:

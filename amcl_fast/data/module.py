@@ -11,7 +11,8 @@ import torch
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
-from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader, SingleViewLoader
+from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources, find_sources
@@ -207,9 +208,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
     def held_out_sample(self, classes: int, images: int) -> EvaluationLoader | None:
         """Held-out images of at most `classes` classes and at most `images` of each, without augmentation.
 
-        The classes are spread evenly over all of them; the choice is always the same. None if none is held out.
+        The classes are spread evenly over all of them; the choice is always the same, but for files that have turned
+        out to be bad. None if no other is held out.
         """
-        query = self._images()[1]
+        query = self._labelled(self._images()[1])
         if not query.files:
             return None
         present = np.unique(query.labels)
@@ -219,7 +221,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return self._features_loader(query.subset(places))
 
     def _features_loader(self, images: Images) -> EvaluationLoader:
-        return EvaluationLoader(self._labelled(images), self._output(self.batch_size), on_bad_file=self._note_bad_file)
+        images = self._labelled(images)
+        if not images.files:
+            raise NoImageLeftError(NONE_MEASURED)
+        return EvaluationLoader(images, self._output(self.batch_size), on_bad_file=self._note_bad_file)
 
     def _labelled(self, images: Images) -> Images:
         known_bad = {path for path, _ in self.skipped}

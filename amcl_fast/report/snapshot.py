@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.headers import NoImageLeftError
 from ..evaluate import encode
 from ..evaluate.mode import in_mode
 from ..files import write_file
@@ -140,8 +142,9 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
     if held_out is not None:
-        features, labels = encode(method.backbone, held_out, method.device)
-        embedding, shares = principal_components(features)
+        with suppress(NoImageLeftError):
+            features, labels = encode(method.backbone, held_out, method.device)
+            embedding, shares = principal_components(features)
     shown = labels.unique()
     return Snapshot(
         framework=type(method).__name__,

@@ -153,7 +153,8 @@ def test_the_loss_of_all_files_is_one_error(make_images, loader):
     next(iter(data))
     for path in images.files:
         os.unlink(path)
-    with pytest.raises(NoImageLeftError, match=r"^no file of the data set can be read and decoded any more$"):
+    part = "those to be measured" if loader == "evaluation" else "the data set"
+    with pytest.raises(NoImageLeftError, match=rf"^no file of {part} can be read and decoded any more$"):
         [list(data) for _ in range(3)]
 
 
