@@ -98,6 +98,19 @@ class Resumed:
         return ["--config", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)]
 
 
+class _Trainer(Trainer):
+    """Takes 1 batch for one batch: Python remembers Union[int, float] as the Union[float, int] that it met first."""
+
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, limit_train_batches=limit_train_batches, overfit_batches=overfit_batches, **kwargs)
+
+
 class PretrainCLI(LightningCLI):
     """LightningCLI with the settings of this package's callbacks, all output in one run directory.
 
@@ -133,6 +146,7 @@ class PretrainCLI(LightningCLI):
             ContrastiveDataModule,
             subclass_mode_model=True,
             save_config_callback=None,
+            trainer_class=_Trainer,
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             args=args,
             run=False,
@@ -176,6 +190,7 @@ class PretrainCLI(LightningCLI):
     def _settle(self, place: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
         _check_trainer(self.config.trainer, self.run_dir)
+        _let_speak(self.config.trainer)
         self.config.data.root = place(self.config.data.root)
 
     def before_instantiate_classes(self) -> None:
@@ -208,6 +223,12 @@ class PretrainCLI(LightningCLI):
         """
         if not _rank() and self.resumed is None:
             write_file(self.run_dir / CONFIG, self._yaml)
+
+    def discard(self) -> None:
+        """Remove the directory of a new run in which nothing was begun."""
+        if self._folder is not None:
+            (self.run_dir / CONFIG).unlink(missing_ok=True)
+            self._folder.give_up()
 
     def _open_resumed(self) -> None:
         """What changes in the directory of a run once its resume has succeeded."""
@@ -367,6 +388,10 @@ def _train(cli: PretrainCLI) -> int:
                 f"{cli.run_dir} was changed",
                 file=sys.stderr,
             )
+            return 2
+        if isinstance(error, MisconfigurationException) and not cli.opening.opened:
+            cli.discard()
+            print(f"amcl-fast pretrain: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
@@ -544,6 +569,15 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
 
 
+def _let_speak(trainer: Any) -> None:
+    """Let Lightning announce what its settings ask for."""
+    for name, wanted in (
+        ("callbacks.model_summary", trainer.enable_model_summary),
+        ("profilers.profiler", trainer.profiler),
+    ):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO if wanted else logging.NOTSET)
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Within the block a warning is one line without the code that it came from."""
@@ -590,6 +624,8 @@ def _check_trainer(trainer: Any, run_dir: Path) -> None:
         raise ValueError(
             "trainer.max_epochs=-1 leaves the schedule without an end: trainer.max_steps must be given with it"
         )
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+        raise ValueError(f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}")
     if trainer.limit_train_batches is not None and trainer.limit_train_batches <= 0:
         raise ValueError(f"trainer.limit_train_batches must be above 0, got {trainer.limit_train_batches}")
     if trainer.max_time is not None and not Timer(trainer.max_time).time_remaining():

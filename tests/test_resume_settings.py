@@ -11,6 +11,7 @@ import yaml
 from command_line import NT_XENT, image_folder
 
 from amcl_fast.cli import main
+from amcl_fast.pretrain import PretrainCLI
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 
@@ -66,9 +67,18 @@ def error(capsys):
         (["--seed_everything", 1], "seed_everything from 0 to 1"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision from unset to bf16-mixed"),
         (["--trainer.gradient_clip_val", 1, "--data.size", 8], "data.size from 16 to 8"),
+        (["--model.optimizer.weight_decay=0.1"], "model.init_args.optimizer.weight_decay from 0.0005 to 0.1"),
+        (["--model.schedule.interval=epoch"], "model.init_args.schedule.interval from step to epoch"),
+        (["--model.criterion.temperature=0.5"], "model.init_args.criterion.init_args.temperature from 0.2 to 0.5"),
+        (["--model.criterion.top_k=5"], "model.init_args.criterion.init_args.top_k from 100 to 5"),
+        (["--trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches from 1 to 2"),
+        (["--trainer.gradient_clip_val=1"], "trainer.gradient_clip_val from unset to 1"),
+        (["--config", "over.yaml"], "model.init_args.optimizer.lr from 0.06 to 0.5"),
+        (["--config=over.yaml"], "model.init_args.optimizer.lr from 0.06 to 0.5"),
     ],
 )
 def test_settings_that_must_stay_are_refused_by_name(run, settings, named, capsys):
+    (run.parent / "over.yaml").write_text("model: {init_args: {optimizer: {lr: 0.5}}}")
     before = content(run)
     assert resume("--trainer.max_epochs", 2, *settings) == 2
     assert named in error(capsys)
@@ -85,6 +95,60 @@ def test_what_may_change_does(run, finished):
     assert (run / "checkpoints" / "epoch-0002.ckpt").samefile(run / "checkpoints" / "last.ckpt")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["settings"]
     assert {name: saved[name] for name in settings} == settings and saved["run"] == "run"
+
+
+def test_what_may_change_changes_what_runs(run, monkeypatch):
+    """After the checkpoint is loaded, too, whose callbacks have states of their own."""
+    found = []
+    monkeypatch.setattr("amcl_fast.pretrain._print_results", found.append)
+    callback = "--trainer.callbacks={class_path: lightning.pytorch.callbacks.LearningRateMonitor}"
+    changes = [
+        "--trainer.max_epochs=9", "--trainer.max_steps=5", "--trainer.min_steps=1", "--trainer.min_epochs=1",
+        "--trainer.max_time=00:01:00:00", "--trainer.log_every_n_steps=3", "--trainer.detect_anomaly=true",
+        "--trainer.profiler=simple", "--trainer.enable_progress_bar=true", "--trainer.enable_model_summary=true",
+        "--data.num_threads=2", "--data.prefetch=3", "--data.crop_pct=0.9", "--knn.k=3", "--knn.every_n_epochs=2",
+        "--knn.temperature=0.3", "--guard.every_n_steps=4", "--guard.window=7", "--checkpoint.every_n_steps=2",
+        "--checkpoint.every_n_epochs=3", "--checkpoint.every_n_minutes=1.5", "--checkpoint.keep_every_n_epochs=2",
+        "--report.pairs=6",
+    ]  # fmt: skip
+    assert resume(*changes, callback) == 0
+    (cli,) = found
+    trainer, data = cli.trainer, cli.datamodule
+    assert (trainer.max_epochs, trainer.max_steps, trainer.min_steps, trainer.min_epochs) == (9, 5, 1, 1)
+    assert trainer.global_step == 5 and trainer.log_every_n_steps == 3
+    assert trainer._detect_anomaly and type(trainer.profiler).__name__ == "SimpleProfiler"
+    assert (data.num_threads, data.prefetch, data.crop_pct) == (2, 3, 0.9)
+    callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
+    assert {"LearningRateMonitor", "Timer", "TQDMProgressBar", "ModelSummary"} <= callbacks.keys()
+    for name, settings in {
+        "OnlineKNN": {"k": 3, "every_n_epochs": 2, "temperature": 0.3},
+        "Guard": {"every_n_steps": 4, "window": 7},
+        "Checkpoint": {
+            "every_n_steps": 2, "every_n_epochs": 3, "every_n_minutes": 1.5, "keep_every_n_epochs": 2
+        },
+        "Report": {"pairs": 6},
+    }.items():  # fmt: skip
+        assert {key: getattr(callbacks[name], key) for key in settings} == settings
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    for change in changes:
+        group, name = change.removeprefix("--").partition("=")[0].split(".")
+        value = yaml.safe_load(change.partition("=")[2])
+        assert written[group][name] == value or name == "max_time", change
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["settings"]
+    assert {name: saved[name] for name in written} == written
+
+
+def test_variables_of_the_environment_change_nothing(run, finished, monkeypatch):
+    """jsonargparse reads settings from them where it is told to."""
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for name in ("MODEL__INIT_ARGS__OPTIMIZER__LR", "DATA__BATCH_SIZE", "DATA__LIMIT"):
+        monkeypatch.setenv(f"PL_{name}", "4")
+    new = PretrainCLI(["--config", str(finished / "settings.yaml")], run.parent / "new").config.data
+    assert (new.limit, new.batch_size) == (4, 8)  # of the settings it is told, even there, the file's come first
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    assert resume("--trainer.max_epochs", 2) == 0
+    before["trainer"]["max_epochs"] = 2
+    assert yaml.safe_load((run / "config.yaml").read_text()) == before
 
 
 def rewritten(path, change):

@@ -1,5 +1,6 @@
 """Where a run lives, where its data lies: homes, empty folders, two at once, other working directories."""
 
+import logging
 import os
 import pwd
 import re
@@ -227,6 +228,10 @@ def test_processes_that_others_start_must_be_told_the_folder(variables, home, mo
         (["--trainer.max_steps=0"], r"trainer\.max_steps must be -1 or at least 1, got 0"),
         (["--trainer.limit_train_batches=0"], r"limit_train_batches must be above 0, got 0"),
         (["--trainer.max_time=00:00:00:00"], r"trainer\.max_time must be above 0, got 00:00:00:00"),
+        (["--trainer.limit_train_batches=0.01"], r"`limit_train_batches` argument"),
+        (["--trainer.log_every_n_steps=0"], r"trainer\.log_every_n_steps must be at least 1, got 0"),
+        (["--trainer.max_time=soon"], r"'soon'.*is not a valid duration"),
+        (["--trainer.enable_checkpointing=false"], r"enable_checkpointing=False"),
         (["--trainer.logger=false"], r"trainer\.logger must be loggers that join the run's own"),
         (["--trainer.default_root_dir=elsewhere"], r"default_root_dir is the folder of the run: give it as --run_dir"),
     ],
@@ -250,6 +255,18 @@ def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
     assert not shows_a_bar(built()) and shows_a_bar(built("--trainer.enable_progress_bar=true"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert shows_a_bar(built()) and not shows_a_bar(built("--trainer.enable_progress_bar=false"))
+    # A whole number is one of batches, another one a share of them.
+    limits = [built(f"--trainer.limit_train_batches={value}").limit_train_batches for value in ("1", "3", "0.5", "1.0")]
+    assert list(map(repr, limits)) == ["1", "3", "0.5", "1.0"]
+    for name, setting in (
+        ("callbacks.model_summary", "enable_model_summary=true"), ("profilers.profiler", "profiler=simple")
+    ):  # fmt: skip
+        log = logging.getLogger(f"lightning.pytorch.{name}")
+        built("--trainer.accelerator=cpu")
+        silent = log.level
+        built(f"--trainer.{setting}")
+        assert (silent, log.level) == (logging.NOTSET, logging.INFO)
+    built()
     assert built("--trainer.default_root_dir=run").default_root_dir.endswith("run")
     logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: theirs}}"
     names = [type(logger).__name__ for logger in built(f"--trainer.logger={logger}").loggers]
