@@ -44,8 +44,7 @@ from torchvision.transforms import v2
 from amcl_fast import AdaptiveTemperature, MoCoLoss, SimCLRLoss
 from amcl_fast.data import Augmentation
 from amcl_fast.evaluate.knn import knn_accuracy
-from amcl_fast.evaluate.mode import in_mode
-from amcl_fast.methods.pairs import unit_rows, untracked
+from amcl_fast.methods.pairs import unit_rows
 from amcl_fast.models import (
     BackboneConfig,
     KeyQueue,
@@ -54,6 +53,7 @@ from amcl_fast.models import (
     ProjectorConfig,
     build_backbone,
 )
+from amcl_fast.modes import in_mode, untracked
 from benchmarks.results import environment, machine
 from benchmarks.torchvision_views import view_steps
 

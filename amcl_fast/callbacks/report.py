@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..evaluate.mode import in_mode
 from ..files import Unwritten
+from ..modes import in_mode
 from ..report.page import write_report
 from ..report.run import facts_path, head_metric, snapshot_path, write_facts, write_skipped
 from ..report.snapshot import capture, hardest

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..modes import in_mode
 from .features import Progress, encode, silent
 from .knn import knn_accuracy
 from .linear import RATES, ProbeResult, ShuffledFeatures, linear_probe
-from .mode import in_mode
 
 
 class ImageBatches(Protocol):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .mode import floating_dtype, in_mode
+from ..modes import floating_dtype, in_mode
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps a loop, given what it is about, to show how far it is; as tqdm does."""

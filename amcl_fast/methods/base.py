@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import world
-from ..evaluate.mode import floating_dtype
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
+from ..modes import floating_dtype, untracked
 from ..nonfinite import NonFiniteError
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
 from ..steps import at_logging_step, stepped
-from .pairs import Pairs, untracked
+from .pairs import Pairs
 
 Batch = tuple[Sequence[Tensor], Tensor]
 

@@ -1,12 +1,9 @@
 """A look at the pairs that a loss forms, apart from training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from ..rows import unit
 from ..temperature import AdaptiveTemperature
@@ -63,16 +60,3 @@ def pairs_of(
         return values[:, negative].unflatten(1, (x.shape[1], -1)).detach().float()
 
     return Pairs(positives(similarity), positives(tau), negatives(similarity), negatives(tau))
-
-
-@contextmanager
-def untracked(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch normalisation as they are."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..data.headers import NoImageLeftError
 from ..evaluate import encode
-from ..evaluate.mode import in_mode
 from ..files import write_file
+from ..modes import in_mode
 
 if TYPE_CHECKING:
     from ..methods.pairs import Pairs

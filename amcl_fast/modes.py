@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -17,6 +18,19 @@ def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for submodule, mode in modes.items():
             submodule.training = mode
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch normalisation as they are."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype | None:
