@@ -181,6 +181,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         from .pretrain import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
+    _begins()
     try:
         return pretrain(
             recipe=arguments.recipe,

@@ -12,8 +12,8 @@ EXTRAS = {
     "matplotlib": "train",
     "tensorboard": "train",
     "torchvision": "train",
-    "PIL": "train",  # torchvision's
-    "tqdm": "train",  # lightning's
+    "PIL": "train",
+    "tqdm": "train",
     "nvidia.dali": "train",
     "timm": "timm",
     "safetensors": "export",

@@ -357,9 +357,9 @@ def pretrain(
                 done = "nothing was saved; begin again" if resume is None else "the run is as it was; go on"
                 print(f"stopped before the first step: {done} with the same command", flush=True)
             return 128 + interrupted.signum
-    if dist.is_available() and dist.is_initialized():
-        # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
-        dist.destroy_process_group()
+        if dist.is_available() and dist.is_initialized():
+            # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
+            dist.destroy_process_group()
     return code
 
 
