@@ -29,6 +29,8 @@ def check_output(path: Path) -> None:
     """Raise OSError, in one line, if no file can be written there; before the work whose result it will hold."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of the file as well")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file, and would be replaced by one")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):

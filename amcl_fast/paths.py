@@ -13,8 +13,10 @@ def expanded(path: str) -> str:
     """The path with its leading ~ or ~user as the folder that it stands for; ./~ is a folder of that name.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: there is no such user, or the path is empty, as that of a variable of the shell that is not set.
     """
+    if not path:
+        raise ValueError("a path must not be empty, got ''")
     if path.startswith("~"):
         found = os.path.expanduser(path)
         if found == path:
@@ -30,9 +32,9 @@ def absolute_data(root: str) -> str:
     """data.root as a run keeps it: a name as it is, a path absolute.
 
     Raises:
-        ValueError: it begins with the home of a user who is not known.
+        ValueError: see `expanded`.
     """
-    return root if root in DATA_NAMES or not root else os.path.abspath(expanded(root))
+    return root if root in DATA_NAMES else os.path.abspath(expanded(root))
 
 
 def find_data(root: str, run_dir: Path) -> str:

@@ -375,7 +375,8 @@ def _train(cli: PretrainCLI) -> int:
             step = cli.trainer.global_step
             saved = cli.checkpoint.path is not None and cli.checkpoint.path.is_file()
             where = f"at step {step}" if saved else "before anything was saved"
-            print(f"stopped {where}; go on with: {go_on}", flush=True)
+            beside_the_bar = "\n" if cli.trainer.progress_bar_callback is not None else ""
+            print(f"{beside_the_bar}stopped {where}; go on with: {go_on}", flush=True)
         return 128 + interrupted.signum
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)

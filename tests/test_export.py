@@ -1,6 +1,7 @@
 """amcl_fast.export and amcl_fast.encoder: what is written loads elsewhere, strictly, and gives the same features."""
 
 import json
+import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -287,12 +288,14 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         ("onnx", "weights.safetensors", r"output must end in \.onnx, by which onnx files are known"),
         ("safetensors", "weights.onnx", r"output must end in \.safetensors"),
         ("safetensors", "no/where.safetensors", r"where\.safetensors cannot be written: there is no folder .*/no$"),
+        ("safetensors", "pipe.safetensors", r"pipe\.safetensors is no regular file, and would be replaced by one"),
         ("safetensors", "folder.safetensors", r"folder\.safetensors is a folder; give the name of the file"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_before_it_is_written(tmp_path, format, name, message):
     run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"])
     (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises((ValueError, OSError), match=message):
         export(run, format=format, output=tmp_path / name)

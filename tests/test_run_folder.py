@@ -41,6 +41,13 @@ def root_of(run):
     return root
 
 
+def exit_code(arguments):
+    try:
+        return main(arguments)
+    except SystemExit as end:  # argparse's
+        return end.code
+
+
 def last_error(capsys):
     return capsys.readouterr().err.splitlines()[-1]
 
@@ -73,6 +80,14 @@ def test_homes_of_others_and_folders_of_that_name(monkeypatch, tmp_path):
         expanded("~nobody-here/x")
     with pytest.raises(SystemExit):
         main(["export", "~nobody-here/x"])
+
+
+@pytest.mark.parametrize("option", ["--data=", "--run_dir=", "--resume=", "--config="])
+def test_a_variable_of_the_shell_that_is_not_set_is_no_folder(option, home, capsys):
+    settings = ["--config", str(home / "tiny.yaml"), "--data", str(home / "images")]
+    assert exit_code(["pretrain", *settings, option]) == 2
+    assert "a path must not be empty, got ''" in last_error(capsys)
+    assert not list(Path.cwd().iterdir())
 
 
 def test_a_folder_named_tilde_stays_within_reach(home):
