@@ -222,7 +222,7 @@ def test_runs_that_begin_at_once(tmp_path, given):
     if given is None:
         assert len({*found}) == 4 and all(re.fullmatch(r"runs/demo-20260101-000000(-[234])?", name) for name in found)
     else:
-        assert sorted(found)[-1] == "run" and sum("run is in use: process" in line for line in found) == 3
+        assert sorted(found)[-1] == "run" and sum("run is in use: " in line for line in found) == 3
 
 
 @pytest.mark.parametrize("variables", [{"TORCHELASTIC_RUN_ID": "1"}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
