@@ -52,6 +52,7 @@ from .checkpoint import load_checkpoint
 from .cli import LATEST
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
+from .data.module import UnequalImagesError
 from .files import Unwritten, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
@@ -365,7 +366,8 @@ def pretrain(
 
 def _train(cli: PretrainCLI) -> int:
     resumed = cli.resumed
-    print(f"run directory: {cli.run_dir}", flush=True)
+    if not _rank():
+        print(f"run directory: {cli.run_dir}", flush=True)
     go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
     try:
         path = resumed.checkpoint if resumed else None
@@ -390,7 +392,7 @@ def _train(cli: PretrainCLI) -> int:
                 file=sys.stderr,
             )
             return 2
-        if isinstance(error, MisconfigurationException) and not cli.opening.opened:
+        if isinstance(error, MisconfigurationException | UnequalImagesError) and not cli.opening.opened:
             cli.discard()
             print(f"amcl-fast pretrain: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2

@@ -83,3 +83,18 @@ def test_held_out_images_that_all_turn_out_to_be_bad_do_not_end_the_run(train, t
     assert skipped.count("found during the run") == 3
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "embedding.png" not in page
+    assert "Not measured: no file of those to be measured can be read and decoded any more." in page
+
+
+def test_evaluating_on_images_that_all_turn_out_to_be_bad_names_them(train, tmp_path, capsys):
+    assert train({"train/a": 9, "train/b": 9, "test/a": 1})[0] == 0
+    path = tmp_path / "set" / "test" / "a" / "0.jpg"
+    Image.new("RGB", (20, 20)).save(path, "PNG")
+    content = path.read_bytes()
+    data = content.index(b"IDAT") + 4
+    path.write_bytes(content[:data] + bytes(8) + content[data + 8 :])
+    assert main(["evaluate", "run", "--epochs", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        f"amcl-fast evaluate: error: kNN and linear probe cannot be measured on {tmp_path / 'set'}: "
+    )

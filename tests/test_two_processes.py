@@ -42,9 +42,48 @@ def test_two_processes_make_one_run(images, tmp_path):
     assert [len(series[0]) for series in run.heads("positive")] == [2, 2]
     assert [Path(file).name for file, _ in run.skipped] == ["3.png"]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "could not be used: 1." in page and page.count("<img") == 8
+    assert "were not used: 1." in page and page.count("<img") == 8
     assert json.loads((tmp_path / "run" / "report" / "summary.json").read_text())["finished"] is True
     # The first save failed in the process that writes, and neither process waited for the other for ever.
     assert done.stderr.count("the checkpoint cannot be saved") >= 1 and "training goes on" in done.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == steps[-1] + 1
+
+
+def test_processes_that_find_different_images_end_in_one_line(images, tmp_path):
+    """As when a folder is being filled, or is another one on the second machine."""
+    (tmp_path / "settings.yaml").write_text(_SETTINGS)
+    (tmp_path / "differing.py").write_text(
+        "import lightning as L\n"
+        "class Differing(L.Callback):\n"
+        "    def setup(self, trainer, pl_module, stage):\n"
+        "        data = trainer.datamodule\n"
+        "        if trainer.global_rank:\n"
+        "            data._train = data._train.subset(range(len(data._train.files) - 1))\n"
+    )
+    done = pretrain(
+        tmp_path, "--config", "settings.yaml", "--data", images, "--run_dir", "run", "--trainer.callbacks+",
+        "differing.Differing",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "must hold the same images for every process, got 24 and 8, 23 and 8 to train on and held out" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_nothing_can_be_measured_is_the_first_process_s_word(tmp_path):
+    root = image_folder(tmp_path, 8, 2, ".png")
+    (tmp_path / "settings.yaml").write_text(_SETTINGS)
+    (tmp_path / "differing.py").write_text(
+        "import lightning as L\n"
+        "class Differing(L.Callback):\n"
+        "    def setup(self, trainer, pl_module, stage):\n"
+        "        trainer.datamodule.unmeasurable = None if trainer.global_rank else 'of a test'\n"
+    )
+    done = pretrain(
+        tmp_path, "--config", "settings.yaml", "--data", root, "--run_dir", "run", "--trainer.callbacks+",
+        "differing.Differing",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kNN is not measured: of a test\n") == 1
+    assert done.stdout.count("run directory: ") == 1

@@ -72,7 +72,9 @@ class OnlineKNN(L.Callback):
         whole = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         self.history = [entry for entry in self.history if entry[0] <= whole]  # of older versions
         # Data modules of others need not know of it.
-        self.unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
+        unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
+        # Each process has looked for itself, and a folder changes; those that differ would wait for each other.
+        self.unmeasurable = trainer.strategy.broadcast(unmeasurable)
         if self.unmeasurable is not None:
             self._pending = None
             if trainer.is_global_zero:
@@ -130,7 +132,7 @@ class OnlineKNN(L.Callback):
                 print(f"kNN is not measured any more: {found}", flush=True)
         found = trainer.strategy.broadcast(found)
         if isinstance(found, str):
-            self.unmeasurable = found
+            self.unmeasurable = trainer.datamodule.unmeasurable = found  # type: ignore[attr-defined]
             return None
         return found
 

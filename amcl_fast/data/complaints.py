@@ -32,7 +32,8 @@ MARK = b"\1amcl-fast\n"
 HEARD, MARKED = b".", b"!"
 
 _LINE_BUFFERED = 1
-_SECONDS = 1.0  # that the process is waited for
+# That the process is waited for: once until it has started, then for each answer.
+_START_SECONDS, _SECONDS = 30.0, 1.0
 
 
 class Complaints:
@@ -59,7 +60,7 @@ class Complaints:
         )
         os.close(lines)
         os.close(answers)
-        self._heard = self._sent = self._marked = 0
+        self._heard = self._sent = self._marked = 0  # complaints, and marks out and back
         self._process = os.getpid()
         self._stream = self._libc.fdopen(self._pipe, b"w")
         self._libc.setvbuf(self._stream, None, _LINE_BUFFERED, 1 << 12)
@@ -67,17 +68,22 @@ class Complaints:
         atexit.register(self._end)
 
     def heard(self) -> int:
-        """How many there were up to now, every one of a decode that has ended included."""
-        until = time.monotonic() + _SECONDS
-        self._sent += 1
-        self._libc.fputs(MARK, self._stream)
+        """How many there were up to now, every one of a decode that has ended included.
+
+        Unless the process is held up: then it is not waited for until it has answered what it was asked before.
+        """
+        seconds = 0.0
+        if self._marked == self._sent:
+            self._sent += 1
+            self._libc.fputs(MARK, self._stream)
+            seconds = _SECONDS if self._marked else _START_SECONDS
+        until = time.monotonic() + seconds
         while self._marked < self._sent:
             try:
                 answers = os.read(self._answers, 1 << 16)
             except BlockingIOError:
                 left = until - time.monotonic()
                 if left <= 0:
-                    self._sent = self._marked
                     break
                 _wait(self._answers, left)
                 continue

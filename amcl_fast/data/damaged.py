@@ -53,6 +53,8 @@ class Damaged:
             group = new[start : start + _TOGETHER]
             encoded = read(group)
             for place, (file, image) in enumerate(zip(group, encoded.images, strict=True)):
+                if self._is_over:
+                    break
                 self._looked_at.add(file)
                 if place not in encoded.bad and (complaint := trial.complaint(image)):
                     self._named += 1

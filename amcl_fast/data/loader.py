@@ -4,7 +4,6 @@ import base64
 import hashlib
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -249,7 +248,7 @@ class ContrastiveLoader:
             "done": self._done,
             "yielded": self._yielded,
             "settings": self._settings(),
-            "files": self._fingerprint(),
+            "files": self._images.fingerprint,
             "shards": shards,
         }
 
@@ -274,7 +273,7 @@ class ContrastiveLoader:
         self._yielded = state["yielded"]
         self._resuming = self._yielded < self._batches
         self._checkpoint, self._done = None, 0
-        if state["files"] != self._fingerprint():
+        if state["files"] != self._images.fingerprint:
             log.warning("the image files are not those of the checkpoint: their order begins anew")
             return
         if state.get("version") != _STATE_VERSION:
@@ -294,13 +293,6 @@ class ContrastiveLoader:
             "batch_size": self._output.batch_size,
             "num_shards": self._num_shards,
         }
-
-    def _fingerprint(self) -> str:
-        # Of the names, not of the paths: the folder may have moved.
-        digest = hashlib.sha256()
-        for path, label in zip(self._images.files, self._images.labels, strict=True):
-            digest.update(f"{label}/{os.path.basename(path)}\0".encode())
-        return digest.hexdigest()
 
     def _advance(self) -> tuple[tuple, list[int]]:
         """The next outputs of DALI and the files' places; after a failure it starts anew, without the bad files."""

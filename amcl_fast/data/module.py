@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
@@ -21,6 +22,10 @@ from amcl_fast.distributed import world
 log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
+
+
+class UnequalImagesError(RuntimeError):
+    """The processes of a run have found different images; in one line, as errors of files are told."""
 
 
 class ContrastiveDataModule(lightning.LightningDataModule):
@@ -171,10 +176,12 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
         Raises:
             ValueError: the batch does not divide by the number of processes, or is larger than the data set.
+            UnequalImagesError: the processes have found different images. All of them must call this.
         """
         rank, world_size = world()
         if self.batch_size % world_size:
             raise ValueError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
+        self._check_equal(world_size)
         return ContrastiveLoader(
             self._images()[0],
             self.views,
@@ -184,6 +191,19 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             num_shards=world_size,
             on_bad_file=self._note_bad_file,
         )
+
+    def _check_equal(self, world_size: int) -> None:
+        """Batches of different lists would differ in number, and the processes wait for each other."""
+        if world_size == 1:
+            return
+        found: list[Any] = [None] * world_size
+        dist.all_gather_object(found, [(len(part.files), part.fingerprint) for part in self._images()])
+        if any(other != found[0] for other in found):
+            counts = ", ".join(f"{train[0]:,} and {held_out[0]:,}" for train, held_out in found)
+            raise UnequalImagesError(
+                f"{self.root} must hold the same images for every process, got {counts} to train on and held out: it "
+                "changes, or is another folder on another machine"
+            )
 
     def features_loaders(self) -> tuple[EvaluationLoader, EvaluationLoader]:
         """(bank, query): the training images with a label, and the held-out ones, without augmentation.
@@ -292,7 +312,7 @@ def _check_of_pixels(name: str, values: Sequence[float]) -> None:
         return
     given = [float(value) for value in values]
     # Both are often given for pixels from 0 to 255.
-    of_bytes = len(given) == 3 and all(0 <= value <= 255 for value in given) and max(given) > 1
+    of_bytes = len(given) == 3 and all(1 < value <= 255 for value in given)
     instead = f"; divided by 255: {[float(f'{value / 255:.4g}') for value in given]}" if of_bytes else ""
     raise ValueError(f"data.{name} must be three numbers of pixels in [0, 1], {lowest}, got {given}{instead}")
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from amcl_fast.data.cache import cache_folder, write_whole
@@ -41,6 +42,14 @@ class Images:
     labels: list[int]
     classes: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same labels and names in the same order, wherever the folder is."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.files, self.labels, strict=True):
+            digest.update(f"{label}/{os.path.basename(path)}\0".encode())
+        return digest.hexdigest()
 
     def subset(self, indices: Iterable[int]) -> "Images":
         """The images at `indices`, with nothing skipped."""

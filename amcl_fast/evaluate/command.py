@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import ContrastiveDataModule
+from ..data.headers import NoImageLeftError
 from ..data.left_out import shorten, summarise
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..files import check_output, write_file
@@ -75,19 +76,23 @@ def run(
         raise ValueError(f"kNN and linear probe cannot be measured on {data}: {datamodule.unmeasurable}")
     print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
     bank, queries = datamodule.features_loaders()
-    found = evaluate(
-        encoder.backbone,
-        bank,
-        queries,
-        num_classes=datamodule.num_classes,
-        augmented=datamodule.linear_probe_loader() if (device.type == "cuda" if augment is None else augment) else None,
-        k=k,
-        rates=rates,
-        epochs=epochs,
-        batch_size=batch_size,
-        device=device,
-        progress=_bar,
-    )
+    on_crops = device.type == "cuda" if augment is None else augment
+    try:
+        found = evaluate(
+            encoder.backbone,
+            bank,
+            queries,
+            num_classes=datamodule.num_classes,
+            augmented=datamodule.linear_probe_loader() if on_crops else None,
+            k=k,
+            rates=rates,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+            progress=_bar,
+        )
+    except NoImageLeftError as error:
+        raise ValueError(f"kNN and linear probe cannot be measured on {data}: {error}") from error
     print(_table(found))
     path = output or _beside(weights, data)
     content = {

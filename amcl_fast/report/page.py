@@ -197,8 +197,8 @@ def _heads(run: Run) -> str:
 
 def _skipped(run: Run) -> str:
     if not run.skipped:
-        return "<p>None: every image could be read.</p>"
+        return "<p>Nothing: every file is an image that is used.</p>"
     listed = table(dict(run.skipped[:_LISTED]))
     rest = run.num_skipped - _LISTED
     more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
-    return f"<p>Images that could not be used: {run.num_skipped:,}.</p>{listed}{more}"
+    return f"<p>Files and folders that were not used: {run.num_skipped:,}.</p>{listed}{more}"

@@ -42,7 +42,7 @@ def test_files_found_late_are_in_the_list_and_in_the_report(tmp_path, order):
     names = [file for file, _ in read_run(tmp_path).skipped]
     assert names == ["/data/first.jpg", r"/data/caf\xe9 1\n.jpg", "/data/2.jpg", "/data/7.jpg"]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "/data/7.jpg" in page and "found &lt;late&gt;" in page and "could not be used: 4." in page
+    assert "/data/7.jpg" in page and "found &lt;late&gt;" in page and "were not used: 4." in page
 
 
 def test_an_interrupted_run_has_its_list(tmp_path):

@@ -91,6 +91,38 @@ def test_each_damaged_image_is_a_line_and_the_last_words_of_other_libraries_are_
     assert all(": damaged, and decoded as far as it goes: Corrupt JPEG data: " in line for line in named)
 
 
+HELD_UP = """
+import ctypes, os, signal, time
+from amcl_fast.data.complaints import complaints
+
+counted = complaints()
+libc = ctypes.CDLL(None)
+
+def complain():
+    libc.fputs(b"Corrupt JPEG data: of a test\\n", ctypes.c_void_p.in_dll(libc, "stderr"))
+    return counted.heard()
+
+heard = [complain()]
+os.kill(counted._worker._process.pid, signal.SIGSTOP)
+started = time.monotonic()
+for _ in range(20):
+    complain()
+waited = time.monotonic() - started
+os.kill(counted._worker._process.pid, signal.SIGCONT)
+while counted.heard() < 21:
+    time.sleep(0.01)
+heard += [complain() for _ in range(3)]
+print(heard, waited < 3)
+"""
+
+
+def test_a_process_that_is_held_up_costs_a_second_once_and_loses_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_UP], capture_output=True, text=True, env=environment(tmp_path), timeout=120
+    )
+    assert done.stdout == "[1, 22, 23, 24] True\n", done.stderr
+
+
 class Counted:
     """Complaints by hand."""
 
@@ -144,15 +176,15 @@ def test_naming_comes_to_an_end(counted, caplog, monkeypatch):
     monkeypatch.setattr(damaged, "_MOST_NAMED", 40)
     names = Damaged()
     counted.count = 100
-    assert len(look(names, [f"bad {number}" for number in range(100)])) == 64
+    assert len(look(names, [f"bad {number}" for number in range(100)])) == 40
     assert caplog.records[-1].message == "further damaged images that can be decoded are not named"
     counted.count = 200
     assert look(names, ["bad", "other"]) == []
-    assert len(caplog.records) == 65
+    assert len(caplog.records) == 41
     monkeypatch.setattr(damaged, "_MOST_SECONDS", 0.0)
     slow = Damaged()
     assert len(look(slow, [f"good {number}" for number in range(100)])) == 32
-    assert len(caplog.records) == 66
+    assert len(caplog.records) == 42
 
 
 def test_a_trial_tells_what_the_decoder_says(tmp_path):

@@ -138,6 +138,8 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
             r"divided by 255: \[0.4851, 0.4561, 0.4059\]$",
         ),
         ({"std": (58.4, 57.1, 57.4)}, r"got \[58.4, 57.1, 57.4\]; divided by 255: \[0.229, 0.2239, 0.2251\]$"),
+        ({"std": (58.0, 57.0, 0.0)}, r"above 0, got \[58.0, 57.0, 0.0\]$"),
+        ({"mean": (0.5, 0.5, 1.5)}, r"at least 0, got \[0.5, 0.5, 1.5\]$"),
         ({"augmentation": "x"}, "augmentation='x'"),
         ({"crop_pct": 0.0}, r"crop_pct=0.0: expected above 0 and at most 1"),
         ({"crop_pct": 1.1}, r"crop_pct=1.1: expected above 0 and at most 1"),

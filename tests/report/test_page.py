@@ -69,7 +69,7 @@ def test_results_and_settings_are_there(folder):
     page = Page(path.read_text())
     for text in ("11.5 %", "17.2 %", "62.8 %", "1,000 (median)", "20.0% of the time", "SimCLRLoss(temperature 0.2)"):
         assert text in page.text
-    assert "None: every image could be read." in page.text
+    assert "Nothing: every file is an image that is used." in page.text
 
 
 def test_the_page_needs_nothing_beside_it(folder):
@@ -91,19 +91,19 @@ def test_everything_that_others_wrote_is_escaped(folder):
     page = Page(text)
     assert "/data/<b>images</b>" in page.text
     assert "/data/<img src=x>.jpg" in page.text and "not a <JPEG> & not a PNG" in page.text
-    assert "Images that could not be used: 1." in page.text
+    assert "Files and folders that were not used: 1." in page.text
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_many_skipped_files_are_counted_and_cut(folder):
     (folder / "skipped_files.txt").write_text("".join(f"/data/{i}.jpg\tempty\n" for i in range(130)))
     page = Page(write_report(folder).read_text())
-    assert "Images that could not be used: 130." in page.text
+    assert "Files and folders that were not used: 130." in page.text
     assert "and 30 more, in skipped_files.txt" in page.text
     assert "/data/99.jpg" in page.text and "/data/100.jpg" not in page.text
     path = write_skipped(folder, [(f"/data/{i}.jpg", "empty file") for i in range(3000)])
     assert len(path.read_text().splitlines()) == 101
-    assert "Images that could not be used: 3,000." in Page(write_report(folder).read_text()).text
+    assert "Files and folders that were not used: 3,000." in Page(write_report(folder).read_text()).text
 
 
 @pytest.mark.usefixtures("no_figures")
