@@ -107,7 +107,7 @@ class _List:
         while len(self._large) > most:
             place, looks, content, future = self._large.popleft()
             reduced = future.result()
-            # What has been decoded and written anew is as it should be.
+            # What has been written anew can be parsed. Damage of its pixels stays unsaid: Pillow tells nothing of it.
             self._shelf.write(self._at, reduced)
             self._keep(place, len(reduced), looks if reduced is content else Look.WHOLE)
 
