@@ -4,13 +4,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME
 
 LOOSE = "it lies beside the folders of the classes, so it has no label"
+NO_IMAGES = "it holds no image file"
+"""How the reason begins of a folder that is no class."""
 _OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training classes", re.DOTALL)
+_STRANGER = "its class is not one of the training classes"
 _NAMED = 5
 _LISTED = 100
+_KIND = re.compile(r"((?:found during the run: )?[^:]*)", re.DOTALL)
 _MORE = re.compile(r"([\d,]+) more: ")
 
 
@@ -41,7 +46,7 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
             kinds["loose"] += 1
         elif reason.startswith(LINK):
             kinds["link"] += 1
-        elif reason.startswith((FOLDER_UNREADABLE, SAME)):
+        elif reason.startswith((FOLDER_UNREADABLE, SAME, NO_IMAGES)):
             kinds["folder"] += 1
         else:
             kinds["file"] += 1
@@ -60,22 +65,47 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
 
 
 def shorten(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The list without all but the first files of a folder that are left out for the same reason.
+    """The list without all but the first files of a folder that are left out for the same kind of reason.
 
-    The others are an entry of their folder: how many more, and the reason.
+    The others are an entry of their folder: how many more, and the reason, as far as they have it in common. Held-out
+    images of all classes that are not trained on are of one kind, and of the folder that these have in common.
 
     Args:
         skipped: (path, reason) of each file and folder.
     """
-    groups: Counter[tuple[str, str]] = Counter()
+    groups: dict[tuple[str, str], _Group] = {}
     short = []
     for path, reason in skipped:
-        group = os.path.dirname(path), reason
-        groups[group] += 1
-        if groups[group] <= _LISTED:
+        folder, kind = os.path.dirname(path), _kind(reason)
+        group = groups.setdefault(("" if kind == _STRANGER else folder, kind), _Group(folder, reason))
+        group.number += 1
+        if group.number <= _LISTED:
             short.append((path, reason))
-    more = [(f"{folder}/", f"{n - _LISTED:,} more: {reason}") for (folder, reason), n in groups.items() if n > _LISTED]
-    return short + more
+        if group.folder != folder:
+            group.folder = os.path.commonpath([group.folder, folder])
+        if group.reason != reason:
+            group.reason = kind
+    long = [group for group in groups.values() if group.number > _LISTED]
+    return short + [(f"{group.folder}/", f"{group.number - _LISTED:,} more: {group.reason}") for group in long]
+
+
+@dataclass
+class _Group:
+    """What is left out in a folder for one kind of reason."""
+
+    folder: str
+    reason: str
+    number: int = 0
+
+
+def _kind(reason: str) -> str:
+    """A reason up to what differs from file to file."""
+    if _OTHER_CLASS.fullmatch(reason):
+        return _STRANGER
+    for beginning in (LINK, SAME):
+        if reason.startswith(beginning):
+            return beginning
+    return _KIND.match(reason)[0]  # type: ignore[index]  # as it matches any text
 
 
 def count(shortened: Iterable[tuple[str, str]]) -> int:

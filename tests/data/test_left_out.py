@@ -1,5 +1,7 @@
 """amcl_fast.data.left_out: one short line on whatever is left out."""
 
+import pytest
+
 from amcl_fast.data.left_out import LOOSE, count, few, of_other_class, shorten, summarise
 
 
@@ -39,3 +41,41 @@ def test_a_list_of_thousands_names_the_first_of_a_folder_and_a_reason():
     assert count(short) == count(skipped) == 2502
     assert shorten(skipped[:50]) == skipped[:50]
     assert count([("/a/5 more: .jpg", "5 more: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "common"),
+    [
+        ("not an image (JPEG are supported): it starts with b': {:04}'", "not an image (JPEG are supported)"),
+        ("too large: {} x 3 pixels; at most 2 are accepted", "too large"),
+        ("found during the run: too large: {} x 3 pixels", "found during the run: too large"),
+        ("a link to /b/{}, which is in the data set already", "a link"),
+        ("it is of one kind", "it is of one kind"),
+        ("corrupt: it cannot be decoded", "corrupt: it cannot be decoded"),
+    ],
+)
+def test_reasons_that_differ_in_what_was_found_are_of_one_kind(reason, common):
+    skipped = [(f"/a/{number}.jpg", reason.format(number)) for number in range(1300)]
+    short = shorten(skipped)
+    assert short == [*skipped[:100], ("/a/", f"1,200 more: {common}")]
+    assert count(short) == 1300
+
+
+def test_other_kinds_of_reasons_are_listed_on_their_own():
+    skipped = [
+        (f"/a/{n}.jpg", ("too large: 1 x 2", "found during the run: too large: 1 x 2", "x")[n % 3]) for n in range(600)
+    ]
+    assert [reason for path, reason in shorten(skipped) if path == "/a/"] == [
+        "100 more: too large: 1 x 2",
+        "100 more: found during the run: too large: 1 x 2",
+        "100 more: x",
+    ]
+
+
+def test_images_of_many_foreign_classes_are_one_kind():
+    skipped = [(f"/set/val/n{n % 300}/deep/{n}.jpg", of_other_class(f"n{n % 300}")) for n in range(900)]
+    skipped[5:5] = [("/set/val/a/1.jpg", "empty file")]
+    short = shorten(skipped)
+    assert short == [*skipped[:101], ("/set/val/", "800 more: its class is not one of the training classes")]
+    assert count(short) == 901
+    assert summarise(skipped).startswith("1 unreadable file, 900 images of 300 classes that")
