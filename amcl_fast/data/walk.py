@@ -2,64 +2,181 @@
 
 import os
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import count
+from typing import NamedTuple, TypeVar
 
 FOLDER_UNREADABLE = "the folder cannot be read"
 LINK = "a link"
 SAME = "the same folder as"
 """How the reasons begin for which folders are not entered."""
 
+_LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+"""Folders that systems leave in those of their users: copies and thumbnails of the images, if any. In lower case."""
+
 _Id = tuple[int, int]  # device and inode
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-def list_files(roots: Iterable[str], starts: Mapping[_Key, str]) -> tuple[dict[_Key, list[str]], list[tuple[str, str]]]:
-    """List the files in some folders and below. What begins with a dot is ignored.
+class _Content(NamedTuple):
+    """Names of what lies in a folder, sorted."""
+
+    files: list[str]
+    folders: list[str]
+    links: list[str]  # to folders
+
+
+class Tree:
+    """Folders as they were when they were read: each real one is read once, whatever the paths to it.
+
+    What begins with a dot is ignored, and so are folders that systems leave behind (`__MACOSX`, `@eaDir`).
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[_Id, _Content | OSError] = {}
+
+    def subfolders(self, path: str) -> list[str]:
+        """Names of the folders in a folder, sorted, links among them.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        content = self._read(path)
+        return sorted([*content.folders, *content.links])
+
+    def direct_files(self, path: str) -> list[str]:
+        """Paths of the files in a folder, sorted.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return [os.path.join(path, name) for name in self._read(path).files]
+
+    def files_below(self, path: str, most_folders: int | None = None) -> Iterator[str]:
+        """Paths of the files in a folder and below, which is read no further than they are asked for; links last.
+
+        Args:
+            path: of the folder.
+            most_folders: after so many folders it ends.
+
+        Raises:
+            OSError: a folder cannot be read.
+        """
+        seen = lineage(os.path.dirname(path))
+        folders, links = deque([path]), deque[str]()
+        for number in count():
+            if number == most_folders or not (folders or links):
+                return
+            path = (folders or links).popleft()
+            here = identity(path)
+            if here not in seen:
+                seen.add(here)
+                yield from self.direct_files(path)
+                content = self._read(path)
+                folders.extend(os.path.join(path, name) for name in content.folders)
+                links.extend(os.path.join(path, name) for name in content.links)
+
+    def take(self, path: str) -> _Content:
+        """What lies in a folder, which is forgotten: the names of a large data set take much memory."""
+        content = self._read(path)
+        self._known.pop(identity(path), None)
+        return content
+
+    def _read(self, path: str) -> _Content:
+        here = identity(path)
+        if here not in self._known:
+            try:
+                self._known[here] = _read_folder(path)
+            except OSError as error:
+                self._known[here] = error
+        content = self._known[here]
+        if isinstance(content, OSError):
+            raise OSError(content.errno, content.strerror, path)
+        return content
+
+
+def _read_folder(path: str) -> _Content:
+    content = _Content([], [], [])
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not is_folder(entry):
+                content.files.append(entry.name)
+            elif entry.name.lower() not in _LITTER:
+                (content.links if entry.is_symlink() else content.folders).append(entry.name)
+    for names in content:
+        names.sort()
+    return content
+
+
+def list_files(
+    roots: Iterable[str], starts: Mapping[_Key, str], tree: Tree | None = None
+) -> tuple[dict[_Key, list[str]], list[tuple[str, str]]]:
+    """List the files in some folders and below. What a `Tree` ignores is ignored.
 
     Links to folders are followed after all that lies there under its own name, each real folder once; so is none that
     leads up to a folder in which it lies, or to `roots` and above. A data set is therefore never counted twice, and
-    links in circles end.
+    links in circles end. No start is entered from another one that is a link to a folder above it.
 
     Args:
         roots: folders that make up the data set.
         starts: the folders to list, by any key; a link among them is followed like others.
+        tree: what is known of the folders already; it forgets what is listed.
 
     Returns:
         The files of every start, sorted, and (path, reason) of every folder that was not entered.
     """
+    tree = tree or Tree()
     files: dict[_Key, list[str]] = {key: [] for key in starts}
     left_out: list[tuple[str, str]] = []
     above = {folder for root in roots for folder in lineage(root)}
     seen: dict[_Id, str] = {}
     folders: deque[tuple[_Key, str]] = deque()
     links: deque[tuple[_Key, str]] = deque()
-    for start in starts.items():
-        (links if os.path.islink(start[1]) else folders).append(start)
-    while folders or links:
-        is_link = not folders
-        key, path = (folders or links).popleft()
+
+    def enter(path: str, is_link: bool) -> bool:
+        """Whether its files are to be listed from here; from then on they are from nowhere else."""
         try:
             here = identity(path)
             if here in seen or (is_link and here in above):
                 what = f"{LINK} to" if is_link else SAME
                 other = seen.get(here, os.path.realpath(path))
                 left_out.append((path, f"{what} {other}, which is in the data set already"))
-                continue
+                return False
             if is_link and here in lineage(os.path.dirname(path)):
                 left_out.append((path, f"{LINK} up to {os.path.realpath(path)}, in which it lies"))
-                continue
-            seen[here] = path
-            with os.scandir(path) as iterator:
-                entries = sorted((entry for entry in iterator if not entry.name.startswith(".")), key=lambda e: e.name)
+                return False
         except OSError as error:
             left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
-            continue
-        for entry in entries:
-            if not is_folder(entry):
-                files[key].append(entry.path)
-            else:
-                (links if entry.is_symlink() else folders).append((key, entry.path))
+            return False
+        seen[here] = path
+        return True
+
+    def descend(entered: deque[tuple[_Key, str]]) -> None:
+        while entered:
+            key, path = entered.popleft()
+            try:
+                content = tree.take(path)
+            except OSError as error:
+                left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
+                continue
+            files[key].extend(os.path.join(path, name) for name in content.files)
+            links.extend((key, os.path.join(path, name)) for name in content.links)
+            below = [os.path.join(path, name) for name in content.folders]
+            entered.extend((key, folder) for folder in below if enter(folder, False))
+
+    # All starts of a kind are entered before what lies below any: one may be a folder within another.
+    for are_links in (False, True):
+        for start in starts.items():
+            if os.path.islink(start[1]) == are_links and enter(start[1], are_links):
+                folders.append(start)
+        descend(folders)
+    while links:
+        key, path = links.popleft()
+        if enter(path, True):
+            folders.append((key, path))
+            descend(folders)
     return {key: sorted(found) for key, found in files.items()}, left_out
 
 

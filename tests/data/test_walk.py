@@ -67,6 +67,28 @@ def test_links_to_elsewhere_are_followed_once(tmp_path):
     assert left_out.keys() == {"a/below", "c"}
 
 
+def test_a_linked_class_keeps_its_files_from_a_linked_class_above(tmp_path):
+    pool = tree(tmp_path / "pool", "all/0", "all/cats/1", "all/cats/kittens/2", "all/deep/link/3")
+    root = tree(tmp_path / "set", "cars/4", "cars/old/5")
+    (root / "animals").symlink_to(pool / "all")
+    (root / "cats").symlink_to(pool / "all" / "cats")
+    (root / "old").symlink_to(root / "cars" / "old")
+    (pool / "all" / "cars").symlink_to(root / "cars")
+    for starts in (("animals", "cars", "cats", "old"), ("old", "cats", "cars", "animals")):
+        files, left_out = listed(root, *starts)
+        assert files == {
+            "animals": ["animals/0", "animals/deep/link/3"],
+            "cars": ["cars/4", "cars/old/5"],
+            "cats": ["cats/1", "cats/kittens/2"],
+            "old": [],  # under its own name before any link
+        }
+        assert left_out == {
+            "old": f"a link to {root / 'cars' / 'old'}, which is in the data set already",
+            "animals/cats": f"the same folder as {root / 'cats'}, which is in the data set already",
+            "animals/cars": f"a link to {root / 'cars'}, which is in the data set already",
+        }
+
+
 def test_hidden_files_and_folders_are_ignored(tmp_path):
     root = tree(tmp_path / "set", "a/1", "a/.2", "a/.git/3")
     assert listed(root, "a") == ({"a": ["a/1"]}, {})
