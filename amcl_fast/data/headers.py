@@ -56,6 +56,8 @@ _START_OF_SCAN = 0xDA
 _SEGMENT = 22  # bytes of a segment that are looked at: a frame header of four components
 UNREADABLE = "cannot be read"
 """How the reason begins of a file that the system does not give out; it may tomorrow."""
+NO_IMAGE = "not an image"
+"""How the reason begins of a file that is of no kind known here."""
 _WINDOW = 1024  # bytes that are read at once
 _MOST_MARKERS = 200_000  # of a JPEG's before its scan, and a PNG's chunks; erased flash reads as a padding without end
 # Baseline, extended, progressive. Every decoder knows these.
@@ -167,7 +169,7 @@ def look(read: Read, size: int) -> Sight:
         return _look_at_bmp(head, size)
     if name := _other_format(read, head):
         raise BadImage(f"{name} is not supported; {SUPPORTED} are")
-    raise BadImage(f"not an image ({SUPPORTED} are supported): it starts with {head[:8]!r}")
+    raise BadImage(f"{NO_IMAGE} ({SUPPORTED} are supported): it starts with {head[:8]!r}")
 
 
 def _other_format(read: Read, head: bytes) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from amcl_fast.data.cache import cache_folder, write_whole
 from amcl_fast.data.headers import SUPPORTED, UNREADABLE, BadImage, check_header
 from amcl_fast.data.left_out import of_other_class
-from amcl_fast.data.walk import is_folder, list_files
+from amcl_fast.data.walk import Tree, list_files
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class Images:
 def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
     """Find and check the images of root/CLASS/..., sub-folders included.
 
-    Files and folders whose name begins with a dot are ignored. Each other file is judged by its content:
-    truncated, empty, fake, unsupported and dangling ones are left out and listed, and so are folders that cannot be
-    read or are there already (`list_files`). Damage in the middle of a file is not seen here. Verdicts are kept in
-    the cache folder, by path, size and time of change.
+    Files and folders whose name begins with a dot are ignored, and folders that systems leave behind (`Tree`). Each
+    other file is judged by its content: truncated, empty, fake, unsupported and dangling ones are left out and listed,
+    and so are folders that cannot be read or are there already (`list_files`). Damage in the middle of a file is not
+    seen here. Verdicts are kept in the cache folder, by path, size and time of change.
 
     Args:
         root: the folder of classes.
@@ -74,10 +74,11 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
     folder = existing_folder(root, _LAYOUT)
-    names = subfolders(folder)
+    tree = Tree()
+    names = tree.subfolders(folder)
     if not names:
         raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
-    files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names})
+    files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
     images = labelled(check_files(folder, files), classes)
     images.skipped.extend(left_out)
     return not_empty(images, folder, _LAYOUT)
@@ -131,17 +132,7 @@ def existing_folder(root: str | Path, layout: str) -> str:
     return folder
 
 
-def subfolders(folder: str) -> list[str]:
-    """Names of the folders in a folder, sorted, links among them; not those that begin with a dot.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
-
-
-def not_empty(images: Images, folder: str, layout: str) -> Images:
+def not_empty(images: Images, where: str, layout: str) -> Images:
     """The images themselves.
 
     Raises:
@@ -150,7 +141,7 @@ def not_empty(images: Images, folder: str, layout: str) -> Images:
     if not images.files:
         first = "".join(f"\n  {path}: {reason}" for path, reason in images.skipped[:5])
         raise ValueError(
-            f"{folder} holds no usable image; expected {layout}."
+            f"{where} holds no usable image; expected {layout}."
             + (f" Left out {len(images.skipped)}, the first:{first}" if first else "")
         )
     return images

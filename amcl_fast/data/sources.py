@@ -4,22 +4,29 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from amcl_fast.data.headers import SUPPORTED, BadImage, check_header
-from amcl_fast.data.left_out import LOOSE, few
-from amcl_fast.data.scan import Images, check_files, existing_folder, labelled, not_empty, subfolders, unlabelled
-from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME, identity, is_folder, lineage, list_files
+from amcl_fast.data.headers import NO_IMAGE, SUPPORTED, BadImage, check_header
+from amcl_fast.data.left_out import LOOSE, NO_IMAGES, few
+from amcl_fast.data.scan import Images, check_files, existing_folder, labelled, not_empty, unlabelled
+from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME, Tree, identity, lineage, list_files
 
 TRAINING = ("train", "training")
 HELD_OUT = ("test", "testing", "val", "valid", "validation")
 """In the order in which they are considered."""
 UNLABELLED = ("unlabeled", "unlabelled")
+_NOT_TRAINING = (*HELD_OUT, *UNLABELLED)
 
 _LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, {SUPPORTED}"
 _NO_LABELS = "the images have no labels"
-# Files that are looked at to tell whether a folder holds images.
+# Files, and folders, that are looked at to tell whether a folder holds images.
 _MOST_LOOKS = 200
+# How a file is named that is meant to be an image; whether it is one, its content tells.
+_IMAGE_NAMES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"),
+    *(".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,64 +74,94 @@ def find_sources(root: str | Path) -> Sources:
         OSError: it cannot be read.
     """
     folder = existing_folder(root, _LAYOUT)
-    parts = _find_parts(folder)
+    tree = Tree()
+    parts = _find_parts(folder, tree)
     _drop_repeated(folder, parts)
     starts = {("", name): os.path.join(parts.base or folder, name) for name in parts.classes}
-    starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path)}
+    starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path, tree)}
     starts |= {(path, ""): path for path in parts.unlabelled}
-    files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts)
+    files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
 
-    train, no_labels = _training(parts, {name: files["", name] for name in parts.classes}, dict(left_out))
+    train, no_labels = _training(parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree)
     extra = [unlabelled(check_files(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
     if parts.base != folder:
-        train.skipped.extend(_loose(folder))
+        train.skipped.extend(_loose(folder, tree))
     train.skipped.extend(left_out)
     if not any(part.files for part in (train, *extra)):
-        not_empty(Images([], [], [], [entry for part in (train, *extra) for entry in part.skipped]), folder, _LAYOUT)
+        where, layout = folder, _LAYOUT
+        if parts.held_out:
+            held = _names(parts.held_out)
+            where, layout = f"{folder} but for {held}", f"{layout}; to train on {held}, give that as data.root"
+        not_empty(Images([], [], [], [entry for part in (train, *extra) for entry in part.skipped]), where, layout)
 
-    held_out = None
-    for path in parts.held_out if train.classes else ():
-        held_out, why = _held_out(path, {name: files[path, name] for name in _readable(path)}, train.classes)
+    held_out, why = None, "the training has no classes"
+    for path in parts.held_out:
+        if train.classes:
+            groups = {name: files[path, name] for name in _readable(path, tree)}
+            held_out, why = _held_out(path, groups, train.classes, tree)
         if held_out is not None:
             break
         parts.notes.append(f"{path} is not used as the held-out part: {why}")
-    told = {starts["", name] for name in parts.classes} if train.classes else set()
+    told = {starts["", name] for name in parts.classes}
     parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
     return Sources(train, held_out, _joined(extra), no_labels, parts.notes)
 
 
-def _find_parts(folder: str) -> _Parts:
+def _find_parts(folder: str, tree: Tree) -> _Parts:
     """The parts by their names, and by what lies in and beside them."""
-    names = subfolders(folder)
+    names = tree.subfolders(folder)
     train, held_out, extra = (
         [os.path.join(folder, name) for known in kind for name in _named(folder, names, known)]
         for kind in (TRAINING, HELD_OUT, UNLABELLED)
     )
     if len(train) > 1:
         raise ValueError(f"{folder} must have one training part, got {_names(train)}")
-    others = [name for name in names if name.lower() not in (*TRAINING, *HELD_OUT, *UNLABELLED)]
-    if held_out or extra or train:
-        if train and (held_out or extra or subfolders(train[0])):
-            return _Parts(train[0], subfolders(train[0]), held_out, extra)
-        # What holds labels or lists is no class.
-        others = [name for name in others if _holds_images(os.path.join(folder, name))]
-    if train and not others:
-        return _Parts(train[0], [], held_out, extra)
+    others = [name for name in names if name.lower() not in (*TRAINING, *_NOT_TRAINING)]
+    if train and (held_out or extra or tree.subfolders(train[0])):
+        return _of_classes(train[0], tree.subfolders(train[0]), tree, held_out, extra)
     if train:
-        note = f"{train[0]} holds no folders, and {few(others)} beside it images: it is taken for a class like these"
-        return _Parts(folder, sorted([*others, os.path.basename(train[0])]), notes=[note])
+        like = [name for name in others if _holds_images(os.path.join(folder, name), tree)]
+        if like:
+            note = f"{train[0]} holds no folders, and {few(like)} beside it images: it is taken for a class like these"
+            return _of_classes(folder, sorted([*others, os.path.basename(train[0])]), tree, notes=[note])
+        beside = f"{train[0]} alone is trained on: no image among the first files of {few(others)} beside it"
+        return _Parts(train[0], notes=[beside] if others else [])
+    if (held_out or extra) and not any(_may_hold_images(os.path.join(folder, name), tree) for name in others):
+        others = []
     if others or not (held_out or extra):
-        _refuse_data_set_below(folder, others)
-        return _Parts(folder, others, held_out, extra)
+        return _of_classes(folder, others, tree, held_out, extra)
     if extra:
-        return _Parts(None, unlabelled=extra)
+        return _Parts(None, held_out=held_out, unlabelled=extra)
     if len(held_out) > 1:
         raise ValueError(
             f"{folder} must have a training part ({' or '.join(TRAINING)}), got {_names(held_out)}; "
             "to train on one of these, give it as data.root"
         )
     note = f"{folder} has no training part ({' or '.join(TRAINING)}): {held_out[0]} is trained on"
-    return _Parts(held_out[0], subfolders(held_out[0]), notes=[note])
+    return _of_classes(held_out[0], tree.subfolders(held_out[0]), tree, notes=[note])
+
+
+def _of_classes(
+    base: str,
+    classes: list[str],
+    tree: Tree,
+    held_out: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> _Parts:
+    """Parts of which the training has folders.
+
+    Raises:
+        ValueError: one of these is a data set with parts of its own, which would all be trained on.
+    """
+    for name in classes:
+        below = os.path.join(base, name)
+        inside = {part.lower(): part for part in _readable(below, tree)}
+        train, rest = ([inside[part] for part in kind if part in inside] for kind in (TRAINING, _NOT_TRAINING))
+        if train and rest and _may_hold_images(below, tree):
+            parts = " and ".join([*train, *rest])
+            raise ValueError(f"{base} holds a data set of its own, {name} with {parts}: give {below} as data.root")
+    return _Parts(base, classes, [*held_out], [*extra], [*notes])
 
 
 def _named(folder: str, names: Sequence[str], known: str) -> list[str]:
@@ -139,15 +176,6 @@ def _names(paths: Sequence[str]) -> str:
     return " and ".join(map(os.path.basename, paths))
 
 
-def _refuse_data_set_below(folder: str, names: Sequence[str]) -> None:
-    """Parts one folder down would all be trained on, the held-out one too."""
-    if len(names) == 1:
-        below = os.path.join(folder, names[0])
-        inside = {name.lower() for name in _readable(below)}
-        if inside & set(TRAINING) and inside & {*HELD_OUT, *UNLABELLED}:
-            raise ValueError(f"{folder} holds nothing but a data set of its own, {names[0]}: give {below} as data.root")
-
-
 def _drop_repeated(folder: str, parts: _Parts) -> None:
     """Leave out held-out parts that are links to another part, or up."""
     known = lineage(folder) | ({identity(parts.base)} if parts.base else set())
@@ -159,39 +187,49 @@ def _drop_repeated(folder: str, parts: _Parts) -> None:
         known.add(here)
 
 
-def _training(parts: _Parts, groups: dict[str, list[str]], not_entered: dict[str, str]) -> tuple[Images, str | None]:
+def _training(
+    parts: _Parts, groups: dict[str, list[str]], not_entered: dict[str, str], tree: Tree
+) -> tuple[Images, str | None]:
     """The images of the folders of classes, and why they have no labels: fewer than two classes have a usable one."""
     if parts.base is None:
         return Images([], [], []), _NO_LABELS
-    found = check_files(parts.base, {**groups, "": _direct_files(parts.base)})
+    found = check_files(parts.base, {**groups, "": tree.direct_files(parts.base)})
+    no_class = [name for name in groups if found[name] and not any(_meant_as_image(*entry) for entry in found[name])]
+    passed_over = [
+        (os.path.join(parts.base, name), f"{NO_IMAGES}: {len(found.pop(name)):,} other") for name in no_class
+    ]
+    if no_class:
+        parts.notes.append(f"no image files, so no class, in {parts.base}: {few(no_class)}")
     usable = [name for name, verdicts in found.items() if any(reason is None for _, reason in verdicts)]
-    if len(usable) - ("" in usable) < 2:
-        alone = len(usable) == 1 and usable[0]
-        return unlabelled(found, []), f"all images are of one class, {alone!r}" if alone else _NO_LABELS
-    loose = found.pop("")
-    images = labelled(found)
-    images.skipped.extend((path, LOOSE) for path, reason in loose if reason is None)
     vanished = [
         f"{name} ({not_entered.get(os.path.join(parts.base, name), 'it holds no usable image')})"
         for name in groups
-        if name not in images.classes
+        if name in found and name not in usable
     ]
     if vanished:
         parts.notes.append(f"not a class of {parts.base}: {few(vanished)}")
-    return images, None
+    if len(usable) - ("" in usable) < 2:
+        alone = len(usable) == 1 and usable[0]
+        images, no_labels = unlabelled(found, []), f"all images are of one class, {alone!r}" if alone else _NO_LABELS
+    else:
+        loose = found.pop("")
+        images, no_labels = labelled(found), None
+        images.skipped.extend((path, LOOSE) for path, reason in loose if reason is None)
+    images.skipped.extend(passed_over)
+    return images, no_labels
 
 
-def _held_out(path: str, groups: dict[str, list[str]], classes: list[str]) -> tuple[Images | None, str]:
+def _held_out(path: str, groups: dict[str, list[str]], classes: list[str], tree: Tree) -> tuple[Images | None, str]:
     """The images of a held-out part; None and why if it cannot be one."""
     if not groups:
         try:
-            subfolders(path)
+            tree.subfolders(path)
         except OSError as error:
             return None, f"{FOLDER_UNREADABLE}: {error.strerror}"
         return None, "it holds no folder of a class"
     if not groups.keys() & set(classes):
         return None, f"its folders ({few(groups)}) are not of the classes that are trained on ({few(classes)})"
-    found = check_files(path, {**groups, "": _direct_files(path)})
+    found = check_files(path, {**groups, "": tree.direct_files(path)})
     loose = found.pop("")
     images = labelled(found, classes)
     if not images.files:
@@ -200,9 +238,9 @@ def _held_out(path: str, groups: dict[str, list[str]], classes: list[str]) -> tu
     return images, ""
 
 
-def _loose(folder: str) -> list[tuple[str, str]]:
+def _loose(folder: str, tree: Tree) -> list[tuple[str, str]]:
     """Images directly in a folder of parts."""
-    files = _direct_files(folder)
+    files = tree.direct_files(folder)
     return [(path, LOOSE) for path, reason in check_files(folder, {"": files})[""] if reason is None] if files else []
 
 
@@ -228,23 +266,37 @@ def _not_entered(left_out: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _readable(folder: str) -> list[str]:
+def _readable(folder: str, tree: Tree) -> list[str]:
     """Names of the folders in a folder; none if it cannot be read."""
     with suppress(OSError):
-        return subfolders(folder)
+        return tree.subfolders(folder)
     return []
 
 
-def _direct_files(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if not entry.name.startswith(".") and not is_folder(entry))
+def _meant_as_image(path: str, reason: str | None) -> bool:
+    """Whether a file is an image, or a damaged one by its name; one without an ending by what it begins with."""
+    ending = os.path.splitext(path)[1].lower()
+    return reason is None or ending in _IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
 
 
-def _holds_images(folder: str) -> bool:
+def _may_hold_images(folder: str, tree: Tree) -> bool:
+    """Whether a folder holds an image by the names of its files, or by the content of the first, or cannot be read."""
+    try:
+        for number, path in enumerate(tree.files_below(folder, strict=True)):
+            if path.lower().endswith(_IMAGE_NAMES) or (number < _MOST_LOOKS and _is_image(path)):
+                return True
+    except OSError:
+        return True
+    return False
+
+
+def _holds_images(folder: str, tree: Tree) -> bool:
     """Whether an image is among the first files of a folder or below."""
-    files, _ = list_files([], {"": folder})
-    for path in files[""][:_MOST_LOOKS]:
-        with suppress(BadImage):
-            check_header(path)
-            return True
+    return any(map(_is_image, islice(tree.files_below(folder, _MOST_LOOKS), _MOST_LOOKS)))
+
+
+def _is_image(path: str) -> bool:
+    with suppress(BadImage):
+        check_header(path)
+        return True
     return False

@@ -52,15 +52,16 @@ class Tree:
         """
         return [os.path.join(path, name) for name in self._read(path).files]
 
-    def files_below(self, path: str, most_folders: int | None = None) -> Iterator[str]:
+    def files_below(self, path: str, most_folders: int | None = None, strict: bool = False) -> Iterator[str]:
         """Paths of the files in a folder and below, which is read no further than they are asked for; links last.
 
         Args:
             path: of the folder.
             most_folders: after so many folders it ends.
+            strict: a folder that cannot be read is an error; it is passed over otherwise.
 
         Raises:
-            OSError: a folder cannot be read.
+            OSError: a folder cannot be read, and `strict`.
         """
         seen = lineage(os.path.dirname(path))
         folders, links = deque([path]), deque[str]()
@@ -68,13 +69,19 @@ class Tree:
             if number == most_folders or not (folders or links):
                 return
             path = (folders or links).popleft()
-            here = identity(path)
-            if here not in seen:
+            try:
+                here = identity(path)
+                if here in seen:
+                    continue
                 seen.add(here)
-                yield from self.direct_files(path)
                 content = self._read(path)
-                folders.extend(os.path.join(path, name) for name in content.folders)
-                links.extend(os.path.join(path, name) for name in content.links)
+            except OSError:
+                if strict:
+                    raise
+                continue
+            yield from (os.path.join(path, name) for name in content.files)
+            folders.extend(os.path.join(path, name) for name in content.folders)
+            links.extend(os.path.join(path, name) for name in content.links)
 
     def take(self, path: str) -> _Content:
         """What lies in a folder, which is forgotten: the names of a large data set take much memory."""

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from amcl_fast.data.left_out import LOOSE
+from amcl_fast.data.left_out import LOOSE, summarise
 from amcl_fast.data.sources import find_sources
 
 ANT_BEE = ("ant", "bee")
@@ -37,6 +37,30 @@ def shown(images):
         name = images.classes[label] if label >= 0 else None
         counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+def unreadable(monkeypatch, folder):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(folder):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+
+
+def scandirs(monkeypatch, root):
+    """The folders below that are read from now on, by their real paths."""
+    scandir, read = os.scandir, []
+
+    def record(path):
+        if os.path.realpath(path).startswith(str(root)):
+            read.append(os.path.realpath(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", record)
+    return read
 
 
 def reasons(images, root):
@@ -106,14 +130,7 @@ def test_a_held_out_part_that_cannot_be_read_is_told(fill, monkeypatch):
     for label in ANT_BEE:
         fill(f"train/{label}")
         root = fill(f"test/{label}")
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path) == f"{root}/test":
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr("os.scandir", refuse)
+    unreadable(monkeypatch, root / "test")
     found = find_sources(root)
     assert found.held_out is None
     assert found.notes == [
@@ -145,7 +162,8 @@ def test_classes_in_capitals_of_their_own_are_classes(fill):
 def test_a_held_out_part_alone_is_trained_on(fill):
     for label in ANT_BEE:
         root = fill(f"val/{label}", 2)
-    fill("devkit", content=b"text")
+    (root / "devkit").mkdir()
+    (root / "devkit" / "readme.txt").write_text("about")
     found = find_sources(root)
     assert shown(found.train) == {"ant": 2, "bee": 2} and found.held_out is None
     assert found.notes == [f"{root} has no training part (train or training): {root}/val is trained on"]
@@ -222,14 +240,7 @@ def test_images_beside_classes_are_listed_once_and_other_files_are_not(fill):
 def test_a_class_that_vanishes_is_told(fill, monkeypatch):
     for label in ("ant", "bee", "cow", "dog"):
         root = fill(f"train/{label}", content=b"text" if label == "cow" else None)
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path) == f"{root}/train/bee":
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr("os.scandir", refuse)
+    unreadable(monkeypatch, root / "train/bee")
     found = find_sources(root)
     assert found.train.classes == ["ant", "dog"]
     assert reasons(found.train, root)["train/bee"] == "the folder cannot be read: Permission denied"
@@ -237,6 +248,122 @@ def test_a_class_that_vanishes_is_told(fill, monkeypatch):
         f"not a class of {root}/train: bee (the folder cannot be read: Permission denied), "
         "cow (it holds no usable image)"
     ]
+
+
+@pytest.mark.parametrize("part", ["val/ant", "test/ant", "unlabeled"])
+def test_a_class_beside_a_part_vanishes_no_other_way(fill, monkeypatch, part):
+    for label in ("ant", "bee", "cow", "dog", "empty", part):
+        root = fill(label, count=label != "empty", content=b"text" if label == "cow" else None)
+    for number in range(250):
+        (root / "bee" / f"a {number}.txt").write_text("about")
+    unreadable(monkeypatch, root / "dog")
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 1, "bee": 1}
+    told = reasons(found.train, root)
+    assert told.pop("cow/cow 0.png").startswith("not an image")
+    assert told.pop("dog") == "the folder cannot be read: Permission denied"
+    assert len(told) == 250 and all(path.startswith("bee/a ") for path in told)
+    assert found.notes == [
+        f"not a class of {root}: cow (it holds no usable image), dog (the folder cannot be read: Permission denied), "
+        "empty (it holds no usable image)"
+    ]
+
+
+def test_a_class_that_vanishes_is_told_where_too_few_are_left(fill, monkeypatch):
+    for label in ("ant", "bee", "val/ant"):
+        root = fill(label)
+    unreadable(monkeypatch, root / "bee")
+    found = find_sources(root)
+    assert found.no_labels == "all images are of one class, 'ant'"
+    assert found.notes == [
+        f"not a class of {root}: bee (the folder cannot be read: Permission denied)",
+        f"{root}/val is not used as the held-out part: the training has no classes",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["unreadable", "content"])
+def test_classes_that_have_all_vanished_are_not_replaced_by_what_is_held_out(fill, monkeypatch, damage):
+    for label in ("ant", "bee", "val/ant", "val/bee"):
+        root = fill(label, content=b"text" if damage == "content" and "val" not in label else None)
+    if damage == "unreadable":
+        for label in ANT_BEE:
+            unreadable(monkeypatch, root / label)
+    with pytest.raises(
+        ValueError, match=r"root but for val holds no usable .*; to train on val, give that as data.root"
+    ):
+        find_sources(root)
+
+
+def test_folders_of_other_files_are_one_line_and_an_entry_each(fill):
+    for label in ("ant", "bee", "val/ant"):
+        root = fill(label)
+    for name in ("labels", "lists"):
+        (root / name).mkdir()
+        for number in range(300):
+            (root / name / f"{number}.txt").write_text("0" * (number % 2))
+    (root / "lists" / "LICENSE").write_text("free")
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 1, "bee": 1}
+    assert found.notes == [f"no image files, so no class, in {root}: labels, lists"]
+    assert reasons(found.train, root) == {
+        "labels": "it holds no image file: 300 other",
+        "lists": "it holds no image file: 301 other",
+    }
+    assert summarise(found.train.skipped) == "2 folders are left out"
+
+
+@pytest.mark.parametrize("paths", [["ant", "bee", "val/ant", "val/bee", "val/cow", "unlabeled/x"], ["ant", "train"]])
+def test_each_folder_is_read_once(fill, monkeypatch, paths):
+    for path in paths:
+        root = fill(path)
+    (root / "ant" / "link").symlink_to(root / "ant")
+    read = scandirs(monkeypatch, root)
+    find_sources(root)
+    assert len(read) == len(set(read)) == 1 + len({*paths, *(path.split("/")[0] for path in paths)})
+
+
+def test_few_folders_are_read_to_tell_what_a_flat_train_is(fill, monkeypatch):
+    root = fill("train", 2)
+    for number in range(500):
+        (root / "annotations" / f"{number}" / "deep").mkdir(parents=True)
+    read = scandirs(monkeypatch, root)
+    found = find_sources(root)
+    assert shown(found.train) == {None: 2} and len(read) <= 2 + 200
+    beside = "no image among the first files of annotations beside it"
+    assert found.notes == [f"{root}/train alone is trained on: {beside}"]
+
+
+def test_classes_beside_a_flat_train_do_not_vanish(fill, monkeypatch):
+    for label in ("ant/a", "ant/b", "bee", "cow", "train"):
+        root = fill(label, content=b"text" if label == "bee" else None)
+    unreadable(monkeypatch, root / "cow")
+    unreadable(monkeypatch, root / "ant" / "a")
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 1, "train": 1}
+    assert found.notes[1:] == [
+        f"not a class of {root}: bee (it holds no usable image), cow (the folder cannot be read: Permission denied)",
+        f"1 folder(s) left out, the first: {root}/ant/a: the folder cannot be read: Permission denied",
+    ]
+
+
+def test_a_link_up_is_no_data_set_of_its_own(fill):
+    for label in ("train/ant", "train/bee", "test/ant"):
+        root = fill(label)
+    (root / "train" / "up").symlink_to("..")
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 1, "bee": 1} and shown(found.held_out) == {"ant": 1}
+    assert found.notes == [f"not a class of {root}/train: up (a link to {root}, which is in the data set already)"]
+
+
+@pytest.mark.parametrize(
+    "paths", [["unlabeled", "val/ant", "val/bee"], ["train", "val/ant"], ["ant", "val/ant"], ["train/ant", "val/ant"]]
+)
+def test_a_held_out_part_is_not_passed_over_in_silence(fill, paths):
+    for path in paths:
+        root = fill(path)
+    found = find_sources(root)
+    assert found.held_out is None
+    assert found.notes == [f"{root}/val is not used as the held-out part: the training has no classes"]
 
 
 def test_links_within_the_data_set_are_told_in_one_line(fill):
@@ -279,12 +406,52 @@ def test_a_subset_made_of_links_and_a_part_elsewhere(fill, tmp_path):
     assert shown(found.train) == {"ant": 2, "bee": 2, "cow": 2} and len(found.held_out.files) == 3 and not found.notes
 
 
-def test_a_data_set_one_folder_down_is_not_trained_on_as_a_whole(fill):
+@pytest.mark.parametrize("beside", [(), ("__MACOSX/set",), ("docs",), ("ant", "bee")])
+@pytest.mark.parametrize("rest", ["test", "Unlabeled"])
+def test_a_data_set_one_folder_down_is_not_trained_on_as_a_whole(fill, rest, beside):
     for label in ANT_BEE:
-        fill(f"set/train/{label}")
-        root = fill(f"set/test/{label}")
-    with pytest.raises(ValueError, match=r"holds nothing but a data set of its own, set: give .*/set as data.root"):
+        fill(f"set/Training/{label}")
+        root = fill(f"set/{rest}/{label}")
+    for path in beside:
+        fill(path, content=b"text" if path == "docs" else None)
+    message = f"{root} holds a data set of its own, set with Training and {rest}: give {root}/set as data.root"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         find_sources(root)
+
+
+def test_the_data_set_is_the_folder_with_the_images(fill):
+    for kind in ("annotations", "images", "labels"):
+        for part in ("train", "val"):
+            root = fill(f"{kind}/{part}")
+            for file in (root / kind / part).iterdir():
+                if kind != "images":
+                    file.rename(file.with_suffix(".txt")).write_text("0 0.5 0.5 0.1 0.1")
+    with pytest.raises(ValueError, match=r"of its own, images with train and val: give .*/images as data.root$"):
+        find_sources(root)
+    (root / "train").mkdir()
+    (root / "images").rename(root / "train" / "images")
+    with pytest.raises(ValueError, match=r"/train holds a data set of its own, images with .* give .*/train/images as"):
+        find_sources(root)
+
+
+def test_a_class_may_hold_a_folder_of_the_name_of_a_part(fill):
+    fill("bus/train", 2)
+    fill("bus/tram", 3)
+    root = fill("car/val", 4)
+    found = find_sources(root)
+    assert shown(found.train) == {"bus": 5, "car": 4} and not found.notes
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(fill):
+    for label in ("ant", "ant/@eaDir/ant 0.png", "bee", "__MACOSX/ant", "lost+found", "$Recycle.Bin", "@eaDir"):
+        root = fill(label)
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 1, "bee": 1}
+    assert not found.notes and not found.train.skipped
+    fill("train/ant", 2)
+    fill("train/bee", 2)
+    fill("train/__MACOSX/bee", 2)
+    assert shown(find_sources(root).train) == {"ant": 2, "bee": 2}
 
 
 def test_a_folder_without_usable_images_is_an_error(fill, tmp_path):
