@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .extras import extras_named
+
 MIN_CAPABILITY = (8, 0)
 # setup.py leaves the reason here when it cannot build the native module.
 _NATIVE_NOTE = Path(__file__).with_name("_native_missing.txt")
@@ -79,9 +81,10 @@ def dali_status(device: Literal["cpu", "gpu"]) -> Status:
     if device not in ("cpu", "gpu"):
         raise ValueError(f'device must be "cpu" or "gpu", got {device!r}')
     try:
-        dali = importlib.import_module("nvidia.dali")
+        with extras_named("the data pipeline"):
+            dali = importlib.import_module("nvidia.dali")
     except (ImportError, OSError, RuntimeError) as error:
-        return Status(False, f"DALI does not load (pip install 'amcl-fast[train]'): {_first_line(error)}")
+        return Status(False, f"DALI does not load: {_first_line(error)}")
     problem = _gpu_problem() if device == "gpu" else None
     return Status(problem is None, problem or f"DALI {dali.__version__}")
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint
+from .extras import extras_named
 from .models import BackboneConfig, build_backbone
-from .models.backbones import TIMM_PREFIX
+from .models.backbones import RESNETS, TIMM_PREFIX
 
 SUFFIX = ".safetensors"
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -153,15 +154,15 @@ def _from_exported(file: Path) -> Encoder:
 
 def _built(config: BackboneConfig) -> tuple[nn.Module, BackboneConfig]:
     """The backbone, and what it is: without the size if it is not built for one."""
+    if config.name in RESNETS:  # which older runs gave one, without effect
+        config = replace(config, size=None)
     backbone = build_backbone(config)
     return backbone, config if getattr(backbone, "takes_size", False) else replace(config, size=None)
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
+    with extras_named(str(file)):
         from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(f"{file} needs safetensors: pip install 'amcl-fast[export]'") from error
     try:
         with safe_open(file, framework="pt") as content:
             return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

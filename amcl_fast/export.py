@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from .encoder import SUFFIX, Encoder, load_encoder
+from .extras import extras_named, require
 from .files import check_output, write_file
 from .models.backbones import TIMM_PREFIX, BackboneConfig
 
@@ -78,35 +79,27 @@ def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
 
 
 def _safetensors(encoder: Encoder) -> bytes:
-    try:
+    with extras_named("export"):
         from safetensors.torch import save
-    except ImportError as error:
-        raise _missing("safetensors") from error
     weights = {name: value.contiguous() for name, value in encoder.published.state_dict().items()}
     return save(weights, {"format": "pt", **encoder.metadata, "load": loading_code(encoder.config)})
 
 
 def _onnx(encoder: Encoder) -> bytes:
+    require("export", "onnx", "onnxscript")
     # A batch of one would be taken for a constant.
     example = torch.zeros(2, 3, encoder.size, encoder.size)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch 2.11 inside itself
-            program = torch.onnx.export(
-                encoder.backbone,
-                (example,),
-                input_names=["images"],
-                output_names=["features"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                verbose=False,
-            )
-    except ImportError as error:
-        raise _missing("onnx and onnxscript") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch 2.11 inside itself
+        program = torch.onnx.export(
+            encoder.backbone,
+            (example,),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props.update(encoder.metadata)
     return program.model_proto.SerializeToString()
-
-
-def _missing(what: str) -> ImportError:
-    return ImportError(f"this export needs {what}: pip install 'amcl-fast[export]'")

@@ -187,6 +187,7 @@ class PretrainCLI(LightningCLI):
             )
         kept = self.config.data.root == before.data.root
         self._settle(lambda root: find_data(root, self.run_dir) if kept else absolute_data(root))
+        self._set_backbone_size()
 
     def _settle(self, place: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
@@ -199,17 +200,20 @@ class PretrainCLI(LightningCLI):
             self.run_dir = self._folder.reserve()
 
     def _set_backbone_size(self) -> None:
-        """Build a model of timm for images of data.size; a resumed run has the size that its settings say.
+        """Build a model of timm for images of data.size, other encoders for any; a resumed run keeps timm's as it was.
 
         Raises:
             ValueError: the settings say another one.
         """
         backbone, size = self.config.get("model.init_args.backbone"), self.config.data.size
-        if backbone is None or not str(backbone.get("name")).startswith(TIMM_PREFIX):
+        if backbone is None:
             return
-        if backbone.get("size") not in (None, size):
+        if self.resumed is None and backbone.get("size") not in (None, size):
             raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
-        backbone.size = size
+        if not str(backbone.get("name")).startswith(TIMM_PREFIX):
+            backbone.size = None  # older runs have one, without effect
+        elif self.resumed is None:
+            backbone.size = size
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from traps import Touch
 from amcl_fast import AdaptiveTemperature, callbacks
 from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
+from amcl_fast.encoder import load_encoder
 from amcl_fast.lock import RunLock
 from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
@@ -142,6 +143,40 @@ def test_a_model_of_timm_is_built_for_the_images_of_the_data(tiny, tmp_path, ima
     assert "16 to learn from, 4 held out; 64 features" in capsys.readouterr().out
     assert main(["export", "run"]) == 0
     assert 'timm.create_model("test_vit", num_classes=0, img_size=48)' in capsys.readouterr().out
+
+
+def test_a_size_of_an_encoder_that_takes_any_is_refused_and_of_older_runs_forgotten(tiny, tmp_path, capsys):
+    size = yaml.safe_load((tmp_path / "tiny.yaml").read_text())["data"]["size"]
+    run = ["--run_dir", "run", "--trainer.max_steps", "1"]
+    assert main([*tiny, *run, "--model.backbone.size", str(size + 8)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"model.backbone.size must be data.size, {size}, or unset, got {size + 8}")
+    assert not (tmp_path / "run").exists()
+    assert main([*tiny, *run, "--model.backbone.size", str(size)]) == 0
+    config, path = tmp_path / "run" / "config.yaml", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    settings, checkpoint = yaml.safe_load(config.read_text()), torch.load(path, weights_only=True)
+    assert settings["model"]["init_args"]["backbone"]["size"] is None
+    for saved in (settings, checkpoint["settings"]):
+        saved["model"]["init_args"]["backbone"]["size"] = size + 8
+    config.write_text(yaml.safe_dump(settings))
+    torch.save(checkpoint, path)
+    assert load_encoder(path).config.size is None
+    assert main(["pretrain", "--resume", "run", "--trainer.max_steps", "2"]) == 0
+    assert yaml.safe_load(config.read_text())["model"]["init_args"]["backbone"]["size"] is None
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+
+
+def test_a_model_of_timm_with_the_demo_is_told_all_that_it_needs(images, tmp_path, monkeypatch, capsys):
+    """The name first, then the settings of the recipe that are a ResNet's, both at once."""
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    demo = ["pretrain", "--recipe", "demo", "--data", str(images), "--run_dir", "run", "--model.backbone.name"]
+    told = "with timm/test_vit they must be standard and 64, got small and 16"
+    for name, message in (("nothing", "timm has no model 'nothing'"), ("test_vit", told)):
+        assert main([*demo, f"timm/{name}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(message), line
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

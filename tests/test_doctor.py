@@ -184,5 +184,6 @@ def test_report_with_torch_alone(monkeypatch, foreign_folder):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.report()
     assert not found.backends["triton"].available
-    assert "amcl-fast[train]" in found.data["DALI cpu"].reason
+    install = "pip install 'amcl-fast[train]'"
+    assert found.data["DALI cpu"].reason == f"DALI does not load: the data pipeline needs NVIDIA DALI: {install}"
     assert found.backends["reference"].available

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -319,3 +320,20 @@ def test_the_command_takes_the_format_from_the_suffix(tmp_path, monkeypatch, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "amcl-fast export: error: [Errno 27] File too large: 'c.safetensors'"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.safetensors", "run"]
+
+
+def test_what_is_missing_is_told_as_everywhere(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    run, _ = checkpoint(tmp_path / "run", BACKBONES["narrow"])
+    path = export(run)
+    for name in ("safetensors", "safetensors.torch", "onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    install = "pip install 'amcl-fast[export]'"
+    for line, work in (
+        (f"export needs safetensors: {install}", lambda: export(run)),
+        (f"export needs onnx, onnxscript: {install}", lambda: export(run, format="onnx")),
+        (f"{path} needs safetensors: {install}", lambda: load_encoder(path)),
+    ):
+        with pytest.raises(ImportError) as told:
+            work()
+        assert str(told.value) == line

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from ..extras import extras_named
 from ..modes import in_mode
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -31,7 +32,7 @@ class BackboneConfig:
             about 32 to 64 pixels. ResNets only.
         width: channels of the first stage of a ResNet; 64 is the published network.
         size: side of the images in pixels, for the models of timm that are built for one (ViT, Swin and others);
-            None: timm's. `amcl-fast pretrain` sets it to data.size. Other encoders take any size.
+            None: timm's. `amcl-fast pretrain` sets it to data.size. ResNets take any size, and no setting of it.
     """
 
     name: str = "resnet18"
@@ -88,15 +89,6 @@ class _TimmEncoder(nn.Module):
 
     def __init__(self, name: str, size: int | None) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(
-                f"backbone {TIMM_PREFIX}{name} needs timm; install it with: pip install 'amcl_fast[timm]'"
-            ) from error
-        if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8])
-            raise ValueError(f"timm has no model {name!r}{f'; close to it: {close}' if close else ''}")
         if size is not None and not 1 <= size <= _LARGEST:
             raise ValueError(f"backbone.size must be between 1 and {_LARGEST}, got {size}")
         self.model, self.takes_size = _create(name, size)
@@ -104,6 +96,14 @@ class _TimmEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
+
+
+def _check_is_of_timm(name: str) -> None:
+    with extras_named(f"backbone {TIMM_PREFIX}{name}"):
+        import timm
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8])
+        raise ValueError(f"timm has no model {name!r}{f'; close to it: {close}' if close else ''}")
 
 
 def _create(name: str, size: int | None) -> tuple[nn.Module, bool]:
@@ -154,23 +154,30 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     """The encoder of `config` in channels_last, its width of features as attribute `feature_dim`.
 
     Raises:
-        ValueError: unknown name, a stem or width that the encoder does not have, a size that it cannot take, or
-            features that are no vectors.
+        ValueError: unknown name; a stem, width or size that the encoder does not have or cannot take; or features
+            that are no vectors.
         ImportError: a timm name without timm.
     """
     backbone: nn.Module
     if config.name.startswith(TIMM_PREFIX):
+        name = config.name.removeprefix(TIMM_PREFIX)
+        _check_is_of_timm(name)
         if config.stem != "standard" or config.width != _STANDARD_WIDTH:
             raise ValueError(
-                f"stem and width are settings of ResNets; {config.name} takes neither, "
-                f"got stem={config.stem!r}, width={config.width}"
+                f"backbone.stem and backbone.width are settings of ResNets: with {config.name} they must be standard "
+                f"and {_STANDARD_WIDTH}, got {config.stem} and {config.width}"
             )
-        backbone = _TimmEncoder(config.name.removeprefix(TIMM_PREFIX), config.size)
+        backbone = _TimmEncoder(name, config.size)
     elif config.name in RESNETS:
         if config.stem not in ("standard", "small"):
             raise ValueError(f"stem must be 'standard' or 'small', got {config.stem!r}")
         if config.width < 8 or config.width % 8:
             raise ValueError(f"width must be a positive multiple of 8, got {config.width}")
+        if config.size is not None:
+            raise ValueError(
+                f"backbone.size is a setting of timm's models: with {config.name}, which takes images of any size, it "
+                f"must be unset, got {config.size}"
+            )
         block, layers = RESNETS[config.name]
         backbone = _ResNetEncoder(block, layers, config.stem, config.width)
     else:

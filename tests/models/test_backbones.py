@@ -98,7 +98,7 @@ def test_features_that_are_no_vectors_are_refused():
 
 def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"amcl_fast\[timm\]|amcl-fast\[timm\]"):
+    with pytest.raises(ImportError, match=r"^backbone timm/resnet10t needs timm: pip install 'amcl-fast\[timm\]'$"):
         build_backbone(BackboneConfig("timm/resnet10t"))
 
 
@@ -108,7 +108,10 @@ def test_missing_timm_names_the_extra(monkeypatch):
         (BackboneConfig("resnet19"), "resnet18.*got 'resnet19'"),
         (BackboneConfig("resnet18", "tiny"), "stem.*'tiny'"),
         (BackboneConfig("resnet18", width=12), "width.*12"),
-        (BackboneConfig("timm/resnet10t", stem="small"), "settings of ResNets"),
+        (BackboneConfig("resnet18", size=48), r"backbone.size .* with resnet18.* must be unset, got 48"),
+        (BackboneConfig("timm/nothing", "small", 32), "timm has no model 'nothing'"),
+        (BackboneConfig("timm/resnet10t", "small"), "must be standard and 64, got small and 64"),
+        (BackboneConfig("timm/resnet10t", width=32), "settings of ResNets: with timm/resnet10t .* got standard and 32"),
         (BackboneConfig("timm/vit_tiny_patch16_224", size=8), r"timm/vit_tiny_patch16_224 cannot take images of 8 × 8"),
         (BackboneConfig("timm/crossvit_tiny_240", size=64), r"timm/crossvit_tiny_240 cannot take images of 64 × 64 px"),
         (BackboneConfig("timm/resnet10t", size=0), "backbone.size must be between 1 and 2048, got 0"),
