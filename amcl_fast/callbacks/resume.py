@@ -24,6 +24,9 @@ class ExactResume(L.Callback):
     old epoch from a checkpoint of its end if max_steps is set. So checkpoints hold the counters of one of two places:
     inside an epoch, after a batch, or between two epochs. It comes before the callbacks that look at the counters.
 
+    Within an epoch the batches of an optimiser step are as many as they were, where a callback had changed
+    `accumulate_grad_batches` (GradientAccumulationScheduler): Lightning tells callbacks of an epoch's start alone.
+
     Raises:
         ValueError: the checkpoint was written by another number of processes.
     """
@@ -31,11 +34,19 @@ class ExactResume(L.Callback):
     def __init__(self) -> None:
         self._loader_state: dict[str, Any] | None = None
         self._generators: dict[str, Any] | None = None
+        self._accumulated: int | None = None
+        self._given = 1  # accumulate_grad_batches before any callback changed it
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # What was loaded for a training that then did not start is none of the next one's.
+        self._loader_state = self._generators = self._accumulated = None
+        self._given = trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         loops = checkpoint["loops"]["fit_loop"]
         loops["state_dict"].pop("combined_loader", None)
         _count_anew(loops, trainer.accumulate_grad_batches)
+        changed = trainer.accumulate_grad_batches if trainer.accumulate_grad_batches != self._given else None
         generators = [_generators()]
         if trainer.world_size > 1:
             own, generators = generators[0], [{}] * trainer.world_size
@@ -43,6 +54,7 @@ class ExactResume(L.Callback):
         checkpoint[KEY] = {
             "generators": generators,
             "loader": trainer.train_dataloader.state_dict(),  # type: ignore[union-attr]
+            "accumulated": changed if _within(loops) else None,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -53,7 +65,9 @@ class ExactResume(L.Callback):
                 f"this checkpoint was written by {processes} processes and resumes with as many, got "
                 f"{trainer.world_size}; set trainer.devices and trainer.num_nodes to what they were"
             )
-        _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)  # of older versions
+        if "accumulated" not in state:  # of older versions
+            _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
+        self._accumulated = state.get("accumulated")
         self._loader_state = state["loader"]
         self._generators = state["generators"][trainer.global_rank]
 
@@ -71,6 +85,11 @@ class ExactResume(L.Callback):
         if self._generators is not None:
             _restore_generators(self._generators)
             self._generators = None
+            # Lightning has counted, if at all, by a number of batches that need not be that of the checkpoint.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if self._accumulated is not None:
+            trainer.accumulate_grad_batches = self._accumulated
+            self._accumulated = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not epoch_is_over(trainer):
@@ -107,6 +126,11 @@ class OpenRun(L.Callback):
         self._retry()
 
 
+def _within(loops: dict[str, Any]) -> bool:
+    batches = loops["epoch_loop.batch_progress"]
+    return batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+
+
 def _count_anew(loops: dict[str, Any], accumulated: int) -> None:
     """Set counters of Lightning's loops to those from which it goes on exactly, whatever hook they were saved in.
 
@@ -116,7 +140,7 @@ def _count_anew(loops: dict[str, Any], accumulated: int) -> None:
     """
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     last = batches["current"]["ready"]
-    within = last > 0 and not batches["is_last_batch"]
+    within = _within(loops)
     for counts in (epochs["total"], epochs["current"]):
         done = counts["started"] - within
         counts |= {"ready": done + within, "started": done + within, "processed": done, "completed": done}

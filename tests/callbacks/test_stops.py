@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_data import FakeDataModule, FakeLoader
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from running import fit, method
 
 from amcl_fast.callbacks import (
@@ -211,6 +212,7 @@ def test_an_old_checkpoint_of_a_stop_within_an_epoch_goes_on(tmp_path):
     train(tmp_path / "parts", at_a_constant_rate(), max_steps=5)
     path = tmp_path / "parts" / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
+    del state["exact_resume"]["accumulated"]  # with which their counters are known to be right
     loops = state["loops"]["fit_loop"]
     for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
         counts |= {"processed": 2, "completed": 2}
@@ -244,3 +246,22 @@ def test_rates_after_a_resume_are_those_of_the_new_schedule(tmp_path, interval, 
     for step, rates in seen.items():
         place, total, ramp = (step, length, 4 * warmup) if interval == "step" else (step // 4, -(-length // 4), warmup)
         assert rates == pytest.approx([0.1 * lr_factor(place, total, round(ramp)), 0.3], rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [8, 9, 10, 12, 15, 16])  # one to four batches a step
+def test_a_callback_that_changes_the_accumulation_goes_on_within_an_epoch(tmp_path, batch):
+    """Batches of a step, steps, rows and weights; a stop within a step comes after it."""
+
+    def part(folder, extra=(), **settings):
+        extra = [GradientAccumulationScheduler({0: 1, 1: 2, 2: 4}), *extra]
+        return train(folder, at_a_constant_rate(), data=Data(steps=7), extra=extra, max_epochs=3, **settings)[0]
+
+    settings = {"log_every_n_steps": 1}
+    whole = part(tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        part(tmp_path / "parts", [Signal(batch)], **settings)
+    trainer = part(tmp_path / "parts", resume=True, **settings)
+    assert trainer.global_step == whole.global_step == 7 + 4 + 2
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(value, whole.lightning_module.state_dict()[name]), name
