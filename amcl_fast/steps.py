@@ -3,6 +3,14 @@
 import lightning as L
 
 
+def begins(trainer: L.Trainer, stage: str) -> bool:
+    """Whether, in the hook `setup`, a training is set up that has done no step, unless a checkpoint is loaded next.
+
+    What callbacks hold then is of another training with the same objects.
+    """
+    return stage == "fit" and trainer.global_step == 0
+
+
 def stepped(trainer: L.Trainer) -> bool:
     """Whether the batch that was just done ended an optimiser step; within one, gradients are being accumulated."""
     return not trainer.fit_loop._should_accumulate()

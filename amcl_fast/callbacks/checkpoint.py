@@ -174,6 +174,7 @@ class Checkpoint(LightningCheckpoint):
         checkpoint["settings"] = {"amcl_fast": __version__, "run": name, **self.settings} if self.settings else {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stops = False  # a training before may have been broken off within a step
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 

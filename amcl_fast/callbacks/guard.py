@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..diagnosis import diagnose
 from ..nonfinite import NonFiniteError
-from ..steps import at_logging_step, stepped
+from ..steps import at_logging_step, begins, stepped
 
 
 class Guard(L.Callback):
@@ -43,6 +43,13 @@ class Guard(L.Callback):
             return dict(value) if isinstance(value, dict) else {} if value is None else {"temperatures": value}
 
         self.collapsed_at, self._since = by_kind(state_dict["collapsed_at"]), by_kind(state_dict["since"])
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if begins(trainer, stage):
+            self.collapsed_at, self._since = {}, {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finite = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -8,7 +8,7 @@ import torch
 
 from ..data.headers import NoImageLeftError
 from ..evaluate import encode, knn_accuracy, pixel_features
-from ..steps import epoch_is_over
+from ..steps import begins, epoch_is_over
 
 
 class OnlineKNN(L.Callback):
@@ -47,6 +47,11 @@ class OnlineKNN(L.Callback):
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
         self._closed = False  # the last one was measured because training ended
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if begins(trainer, stage):
+            self.pixels = self.untrained = self.neighbours = self._pending = None
+            self.history, self._closed = [], False
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -17,6 +17,9 @@ class EpochSummary(L.Callback):
     def __init__(self) -> None:
         self._started = time.perf_counter()
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()  # within an epoch its start is not told again
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
 

@@ -111,6 +111,7 @@ class SaveOnSignal(L.Callback):
         self._saved_last = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_last = False
         if self.signals.received:
             raise Interrupted(self.signals.received)
         self.signals.at_once = False
@@ -151,6 +152,7 @@ class SaveOnSignal(L.Callback):
     def _end(self) -> None:
         if self._own:
             self.signals.give_back()
+            self.signals = StopSignals()  # what has stopped this training does not stop the next one
 
     def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None, *, ends_epoch: bool = False) -> None:
         received = self.signals.received

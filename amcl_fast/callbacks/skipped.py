@@ -23,6 +23,9 @@ class SkippedFiles(L.Callback):
         self._unwritten = Unwritten()
         self._started = False  # until then nothing in the directory of a resumed run may change
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._started = False
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = True
         self._write(trainer)

@@ -22,6 +22,9 @@ class Throughput(L.Callback):
         self._started: float | None = None
         self._waited = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = None
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # What happens between epochs (kNN, checkpoints) is not training.
         self._started = None

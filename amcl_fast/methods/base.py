@@ -116,6 +116,11 @@ class Method(L.LightningModule):
         if self._trainer is not None and self.trainer.precision_plugin.precision == "64-true":
             self.double()
 
+    def on_train_start(self) -> None:
+        # Of a training before that was broken off within a step.
+        self._losses.clear()
+        self._gradient_norm = self._logged_step = None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         try:
