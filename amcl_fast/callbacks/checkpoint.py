@@ -20,6 +20,7 @@ from ..files import flush_to_disk, named
 from ..settings import read_settings
 from ..steps import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from .guard import check_finite_weights
+from .knn import OnlineKNN
 from .metrics import log_before_save
 
 
@@ -306,7 +307,9 @@ class Checkpoint(LightningCheckpoint):
         return self.keep_every_n_epochs > 0 and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._saved_step != trainer.global_step:
+        # What was measured because training ends comes after the save of its epoch.
+        closed = any(knn.closed for knn in trainer.callbacks if isinstance(knn, OnlineKNN))  # type: ignore[attr-defined]
+        if closed or self._saved_step != trainer.global_step:
             self.save(trainer)
 
     def _stop_between_steps(self, trainer: L.Trainer) -> None:

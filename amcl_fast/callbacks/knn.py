@@ -28,6 +28,7 @@ class OnlineKNN(L.Callback):
         between_batches: called with the trainer while an epoch is measured; it may raise.
         neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
         unmeasurable: why nothing is measured; None if something is, and before training.
+        closed: whether the last of `history` was measured because training ended, after any save of its epoch.
         pixels, untrained: the two baselines in percent, None before training.
         history: (epoch, accuracy in percent), epochs counted from 1. The last one is of the end of training, inside
             that epoch or after it; when the training goes on, what would not have been measured is left out.
@@ -46,12 +47,12 @@ class OnlineKNN(L.Callback):
         self.history: list[tuple[int, float]] = []
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
-        self._closed = False  # the last one was measured because training ended
+        self.closed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if begins(trainer, stage):
             self.pixels = self.untrained = self.neighbours = self._pending = None
-            self.history, self._closed = [], False
+            self.history, self.closed = [], False
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -60,20 +61,20 @@ class OnlineKNN(L.Callback):
             "history": list(self.history),
             "pending": self._pending,
             "neighbours": self.neighbours,
-            "closed": self._closed,
+            "closed": self.closed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
         self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
         self._pending = state_dict.get("pending")
-        self._closed = state_dict.get("closed", False)
+        self.closed = state_dict.get("closed", False)
         self.neighbours = state_dict.get("neighbours")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._closed:
+        if self.closed:
             self.history.pop()
-            self._closed = False
+            self.closed = False
         whole = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         self.history = [entry for entry in self.history if entry[0] <= whole]  # of older versions
         # Data modules of others need not know of it.
@@ -113,7 +114,7 @@ class OnlineKNN(L.Callback):
         accuracy = self._measure(trainer, pl_module)
         if accuracy is not None:
             self.history.append((epoch, accuracy))
-            self._closed = True
+            self.closed = True
             _log(trainer, step=trainer.global_step, knn=accuracy)
 
     def _measure(

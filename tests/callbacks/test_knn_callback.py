@@ -41,6 +41,23 @@ def test_history_survives_a_resume(tmp_path):
     assert knn.pixels is not None and knn.untrained is not None
 
 
+@pytest.mark.parametrize("stop", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 12}, {"max_steps": 10}])
+def test_a_finished_run_holds_what_was_measured_at_its_end(tmp_path, stop):
+    """At the end of an epoch that was saved already, and within one."""
+    knn, again = OnlineKNN(every_n_epochs=2), OnlineKNN(every_n_epochs=2)
+    settings = {"max_epochs": -1, **stop}
+    trainer = fit(tmp_path, extra=[knn], **settings)
+    assert [epoch for epoch, _ in knn.history] == [2, 3]
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    fit(tmp_path, extra=[again], ckpt_path=str(path), **settings)
+    assert again.history == knn.history
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.lightning_module.state_dict().items())
+    longer = OnlineKNN(every_n_epochs=2)
+    fit(tmp_path, extra=[longer], ckpt_path=str(path), max_epochs=4)
+    assert [epoch for epoch, _ in longer.history] == [2, 4]
+
+
 def test_accuracies_reach_the_metrics_file(tmp_path):
     fit(tmp_path, extra=[OnlineKNN(every_n_epochs=2)], max_epochs=3, logger=MetricsFile(tmp_path))
     text = (tmp_path / "metrics.csv").read_text().splitlines()
