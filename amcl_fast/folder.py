@@ -26,7 +26,7 @@ class NewFolder:
     """
 
     def __init__(self, given: Path | None, name: str, lock: RunLock) -> None:
-        self._given, self._name, self._lock = given, name, lock
+        self.given, self._name, self._lock = given, name, lock
         self._made: list[Path] = []  # the innermost first
 
     def reserve(self) -> Path:
@@ -37,8 +37,15 @@ class NewFolder:
             RunInUseError: another run has just taken it.
             OSError: it cannot be made.
         """
-        run_dir = self._make()
-        self._lock.acquire(run_dir)
+        while True:
+            run_dir = self._make()
+            try:
+                self._lock.acquire(run_dir)
+                break
+            except FileNotFoundError:
+                if run_dir.is_dir():
+                    raise
+                # A run that did not start has just taken the folder away.
         _check_empty(run_dir)  # of two that begin at once the other may have been here
         os.environ[VARIABLE] = str(run_dir)
         return run_dir
@@ -54,13 +61,13 @@ class NewFolder:
                 folder.rmdir()
 
     def _make(self) -> Path:
-        if self._given is not None:
-            self._made += _make_parents(self._given)
+        if self.given is not None:
+            self._made += _make_parents(self.given)
             with suppress(FileExistsError):
-                self._given.mkdir()
-                self._made.insert(0, self._given)
-            _check_empty(self._given)
-            return self._given
+                self.given.mkdir()
+                self._made.insert(0, self.given)
+            _check_empty(self.given)
+            return self.given
         first = RUNS / f"{self._name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._made += _make_parents(first)
         for run_dir in itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))):

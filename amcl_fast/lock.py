@@ -49,17 +49,31 @@ class RunLock:
             RunInUseError: another run has it.
             OSError: the lock file cannot be made.
         """
-        self._descriptor = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "another process"
-            raise RunInUseError(
-                f"{run_dir} is in use: {holder} trains there, and two runs never share a folder"
-            ) from None
-        except OSError as error:
-            warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
+        path = run_dir / NAME
+        while True:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "another process"
+                raise RunInUseError(
+                    f"{run_dir} is in use: {holder} trains there, and two runs never share a folder"
+                ) from None
+            except OSError as error:
+                warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
+            # A run that did not start may have removed the file between the two calls: the next one makes another.
+            if _is_file(path, self._descriptor):
+                break
+            self.release()
         self.run_dir = run_dir
         with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

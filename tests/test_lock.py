@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from amcl_fast import lock
+from amcl_fast.folder import NewFolder
 from amcl_fast.lock import RunInUseError, RunLock
 
 HOLD = """
@@ -50,3 +51,37 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
     with pytest.warns(UserWarning, match="cannot be locked.*Function not implemented"), RunLock() as own:
         own.acquire(tmp_path)
+
+
+def test_a_lock_file_that_is_taken_away_in_between_locks_nothing(tmp_path, monkeypatch):
+    """A run that does not start removes it while the next one has opened it and not yet locked it."""
+    real, left = lock.fcntl.flock, [tmp_path / ".lock"] * 2
+
+    def flock(*arguments):
+        if left:
+            left.pop().unlink()
+        real(*arguments)
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with RunLock() as first:
+        first.acquire(tmp_path)
+        assert not left
+        with pytest.raises(RunInUseError), RunLock() as second:
+            second.acquire(tmp_path)
+
+
+def test_a_folder_that_is_taken_away_in_between_is_made_again(tmp_path, monkeypatch):
+    real, left = lock.fcntl.flock, [tmp_path / "run"]
+
+    def flock(*arguments):
+        real(*arguments)
+        for folder in left[:]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+            left.clear()
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with RunLock() as own:
+        assert NewFolder(tmp_path / "run", "demo", own).reserve() == tmp_path / "run"
+        with pytest.raises(RunInUseError), RunLock() as second:
+            second.acquire(tmp_path / "run")
