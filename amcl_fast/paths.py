@@ -39,20 +39,23 @@ def absolute_data(root: str) -> str:
 
 def find_data(root: str, run_dir: Path) -> str:
     """data.root that a run has kept, absolute. One that is relative, as before runs kept them absolute, is looked for
-    here and where the run may have been started from.
+    where the run may have been started from, and here.
 
     Raises:
         FileNotFoundError: a relative one is in none of these places.
-        ValueError: see `absolute_data`.
+        ValueError: it is in several, which may hold different data; or see `absolute_data`.
     """
     if root in DATA_NAMES or not root or os.path.isabs(root) or root.startswith("~"):
         return absolute_data(root)
     own = run_dir.absolute()
-    places = list(dict.fromkeys([Path.cwd(), *own.parents[:2]]))  # --run_dir run, and runs/run
-    for place in places:
-        if (place / root).exists():
-            return os.path.abspath(place / root)
-    tried = ", ".join(map(str, places))
-    raise FileNotFoundError(
-        f"the data of {run_dir}, {root}, is a relative path, and is in none of {tried}: give --data"
-    )
+    places = list(dict.fromkeys([*own.parents[:2], Path.cwd()]))  # --run_dir run, and runs/run
+    found: dict[str, str] = {}  # a link and what it leads to are one place
+    for path in (os.path.abspath(place / root) for place in places):
+        if os.path.exists(path):
+            found.setdefault(os.path.realpath(path), path)
+    told = f"the data of {run_dir}, {root}, is a relative path, and is in"
+    if not found:
+        raise FileNotFoundError(f"{told} none of {', '.join(map(str, places))}: give --data")
+    if len(found) > 1:
+        raise ValueError(f"{told} more than one place: give one of {', '.join(found.values())} as --data")
+    return next(iter(found.values()))

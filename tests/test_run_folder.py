@@ -66,7 +66,8 @@ def test_a_home_is_known_wherever_a_path_is_given(home, capsys):
     assert {"found.json", "a.safetensors"} <= {path.name for path in home.iterdir()}
     assert not list(Path.cwd().iterdir())
     capsys.readouterr()
-    assert main(["pretrain", "--config=~/no.yaml"]) != 0 if False else True
+    assert exit_code(["pretrain", "--config=~/no.yaml"]) == 2
+    assert str(home / "no.yaml") in (told := last_error(capsys)) and "~" not in told
 
 
 def test_homes_of_others_and_folders_of_that_name(monkeypatch, tmp_path):
@@ -134,12 +135,30 @@ def test_runs_of_before_kept_them_relative(home, monkeypatch, capsys):
     for command in (["evaluate", run], ["pretrain", "--resume", run]):
         capsys.readouterr()
         assert main(command) == 2
-        assert f"images, is a relative path, and is in none of /, {home / 'runs'}, {home}: give --data" in last_error(
+        assert f"images, is a relative path, and is in none of {home / 'runs'}, {home}, /: give --data" in last_error(
             capsys
         )
     (home / "moved").rename(home / "images")
     assert main(["pretrain", "--resume", run, "--trainer.max_epochs", "2"]) == 0
     assert root_of(home / "runs" / "run") == str(home / "images")
+
+
+def test_a_relative_path_that_leads_to_two_places_is_refused(tmp_path, monkeypatch):
+    """The folder that somebody resumes from may have other images of that name."""
+    run, own, here = tmp_path / "old" / "runs" / "run", tmp_path / "old" / "images", tmp_path / "here"
+    for folder in (run, own, here / "images"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(ValueError, match=rf"in more than one place: give one of {own}, {here / 'images'} as --data"):
+        find_data("images", run)
+    (here / "images").rmdir()
+    assert find_data("images", run) == str(own)
+    (here / "images").symlink_to(own)
+    assert find_data("images", run) == str(own)
+    own.rename(tmp_path / "moved")
+    (here / "images").unlink()
+    (here / "images").mkdir()
+    assert find_data("images", run) == str(here / "images")
 
 
 def test_an_empty_folder_is_used(home, capsys):
