@@ -105,7 +105,8 @@ class OnlineKNN(L.Callback):
             self._pending = None
             if accuracy is not None:
                 self.history.append((epoch, accuracy))
-                pl_module.log("knn", accuracy, prog_bar=True, rank_zero_only=True)
+                # All processes have the same number, and the largest of them is that.
+                pl_module.log("knn", accuracy, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
