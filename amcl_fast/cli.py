@@ -7,6 +7,7 @@ during the imports finds somebody who takes it.
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ _WEIGHTS = "run directory, checkpoint, or file written by export"
 
 _STOPPED = {
     "pretrain": "before the first step: nothing was saved; begin again with the same command",
+    "pretrain --resume": "before the first step: the run is as it was; go on with the same command",
     "evaluate": "before its end: no result was written",
     "export": "before its end: no file was written",
     "report": "before its end: draw it again",
@@ -69,13 +71,15 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
         arguments.settings = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    told = f"amcl-fast {arguments.command}: stopped {_STOPPED.get(arguments.command, 'before its end')}"
+    resumes = arguments.command == "pretrain" and arguments.resume is not None
+    stopped = _STOPPED.get(f"{arguments.command} --resume" if resumes else arguments.command, "before its end")
+    arguments.told = f"amcl-fast {arguments.command}: stopped {stopped}"  # of a Ctrl-C
     output_is_all = arguments.command == "doctor" or (arguments.command == "bench" and arguments.list)
-    with _LeavingAtOnce(told):
+    with _LeavingAtOnce(arguments.told):
         try:
             return arguments.run(arguments), output_is_all
         except KeyboardInterrupt:
-            print(told, file=sys.stderr)
+            print(arguments.told, file=sys.stderr)
             return 128 + signal.SIGINT, output_is_all
 
 
@@ -182,6 +186,11 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         return _refuse("pretrain", error)
     _begins()
+
+    def begun(run_dir: Path) -> None:
+        go_on = f"amcl-fast pretrain --resume {shlex.quote(str(run_dir))}"
+        arguments.told = f"amcl-fast pretrain: stopped; go on with: {go_on}"
+
     try:
         return pretrain(
             recipe=arguments.recipe,
@@ -190,6 +199,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             run_dir=arguments.run_dir,
             settings=arguments.settings,
             trust=arguments.trust,
+            begun=begun,
         )
     except SettingsError as error:
         return _refuse("pretrain", error)

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from .extras import extras_named
@@ -70,7 +72,25 @@ from .settings import (
     read_settings,
     refused_changes,
 )
+from .steps import out_of_time
 from .terminal import lasting_output
+
+TRACEBACK = "AMCL_FAST_TRACEBACK"
+"""Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
+
+# What settings, data, packages and machines can be blamed for as long as nothing has been trained. Anything else is a
+# fault of this package's, and ends with its traceback.
+_OF_SETTINGS = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    ImportError,
+    OSError,
+    MisconfigurationException,
+    UnequalImagesError,
+    torch.OutOfMemoryError,
+    dist.DistError,
+)
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -171,11 +191,13 @@ class PretrainCLI(LightningCLI):
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         if self.resumed is None:
             self.config = parser.parse_args(args)
+            _refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data)
             self._set_backbone_size()
             return
         self.config = parser.parse_args([*self.resumed.argument, *args])
         before = parser.parse_args(self.resumed.argument)
+        _refuse_useless(self.config.trainer, self._known_dir, before.trainer)
         changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
         if changed:
             first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
@@ -191,9 +213,14 @@ class PretrainCLI(LightningCLI):
 
     def _settle(self, place: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
-        _check_trainer(self.config.trainer, self.run_dir)
+        _check_trainer(self.config.trainer)
         _let_speak(self.config.trainer)
         self.config.data.root = place(self.config.data.root)
+
+    @property
+    def _known_dir(self) -> Path | None:
+        """The run directory, None where the name of a new one is still to be found."""
+        return self.run_dir if self._folder is None else self._folder.given
 
     def before_instantiate_classes(self) -> None:
         if self._folder is not None:
@@ -301,6 +328,9 @@ class PretrainCLI(LightningCLI):
                 logger=loggers,
                 default_root_dir=self.run_dir,
                 enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
+                # There is no validation; Lightning compares them with the length of an epoch all the same.
+                val_check_interval=None,
+                check_val_every_n_epoch=1,
                 **kwargs,
             )
         except ImportError as error:
@@ -334,6 +364,7 @@ def pretrain(
     run_dir: Path | None,
     settings: Sequence[str],
     trust: bool = False,
+    begun: Callable[[Path], None] = lambda run_dir: None,
 ) -> int:
     """Train, print where the results are, return the exit code.
 
@@ -344,6 +375,7 @@ def pretrain(
         run_dir: folder of a new run.
         settings: further command-line settings; they override the recipe's, or the resumed run's.
         trust: import what a resumed run names from outside `settings.TRUSTED`.
+        begun: called with the run directory once the run is ready to train.
 
     Raises:
         SettingsError: the run cannot start; the message says why.
@@ -354,9 +386,11 @@ def pretrain(
         try:
             try:
                 cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals)
-            except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+            except _OF_SETTINGS as error:
+                _show_traceback(error)
                 raise SettingsError(_message(error)) from error
-            code = _train(cli)
+            begun(cli.run_dir)
+            code = _train(cli, signals)
         except Interrupted as interrupted:
             if not _rank():
                 done = "nothing was saved; begin again" if resume is None else "the run is as it was; go on"
@@ -368,37 +402,48 @@ def pretrain(
     return code
 
 
-def _train(cli: PretrainCLI) -> int:
+def _train(cli: PretrainCLI, signals: StopSignals) -> int:
     resumed = cli.resumed
     if not _rank():
         print(f"run directory: {cli.run_dir}", flush=True)
     go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
-    try:
-        path = resumed.checkpoint if resumed else None
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
-    except Interrupted as interrupted:
-        if cli.trainer.is_global_zero:
-            step = cli.trainer.global_step
+
+    def tell_stopped() -> None:
+        if not _rank():
             saved = cli.checkpoint.path is not None and cli.checkpoint.path.is_file()
-            where = f"at step {step}" if saved else "before anything was saved"
+            where = f"at step {cli.trainer.global_step}" if saved else "before anything was saved"
             beside_the_bar = "\n" if cli.trainer.progress_bar_callback is not None else ""
             print(f"{beside_the_bar}stopped {where}; go on with: {go_on}", flush=True)
+
+    def end_unjoined(signum: int) -> None:
+        launcher: Any = cli.trainer.strategy.launcher
+        if hasattr(launcher, "kill"):
+            launcher.kill(signum)
+        tell_stopped()
+
+    try:
+        path = resumed.checkpoint if resumed else None
+        with signals.heard_while_waiting(end_unjoined):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except Interrupted as interrupted:
+        tell_stopped()
         return 128 + interrupted.signum
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if resumed is not None and not cli.opening.opened:
-            said = " ".join(_message(error).split())
-            print(
-                f"amcl-fast pretrain: error: {resumed.checkpoint or cli.run_dir} cannot be resumed: {said}. Nothing in "
-                f"{cli.run_dir} was changed",
-                file=sys.stderr,
-            )
-            return 2
-        if isinstance(error, MisconfigurationException | UnequalImagesError) and not cli.opening.opened:
+        if not cli.opening.opened:
             cli.discard()
-            print(f"amcl-fast pretrain: error: {' '.join(str(error).split())}", file=sys.stderr)
+            if resumed is None and not isinstance(error, _OF_SETTINGS):
+                raise
+            _show_traceback(error)
+            said = _message(error)
+            if resumed is not None:
+                path = resumed.checkpoint or cli.run_dir
+                said = f"{path} cannot be resumed: {said}. Nothing in {cli.run_dir} was changed"
+            # What all processes have found together one of them says.
+            if not (_rank() and isinstance(error, UnequalImagesError)):
+                print(f"amcl-fast pretrain: error: {said}", file=sys.stderr)
             return 2
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
@@ -406,6 +451,11 @@ def _train(cli: PretrainCLI) -> int:
         print(f"amcl-fast pretrain: error: {error}; {mended}: {go_on}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
+        if out_of_time(cli.trainer):
+            steps = cli.trainer.estimated_stepping_batches
+            of = f" of {steps}" if steps < float("inf") else ""
+            more = f"{go_on} --trainer.max_time null"
+            print(f"stopped by trainer.max_time at step {cli.trainer.global_step}{of}; go on with: {more}", flush=True)
         _print_results(cli)
     return 0
 
@@ -424,8 +474,10 @@ def _prepare(
     args: list[str] = []
     resumed = folder = None
     settings = _with_home(settings)
-    for config in _configs(settings):
-        check_limits(config)
+    named = [name for _, _, name in _configs(settings)]
+    for name in named:
+        if os.path.exists(name):  # it may also be settings, as text
+            check_limits(Path(name))
     if resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
@@ -441,7 +493,7 @@ def _prepare(
     else:
         configs = recipe_files(recipe) if recipe else []
         options = {setting.partition("=")[0] for setting in settings}
-        if not configs and not {"--config", "-c", "--help", "-h", "--print_config"} & options:
+        if not configs and not named and not {"--help", "-h", "--print_config"} & options:
             raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
         name = recipe or "run"
         if _rank():
@@ -474,11 +526,18 @@ def _check_writable(*folders: Path) -> None:
             raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 
 
-def _configs(settings: Sequence[str]) -> list[Path]:
-    """Files of settings that the command line names."""
-    values = [value for option, value in itertools.pairwise(settings) if option in ("--config", "-c")]
-    values += [setting.removeprefix("--config=") for setting in settings if setting.startswith("--config=")]
-    return [Path(value) for value in values if os.path.exists(value)]
+def _configs(settings: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Files of settings that the command line names, in every form: where, what stands before the name, the name."""
+    found = []
+    for place, (before, setting) in enumerate(itertools.pairwise(["", *settings])):
+        option, equals, value = setting.partition("=")
+        if before in ("--config", "-c"):
+            found.append((place, "", setting))
+        elif equals and option in ("--config", "-c"):
+            found.append((place, f"{option}=", value))
+        elif setting.startswith("-c") and setting != "-c":
+            found.append((place, "-c", setting[2:]))
+    return found
 
 
 def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
@@ -518,8 +577,14 @@ def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what a checkpoint holds beside them."""
-    return {name: value for name, value in settings.items() if name not in ("amcl_fast", "run", "config")}
+    """Settings without what a checkpoint holds beside them, and what only earlier versions accepted and kept unset."""
+    known = {name: value for name, value in settings.items() if name not in ("amcl_fast", "run", "config")}
+    trainer = known.get("trainer")
+    if isinstance(trainer, dict):
+        # The folder may have been moved since. Loggers of false are none beside the run's own, as null is.
+        unset = {"default_root_dir"} | ({"logger"} if trainer.get("logger") is False else set())
+        known["trainer"] = {name: None if name in unset else value for name, value in trainer.items()}
+    return known
 
 
 def _without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -557,10 +622,18 @@ def _is_of(error: OSError, run_dir: Path) -> bool:
 
 
 def _message(error: BaseException) -> str:
+    """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
     # jsonargparse wraps what a constructor says into a list of every type it has tried.
     while "Given value type:" in str(error) and error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if isinstance(error, TypeError | ArithmeticError) else said
+
+
+def _show_traceback(error: BaseException) -> None:
+    """Print where an error comes from, if the environment asks for it, before it is told in one line."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
 
 
 def _rank() -> int:
@@ -610,19 +683,14 @@ def _started_by_others() -> bool:
 
 def _with_home(settings: Sequence[str]) -> list[str]:
     """Settings whose files of settings are named without a ~, which the shell leaves in --config=~/FILE."""
-    found = []
-    for before, setting in itertools.pairwise(["", *settings]):
-        option, equals, value = setting.partition("=")
-        if equals and option in ("--config", "-c"):
-            setting = f"{option}={expanded(value)}"
-        elif before in ("--config", "-c"):
-            setting = expanded(setting)
-        found.append(setting)
+    found = list(settings)
+    for place, before, name in _configs(settings):
+        found[place] = f"{before}{expanded(name)}"
     return found
 
 
-def _check_trainer(trainer: Any, run_dir: Path) -> None:
-    """Raise ValueError for a setting of the trainer that leaves nothing to train, or that a run has no use for."""
+def _check_trainer(trainer: Any) -> None:
+    """Raise ValueError for a setting of the trainer that leaves nothing to train. A resume may change all of them."""
     for name, accepted in (("max_epochs", "-1 or at least 1"), ("max_steps", "-1 or at least 1")):
         value = trainer[name]
         if value is not None and value != -1 and value < 1:
@@ -633,17 +701,51 @@ def _check_trainer(trainer: Any, run_dir: Path) -> None:
         )
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
         raise ValueError(f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}")
-    if trainer.limit_train_batches is not None and trainer.limit_train_batches <= 0:
-        raise ValueError(f"trainer.limit_train_batches must be above 0, got {trainer.limit_train_batches}")
     if trainer.max_time is not None and not Timer(trainer.max_time).time_remaining():
         raise ValueError(f"trainer.max_time must be above 0, got {trainer.max_time}")
-    if trainer.logger is False:
-        raise ValueError(
-            "trainer.logger must be loggers that join the run's own, which report and resume read, got false"
-        )
+
+
+# Of the trainer's settings those that a run has no use for, with what to give instead.
+_USELESS = {
+    "logger": "must be loggers that join the run's own, which report and resume read",
+    "fast_dev_run": "leaves a run that cannot go on: for a short one give trainer.max_steps or "
+    "trainer.limit_train_batches",
+    "barebones": "takes away what a run is made of (loggers, checkpoints, the report): give none; amcl-fast bench "
+    "measures speed",
+    "overfit_batches": "would be other images in every epoch: to train on few of them give data.limit",
+    "reload_dataloaders_every_n_epochs": "must be 0: the images are listed once, or each epoch would have the order of "
+    "the first",
+}
+
+
+def _refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> None:
+    """Raise ValueError for a setting of the trainer that a run has no use for, or that cannot be.
+
+    Only what is given now is judged: no run is locked out by what it was begun with.
+
+    Args:
+        trainer: its settings; `default_root_dir` is unset, since the folder of a run may be moved.
+        run_dir: None: of a name that is not known yet.
+        stored: settings of the trainer that a resumed run had.
+    """
+
+    def given(name: str) -> Any:
+        value = trainer[name]
+        return None if stored is not None and value == stored[name] else value
+
     root = trainer.default_root_dir
-    if root is not None and os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir):
+    if root is not None and (run_dir is None or os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir)):
         raise ValueError(f"trainer.default_root_dir is the folder of the run: give it as --run_dir, got {root}")
+    trainer.default_root_dir = None
+    for name, reason in _USELESS.items():
+        value = given(name)
+        if value is False if name == "logger" else value:
+            raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
+    limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
+    if limit is not None and limit <= 0:
+        raise ValueError(f"trainer.limit_train_batches must be above 0, got {limit}")
+    if batches is not None and batches < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {batches}")
 
 
 def _find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:

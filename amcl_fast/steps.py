@@ -1,6 +1,7 @@
 """Where in a training a hook is called: after an optimiser step, or within one; at an epoch's end, or within it."""
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 
 def begins(trainer: L.Trainer, stage: str) -> bool:
@@ -37,3 +38,11 @@ def epoch_is_over(trainer: L.Trainer) -> bool:
     `should_stop`).
     """
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def out_of_time(trainer: L.Trainer) -> bool:
+    """Whether a training has ended, or does not go on, because its `max_time` is used up before its last step."""
+    left = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]  # type: ignore[attr-defined]
+    used_up = trainer.should_stop and any(seconds is not None and seconds <= 0 for seconds in left)
+    limits = ((trainer.current_epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+    return used_up and not any(limit not in (None, -1) and done >= limit for done, limit in limits)  # type: ignore[operator]

@@ -115,6 +115,7 @@ def test_errors_keep_their_exit_code(folder):
     ("command", "told"),
     [
         ("pretrain --recipe demo", "pretrain: stopped before the first step: nothing was saved; begin again with the"),
+        ("pretrain --resume run", "pretrain: stopped before the first step: the run is as it was; go on with the same"),
         ("evaluate run", "evaluate: stopped before its end: no result was written"),
         ("export run", "export: stopped before its end: no file was written"),
         ("bench", "bench: stopped before its end: of the results, the sections that are said to be written are kept"),
@@ -192,6 +193,19 @@ def test_an_interrupt_of_a_command_that_has_begun(command, where, monkeypatch, c
     assert main(command.split()) == 130
     assert capsys.readouterr().err.startswith(f"amcl-fast {command.split()[0]}: stopped before its end: ")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("where", ["_train", "_print_results"])
+def test_an_interrupt_after_the_training_does_not_say_that_nothing_was_done(where, folder, monkeypatch, capsys):
+    """When the handlers of the training are gone."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(f"amcl_fast.pretrain.{where}", interrupt)
+    assert main(_PRETRAIN.split()[3:]) == 130
+    assert capsys.readouterr().err == "amcl-fast pretrain: stopped; go on with: amcl-fast pretrain --resume run\n"
 
 
 class Full(io.RawIOBase):

@@ -1,5 +1,6 @@
 """`amcl-fast pretrain --resume`: nothing in the run directory changes unless the run goes on; whose code it imports."""
 
+import json
 import os
 import re
 import shutil
@@ -306,3 +307,76 @@ def test_a_resume_from_an_earlier_checkpoint_keeps_what_is_later(run, capsys):
     assert kept["global_step"] == step
     assert (run / f"metrics-step-{step}.csv").read_bytes().startswith(rows[: rows.index(b"\n")])
     assert last != (run / "checkpoints" / f"last-step-{step}.ckpt").read_bytes()
+
+
+def change_everywhere(run, change):
+    """Change the settings of a run as an earlier version may have written them."""
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    change(settings)
+    config.write_text(yaml.safe_dump(settings))
+    rewritten(run / "checkpoints" / "last.ckpt", lambda state: change(state["settings"]))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"default_root_dir": "run"},
+        {"default_root_dir": "runs/demo"},
+        {"logger": False},
+        {"overfit_batches": 2},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+)
+def test_no_run_is_locked_out_by_what_it_was_begun_with(run, stored):
+    """Those of earlier versions, which accepted more, and those whose folder has been moved."""
+    change_everywhere(run, lambda settings: settings["trainer"].update(stored))
+    run.rename(run.parent / "moved")
+    assert main(["pretrain", "--resume", "moved", "--trainer.max_epochs", "2"]) == 0
+    written = yaml.safe_load((run.parent / "moved" / "config.yaml").read_text())["trainer"]
+    assert written["max_epochs"] == 2
+    assert written["default_root_dir"] is None and written["logger"] is None
+
+
+def test_the_folder_of_a_resumed_run_may_be_named_again(run, capsys):
+    assert resume("--trainer.max_epochs", 2, "--trainer.default_root_dir", "elsewhere") == 2
+    assert "default_root_dir is the folder of the run: give it as --run_dir, got elsewhere" in error(capsys)
+    assert resume("--trainer.max_epochs", 2, "--trainer.logger", "false") == 2
+    assert "trainer.logger must be loggers that join the run's own" in error(capsys)
+    assert resume("--trainer.max_epochs", 2, "--trainer.default_root_dir", "run") == 0
+
+
+def test_a_run_that_is_given_its_folder_as_lightning_names_it_may_be_moved(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = ["--config", str(finished / "settings.yaml"), "--data", str(finished / "images"), "--run_dir", "q"]
+    assert main(["pretrain", *start, "--trainer.default_root_dir", "q"]) == 0
+    (tmp_path / "q").rename(tmp_path / "q2")
+    assert main(["pretrain", "--resume", "q2", "--trainer.max_epochs", "2"]) == 0
+
+
+def test_a_time_that_is_used_up_is_told_with_the_way_on(run, capsys):
+    """While it runs, and when it is resumed as it is."""
+    (run.parent / "slow.py").write_text(
+        "import time, lightning as L\n"
+        "class Slow(L.Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_step == 2: time.sleep(1.1)\n"
+    )
+    sys.path.insert(0, str(run.parent))
+    try:
+        assert resume("--trainer.max_epochs=3", "--trainer.max_time=00:00:00:01", "--trainer.callbacks=slow.Slow") == 0
+    finally:
+        sys.path.remove(str(run.parent))
+    told = "stopped by trainer.max_time at step 3 of 6; go on with: amcl-fast pretrain --resume run "
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("stopped")]
+    assert line == f"{told}--trainer.max_time null"
+    assert json.loads((run / "run.json").read_text())["finished"] is False
+    assert "not finished" in (run / "report" / "index.html").read_text()
+    assert resume("--trainer.callbacks", "null") == 0
+    assert f"{told}--trainer.max_time null\n" in capsys.readouterr().out
+    assert json.loads((run / "run.json").read_text())["finished"] is False
+    assert main([*line.partition(" amcl-fast ")[2].split(), "--trainer.callbacks", "null"]) == 0
+    assert "stopped by" not in capsys.readouterr().out
+    assert json.loads((run / "run.json").read_text())["finished"] is True
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6

@@ -268,6 +268,13 @@ def test_processes_that_others_start_must_be_told_the_folder(variables, home, mo
         (["--trainer.enable_checkpointing=false"], r"enable_checkpointing=False"),
         (["--trainer.logger=false"], r"trainer\.logger must be loggers that join the run's own"),
         (["--trainer.default_root_dir=elsewhere"], r"default_root_dir is the folder of the run: give it as --run_dir"),
+        (["--trainer.default_root_dir=runs/run"], r"default_root_dir is the folder of the run: give it as --run_dir"),
+        (["--trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches must be at least 1, got 0"),
+        (["--trainer.fast_dev_run=true"], r"fast_dev_run leaves .*trainer\.max_steps or trainer\.limit_train_batches"),
+        (["--trainer.fast_dev_run=2"], r"trainer\.fast_dev_run leaves a run that cannot go on.*, got 2"),
+        (["--trainer.barebones=true"], r"trainer\.barebones takes away what a run is made of"),
+        (["--trainer.overfit_batches=1"], r"trainer\.overfit_batches would be other images in .*: .* data\.limit"),
+        (["--trainer.reload_dataloaders_every_n_epochs=1"], r"reload_dataloaders_every_n_epochs must be 0: .*, got 1"),
     ],
 )
 def test_settings_that_leave_nothing_to_do_are_refused(settings, message, home, capsys):
@@ -275,6 +282,51 @@ def test_settings_that_leave_nothing_to_do_are_refused(settings, message, home, 
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line), line
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--model.schedule.warmup_epochs=5"], r"warmup_epochs"),
+        (["--model.optimizer.momentum=-1"], r"Invalid momentum value: -1"),
+        (["--trainer.callbacks=failing.Divides"], r"error: ZeroDivisionError: "),
+        (["--trainer.callbacks=failing.Imports"], r"error: No module named 'nowhere'"),
+    ],
+)
+def test_what_a_training_fails_of_before_it_begins_is_one_line(settings, message, home, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(failing(home))
+    start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
+    assert main([*start, *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert not list(Path.cwd().iterdir())
+    monkeypatch.setenv("AMCL_FAST_TRACEBACK", "1")
+    assert main([*start, *settings]) == 2
+    traced = capsys.readouterr().err
+    assert "Traceback" in traced and traced.splitlines()[-1] == line
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_fault_that_no_setting_explains_shows_its_traceback_and_leaves_no_folder(home, monkeypatch):
+    monkeypatch.syspath_prepend(failing(home))
+    start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
+    with pytest.raises(AttributeError, match="of a fault"):
+        main([*start, "--trainer.callbacks=failing.Faulty"])
+    assert not list(Path.cwd().iterdir())
+
+
+def failing(folder):
+    """Makes a module of callbacks that fail before the first step, in a folder; returns that."""
+    (folder / "failing.py").write_text(
+        "import lightning as L\n"
+        "class Divides(L.Callback):\n"
+        "    def on_fit_start(self, *_): 1 // 0\n"
+        "class Imports(L.Callback):\n"
+        "    def on_fit_start(self, *_): import nowhere\n"
+        "class Faulty(L.Callback):\n"
+        "    def on_fit_start(self, *_): raise AttributeError('of a fault')\n"
+    )
+    return folder
 
 
 def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
@@ -301,6 +353,8 @@ def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
         built(f"--trainer.{setting}")
         assert (silent, log.level) == (logging.NOTSET, logging.INFO)
     built()
+    no_validation = built("--trainer.val_check_interval=100", "--trainer.check_val_every_n_epoch=null")
+    assert (no_validation.val_check_interval, no_validation.check_val_every_n_epoch) == (1.0, 1)
     assert built("--trainer.default_root_dir=run").default_root_dir.endswith("run")
     logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: theirs}}"
     names = [type(logger).__name__ for logger in built(f"--trainer.logger={logger}").loggers]

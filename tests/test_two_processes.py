@@ -1,11 +1,14 @@
 """A run of two processes over gloo, through the command line: one report, one list, one lock, one checkpoint."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import AMCL, image_folder, pretrain
+from command_line import AMCL, environment, image_folder, pretrain
 
 from amcl_fast.report import read_run
 
@@ -68,7 +71,8 @@ def test_processes_that_find_different_images_end_in_one_line(images, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "must hold the same images for every process, got 24 and 8, 23 and 8 to train on and held out" in done.stderr
+    told = "must hold the same images for every process, got 24 and 8, 23 and 8 to train on and held out"
+    assert done.stderr.count(told) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -88,3 +92,20 @@ def test_where_nothing_can_be_measured_is_the_first_process_s_word(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("kNN is not measured: of a test\n") == 1
     assert done.stdout.count("run directory: ") == 1
+
+
+def test_processes_that_wait_for_one_that_was_refused_end_with_it(images, tmp_path):
+    """torchrun tells them by SIGTERM, which finds them in a library, and kills them 30 s later."""
+    (tmp_path / "settings.yaml").write_text(_SETTINGS)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").touch()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "amcl_fast.cli", "pretrain", "--config", "settings.yaml", "--data", str(images)]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--run_dir", "run"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+        timeout=100,
+    )  # fmt: skip
+    assert time.monotonic() - started < 30
+    assert done.stderr.count("run holds a run") == 1
+    assert done.returncode and "SIGKILL" not in done.stderr

@@ -17,6 +17,7 @@ from ..modes import in_mode
 from ..report.page import write_report
 from ..report.run import facts_path, head_metric, snapshot_path, write_facts, write_skipped
 from ..report.snapshot import capture, hardest
+from ..steps import out_of_time
 
 
 class Report(L.Callback):
@@ -80,7 +81,8 @@ class Report(L.Callback):
         try:
             if trainer.datamodule.skipped:  # type: ignore[attr-defined]
                 write_skipped(run_dir, trainer.datamodule.skipped)  # type: ignore[attr-defined]
-            write_facts(run_dir, {**_facts(trainer), "finished": True, "seconds": round(seconds, 1)})
+            finished = not out_of_time(trainer)
+            write_facts(run_dir, {**_facts(trainer), "finished": finished, "seconds": round(seconds, 1)})
             write_report(run_dir)
             self.path = run_dir / "report" / "index.html"
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,10 @@ _URGENT = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT}
 
 _FORWARDED = 1.0
 """Seconds in which a launcher passes on what its processes were sent as well."""
+
+
+_UNHEARD = 1.0
+"""Seconds after which a signal that no handler has seen ends a process that has not begun to train."""
 
 
 class Interrupted(SystemExit):
@@ -43,6 +48,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self.at_once = False
+        self._heard = threading.Event()
         self._urgent_since: float | None = None
         self._previous: dict[int, Any] = {}
 
@@ -74,7 +80,44 @@ class StopSignals:
             signal.signal(signum, handler)
         self._previous = {}
 
+    @contextmanager
+    def heard_while_waiting(self, last_words: Callable[[int], None]) -> Iterator[None]:
+        """Within the block, as long as `at_once` holds, a signal ends the process even if no handler can run.
+
+        Python runs handlers between its own instructions, and a process that waits in a library for others that never
+        come (to join a group, in a barrier) executes none. A thread sees the signal all the same.
+
+        Args:
+            last_words: called with the signal's number before the end, in that thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+        def watch() -> None:
+            while came := os.read(reading, 1):
+                if came[0] not in self._previous or self._heard.wait(_UNHEARD) or not self.at_once:
+                    continue
+                try:
+                    last_words(came[0])
+                finally:
+                    os._exit(128 + came[0])
+
+        watcher = threading.Thread(target=watch, name="signals", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            os.close(writing)
+            watcher.join()
+            os.close(reading)
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._heard.set()
         if signum in _URGENT:
             now = time.monotonic()
             launched = "LOCAL_RANK" in os.environ  # by torchrun or Lightning
