@@ -1,3 +1,5 @@
+import re
+import subprocess
 import sys
 
 import pytest
@@ -28,6 +30,37 @@ def test_standard_resnet18_is_torchvisions_without_classifier():
 def test_weights_are_channels_last():
     weight = build_backbone(BackboneConfig("resnet18", "small", 8)).layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+STEPS = """
+import copy, sys, torch
+from amcl_fast.models import BackboneConfig, build_backbone
+name, size = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+backbone = copy.deepcopy(build_backbone(BackboneConfig(name, width=64 if "/" in name else 8)))
+seen = {}
+for conv in backbone.modules():
+    if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.groups == 1:
+        conv.register_full_backward_hook(lambda conv, _, grad: seen[conv].append(grad[0].double()))
+        conv.register_forward_hook(lambda conv, images, _: seen.update({conv: [images[0].double()]}))
+images = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+for _ in range(4):
+    backbone.zero_grad()
+    backbone(images).square().mean().backward()
+for conv, (images, grad) in seen.items():
+    expected = torch.nn.grad.conv2d_weight(images, conv.weight.shape, grad, conv.stride)
+    torch.testing.assert_close(conv.weight.grad.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+print(len(seen), "right")
+"""
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 192), ("timm/repvgg_a0", 112)])
+def test_gradients_of_strided_convolutions_of_few_channels_leave_memory_as_it_is(name, size):
+    """In a process of its own, which torch would break off."""
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    done = subprocess.run([sys.executable, "-c", STEPS, name, str(size)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and re.fullmatch(r"[1-9] right\n", done.stdout), done.stderr
 
 
 def test_timm_model_has_features_without_classifier():
