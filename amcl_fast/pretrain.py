@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .extras import extras_named
 
 with extras_named("training"):
     import yaml
-    from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
+    from lightning.pytorch.callbacks import Callback, TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -49,9 +48,7 @@ from .callbacks import (
     StopSignals,
     Throughput,
 )
-from .callbacks.resume import KEY
 from .checkpoint import load_checkpoint
-from .cli import LATEST
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
 from .data.module import UnequalImagesError
@@ -62,18 +59,14 @@ from .methods import Method
 from .models.backbones import TIMM_PREFIX
 from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
+from .resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
 from .settings import (
-    TRUSTED,
-    LimitError,
     check_limits,
-    foreign_names,
-    lacking,
-    may_change,
-    read_settings,
     refused_changes,
 )
 from .steps import out_of_time
 from .terminal import lasting_output
+from .trainer_settings import check_trainer, let_speak, refuse_useless
 
 TRACEBACK = "AMCL_FAST_TRACEBACK"
 """Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
@@ -97,26 +90,6 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class SettingsError(Exception):
     """The settings, the data or the checkpoint are not such that a run can start."""
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What a run goes on from.
-
-    Attributes:
-        checkpoint: the file; None for a run that had saved none, and begins anew.
-        step: its optimiser step.
-        settings: the run's, without the changes of this resume.
-    """
-
-    checkpoint: Path | None
-    step: int
-    settings: dict[str, Any]
-
-    @property
-    def argument(self) -> list[str]:
-        """The settings as the parser takes them."""
-        return ["--config", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)]
 
 
 class _Trainer(Trainer):
@@ -191,13 +164,13 @@ class PretrainCLI(LightningCLI):
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         if self.resumed is None:
             self.config = parser.parse_args(args)
-            _refuse_useless(self.config.trainer, self._known_dir)
+            refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data)
             self._set_backbone_size()
             return
         self.config = parser.parse_args([*self.resumed.argument, *args])
         before = parser.parse_args(self.resumed.argument)
-        _refuse_useless(self.config.trainer, self._known_dir, before.trainer)
+        refuse_useless(self.config.trainer, self._known_dir, before.trainer)
         changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
         if changed:
             first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
@@ -213,8 +186,8 @@ class PretrainCLI(LightningCLI):
 
     def _settle(self, place: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
-        _check_trainer(self.config.trainer)
-        _let_speak(self.config.trainer)
+        check_trainer(self.config.trainer)
+        let_speak(self.config.trainer)
         self.config.data.root = place(self.config.data.root)
 
     @property
@@ -482,14 +455,14 @@ def _prepare(
         resume = expanded(resume)
         if run_dir is not None:
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
-        run_dir, checkpoint = _find_run(resume, recipe)
+        run_dir, checkpoint = find_run(resume, recipe)
         if not _rank():
             _check_writable(run_dir, run_dir / "checkpoints")
             lock.acquire(run_dir)
-        resumed = _read_resumed(run_dir, checkpoint)
+        resumed = read_resumed(run_dir, checkpoint)
         if not trust:
-            resumed = Resumed(resumed.checkpoint, resumed.step, _without_nulled(resumed.settings, settings))
-            _refuse_foreign(resumed.settings, run_dir)
+            resumed = Resumed(resumed.checkpoint, resumed.step, without_nulled(resumed.settings, settings))
+            refuse_foreign(resumed.settings, run_dir)
     else:
         configs = recipe_files(recipe) if recipe else []
         options = {setting.partition("=")[0] for setting in settings}
@@ -540,81 +513,6 @@ def _configs(settings: Sequence[str]) -> list[tuple[int, str, str]]:
     return found
 
 
-def _read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
-    """What a run goes on from; settings of config.yaml, or of the checkpoint where those do not belong to it.
-
-    Raises:
-        FileNotFoundError: there are no settings.
-        ValueError: checkpoint or settings are damaged, or hold what they must not.
-    """
-    config = run_dir / CONFIG
-    if checkpoint is None:
-        print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
-        return Resumed(None, 0, _known(read_settings(config)))
-    state = load_checkpoint(checkpoint)
-    if KEY not in state or "optimizer_states" not in state:
-        raise ValueError(f"{checkpoint} holds weights without the state of their training: nothing can go on from it")
-    step, saved = state["global_step"], state.get("settings")
-    saved = _known(saved) if isinstance(saved, dict) else {}
-    if not saved:
-        return Resumed(checkpoint, step, _known(read_settings(config)))
-    try:
-        written = _known(read_settings(config))
-    except LimitError:
-        raise
-    except FileNotFoundError:
-        reason = "is missing"
-    except (OSError, ValueError) as error:
-        reason = f"cannot be used ({error})"
-    else:
-        lost, changed = lacking(saved, written), refused_changes(saved, written, added=False)
-        if not lost and not changed:
-            return Resumed(checkpoint, step, written)
-        changes = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
-        reason = f"lacks {lost[0]}" if lost else f"does not belong to the checkpoint ({changes})"
-    print(f"{config} {reason}: it is written again from the settings in {checkpoint}", flush=True)
-    return Resumed(checkpoint, step, saved)
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what a checkpoint holds beside them, and what only earlier versions accepted and kept unset."""
-    known = {name: value for name, value in settings.items() if name not in ("amcl_fast", "run", "config")}
-    trainer = known.get("trainer")
-    if isinstance(trainer, dict):
-        # The folder may have been moved since. Loggers of false are none beside the run's own, as null is.
-        unset = {"default_root_dir"} | ({"logger"} if trainer.get("logger") is False else set())
-        known["trainer"] = {name: None if name in unset else value for name, value in trainer.items()}
-    return known
-
-
-def _without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Settings without those that may change and that the command line sets to null: nobody needs what they name."""
-    arguments = [part for change in changes for part in change.split("=", 1)]
-    names = {name.removeprefix("--") for name, value in itertools.pairwise(arguments) if value == "null"}
-
-    def keep(value: Any, prefix: str) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {
-            key: keep(item, f"{prefix}{key}.")
-            for key, item in value.items()
-            if not (f"{prefix}{key}" in names and may_change(f"{prefix}{key}"))
-        }
-
-    return keep(settings, "")
-
-
-def _refuse_foreign(settings: dict[str, Any], run_dir: Path) -> None:
-    found = foreign_names(settings)
-    if found:
-        named = "; ".join(f"{name}: {' '.join(value.split())[:80]}" for name, value in list(found.items())[:3])
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(
-            f"{run_dir} names what is no part of {', '.join(TRUSTED)} ({named}{more}), and going on would import and "
-            "run it; if you trust whoever made the run, add --trust"
-        )
-
-
 def _is_of(error: OSError, run_dir: Path) -> bool:
     """Whether an error is of a disk, or of a file in the run directory: nothing that a traceback would explain."""
     files = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
@@ -649,15 +547,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
 
 
-def _let_speak(trainer: Any) -> None:
-    """Let Lightning announce what its settings ask for."""
-    for name, wanted in (
-        ("callbacks.model_summary", trainer.enable_model_summary),
-        ("profilers.profiler", trainer.profiler),
-    ):
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO if wanted else logging.NOTSET)
-
-
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Within the block a warning is one line without the code that it came from."""
@@ -687,92 +576,6 @@ def _with_home(settings: Sequence[str]) -> list[str]:
     for place, before, name in _configs(settings):
         found[place] = f"{before}{expanded(name)}"
     return found
-
-
-def _check_trainer(trainer: Any) -> None:
-    """Raise ValueError for a setting of the trainer that leaves nothing to train. A resume may change all of them."""
-    for name, accepted in (("max_epochs", "-1 or at least 1"), ("max_steps", "-1 or at least 1")):
-        value = trainer[name]
-        if value is not None and value != -1 and value < 1:
-            raise ValueError(f"trainer.{name} must be {accepted}, got {value}")
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise ValueError(
-            "trainer.max_epochs=-1 leaves the schedule without an end: trainer.max_steps must be given with it"
-        )
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
-        raise ValueError(f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}")
-    if trainer.max_time is not None and not Timer(trainer.max_time).time_remaining():
-        raise ValueError(f"trainer.max_time must be above 0, got {trainer.max_time}")
-
-
-# Of the trainer's settings those that a run has no use for, with what to give instead.
-_USELESS = {
-    "logger": "must be loggers that join the run's own, which report and resume read",
-    "fast_dev_run": "leaves a run that cannot go on: for a short one give trainer.max_steps or "
-    "trainer.limit_train_batches",
-    "barebones": "takes away what a run is made of (loggers, checkpoints, the report): give none; amcl-fast bench "
-    "measures speed",
-    "overfit_batches": "would be other images in every epoch: to train on few of them give data.limit",
-    "reload_dataloaders_every_n_epochs": "must be 0: the images are listed once, or each epoch would have the order of "
-    "the first",
-}
-
-
-def _refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> None:
-    """Raise ValueError for a setting of the trainer that a run has no use for, or that cannot be.
-
-    Only what is given now is judged: no run is locked out by what it was begun with.
-
-    Args:
-        trainer: its settings; `default_root_dir` is unset, since the folder of a run may be moved.
-        run_dir: None: of a name that is not known yet.
-        stored: settings of the trainer that a resumed run had.
-    """
-
-    def given(name: str) -> Any:
-        value = trainer[name]
-        return None if stored is not None and value == stored[name] else value
-
-    root = trainer.default_root_dir
-    if root is not None and (run_dir is None or os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir)):
-        raise ValueError(f"trainer.default_root_dir is the folder of the run: give it as --run_dir, got {root}")
-    trainer.default_root_dir = None
-    for name, reason in _USELESS.items():
-        value = given(name)
-        if value is False if name == "logger" else value:
-            raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
-    limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
-    if limit is not None and limit <= 0:
-        raise ValueError(f"trainer.limit_train_batches must be above 0, got {limit}")
-    if batches is not None and batches < 1:
-        raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {batches}")
-
-
-def _find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
-    """Run directory and checkpoint to go on from; a run that had saved nothing has no checkpoint."""
-    if resume == LATEST:
-        pattern = f"{recipe or '*'}-*/checkpoints/last.ckpt"
-        found = sorted(RUNS.glob(pattern), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise FileNotFoundError(f"nothing to resume: no {RUNS / pattern}")
-        return found[-1].parents[1], found[-1]
-    path = Path(resume)
-    if path.is_dir():
-        checkpoint = path / "checkpoints" / "last.ckpt"
-        if not checkpoint.is_file() and (path / CONFIG).is_file():
-            kept = sorted(checkpoint.parent.glob("*.ckpt"), key=lambda file: file.lstat().st_mtime)
-            if kept:  # a link that leads nowhere, too: to begin anew would overwrite what there is
-                raise FileNotFoundError(
-                    f"{checkpoint} is no file, and the run has saved others: give one of these, {kept[-1]} for example"
-                )
-            return path, None
-    else:
-        checkpoint = path if len(path.parents) > 1 else path.absolute()
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-    if checkpoint.absolute().parent.name != "checkpoints" and not (checkpoint.parents[1] / CONFIG).is_file():
-        raise FileNotFoundError(f"{checkpoint} does not lie in a run directory (there is no {CONFIG})")
-    return checkpoint.parents[1], checkpoint
 
 
 def _find(trainer: Trainer, kind: type) -> Any:
