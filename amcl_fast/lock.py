@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 NAME = ".lock"
+_ATTEMPTS = 10
 
 
 class RunInUseError(OSError):
@@ -50,8 +51,8 @@ class RunLock:
             OSError: the lock file cannot be made.
         """
         path = run_dir / NAME
-        while True:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        for attempt in range(_ATTEMPTS):
+            self._descriptor = descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -64,11 +65,14 @@ class RunLock:
             # A run that did not start may have removed the file between the two calls: the next one makes another.
             if _is_file(path, self._descriptor):
                 break
+            if attempt == _ATTEMPTS - 1:  # a file system whose files have no lasting numbers
+                warnings.warn(f"{run_dir} cannot be locked for certain: start no second run in it", stacklevel=2)
+                break
             self.release()
         self.run_dir = run_dir
         with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _is_file(path: Path, descriptor: int) -> bool:

@@ -51,7 +51,7 @@ from .callbacks import (
 from .checkpoint import load_checkpoint
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
-from .data.module import UnequalImagesError
+from .data.module import UnequalImagesError, UnevenBatchError
 from .files import Unwritten, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
@@ -414,8 +414,8 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
             if resumed is not None:
                 path = resumed.checkpoint or cli.run_dir
                 said = f"{path} cannot be resumed: {said}. Nothing in {cli.run_dir} was changed"
-            # What all processes have found together one of them says.
-            if not (_rank() and isinstance(error, UnequalImagesError)):
+            # What all processes have found one of them says.
+            if not (_rank() and isinstance(error, UnequalImagesError | UnevenBatchError)):
                 print(f"amcl-fast pretrain: error: {said}", file=sys.stderr)
             return 2
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):

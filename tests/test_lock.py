@@ -85,3 +85,11 @@ def test_a_folder_that_is_taken_away_in_between_is_made_again(tmp_path, monkeypa
         assert NewFolder(tmp_path / "run", "demo", own).reserve() == tmp_path / "run"
         with pytest.raises(RunInUseError), RunLock() as second:
             second.acquire(tmp_path / "run")
+
+
+def test_a_file_system_without_lasting_numbers_of_files_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("amcl_fast.lock._is_file", lambda path, descriptor: False)
+    with RunLock() as lock:
+        with pytest.warns(UserWarning, match="cannot be locked for certain: start no second run in it"):
+            lock.acquire(tmp_path)
+        assert lock.run_dir == tmp_path

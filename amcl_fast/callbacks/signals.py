@@ -24,9 +24,39 @@ _URGENT = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT}
 _FORWARDED = 1.0
 """Seconds in which a launcher passes on what its processes were sent as well."""
 
-
 _UNHEARD = 1.0
 """Seconds after which a signal that no handler has seen ends a process that has not begun to train."""
+
+_NO_SIGNAL = b"\0"
+
+_waiting: set[int] = set()
+"""Descriptors through which this process tells a thread of its own of signals."""
+
+
+_before_copying = threading.local()
+
+
+def _hold_signals() -> None:
+    if _waiting:
+        _before_copying.mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+
+def _let_signals() -> None:
+    mask, _before_copying.mask = getattr(_before_copying, "mask", None), None
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _forget_to_tell() -> None:
+    if _waiting:
+        _waiting.clear()
+        with suppress(ValueError):  # copied by another thread than the main one
+            signal.set_wakeup_fd(-1)
+    _let_signals()
+
+
+# The signals of a copy of the process are not the original's, from its first moment on.
+os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_forget_to_tell)
 
 
 class Interrupted(SystemExit):
@@ -96,9 +126,11 @@ class StopSignals:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        _waiting.add(writing)
 
         def watch() -> None:
-            while came := os.read(reading, 1):
+            # Its own end is a byte: copies of the process may hold the pipe open for longer.
+            while (came := os.read(reading, 1)) != _NO_SIGNAL:
                 if came[0] not in self._previous or self._heard.wait(_UNHEARD) or not self.at_once:
                     continue
                 try:
@@ -112,8 +144,11 @@ class StopSignals:
             yield
         finally:
             signal.set_wakeup_fd(previous)
-            os.close(writing)
+            _waiting.discard(writing)
+            os.set_blocking(writing, True)
+            os.write(writing, _NO_SIGNAL)
             watcher.join()
+            os.close(writing)
             os.close(reading)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

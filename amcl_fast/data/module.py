@@ -28,6 +28,10 @@ class UnequalImagesError(RuntimeError):
     """The processes of a run have found different images; in one line, as errors of files are told."""
 
 
+class UnevenBatchError(ValueError):
+    """The batch cannot be shared equally by the processes of a run."""
+
+
 class ContrastiveDataModule(lightning.LightningDataModule):
     """Images for contrastive pre-training, and the same without augmentation for its evaluation.
 
@@ -180,7 +184,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         """
         rank, world_size = world()
         if self.batch_size % world_size:
-            raise ValueError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
+            raise UnevenBatchError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
         self._check_equal(world_size)
         return ContrastiveLoader(
             self._images()[0],

@@ -152,16 +152,22 @@ def _of_classes(
     """Parts of which the training has folders.
 
     Raises:
-        ValueError: one of these is a data set with parts of its own, which would all be trained on.
+        ValueError: one of these, and no other, is a data set with parts of its own, which would all be trained on.
     """
+    nested = {}
     for name in classes:
-        below = os.path.join(base, name)
-        inside = {part.lower(): part for part in _readable(below, tree)}
+        inside = {part.lower(): part for part in _readable(os.path.join(base, name), tree)}
         train, rest = ([inside[part] for part in kind if part in inside] for kind in (TRAINING, _NOT_TRAINING))
-        if train and rest and _may_hold_images(below, tree):
-            parts = " and ".join([*train, *rest])
-            raise ValueError(f"{base} holds a data set of its own, {name} with {parts}: give {below} as data.root")
-    return _Parts(base, classes, [*held_out], [*extra], [*notes])
+        if train and rest and _may_hold_images(os.path.join(base, name), tree):
+            nested[name] = " and ".join([*train, *rest])
+    if not nested:
+        return _Parts(base, classes, [*held_out], [*extra], [*notes])
+    name, parts = next(iter(nested.items()))
+    if len(nested) == 1:
+        below = os.path.join(base, name)
+        raise ValueError(f"{base} holds a data set of its own, {name} with {parts}: give {below} as data.root")
+    note = f"each of {few(nested)} in {base} is trained on as a whole, {parts} alike"
+    return _Parts(base, classes, [*held_out], [*extra], [*notes, note])
 
 
 def _named(folder: str, names: Sequence[str], known: str) -> list[str]:

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import lightning as L
@@ -189,3 +191,32 @@ def test_a_run_that_stops_at_an_epochs_end_keeps_its_checkpoint(tmp_path):
         fit(tmp_path, checkpoint=checkpoint, extra=[SaveOnSignal(checkpoint), Kill(signal.SIGTERM, 3)])
     kept = torch.load(tmp_path / "checkpoints" / "epoch-0001.ckpt", weights_only=True)
     assert kept["global_step"] == saved_step(tmp_path) == 4
+
+
+_WAITING = """
+import multiprocessing, os, signal, sys, time
+from amcl_fast.callbacks import StopSignals
+
+said = []
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=False)
+with StopSignals() as signals:
+    signals.at_once = True
+    with signals.heard_while_waiting(said.append):
+        child.start()
+        os.kill(child.pid, signal.SIGTERM)
+        time.sleep(2)
+        if sys.argv[1] == "lives":
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+            child.start()
+            began = time.monotonic()
+    if sys.argv[1] == "lives":
+        assert time.monotonic() - began < 30
+print("went on", said, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("other", ["dies", "lives"])
+def test_a_copy_of_the_process_neither_ends_it_by_its_signals_nor_holds_it_up(other):
+    done = subprocess.run([sys.executable, "-c", _WAITING, other], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "went on []\n"), done.stderr

@@ -419,6 +419,15 @@ def test_a_data_set_one_folder_down_is_not_trained_on_as_a_whole(fill, rest, bes
         find_sources(root)
 
 
+def test_a_split_within_every_class_is_told_and_trained_on_as_before(fill):
+    for label in ANT_BEE:
+        fill(f"{label}/train", 2)
+        root = fill(f"{label}/val", 1)
+    found = find_sources(root)
+    assert shown(found.train) == {"ant": 3, "bee": 3}
+    assert found.notes == [f"each of ant, bee in {root} is trained on as a whole, train and val alike"]
+
+
 def test_the_data_set_is_the_folder_with_the_images(fill):
     for kind in ("annotations", "images", "labels"):
         for part in ("train", "val"):
