@@ -12,7 +12,6 @@ from .files import check_output, write_file
 from .models.backbones import TIMM_PREFIX, BackboneConfig
 
 Format = Literal["safetensors", "onnx"]
-FORMATS: tuple[Format, ...] = ("safetensors", "onnx")
 SUFFIXES: dict[Format, str] = {"safetensors": SUFFIX, "onnx": ".onnx"}
 
 
