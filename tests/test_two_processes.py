@@ -54,21 +54,28 @@ def test_two_processes_make_one_run(images, tmp_path):
     assert state["global_step"] == steps[-1] + 1
 
 
-def test_processes_that_find_different_images_end_in_one_line(images, tmp_path):
+@pytest.fixture
+def differing(tmp_path):
+    """Trains with processes of which a statement has changed what they know of the data."""
+
+    def run(data, statement):
+        (tmp_path / "settings.yaml").write_text(_SETTINGS)
+        (tmp_path / "differing.py").write_text(
+            "import lightning as L\n"
+            "class Differing(L.Callback):\n"
+            "    def setup(self, trainer, pl_module, stage):\n"
+            "        data, rank = trainer.datamodule, trainer.global_rank\n"
+            f"        {statement}\n"
+        )
+        callback = ("--trainer.callbacks+", "differing.Differing")
+        return pretrain(tmp_path, "--config", "settings.yaml", "--data", data, "--run_dir", "run", *callback)
+
+    return run
+
+
+def test_processes_that_find_different_images_end_in_one_line(images, tmp_path, differing):
     """As when a folder is being filled, or is another one on the second machine."""
-    (tmp_path / "settings.yaml").write_text(_SETTINGS)
-    (tmp_path / "differing.py").write_text(
-        "import lightning as L\n"
-        "class Differing(L.Callback):\n"
-        "    def setup(self, trainer, pl_module, stage):\n"
-        "        data = trainer.datamodule\n"
-        "        if trainer.global_rank:\n"
-        "            data._train = data._train.subset(range(len(data._train.files) - 1))\n"
-    )
-    done = pretrain(
-        tmp_path, "--config", "settings.yaml", "--data", images, "--run_dir", "run", "--trainer.callbacks+",
-        "differing.Differing",
-    )  # fmt: skip
+    done = differing(images, "data._train = data._train.subset(range(len(data._train.files) - rank))")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     told = "must hold the same images for every process, got 24 and 8, 23 and 8 to train on and held out"
@@ -76,19 +83,8 @@ def test_processes_that_find_different_images_end_in_one_line(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_where_nothing_can_be_measured_is_the_first_process_s_word(tmp_path):
-    root = image_folder(tmp_path, 8, 2, ".png")
-    (tmp_path / "settings.yaml").write_text(_SETTINGS)
-    (tmp_path / "differing.py").write_text(
-        "import lightning as L\n"
-        "class Differing(L.Callback):\n"
-        "    def setup(self, trainer, pl_module, stage):\n"
-        "        trainer.datamodule.unmeasurable = None if trainer.global_rank else 'of a test'\n"
-    )
-    done = pretrain(
-        tmp_path, "--config", "settings.yaml", "--data", root, "--run_dir", "run", "--trainer.callbacks+",
-        "differing.Differing",
-    )  # fmt: skip
+def test_where_nothing_can_be_measured_is_the_first_process_s_word(tmp_path, differing):
+    done = differing(image_folder(tmp_path, 8, 2, ".png"), "data.unmeasurable = None if rank else 'of a test'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("kNN is not measured: of a test\n") == 1
     assert done.stdout.count("run directory: ") == 1
