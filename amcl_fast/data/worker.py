@@ -119,6 +119,10 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
 
+    def kill(self) -> None:
+        """End the process while another thread waits for its answer: that thread is told that it has ended."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):

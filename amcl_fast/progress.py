@@ -1,0 +1,70 @@
+"""How far something long has come, and when it ends: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+_SILENT_SECONDS = 2.0  # what is over by then needs no word
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts what is done of something, on stderr: "checking images: 412,000 of 1,281,000, 21 s left".
+
+    Nothing is written within the first 2 s, and a line every 10 s where stderr is no terminal.
+    """
+
+    def __init__(self, what: str, total: int | None = None, *, shown: bool = True) -> None:
+        """Begin.
+
+        Args:
+            what: is done, "checking images".
+            total: how much there is to do; None: nobody knows, and no end is estimated.
+            shown: whether anything is written; one process of a run does.
+        """
+        self.what, self.total, self.done = what, total, 0
+        self._shown = shown
+        self._started = time.monotonic()
+        self._next = self._started + _SILENT_SECONDS
+        self._bar = _bar(what, total) if shown and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        if self.total is None:
+            return f"{self.what}: {self.done:,}"
+        seconds = (time.monotonic() - self._started) * (self.total - self.done) / max(self.done, 1)
+        return f"{self.what}: {self.done:,} of {self.total:,}, {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """`21 s`, `4 min`, `3 h 20 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bar(what: str, total: int | None) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:  # an extra
+        return None
+    return tqdm(desc=what, total=total, delay=_SILENT_SECONDS, leave=False, unit="", unit_scale=True, file=sys.stderr)
