@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from amcl_fast.data.complaints import complaints
+from amcl_fast.data.locations import shown
 from amcl_fast.data.reader import Encoded
 from amcl_fast.data.trial import Trial
 
@@ -58,7 +59,7 @@ class Damaged:
                 self._looked_at.add(file)
                 if place not in encoded.bad and (complaint := trial.complaint(image)):
                     self._named += 1
-                    log.warning("%s: damaged, and decoded as far as it goes: %s", file, complaint)
+                    log.warning("%s: damaged, and decoded as far as it goes: %s", shown(file), complaint)
             if self._is_over or self._seconds + time.monotonic() - started > _MOST_SECONDS:
                 break
         self._seconds += time.monotonic() - started

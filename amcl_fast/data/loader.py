@@ -20,6 +20,7 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.complaints import complaints
 from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.locations import shown
 from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
 from amcl_fast.data.reader import Encoded, Reader
 from amcl_fast.data.reduction import Reduction
@@ -171,7 +172,7 @@ class ContrastiveLoader:
             seed: base seed, the same in every shard.
             shard: index of this process.
             num_shards: number of processes.
-            on_bad_file: called with path and reason when a file turns out to be bad during the run.
+            on_bad_file: called with location and reason when a file turns out to be bad during the run.
 
         Raises:
             ValueError: no views, a shard out of range, or too few images for one batch in each
@@ -427,7 +428,7 @@ class EvaluationLoader:
         Args:
             images: files and labels.
             output: size of the images, batch size, device.
-            on_bad_file: called with path and reason when a file turns out to be bad.
+            on_bad_file: called with location and reason when a file turns out to be bad.
 
         Raises:
             ValueError: no images.
@@ -566,12 +567,12 @@ def _loosely(method: Source) -> Source:
     return call
 
 
-def _tell(path: str, reason: str, number: int, handler: BadFileHandler | None) -> None:
-    if (path, reason) not in _told:
-        _told.add((path, reason))
+def _tell(location: str, reason: str, number: int, handler: BadFileHandler | None) -> None:
+    if (location, reason) not in _told:
+        _told.add((location, reason))
         if number <= _TOLD:
-            log.warning("%s: %s", path, reason)
+            log.warning("%s: %s", shown(location), reason)
         elif number == _TOLD + 1:
             log.warning("more than %d files turned out to be bad: the others are only listed", _TOLD)
     if handler is not None:
-        handler(path, reason)
+        handler(location, reason)

@@ -14,6 +14,7 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
+from amcl_fast.data.locations import shown
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources, find_sources
@@ -122,6 +123,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
+        self._bad: set[str] = set()  # locations of those found during the run
         self._found: Sources | None = None
         self._train: Images | None = None
         self._query: Images | None = None
@@ -251,11 +253,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return EvaluationLoader(images, self._output(self.batch_size), on_bad_file=self._note_bad_file)
 
     def _labelled(self, images: Images) -> Images:
-        known_bad = {path for path, _ in self.skipped}
         return images.subset(
             place
-            for place, (path, label) in enumerate(zip(images.files, images.labels, strict=True))
-            if label >= 0 and path not in known_bad
+            for place, (location, label) in enumerate(zip(images.files, images.labels, strict=True))
+            if label >= 0 and location not in self._bad
         )
 
     def _images(self) -> tuple[Images, Images]:
@@ -263,9 +264,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             raise RuntimeError("call setup() first")
         return self._train, self._query
 
-    def _note_bad_file(self, path: str, reason: str) -> None:
-        if (path, reason) not in self.skipped:
-            self.skipped.append((path, reason))
+    def _note_bad_file(self, location: str, reason: str) -> None:
+        if (entry := (shown(location), reason)) not in self.skipped:
+            self.skipped.append(entry)
+        self._bad.add(location)
 
     def _folder(self) -> Path:
         if self.root == "builtin":

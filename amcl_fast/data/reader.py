@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from amcl_fast.data.locations import absolute
 from amcl_fast.data.reduction import Reduction
 from amcl_fast.data.worker import Worker, WorkerError
 
@@ -37,7 +38,7 @@ class Encoded:
 
 
 class Reader:
-    """Reads lists of files in the order in which they are requested."""
+    """Reads lists of files, given by their locations, in the order in which they are requested."""
 
     def __init__(self, ahead: int = 2, *, reduction: Reduction | None = None, threads: int = 1) -> None:
         """Make a reader; its process starts with the first request.
@@ -60,7 +61,7 @@ class Reader:
     def request(self, files: list[str]) -> None:
         """Have files read; at most `ahead` lists can wait to be taken."""
         # The process does not follow when this one changes its folder.
-        files = [path if path.startswith("/") else os.path.abspath(path) for path in files]
+        files = [absolute(location) for location in files]
         self._asked.append((self._free.popleft(), files))
         if self._worker is not None:
             try:

@@ -13,6 +13,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from amcl_fast.data.headers import BadImage, Look, Sight, look, open_image, unreadable
+from amcl_fast.data.members import OpenShards
 from amcl_fast.data.reduction import Reduction, reduce
 from amcl_fast.data.worker import serve
 
@@ -25,8 +26,9 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN,
 class _Shelf:
     """Memory that is shared with a `Reader`, and grows."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, shards: OpenShards) -> None:
         self._descriptor = descriptor
+        self._shards = shards
         self._size = os.fstat(descriptor).st_size  # of an earlier process
         self._map = mmap.mmap(descriptor, self._size) if self._size else mmap.mmap(-1, 1)
         self._view = memoryview(self._map)
@@ -42,33 +44,38 @@ class _Shelf:
         """A copy of what stands here."""
         return self._map[at : at + length]
 
-    def read(self, path: bytes, at: int) -> tuple[int, Sight]:
-        """Read a file to `at`; returns its length and what a look at it has found.
+    def read(self, location: bytes, at: int) -> tuple[int, Sight]:
+        """Read a file, or a member of a tar, to `at`; returns its length and what a look at it has found.
 
         Raises:
             BadImage: it cannot be read, or is no usable image.
         """
         for attempt in range(_ATTEMPTS):
             try:
-                length = self._read_once(path, at)
+                length = self._read_once(location, at)
                 break
             except OSError as error:
                 if error.errno not in _PASSING or attempt == _ATTEMPTS - 1:
-                    raise unreadable(path, error) from None
+                    raise unreadable(location.partition(b"\0")[0], error) from None
                 time.sleep(0.1)
         end, content = at + length, self._map
         return length, look(lambda start, count: content[at + start : min(at + start + count, end)], length)
 
-    def _read_once(self, path: bytes, at: int) -> int:
-        descriptor, size = open_image(path)
+    def _read_once(self, location: bytes, at: int) -> int:
+        if b"\0" in location:
+            return self._shards.read(location, lambda size: self._room(at, size))
+        descriptor, size = open_image(location)
         try:
-            self._reserve(at + size)
-            done = 0
-            while done < size and (count := os.readv(descriptor, [self._view[at + done : at + size]])):
+            room, done = self._room(at, size), 0
+            while done < size and (count := os.readv(descriptor, [room[done:]])):
                 done += count
             return done
         finally:
             os.close(descriptor)
+
+    def _room(self, at: int, size: int) -> memoryview:
+        self._reserve(at + size)
+        return self._view[at : at + size]
 
     def _reserve(self, size: int) -> None:
         if size > self._size:
@@ -130,7 +137,8 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     threads, above, shorter, *descriptors = arguments
     reduction = Reduction(int(above), float(shorter)) if above else None
-    shelves = [_Shelf(int(descriptor)) for descriptor in descriptors]
+    shards = OpenShards()
+    shelves = [_Shelf(int(descriptor), shards) for descriptor in descriptors]
     pool = ThreadPoolExecutor(int(threads))  # it starts a thread when there is work for one
 
     def answer(request: bytes) -> bytes:
