@@ -1,6 +1,6 @@
 """Find the files that DALI cannot decode, by trying."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from amcl_fast.data.headers import UNREADABLE
@@ -10,10 +10,14 @@ from amcl_fast.data.trial import NOT_DECODED, Trial
 _TOGETHER = 32
 
 
-def find_undecodable(files: Sequence[str]) -> dict[str, bool]:
+def find_undecodable(files: Sequence[str], done: Callable[[int], None] = lambda files: None) -> dict[str, bool]:
     """The files that cannot be read or that DALI fails to decode, in their order: whether that is certain.
 
     It is not where the process that decodes them did not live or took too long, which may be the machine's fault.
+
+    Args:
+        files: their paths.
+        done: called with the number of files that were tried since the last call.
 
     Raises:
         OSError: DALI decodes nothing at all in a new process.
@@ -28,4 +32,5 @@ def find_undecodable(files: Sequence[str]) -> dict[str, bool]:
                     undecodable[path] = not encoded.bad[place].startswith(UNREADABLE)
                 elif problem := trial(image):
                     undecodable[path] = problem == NOT_DECODED
+            done(len(group))
     return undecodable

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import SupportsIndex, overload
 
 import numpy as np
@@ -73,18 +74,18 @@ class PackedPaths(Sequence[str]):
         return cls._made([*table], numbers, _lengths(rests), b"".join(rests))
 
     @classmethod
-    def in_folder(cls, folder: str, names: bytes) -> "PackedPaths":
-        """The files of a folder.
+    def in_folders(cls, folders: Sequence[tuple[str, bytes]]) -> "PackedPaths":
+        """The files of folders.
 
         Args:
-            folder: its path.
-            names: of the files, as bytes, each followed by a NUL.
+            folders: of each its path, and the names of its files as bytes, each followed by a NUL.
         """
-        blob = np.frombuffer(names, np.uint8)
+        prefixes = [os.fsencode(path if path.endswith("/") else path + "/") for path, _ in folders]
+        blob = np.frombuffer(b"".join(names for _, names in folders), np.uint8)
         ends = np.flatnonzero(blob == 0)
-        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
-        prefix = os.fsencode(folder if folder.endswith("/") else folder + "/")
-        return cls._made([prefix], np.zeros(len(ends), np.int32), ends - starts, blob, starts)
+        starts = np.append(0, ends + 1)[:-1]
+        counts = [names.count(b"\0") for _, names in folders]
+        return cls._made(prefixes, np.repeat(np.arange(len(folders)), counts), ends - starts, blob, starts)
 
     @classmethod
     def join(cls, parts: Iterable["PackedPaths"]) -> "PackedPaths":
@@ -164,6 +165,36 @@ class PackedPaths(Sequence[str]):
                 "rests": np.concatenate(chunks) if chunks else rests[:0],
             }
         )
+
+    def in_order(self) -> np.ndarray:
+        """Indices that sort them as strings, (n,) int64, if those of each prefix are in order already."""
+        prefixes, numbers = self._prefixes(), self.arrays["numbers"]
+        used = sorted(prefixes[number] for number in np.unique(numbers).tolist())
+        if any(later.startswith(earlier) and later != earlier for earlier, later in pairwise(used)):
+            texts = list(self)
+            return np.fromiter(sorted(range(len(texts)), key=texts.__getitem__), np.int64, len(texts))
+        ranks = {prefix: rank for rank, prefix in enumerate(used)}
+        return np.argsort(np.array([ranks.get(prefix, 0) for prefix in prefixes], np.int64)[numbers], kind="stable")
+
+    def by_prefix(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each prefix that is in use, and the places of those that have it, in ascending order."""
+        prefixes, numbers = self._prefixes(), self.arrays["numbers"]
+        order = np.argsort(numbers, kind="stable")
+        used, begins = np.unique(numbers[order], return_index=True)
+        for number, (begin, end) in zip(used.tolist(), pairwise([*begins.tolist(), len(order)]), strict=True):
+            yield prefixes[number], order[begin:end]
+
+    def rests(self, places: np.ndarray) -> bytes:
+        """What follows the prefixes of some, each followed by a NUL."""
+        starts, lengths, rests = (self.arrays[name] for name in ("starts", "lengths", "rests"))
+        starts, lengths = starts[places], lengths[places]
+        joined = np.zeros(int(lengths.sum()) + len(places), np.uint8)
+        joined[_spread(_begins(lengths + 1), lengths)] = rests[_spread(starts, lengths)]
+        return joined.tobytes()
+
+    def _prefixes(self) -> list[str]:
+        text, offsets = self.arrays["prefixes"].tobytes(), self.arrays["prefix_offsets"].tolist()
+        return [os.fsdecode(text[start:end]) for start, end in pairwise(offsets)]
 
     def places(self, paths: Iterable[str]) -> np.ndarray:
         """Where any of these paths stand, in ascending order, (n,) int64; few of them cost little."""

@@ -1,63 +1,127 @@
 """Find the images of a folder of classes, and those that would end a run, before the run."""
 
 import hashlib
-import json
-import logging
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from amcl_fast.data.cache import cache_folder, write_whole
-from amcl_fast.data.headers import SUPPORTED, UNREADABLE, BadImage, check_header
-from amcl_fast.data.left_out import of_other_class
-from amcl_fast.data.walk import Tree, list_files
+import numpy as np
 
-log = logging.getLogger(__name__)
+from amcl_fast.data import checking
+from amcl_fast.data.headers import SUPPORTED
+from amcl_fast.data.left_out import of_other_class
+from amcl_fast.data.packed import PackedPaths
+from amcl_fast.data.pool import Pool
+from amcl_fast.data.verdicts import Known, Verdicts
+from amcl_fast.data.walk import Tree, list_files
+from amcl_fast.progress import Progress
 
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
-_CACHE_VERSION = 3
 _UNDECODABLE = "corrupt: it cannot be decoded"
-
-Verdicts = dict[str, list[tuple[str, str | None]]]
-"""Groups of files: the path of each, and None or why it cannot be used."""
-
-_Stamp = tuple[int, int]  # size, mtime in ns
+_TOGETHER = 2048  # files of a job
+_MANY = 16_384  # files for which processes pay
 
 
-@dataclass(frozen=True)
 class Images:
     """Image files with their labels, ordered by class and path.
 
     Attributes:
-        files: paths.
-        labels: index into `classes` for each file; -1 for an image without a label.
+        files: their locations: paths, or members of shards (`data.locations`). Any sequence is packed.
+        labels: (n,) integers, index into `classes` for each file; -1 for an image without a label.
         classes: names of the classes.
-        skipped: (path, reason) for each file left out.
+        skipped: (location, reason) for each file left out.
     """
 
-    files: list[str]
-    labels: list[int]
-    classes: list[str]
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(
+        self,
+        files: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        classes: list[str],
+        skipped: Sequence[tuple[str, str]] = (),
+        fingerprint: str | None = None,
+    ) -> None:
+        """Pack what is given.
+
+        Args:
+            files: as the attribute.
+            labels: as the attribute.
+            classes: as the attribute.
+            skipped: as the attribute.
+            fingerprint: where it is known already.
+
+        Raises:
+            ValueError: there are not as many labels as files.
+        """
+        self.files = PackedPaths.pack(files)
+        self.labels = np.asarray(labels) if len(labels) else np.empty(0, np.int64)
+        self.classes, self.skipped = classes, list(skipped)
+        if len(self.labels) != len(self.files):
+            raise ValueError(f"labels must be {len(self.files):,} numbers, one for each file, got {len(self.labels):,}")
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same labels and names in the same order, wherever the folder is."""
+        """The same for the same labels and names in the same order, wherever the folder is.
+
+        Names are what follows the folder in a path, and the shard in the location of a member.
+        """
         digest = hashlib.sha256()
-        for path, label in zip(self.files, self.labels, strict=True):
-            digest.update(f"{label}/{os.path.basename(path)}\0".encode())
+        for names in self.files.labelled_names(self.labels):
+            digest.update(names)
         return digest.hexdigest()
 
-    def subset(self, indices: Iterable[int]) -> "Images":
-        """The images at `indices`, with nothing skipped."""
-        chosen = list(indices)
-        return Images([self.files[i] for i in chosen], [self.labels[i] for i in chosen], self.classes)
+    def subset(self, indices: Iterable[int] | np.ndarray) -> "Images":
+        """The images at `indices`, or where a mask is true, with nothing skipped."""
+        chosen = indices if isinstance(indices, np.ndarray) else np.fromiter(indices, np.int64)
+        return Images(self.files.take(chosen), self.labels[chosen], self.classes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Images):
+            return NotImplemented
+        return (
+            np.array_equal(self.labels, other.labels)
+            and (self.classes, self.skipped) == (other.classes, other.skipped)
+            and self.files == other.files
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
+
+    def __repr__(self) -> str:
+        return f"Images({len(self.files):,} files of {len(self.classes):,} classes, {len(self.skipped):,} skipped)"
 
 
-def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
+@dataclass(frozen=True)
+class Group:
+    """Files that were judged.
+
+    Attributes:
+        files: all of them, in order.
+        bad: place of each that cannot be used to the reason.
+    """
+
+    files: PackedPaths
+    bad: dict[int, str]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether any of them can be used."""
+        return len(self.bad) < len(self.files)
+
+    def good(self) -> PackedPaths:
+        """Those that can be used."""
+        return self.files.take(np.delete(np.arange(len(self.files)), [*self.bad])) if self.bad else self.files
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(location, reason) of the others."""
+        return [(self.files[place], reason) for place, reason in self.bad.items()]
+
+
+def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bool = True) -> Images:
     """Find and check the images of root/CLASS/..., sub-folders included.
 
     Files and folders whose name begins with a dot are ignored, and folders that systems leave behind (`Tree`). Each
@@ -69,22 +133,29 @@ def scan_classes(root: str | Path, classes: list[str] | None = None) -> Images:
         root: the folder of classes.
         classes: the classes' names, to number the labels by; images of other classes are left out and listed.
             Default: the names of the folders that hold at least one good image, sorted.
+        tell: show how far it has come, should it take long.
 
     Raises:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
     folder = existing_folder(root, _LAYOUT)
-    tree = Tree()
-    names = tree.subfolders(folder)
-    if not names:
-        raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
-    files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
-    images = labelled(check_files(folder, files), classes)
+    with listing(tell) as progress:
+        tree = Tree(progress.add)
+        names = tree.subfolders(folder)
+        if not names:
+            raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
+        files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
+    images = labelled(check_files(folder, files, tell), classes)
     images.skipped.extend(left_out)
     return not_empty(images, folder, _LAYOUT)
 
 
-def labelled(found: Verdicts, classes: list[str] | None = None) -> Images:
+def listing(tell: bool) -> Progress:
+    """Counts the files that a `Tree` finds."""
+    return Progress("listing files", shown=tell)
+
+
+def labelled(found: Mapping[str, Group], classes: list[str] | None = None) -> Images:
     """Images of groups of files, a class each.
 
     Args:
@@ -92,31 +163,27 @@ def labelled(found: Verdicts, classes: list[str] | None = None) -> Images:
         classes: as for `scan_classes`.
     """
     if classes is None:
-        classes = sorted(name for name, verdicts in found.items() if any(reason is None for _, reason in verdicts))
+        classes = sorted(name for name, group in found.items() if group.is_usable)
     numbers = {name: number for number, name in enumerate(classes)}
-    images = Images([], [], classes)
+    files, labels = [], []
+    skipped: list[tuple[str, str]] = []
     for name in sorted(found):
-        for path, reason in found[name]:
-            if reason is None and name not in numbers:
-                reason = of_other_class(name)
-            _add(images, path, reason, numbers.get(name, -1))
-    return images
+        group = found[name]
+        if name in numbers:
+            files.append(group.good())
+            labels.append(np.full(len(files[-1]), numbers[name], np.int32))
+            skipped += group.left_out()
+        else:
+            other = of_other_class(name)
+            skipped += [(path, group.bad.get(place, other)) for place, path in enumerate(group.files)]
+    return Images(PackedPaths.join(files), np.concatenate(labels) if labels else [], classes, skipped)
 
 
-def unlabelled(found: Verdicts, classes: list[str]) -> Images:
+def unlabelled(found: Mapping[str, Group], classes: list[str]) -> Images:
     """Images of groups of files, without a label."""
-    images = Images([], [], classes)
-    for path, reason in sorted(verdict for verdicts in found.values() for verdict in verdicts):
-        _add(images, path, reason, -1)
-    return images
-
-
-def _add(images: Images, path: str, reason: str | None, label: int) -> None:
-    if reason is None:
-        images.files.append(path)
-        images.labels.append(label)
-    else:
-        images.skipped.append((path, reason))
+    files = PackedPaths.join(group.good() for group in found.values())
+    skipped = sorted(entry for group in found.values() for entry in group.left_out())
+    return Images(files.take(files.in_order()), np.full(len(files), -1, np.int32), classes, skipped)
 
 
 def existing_folder(root: str | Path, layout: str) -> str:
@@ -147,73 +214,80 @@ def not_empty(images: Images, where: str, layout: str) -> Images:
     return images
 
 
-def check_files(folder: str, groups: dict[str, list[str]]) -> Verdicts:
-    """Judge files below `folder`, from the cache where one has not changed.
+def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = True) -> dict[str, Group]:
+    """Judge files below `folder`, from the cache where one has not changed. Many are shared by processes.
 
     Args:
         folder: the cache has a file for each.
-        groups: lists of files by any name.
+        groups: files by any name.
+        tell: show how far it has come, should it take long.
 
-    Returns:
-        (path, None or why it cannot be used) of every file of every group.
+    Raises:
+        OSError: the processes do not stay, or DALI decodes nothing at all.
     """
-    cache = cache_folder() / "scans" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
-    known = _load(cache)
-    verdicts: dict[str, tuple[_Stamp | None, str | None]] = {}
-    doubtful: list[str] = []
+    files = PackedPaths.join(groups.values())
+    verdicts = Verdicts(folder)
+    reasons = {reason: code for code, reason in enumerate(verdicts.reasons, 1)}
+    now = Known(np.empty(len(files), np.int64), np.empty(len(files), np.int64), np.empty(len(files), np.int32))
+    doubtful: list[int] = []
+    changed = False
+    pending: deque[list[tuple[np.ndarray, Known]]] = deque()
 
-    def check_group(files: list[str]) -> None:
-        for path in files:
-            stamp = _stamp(path)
-            old = known.get(path[len(folder) :])
-            if old is not None and stamp is not None and old[:2] == [*stamp]:
-                verdicts[path] = stamp, old[2]
-                continue
-            reason = None
-            try:
-                path.encode()
-                if not check_header(path):
-                    doubtful.append(path)
-            except UnicodeEncodeError:
-                reason = "its name is not valid UTF-8"
-            except BadImage as problem:
-                reason = str(problem)
-                if reason.startswith(UNREADABLE):
-                    stamp = None  # as of all that may pass, no verdict is kept
-            verdicts[path] = stamp, reason
+    def jobs() -> Iterator[bytes]:
+        parts, places_of = [], []
+        for prefix, places, known in _units(files, verdicts):
+            parts.append(
+                checking.Folder(os.fsencode(prefix), files.rests(places), known.sizes.tobytes(), known.times.tobytes())
+            )
+            places_of.append((places, known))
+            if sum(len(places) for places, _ in places_of) >= _TOGETHER:
+                pending.append(places_of)
+                yield checking.job(parts)
+                parts, places_of = [], []
+        if parts:
+            pending.append(places_of)
+            yield checking.job(parts)
 
-    # Threads hide the latency of network folders; on a local disk the interpreter is the limit.
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(check_group, groups.values()))
+    with (
+        Progress("checking images", len(files), shown=tell) as progress,
+        Pool("checking") if len(files) >= _MANY else nullcontext() as pool,
+    ):
+        for answer in pool.map(jobs()) if pool else map(checking.answer, jobs()):
+            for (places, known), found in zip(pending.popleft(), checking.checked(answer), strict=True):
+                now.sizes[places] = np.frombuffer(found.sizes, np.int64)
+                now.times[places] = np.frombuffer(found.times, np.int64)
+                codes = known.codes.copy()
+                codes[found.good + found.doubtful] = 0
+                for place, reason in found.bad:
+                    codes[place] = reasons.setdefault(reason, len(reasons) + 1)
+                now.codes[places] = codes
+                doubtful += places[found.doubtful].tolist()
+                changed |= not all(np.array_equal(column[places], old) for column, old in zip(now, known, strict=True))
+                progress.add(len(places))
     if doubtful:
         from amcl_fast.data.decodable import find_undecodable
 
-        for path, certain in find_undecodable(sorted(doubtful)).items():
-            verdicts[path] = verdicts[path][0] if certain else None, _UNDECODABLE
-    entries = {path[len(folder) :]: [*stamp, reason] for path, (stamp, reason) in verdicts.items() if stamp}
-    if entries != known:
-        _save(cache, folder, entries)
-    return {name: [(path, verdicts[path][1]) for path in files] for name, files in groups.items()}
+        where = {files[place]: place for place in doubtful}
+        with Progress("decoding doubtful images", len(where), shown=tell) as progress:
+            for path, certain in find_undecodable(sorted(where), progress.add).items():
+                now.codes[where[path]] = reasons.setdefault(_UNDECODABLE, len(reasons) + 1)
+                if not certain:
+                    now.sizes[where[path]] = checking.NO_STAMP
+    folders = list(files.by_prefix())
+    if folders and (changed or len(folders) != verdicts.folders):
+        verdicts.keep(((prefix, files.rests(places), places) for prefix, places in folders), now, [*reasons])
+    told, begin, judged = [*reasons], 0, {}
+    for name, some in groups.items():
+        codes = now.codes[begin : begin + len(some)]
+        judged[name] = Group(some, {place: told[codes[place] - 1] for place in np.flatnonzero(codes).tolist()})
+        begin += len(some)
+    return judged
 
 
-def _stamp(path: str) -> _Stamp | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _load(cache: Path) -> dict[str, list]:
-    try:
-        content = json.loads(cache.read_bytes())
-        return content["files"] if content["version"] == _CACHE_VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _save(cache: Path, folder: str, entries: dict[str, list]) -> None:
-    try:
-        write_whole(cache, json.dumps({"version": _CACHE_VERSION, "folder": folder, "files": entries}).encode())
-    except OSError as error:
-        log.warning("the scan of %s cannot be kept, so every run repeats it: %s", folder, error)
+def _units(files: PackedPaths, verdicts: Verdicts) -> Iterator[tuple[str, np.ndarray, Known]]:
+    """Parts of folders: the folder's path and "/", places of files in `files`, and what is known of them."""
+    for prefix, places in files.by_prefix():
+        known = verdicts.known(prefix, files.rests(places))
+        for first in range(0, len(places), _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            yield prefix, places[part], Known(*(column[part] for column in known))

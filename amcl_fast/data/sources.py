@@ -1,15 +1,18 @@
 """Where a folder keeps its images: for training, held out, without labels (docs/data.md has the table)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from amcl_fast.data.headers import NO_IMAGE, SUPPORTED, BadImage, check_header
 from amcl_fast.data.left_out import LOOSE, NO_IMAGES, few
-from amcl_fast.data.scan import Images, check_files, existing_folder, labelled, not_empty, unlabelled
+from amcl_fast.data.packed import PackedPaths
+from amcl_fast.data.scan import Group, Images, check_files, existing_folder, labelled, listing, not_empty, unlabelled
 from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME, Tree, identity, lineage, list_files
 
 TRAINING = ("train", "training")
@@ -27,6 +30,9 @@ _IMAGE_NAMES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"),
     *(".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"),
 )
+
+_Check = Callable[[str, Mapping[str, PackedPaths]], dict[str, Group]]
+"""`check_files` of a run."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +72,34 @@ class _Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def find_sources(root: str | Path) -> Sources:
+def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
     """Find and check the images of a folder.
+
+    Args:
+        root: the folder.
+        tell: show how far it has come, should it take long.
 
     Raises:
         ValueError: it is no folder, holds no usable image, or leaves open which part of it is for what.
         OSError: it cannot be read.
     """
     folder = existing_folder(root, _LAYOUT)
-    tree = Tree()
-    parts = _find_parts(folder, tree)
-    _drop_repeated(folder, parts)
-    starts = {("", name): os.path.join(parts.base or folder, name) for name in parts.classes}
-    starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path, tree)}
-    starts |= {(path, ""): path for path in parts.unlabelled}
-    files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
+    with listing(tell) as progress:
+        tree = Tree(progress.add)
+        parts = _find_parts(folder, tree)
+        _drop_repeated(folder, parts)
+        starts = {("", name): os.path.join(parts.base or folder, name) for name in parts.classes}
+        starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path, tree)}
+        starts |= {(path, ""): path for path in parts.unlabelled}
+        files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
 
-    train, no_labels = _training(parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree)
-    extra = [unlabelled(check_files(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
+    def check(path: str, groups: Mapping[str, PackedPaths]) -> dict[str, Group]:
+        return check_files(path, groups, tell)
+
+    train, no_labels = _training(parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree, check)
+    extra = [unlabelled(check(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
     if parts.base != folder:
-        train.skipped.extend(_loose(folder, tree))
+        train.skipped.extend(_loose(folder, tree, check))
     train.skipped.extend(left_out)
     if not any(part.files for part in (train, *extra)):
         where, layout = folder, _LAYOUT
@@ -98,7 +112,7 @@ def find_sources(root: str | Path) -> Sources:
     for path in parts.held_out:
         if train.classes:
             groups = {name: files[path, name] for name in _readable(path, tree)}
-            held_out, why = _held_out(path, groups, train.classes, tree)
+            held_out, why = _held_out(path, groups, train.classes, tree, check)
         if held_out is not None:
             break
         parts.notes.append(f"{path} is not used as the held-out part: {why}")
@@ -194,19 +208,19 @@ def _drop_repeated(folder: str, parts: _Parts) -> None:
 
 
 def _training(
-    parts: _Parts, groups: dict[str, list[str]], not_entered: dict[str, str], tree: Tree
+    parts: _Parts, groups: dict[str, PackedPaths], not_entered: dict[str, str], tree: Tree, check: _Check
 ) -> tuple[Images, str | None]:
     """The images of the folders of classes, and why they have no labels: fewer than two classes have a usable one."""
     if parts.base is None:
         return Images([], [], []), _NO_LABELS
-    found = check_files(parts.base, {**groups, "": tree.direct_files(parts.base)})
-    no_class = [name for name in groups if found[name] and not any(_meant_as_image(*entry) for entry in found[name])]
+    found = check(parts.base, {**groups, "": tree.direct_files(parts.base)})
+    no_class = [name for name in groups if found[name].files and not _holds_meant(found[name])]
     passed_over = [
-        (os.path.join(parts.base, name), f"{NO_IMAGES}: {len(found.pop(name)):,} other") for name in no_class
+        (os.path.join(parts.base, name), f"{NO_IMAGES}: {len(found.pop(name).files):,} other") for name in no_class
     ]
     if no_class:
         parts.notes.append(f"no image files, so no class, in {parts.base}: {few(no_class)}")
-    usable = [name for name, verdicts in found.items() if any(reason is None for _, reason in verdicts)]
+    usable = [name for name, group in found.items() if group.is_usable]
     vanished = [
         f"{name} ({not_entered.get(os.path.join(parts.base, name), 'it holds no usable image')})"
         for name in groups
@@ -220,12 +234,14 @@ def _training(
     else:
         loose = found.pop("")
         images, no_labels = labelled(found), None
-        images.skipped.extend((path, LOOSE) for path, reason in loose if reason is None)
+        images.skipped.extend((path, LOOSE) for path in loose.good())
     images.skipped.extend(passed_over)
     return images, no_labels
 
 
-def _held_out(path: str, groups: dict[str, list[str]], classes: list[str], tree: Tree) -> tuple[Images | None, str]:
+def _held_out(
+    path: str, groups: dict[str, PackedPaths], classes: list[str], tree: Tree, check: _Check
+) -> tuple[Images | None, str]:
     """The images of a held-out part; None and why if it cannot be one."""
     if not groups:
         try:
@@ -235,27 +251,27 @@ def _held_out(path: str, groups: dict[str, list[str]], classes: list[str], tree:
         return None, "it holds no folder of a class"
     if not groups.keys() & set(classes):
         return None, f"its folders ({few(groups)}) are not of the classes that are trained on ({few(classes)})"
-    found = check_files(path, {**groups, "": tree.direct_files(path)})
+    found = check(path, {**groups, "": tree.direct_files(path)})
     loose = found.pop("")
     images = labelled(found, classes)
     if not images.files:
         return None, "it holds no usable image of the classes that are trained on"
-    images.skipped.extend((file, LOOSE) for file, reason in loose if reason is None)
+    images.skipped.extend((file, LOOSE) for file in loose.good())
     return images, ""
 
 
-def _loose(folder: str, tree: Tree) -> list[tuple[str, str]]:
+def _loose(folder: str, tree: Tree, check: _Check) -> list[tuple[str, str]]:
     """Images directly in a folder of parts."""
     files = tree.direct_files(folder)
-    return [(path, LOOSE) for path, reason in check_files(folder, {"": files})[""] if reason is None] if files else []
+    return [(path, LOOSE) for path in check(folder, {"": files})[""].good()] if files else []
 
 
 def _joined(parts: list[Images]) -> Images | None:
     if not parts:
         return None
     return Images(
-        [path for part in parts for path in part.files],
-        [label for part in parts for label in part.labels],
+        PackedPaths.join(part.files for part in parts),
+        np.concatenate([part.labels for part in parts]),
         parts[0].classes,
         [entry for part in parts for entry in part.skipped],
     )
@@ -279,10 +295,14 @@ def _readable(folder: str, tree: Tree) -> list[str]:
     return []
 
 
-def _meant_as_image(path: str, reason: str | None) -> bool:
+def _holds_meant(group: Group) -> bool:
     """Whether a file is an image, or a damaged one by its name; one without an ending by what it begins with."""
+    return group.is_usable or any(_meant_as_image(*entry) for entry in group.left_out())
+
+
+def _meant_as_image(path: str, reason: str) -> bool:
     ending = os.path.splitext(path)[1].lower()
-    return reason is None or ending in _IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
+    return ending in _IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
 
 
 def _may_hold_images(folder: str, tree: Tree) -> bool:

@@ -2,9 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import NamedTuple, TypeVar
+
+from amcl_fast.data.packed import PackedPaths
 
 FOLDER_UNREADABLE = "the folder cannot be read"
 LINK = "a link"
@@ -21,9 +23,13 @@ _Key = TypeVar("_Key", bound=Hashable)
 class _Content(NamedTuple):
     """Names of what lies in a folder, sorted."""
 
-    files: list[str]
+    names: bytes  # of files, each followed by a NUL: those of a large data set are many
     folders: list[str]
     links: list[str]  # to folders
+
+    @property
+    def files(self) -> list[str]:
+        return os.fsdecode(self.names).split("\0")[:-1]
 
 
 class Tree:
@@ -32,8 +38,14 @@ class Tree:
     What begins with a dot is ignored, and so are folders that systems leave behind (`__MACOSX`, `@eaDir`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, found: Callable[[int], None] = lambda files: None) -> None:
+        """Nothing is known yet.
+
+        Args:
+            found: called with the number of files of each folder that is read.
+        """
         self._known: dict[_Id, _Content | OSError] = {}
+        self._found = found
 
     def subfolders(self, path: str) -> list[str]:
         """Names of the folders in a folder, sorted, links among them.
@@ -44,13 +56,13 @@ class Tree:
         content = self._read(path)
         return sorted([*content.folders, *content.links])
 
-    def direct_files(self, path: str) -> list[str]:
+    def direct_files(self, path: str) -> PackedPaths:
         """Paths of the files in a folder, sorted.
 
         Raises:
             OSError: it cannot be read.
         """
-        return [os.path.join(path, name) for name in self._read(path).files]
+        return PackedPaths.in_folders([(path, self._read(path).names)])
 
     def files_below(self, path: str, most_folders: int | None = None, strict: bool = False) -> Iterator[str]:
         """Paths of the files in a folder and below, which is read no further than they are asked for; links last.
@@ -93,7 +105,8 @@ class Tree:
         here = identity(path)
         if here not in self._known:
             try:
-                self._known[here] = _read_folder(path)
+                read = self._known[here] = _read_folder(path)
+                self._found(read.names.count(b"\0"))
             except OSError as error:
                 self._known[here] = error
         content = self._known[here]
@@ -103,23 +116,23 @@ class Tree:
 
 
 def _read_folder(path: str) -> _Content:
-    content = _Content([], [], [])
+    files: list[str] = []
+    folders: list[str] = []
+    links: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not is_folder(entry):
-                content.files.append(entry.name)
+                files.append(entry.name)
             elif entry.name.lower() not in _LITTER:
-                (content.links if entry.is_symlink() else content.folders).append(entry.name)
-    for names in content:
-        names.sort()
-    return content
+                (links if entry.is_symlink() else folders).append(entry.name)
+    return _Content(os.fsencode("".join(f"{name}\0" for name in sorted(files))), sorted(folders), sorted(links))
 
 
 def list_files(
     roots: Iterable[str], starts: Mapping[_Key, str], tree: Tree | None = None
-) -> tuple[dict[_Key, list[str]], list[tuple[str, str]]]:
+) -> tuple[dict[_Key, PackedPaths], list[tuple[str, str]]]:
     """List the files in some folders and below. What a `Tree` ignores is ignored.
 
     Links to folders are followed after all that lies there under its own name, each real folder once; so is none that
@@ -135,7 +148,7 @@ def list_files(
         The files of every start, sorted, and (path, reason) of every folder that was not entered.
     """
     tree = tree or Tree()
-    files: dict[_Key, list[str]] = {key: [] for key in starts}
+    read: dict[_Key, list[tuple[str, bytes]]] = {key: [] for key in starts}
     left_out: list[tuple[str, str]] = []
     above = {folder for root in roots for folder in lineage(root)}
     seen: dict[_Id, str] = {}
@@ -168,7 +181,7 @@ def list_files(
             except OSError as error:
                 left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
                 continue
-            files[key].extend(os.path.join(path, name) for name in content.files)
+            read[key].append((path, content.names))
             links.extend((key, os.path.join(path, name)) for name in content.links)
             below = [os.path.join(path, name) for name in content.folders]
             entered.extend((key, folder) for folder in below if enter(folder, False))
@@ -184,7 +197,8 @@ def list_files(
         if enter(path, True):
             folders.append((key, path))
             descend(folders)
-    return {key: sorted(found) for key, found in files.items()}, left_out
+    files = {key: PackedPaths.in_folders(read.pop(key)) for key in starts}
+    return {key: found.take(found.in_order()) for key, found in files.items()}, left_out
 
 
 def identity(path: str) -> _Id:

@@ -65,10 +65,31 @@ def test_parts_are_joined_with_their_prefixes():
     assert again == PATHS[6:] + PATHS[:6] and again.arrays["rests"] is whole.arrays["rests"]
 
 
-def test_the_files_of_a_folder_are_names():
-    assert PackedPaths.in_folder("/a b", b"1.png\0\xff\0") == ["/a b/1.png", "/a b/\udcff"]
-    assert PackedPaths.in_folder("/", b"1\0") == ["/1"]
-    assert PackedPaths.in_folder("/a", b"") == []
+def test_the_files_of_folders_are_names():
+    assert PackedPaths.in_folders([("/a b", b"1.png\0\xff\0"), ("/c", b""), ("/", b"1\0")]) == [
+        "/a b/1.png",
+        "/a b/\udcff",
+        "/1",
+    ]
+    assert PackedPaths.in_folders([("/a", b"")]) == PackedPaths.in_folders([]) == []
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [("/set/b", b"1\0002\0"), ("/set/a", b"0\0009\0")],
+        [("/set/a", b"0\0b\0z\0"), ("/set/a/b", b"1\0"), ("/set", b"A\0b\0")],  # one within another
+        [("/set/a", b"1\0"), ("/set/a b", b"1\0"), ("/set/a.b", b"1\0"), ("/set/ab", b"1\0"), ("/set/A", b"2\0")],
+        [],
+    ],
+)
+def test_files_of_folders_are_put_in_order(folders):
+    packed = PackedPaths.in_folders(folders)
+    assert packed.take(packed.in_order()) == sorted(packed)
+    found = {prefix: (places.tolist(), packed.rests(places)) for prefix, places in packed.by_prefix()}
+    for prefix, (places, names) in found.items():
+        assert [packed[place] for place in places] == [prefix + name for name in names.decode().split("\0")[:-1]]
+    assert sorted(place for places, _ in found.values() for place in places) == list(range(len(packed)))
 
 
 def test_places_are_found_by_name():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amcl_fast.data import scan
+from amcl_fast.data import checking
 from amcl_fast.data.decodable import find_undecodable
 from amcl_fast.data.scan import scan_classes
 
@@ -18,7 +18,7 @@ def test_files_are_ordered_and_labelled_by_folder(make_folder):
     root = make_folder(per_class=3)
     images = scan_classes(root)
     assert images.classes == ["ant", "bee", "cow"]
-    assert images.labels == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert images.files == sorted(str(path) for path in root.rglob("*.png"))
     assert images.skipped == []
 
@@ -48,7 +48,7 @@ def test_bad_files_are_left_out_and_listed(make_folder):
     }
     assert len(images.files) == 12 + 2
     assert str(root / "ant" / "tail.jpg") in images.files
-    assert images.labels == [0] * 6 + [1] * 4 + [2] * 4
+    assert images.labels.tolist() == [0] * 6 + [1] * 4 + [2] * 4
 
 
 def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
@@ -61,7 +61,7 @@ def test_subfolders_links_and_odd_names_are_followed(make_folder, tmp_path):
     shutil.copy(root / "ant" / "000.png", bad_name)
     images = scan_classes(root)
     assert images.classes == ["ant", "bee", "cow", "dog"]
-    assert images.labels == [0, 0, 1, 2, 3]
+    assert images.labels.tolist() == [0, 0, 1, 2, 3]
     assert find_undecodable(images.files) == {}
     assert [reason for _, reason in images.skipped] == ["its name is not valid UTF-8"]
 
@@ -109,8 +109,8 @@ def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, 
     assert len(list((own_cache / "scans").iterdir())) == 1
 
     looked_at = []
-    check = scan.check_header
-    monkeypatch.setattr(scan, "check_header", lambda path: looked_at.append(path) or check(path))
+    check = checking.check_header
+    monkeypatch.setattr(checking, "check_header", lambda path: looked_at.append(path) or check(path))
     assert scan_classes(root) == first
     assert looked_at == []
 
@@ -135,7 +135,7 @@ def test_classes_can_be_given(make_folder):
     root = make_folder(per_class=2)
     images = scan_classes(root, ["cow", "ant"])
     assert images.classes == ["cow", "ant"]
-    assert images.labels == [1, 1, 0, 0]
+    assert images.labels.tolist() == [1, 1, 0, 0]
     assert [reason for _, reason in images.skipped] == ["its class 'bee' is not one of the training classes"] * 2
 
 
@@ -144,7 +144,7 @@ def test_a_class_without_a_good_image_is_no_class(make_folder):
     (root / "bee" / "000.png").write_text("text")
     images = scan_classes(root)
     assert images.classes == ["ant", "cow"]
-    assert images.labels == [0, 1]
+    assert images.labels.tolist() == [0, 1]
 
 
 def test_folders_without_classes_or_images_are_clear_errors(tmp_path, make_folder):
