@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import json
 import logging
 import math
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -189,9 +191,10 @@ class ContrastiveLoader:
                 f"{output.batch_size} need {num_shards * output.batch_size}; lower batch_size"
             )
         self._images = images
-        self._labels = torch.tensor(images.labels, dtype=torch.int64)
-        # Which file stands at which place of the list: all at their own, until a bad one is replaced.
-        self._source = torch.arange(len(images.files))
+        # It is part of every state, and computed of millions of names.
+        self._fingerprint = images.fingerprint
+        # Which file stands at a place of the list instead of a bad one.
+        self._source: dict[int, int] = {}
         self._views = list(views)
         self._output = output
         self._seed, self._shard, self._num_shards = seed, shard, num_shards
@@ -224,7 +227,7 @@ class ContrastiveLoader:
             outputs, sources = self._advance()
             self._yielded += 1
             views = [torch.from_dlpack(tensors.as_tensor()) for tensors in outputs]
-            labels = self._labels[sources]
+            labels = _at(self._images.labels, sources)
             batch = tuple(view.permute(0, 3, 1, 2) for view in views), labels
             self.wait_seconds += time.perf_counter() - started
             yield batch
@@ -238,7 +241,7 @@ class ContrastiveLoader:
         own = {
             "shard": self._shard,
             "checkpoint": base64.b64encode(self._checkpoint or b"").decode(),
-            "bad": dict(self._bad),
+            "bad": _pack(self._bad),
         }
         shards: list[Any] = [own]
         if self._num_shards > 1 and dist.is_available() and dist.is_initialized():
@@ -249,7 +252,7 @@ class ContrastiveLoader:
             "done": self._done,
             "yielded": self._yielded,
             "settings": self._settings(),
-            "files": self._images.fingerprint,
+            "files": self._fingerprint,
             "shards": shards,
         }
 
@@ -270,11 +273,11 @@ class ContrastiveLoader:
                 + "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name])
             )
         self._stop()
-        self._bad, self._source = {}, torch.arange(len(self._source))
+        self._bad, self._source = {}, {}
         self._yielded = state["yielded"]
         self._resuming = self._yielded < self._batches
         self._checkpoint, self._done = None, 0
-        if state["files"] != self._images.fingerprint:
+        if state["files"] != self._fingerprint:
             log.warning("the image files are not those of the checkpoint: their order begins anew")
             return
         if state.get("version") != _STATE_VERSION:
@@ -285,7 +288,7 @@ class ContrastiveLoader:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
         self._checkpoint = base64.b64decode(own[0]["checkpoint"]) or None
         self._done = state["done"]
-        self._replace(own[0]["bad"])
+        self._replace(_unpack(own[0]["bad"]))
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -347,7 +350,7 @@ class ContrastiveLoader:
         """The next batch of encoded images for DALI, which copies them before it asks for more."""
         checked = self._checked
         while self._asked <= self._fed + checked.reader.ahead - 1:
-            sources = self._source[self._places(self._asked)].tolist()
+            sources = [self._source.get(place, place) for place in self._places(self._asked).tolist()]
             checked.reader.request([self._images.files[source] for source in sources])
             self._asked_sources.append(sources)
             self._asked += 1
@@ -367,7 +370,7 @@ class ContrastiveLoader:
             keys = np.random.PCG64(np.random.SeedSequence((self._seed, epoch))).random_raw(len(self._images.files))
             self._orders = {
                 **{known: order for known, order in self._orders.items() if known == epoch - 1},
-                epoch: np.argsort(keys, kind="stable"),
+                epoch: np.argsort(keys, kind="stable").astype(np.int32 if len(keys) < 1 << 31 else np.int64),
             }
         start = (position * self._num_shards + self._shard) * self._output.batch_size
         return self._orders[epoch][start : start + self._output.batch_size]
@@ -378,7 +381,7 @@ class ContrastiveLoader:
             self._replace({sources[place]: f"found during the run: {reason}" for place, reason in encoded.bad.items()})
             places = list(encoded.bad)
             for place in places:
-                sources[place] = int(self._source[sources[place]])
+                sources[place] = self._source[sources[place]]
             substitutes = self._checked.read([self._images.files[sources[place]] for place in places])
             for place, image in zip(places, substitutes.images, strict=True):
                 encoded.images[place] = image
@@ -390,7 +393,7 @@ class ContrastiveLoader:
             if place not in self._bad:
                 self._bad[place] = reason
                 _tell(self._images.files[place], reason, len(self._bad), self._on_bad_file)
-        total = len(self._source)
+        total = len(self._images.files)
         if len(self._bad) == total:
             raise NoImageLeftError(_NONE_LEFT)
         good = min(place for place in range(total) if place not in self._bad)
@@ -435,8 +438,7 @@ class EvaluationLoader:
         """
         if not images.files:
             raise ValueError("images: got none; at least one is needed")
-        self._files = list(images.files)
-        self._labels = torch.tensor(images.labels, dtype=torch.int64)
+        self._files, self._labels = images.files, images.labels
         self._output = output
         self._on_bad_file = on_bad_file
 
@@ -454,12 +456,12 @@ class EvaluationLoader:
                     told += 1
                     _tell(files[place], reason, told, self._on_bad_file)
                 batch, places = outcome
-                yield batch, labels[places]
+                yield batch, _at(labels, places)
         finally:
             images.close()
             if images.bad:
-                keep = [place for place in range(len(files)) if place not in images.bad]
-                self._files, self._labels = [files[place] for place in keep], labels[keep]
+                keep = np.delete(np.arange(len(files)), [*images.bad])
+                self._files, self._labels = files.take(keep), labels[keep]
         for place, reason in list(images.bad.items())[told:]:
             told += 1
             _tell(files[place], reason, told, self._on_bad_file)
@@ -470,7 +472,7 @@ class EvaluationLoader:
 class _Pass:
     """The good ones of a list of files, in order and without augmentation."""
 
-    def __init__(self, files: list[str], output: Output) -> None:
+    def __init__(self, files: Sequence[str], output: Output) -> None:
         self.bad: dict[int, str] = {}
         self._files, self._output = files, output
         self._checked = _Checked(output, _SPARE * output.size / output.crop_pct)
@@ -553,6 +555,21 @@ class _Pass:
             self._asked_places.append([place for place in range(self._asked, end) if place not in self.bad])
             reader.request([self._files[place] for place in self._asked_places[-1]])
             self._asked = end
+
+
+def _at(labels: np.ndarray, places: list[int]) -> Tensor:
+    """(n,) int64 labels of a batch."""
+    return torch.from_numpy(labels[places].astype(np.int64))
+
+
+def _pack(bad: dict[int, str]) -> str:
+    """Bad files and why, as they are in a state: thousands of them must not be most of a checkpoint."""
+    return base64.b64encode(zlib.compress(json.dumps([*bad.items()]).encode())).decode()
+
+
+def _unpack(bad: str | dict[int, str]) -> dict[int, str]:
+    """The reverse; earlier versions did not pack them."""
+    return bad if isinstance(bad, dict) else dict(json.loads(zlib.decompress(base64.b64decode(bad))))
 
 
 def _loosely(method: Source) -> Source:

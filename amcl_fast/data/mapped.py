@@ -39,6 +39,15 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes
     return b"".join([_MAGIC, _digest(body), body])
 
 
+def digest(content: bytes) -> str:
+    """What tells the content of a file from any other, in 64 hexadecimal digits.
+
+    Args:
+        content: what `encode` returned.
+    """
+    return content[len(_MAGIC) : len(_MAGIC) + _DIGEST].hex()
+
+
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file that `encode` made; the arrays are mapped and cannot be written.
 

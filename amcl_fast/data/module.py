@@ -1,6 +1,7 @@
 """The data of a run as a LightningDataModule: from a folder or a name to loaders."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,12 @@ import lightning
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.kept import keep, kept
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import shown
 from amcl_fast.data.pipeline import Device, Output
@@ -125,6 +128,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._found: Sources | None = None
+        self._is_kept = False  # whether the images are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
 
@@ -139,14 +143,16 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return len(self._images()[0].files)
 
     def prepare_data(self) -> None:
-        """Generate or download the data set and check its files, once a machine; both are kept in the cache.
+        """Generate or download the data set and check its files, once a machine; all is kept in the cache.
+
+        The other processes of the machine map the list of images in `setup`.
 
         Raises:
             ValueError: the folder holds no usable images.
             ConnectionError: a download failed.
         """
         if self._found is None and self._train is None:
-            self._found = find_sources(self._folder())
+            self._found = self._find()
 
     def setup(self, stage: str | None = None) -> None:
         """List the images of the training and of the held-out part.
@@ -156,17 +162,22 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         """
         if self._train is not None:
             return
-        # Processes for which another one prepared the data find its verdicts in the cache.
-        found = self._found or find_sources(self._folder())
+        found = self._found
+        if found is None and world()[1] > 1:
+            # Another process of the machine has prepared the data.
+            found = kept(self._data_set())
+            self._is_kept = found is not None
+        found = found or self._find()
         train, query, unlabelled = found.train, found.held_out, found.unlabelled
         self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
         if query is None:
             ranks, sizes = _ranks(train.labels)
             held_out = ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
-            held_out &= np.asarray(train.labels, int) >= 0
-            query, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
+            held_out &= train.labels >= 0
+            query, train = train.subset(held_out), train.subset(~held_out)
         if unlabelled is not None:
-            train = Images(train.files + unlabelled.files, train.labels + unlabelled.labels, train.classes)
+            labels = np.concatenate([train.labels, unlabelled.labels])
+            train = Images(train.files + unlabelled.files, labels, train.classes)
         if self.limit is not None and self.limit < len(train.files):
             ranks, _ = _ranks(train.labels)
             train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
@@ -202,14 +213,31 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         """Batches of different lists would differ in number, and the processes wait for each other."""
         if world_size == 1:
             return
-        found: list[Any] = [None] * world_size
-        dist.all_gather_object(found, [(len(part.files), part.fingerprint) for part in self._images()])
+        found = self._found_by_all(world_size)
+        if any(other != found[0] for other in found):
+            # What one has kept for the others may be of an earlier run, if the cache cannot be written any more.
+            if self._is_kept:
+                self._look_again()
+            found = self._found_by_all(world_size)
         if any(other != found[0] for other in found):
             counts = ", ".join(f"{train[0]:,} and {held_out[0]:,}" for train, held_out in found)
             raise UnequalImagesError(
                 f"{self.root} must hold the same images for every process, got {counts} to train on and held out: it "
                 "changes, or is another folder on another machine"
             )
+
+    def _found_by_all(self, world_size: int) -> list[Any]:
+        found: list[Any] = [None] * world_size
+        dist.all_gather_object(found, [(len(part.files), part.fingerprint) for part in self._images()])
+        return found
+
+    def _look_again(self) -> None:
+        """Find the images, instead of those that another process has kept."""
+        self._found = self._find()
+        self._train = self._query = None
+        self._is_kept = False
+        self.skipped.clear()
+        self.setup()
 
     def features_loaders(self) -> tuple[EvaluationLoader, EvaluationLoader]:
         """(bank, query): the training images with a label, and the held-out ones, without augmentation.
@@ -253,11 +281,9 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return EvaluationLoader(images, self._output(self.batch_size), on_bad_file=self._note_bad_file)
 
     def _labelled(self, images: Images) -> Images:
-        return images.subset(
-            place
-            for place, (location, label) in enumerate(zip(images.files, images.labels, strict=True))
-            if label >= 0 and location not in self._bad
-        )
+        chosen = images.labels >= 0
+        chosen[images.files.places(self._bad)] = False
+        return images if chosen.all() else images.subset(chosen)
 
     def _images(self) -> tuple[Images, Images]:
         if self._train is None or self._query is None:
@@ -268,6 +294,14 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if (entry := (shown(location), reason)) not in self.skipped:
             self.skipped.append(entry)
         self._bad.add(location)
+
+    def _find(self) -> Sources:
+        """Look for the images, which is told if it takes long, and keep the list for the other processes."""
+        return keep(self._data_set(), find_sources(self._folder(), tell=not rank_zero_only.rank))  # type: ignore[attr-defined]
+
+    def _data_set(self) -> str:
+        """What tells these images from those of other settings."""
+        return os.path.abspath(self._folder())
 
     def _folder(self) -> Path:
         if self.root == "builtin":
@@ -300,12 +334,12 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
 def _unmeasurable(bank: Images, queries: Images) -> str | None:
     """Why the classes of `queries` cannot be told by images of `bank`; None if they can."""
-    known = {label for label in bank.labels if label >= 0}
+    known = np.unique(bank.labels[bank.labels >= 0])
     if len(known) == 1:
-        return f"all images that are trained on and have a label are of one class, {bank.classes[known.pop()]!r}"
+        return f"all images that are trained on and have a label are of one class, {bank.classes[known[0]]!r}"
     if not queries.files:
         return "no image is held out, since no class has two"
-    if not known & set(queries.labels):
+    if not np.isin(queries.labels, known).any():
         return "no held-out image is of a class that is trained on"
     return None
 
@@ -323,12 +357,13 @@ def _check_of_pixels(name: str, values: Sequence[float]) -> None:
     raise ValueError(f"data.{name} must be three numbers of pixels in [0, 1], {lowest}, got {given}{instead}")
 
 
-def _ranks(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _ranks(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each image its place in a fixed shuffle of its class, and the size of its class."""
-    of = np.asarray(labels)
-    ranks, sizes = np.empty(len(of), int), np.empty(len(of), int)
-    for label in np.unique(of):
-        members = np.flatnonzero(of == label)
-        ranks[members] = np.random.default_rng((int(label) + 1, len(members))).permutation(len(members))
-        sizes[members] = len(members)
+    order = np.argsort(labels, kind="stable")
+    of, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    ranks, sizes = np.empty(len(labels), int), np.empty(len(labels), int)
+    for label, begin, count in zip(of.tolist(), begins.tolist(), counts.tolist(), strict=True):
+        members = order[begin : begin + count]
+        ranks[members] = np.random.default_rng((label + 1, count)).permutation(count)
+        sizes[members] = count
     return ranks, sizes
