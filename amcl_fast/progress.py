@@ -24,10 +24,10 @@ class Progress:
             shown: whether anything is written; one process of a run does.
         """
         self.what, self.total, self.done = what, total, 0
-        self._shown = shown
         self._started = time.monotonic()
         self._next = self._started + _SILENT_SECONDS
-        self._bar = _bar(what, total) if shown and sys.stderr.isatty() else None
+        self._shown = shown and sys.stderr is not None
+        self._bar = _bar(what, total) if self._shown and sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self

@@ -240,8 +240,8 @@ class ContrastiveLoader:
         """
         own = {
             "shard": self._shard,
-            "checkpoint": base64.b64encode(self._checkpoint or b"").decode(),
-            "bad": _pack(self._bad),
+            "checkpoint": (self._checkpoint or b"").decode("latin-1"),
+            "bad": [*self._bad.items()],
         }
         shards: list[Any] = [own]
         if self._num_shards > 1 and dist.is_available() and dist.is_initialized():
@@ -253,7 +253,7 @@ class ContrastiveLoader:
             "yielded": self._yielded,
             "settings": self._settings(),
             "files": self._fingerprint,
-            "shards": shards,
+            "shards": _pack(shards),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,12 +283,12 @@ class ContrastiveLoader:
         if state.get("version") != _STATE_VERSION:
             log.warning("the checkpoint is of another version, which shuffled otherwise: the files' order begins anew")
             return
-        own = [shard for shard in state["shards"] if shard["shard"] == self._shard]
+        own = [shard for shard in _unpack(state["shards"]) if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
-        self._checkpoint = base64.b64decode(own[0]["checkpoint"]) or None
+        self._checkpoint = own[0]["checkpoint"].encode("latin-1") or None
         self._done = state["done"]
-        self._replace(_unpack(own[0]["bad"]))
+        self._replace(dict(own[0]["bad"]))
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -562,14 +562,19 @@ def _at(labels: np.ndarray, places: list[int]) -> Tensor:
     return torch.from_numpy(labels[places].astype(np.int64))
 
 
-def _pack(bad: dict[int, str]) -> str:
-    """Bad files and why, as they are in a state: thousands of them must not be most of a checkpoint."""
-    return base64.b64encode(zlib.compress(json.dumps([*bad.items()]).encode())).decode()
+def _pack(shards: list[Any]) -> str:
+    """What is in a state for each process: hundreds, which say nearly the same, and thousands of bad files."""
+    return base64.b64encode(zlib.compress(json.dumps(shards).encode())).decode()
 
 
-def _unpack(bad: str | dict[int, str]) -> dict[int, str]:
+def _unpack(shards: str | list[Any]) -> list[Any]:
     """The reverse; earlier versions did not pack them."""
-    return bad if isinstance(bad, dict) else dict(json.loads(zlib.decompress(base64.b64decode(bad))))
+    if isinstance(shards, str):
+        return json.loads(zlib.decompress(base64.b64decode(shards)))
+    return [
+        {**shard, "checkpoint": base64.b64decode(shard["checkpoint"]).decode("latin-1"), "bad": [*shard["bad"].items()]}
+        for shard in shards
+    ]
 
 
 def _loosely(method: Source) -> Source:

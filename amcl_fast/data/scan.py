@@ -234,16 +234,17 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
     pending: deque[list[tuple[np.ndarray, Known]]] = deque()
 
     def jobs() -> Iterator[bytes]:
-        parts, places_of = [], []
+        parts, places_of, count = [], [], 0
         for prefix, places, known in _units(files, verdicts):
+            count += len(places)
             parts.append(
                 checking.Folder(os.fsencode(prefix), files.rests(places), known.sizes.tobytes(), known.times.tobytes())
             )
             places_of.append((places, known))
-            if sum(len(places) for places, _ in places_of) >= _TOGETHER:
+            if count >= _TOGETHER:
                 pending.append(places_of)
                 yield checking.job(parts)
-                parts, places_of = [], []
+                parts, places_of, count = [], [], 0
         if parts:
             pending.append(places_of)
             yield checking.job(parts)

@@ -1,4 +1,7 @@
+import base64
 import gc
+import re
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from PIL import Image
 from processes import end_group
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.loader import _pack, _unpack
 from amcl_fast.data.pipeline import Output
 from amcl_fast.data.scan import Images, scan_classes
 
@@ -380,3 +384,67 @@ def test_evaluation_leaves_out_damaged_files(tmp_path):
 def test_evaluation_of_nothing_is_refused():
     with pytest.raises(ValueError, match="images: got none"):
         EvaluationLoader(Images([], [], []), Output(size=8, batch_size=8))
+
+
+def test_a_state_is_small_whatever_went_bad(tmp_path):
+    images = numbered(tmp_path / "i", 30)
+    many = Images([f"{images.files[0]}/{number}" for number in range(100_000)], [0] * 100_000, ["a"])
+    data = loader(many, EVERYTHING)
+    reasons = [f"found during the run: not an image: it starts with b'{number:08}'" for number in range(1000)]
+    data._replace(dict(zip(range(0, 100_000, 100), reasons, strict=True)))
+    data._checkpoint = loaded = bytes(range(256)) * 10
+    started = time.perf_counter()
+    state = data.state_dict()
+    assert time.perf_counter() - started < 0.05
+    path = tmp_path / "state"
+    torch.save(state, path)
+    assert path.stat().st_size < 64 * 1024
+    listed = []
+    other = loader(many, EVERYTHING, on_bad_file=lambda *entry: listed.append(entry))
+    other.load_state_dict(torch.load(path, weights_only=True))
+    assert listed == [(many.files[100 * number], reason) for number, reason in enumerate(reasons)]
+    assert other._checkpoint == loaded and other._source == data._source
+
+
+def test_a_state_of_many_processes_is_small(tmp_path):
+    data = loader(numbered(tmp_path / "i", 16), EVERYTHING, batch_size=8)
+    next(iter(data))
+    (own,) = _unpack(data.state_dict()["shards"])
+    random = np.random.default_rng(0)
+    shards = [
+        {
+            **own,
+            "shard": shard,
+            "checkpoint": re.sub(
+                r"(?<=Philox_)[0-9A-F]{16}", lambda _: random.bytes(8).hex().upper(), own["checkpoint"]
+            ),
+        }
+        for shard in range(128)
+    ]
+    assert shards[0] != own and len(_pack(shards)) < 64 * 1024 and _unpack(_pack(shards)) == shards
+
+
+def test_a_state_of_an_earlier_version_goes_on_where_it_was(tmp_path):
+    """Its processes were listed as they were."""
+    images = numbered(tmp_path / "i", 30)
+    corrupt(images.files[5])
+    first = loader(images, EVERYTHING)
+    done = list(islice(first, 2))
+    state = first.state_dict()
+    shards = _unpack(state["shards"])
+    assert len(done) == 2 and shards[0]["checkpoint"]
+    earlier = [
+        {
+            "shard": shard["shard"],
+            "checkpoint": base64.b64encode(shard["checkpoint"].encode("latin-1")).decode(),
+            "bad": dict(shard["bad"]),
+        }
+        for shard in shards
+    ]
+    rest = []
+    for form in (state, {**state, "shards": earlier}):
+        second = loader(images, EVERYTHING)
+        second.load_state_dict(form)
+        rest.append(copies(second))
+    assert_same(*rest)
+    assert len(rest[0]) == 1
