@@ -70,9 +70,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
     try:
         first = body + 8 + int.from_bytes(view[body : body + 8], "little")
         header, places = json.loads(bytes(view[body + 8 : first]))
-        kinds = {name: np.dtype(kind) for name, (kind, _, _) in places.items()}
-        if any(kind.hasobject for kind in kinds.values()):
-            raise ValueError("objects")
+        kinds = {name: np.dtype(str(kind)) for name, (kind, _, _) in places.items()}
+        if any(kinds[name].kind not in "iu" or at < 0 or count < 0 for name, (_, at, count) in places.items()):
+            raise ValueError("its arrays are not of integers")
         arrays = {
             name: np.frombuffer(whole, kinds[name], count, first + at) if count else np.empty(0, kinds[name])
             for name, (_, at, count) in places.items()

@@ -198,7 +198,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         rank, world_size = world()
         if self.batch_size % world_size:
             raise UnevenBatchError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
-        self._check_equal(world_size)
+        self.check_equal()
         return ContrastiveLoader(
             self._images()[0],
             self.views,
@@ -209,8 +209,15 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             on_bad_file=self._note_bad_file,
         )
 
-    def _check_equal(self, world_size: int) -> None:
-        """Batches of different lists would differ in number, and the processes wait for each other."""
+    def check_equal(self) -> None:
+        """See that all processes have found the same images; all of them must call this.
+
+        Batches of different lists would differ in number, and the processes wait for each other.
+
+        Raises:
+            UnequalImagesError: they have not.
+        """
+        _, world_size = world()
         if world_size == 1:
             return
         found = self._found_by_all(world_size)

@@ -215,10 +215,10 @@ def not_empty(images: Images, where: str, layout: str) -> Images:
 
 
 def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = True) -> dict[str, Group]:
-    """Judge files below `folder`, from the cache where one has not changed. Many are shared by processes.
+    """Judge files, from the cache where one has not changed. Many are shared by processes.
 
     Args:
-        folder: the cache has a file for each.
+        folder: in which they lie, or the list that names them: the cache has a file for each.
         groups: files by any name.
         tell: show how far it has come, should it take long.
 

@@ -33,7 +33,7 @@ class Known(NamedTuple):
 
 
 class Verdicts:
-    """The verdicts on the files below a folder. A file of another program or version, or a damaged one, holds none.
+    """The verdicts on the files of a folder or of a list; none where the cache is damaged, or of another version.
 
     Attributes:
         reasons: why files cannot be used.
@@ -44,7 +44,7 @@ class Verdicts:
         """Look up what is kept.
 
         Args:
-            folder: its path.
+            folder: its path, or the list's.
         """
         self._folder = folder
         self._path = cache_folder() / "scans" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
@@ -86,7 +86,7 @@ class Verdicts:
             prefix: the folder's path and "/".
             names: of the files, as bytes, each followed by a NUL.
         """
-        place = self._files.get(self._key(prefix))
+        place = self._files.get(os.fsencode(prefix))
         if place is not None and self._names[self._begins[place.start] : self._begins[place.stop]] == names:
             return Known(*(column[place] for column in self._columns))
         wanted = names.split(b"\0")[:-1]
@@ -111,23 +111,23 @@ class Verdicts:
         """
         prefixes, names, places = zip(*folders, strict=True)
         columns = Known(*(column[np.concatenate(places)] for column in verdicts))
-        used, codes = np.unique(columns.codes, return_inverse=True)
-        told = [reasons[code - 1] for code in used.tolist() if code]
-        columns = columns._replace(codes=(codes.reshape(-1) + (used[0] > 0)).astype(np.int32))
+        # Threads find them in any order.
+        used = sorted((reasons[code - 1], code) for code in np.unique(columns.codes).tolist() if code)
+        numbers = np.zeros(len(reasons) + 1, np.int32)
+        numbers[[code for _, code in used]] = np.arange(1, len(used) + 1)
+        columns = columns._replace(codes=numbers[columns.codes])
+        header = {"kind": _KIND, "folder": self._folder, "reasons": [reason for reason, _ in used]}
         arrays = {
-            "folders": np.frombuffer(b"".join(self._key(prefix) + b"\0" for prefix in prefixes), np.uint8),
+            "folders": np.frombuffer(os.fsencode("".join(f"{prefix}\0" for prefix in prefixes)), np.uint8),
             "counts": np.array([len(some) for some in places], np.int64),
             "names": np.frombuffer(b"".join(names), np.uint8),
             **columns._asdict(),
         }
         try:
-            write_whole(self._path, mapped.encode({"kind": _KIND, "folder": self._folder, "reasons": told}, arrays))
+            write_whole(self._path, mapped.encode(header, arrays))
             self._path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
         except OSError as error:
             log.warning("the scan of %s cannot be kept, so every run repeats it: %s", self._folder, error)
-
-    def _key(self, prefix: str) -> bytes:
-        return os.fsencode(prefix[len(self._folder) :])
 
 
 _UNKNOWN = (NO_STAMP, NO_STAMP, 0)

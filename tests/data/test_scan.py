@@ -1,12 +1,16 @@
+import hashlib
 import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from amcl_fast.data import checking
+from amcl_fast.data import checking, mapped, scan
 from amcl_fast.data.decodable import find_undecodable
+from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import scan_classes
 
 
@@ -189,3 +193,182 @@ def test_what_may_pass_is_no_verdict_that_is_kept(save, tmp_path, monkeypatch):
     assert scan_classes(tmp_path).files == [good]
     monkeypatch.undo()
     assert scan_classes(tmp_path).files == [doubtful, good]
+
+
+def names(images):
+    return [os.path.basename(path) for path in images.files]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of files that are opened from now on."""
+    found, real = [], os.open
+
+    def record(path, *arguments, **options):
+        if not isinstance(path, int) and os.fspath(path).endswith((".png", ".jpg")):
+            found.append(os.fspath(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("os.open", record)
+    return found
+
+
+def test_an_unchanged_folder_costs_no_look_into_a_file(make_folder, opened):
+    root = make_folder(per_class=40)
+    (root / "ant" / "bad.png").write_text("text")
+    first = scan_classes(root)
+    assert len(opened) == 121
+    opened.clear()
+    assert scan_classes(root) == first and opened == []
+
+    changed = root / "bee" / "007.png"
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
+    assert scan_classes(root) == first and opened == [str(changed)]
+    opened.clear()
+    # One that comes, one that goes and a folder that comes make the others no strangers.
+    (root / "ant" / "020.png").unlink()
+    shutil.copy(changed, root / "ant" / "020 a.png")
+    make_folder("images/more", per_class=2)
+    again = scan_classes(root)
+    new = [root / "ant" / "020 a.png", *sorted((root / "more").rglob("*.png"))]
+    assert opened == [str(path) for path in new]
+    assert names(again)[19:22] == ["019.png", "020 a.png", "021.png"] and len(again.files) == 126
+    opened.clear()
+    assert scan_classes(root) == again and opened == []
+    shutil.rmtree(root / "more")
+    assert len(scan_classes(root).files) == 120 and opened == []
+
+
+def test_processes_come_to_the_same_verdicts(make_folder, own_cache, monkeypatch, opened):
+    root = make_folder(per_class=60)
+    for number in range(0, 60, 7):
+        (root / "bee" / f"{number:03}.png").write_bytes(b"text" * number)
+    shutil.copy(root / "ant" / "000.png", os.fsencode(root / "ant") + b"/\xff.png")
+    (root / "cow" / "gone.png").symlink_to("nowhere.png")
+    with open(root / "cow" / "003.png", "ab") as file:
+        file.write(b"doubtful")
+    alone = scan_classes(root)
+    (cache,) = (own_cache / "scans").iterdir()
+    content = cache.read_bytes()
+    cache.unlink()
+    opened.clear()
+    monkeypatch.setattr(scan, "_MANY", 1)
+    monkeypatch.setattr(scan, "_TOGETHER", 25)
+    assert scan_classes(root) == alone
+    assert opened == [] and cache.read_bytes() == content  # not this process
+    assert scan_classes(root) == alone and cache.read_bytes() == content
+
+
+def test_a_slow_disk_is_asked_by_threads(make_folder, monkeypatch):
+    root = make_folder(per_class=80)
+    real, threads = os.stat, set()
+
+    def slow(path, *arguments, **options):
+        if str(path).endswith(".png"):
+            threads.add(threading.get_ident())
+            time.sleep(0.005)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", slow)
+    assert len(scan_classes(root).files) == 240
+    assert len(threads) > 4
+
+
+def test_no_damage_of_the_cache_is_believed(make_folder, own_cache, opened):
+    root = make_folder(per_class=3)
+    (root / "ant" / "bad.png").write_text("text")
+    expected = scan_classes(root)
+    (cache,) = (own_cache / "scans").iterdir()
+    content, random = cache.read_bytes(), np.random.default_rng(0)
+    for place in random.integers(0, len(content), 40).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        for written in (bytes(damaged), content[:place]):
+            cache.write_bytes(written)
+            opened.clear()
+            assert scan_classes(root) == expected and len(opened) == 10
+            assert cache.read_bytes() == content
+    cache.unlink()
+    os.mkfifo(cache)
+    assert scan_classes(root) == expected and cache.read_bytes() == content
+    planted = own_cache / "somebody's"
+    planted.write_text("else")
+    cache.unlink()
+    cache.symlink_to(planted)
+    assert scan_classes(root) == expected and planted.read_text() == "else" and cache.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("header", "arrays"),
+    [
+        ({"kind": "verdicts 0"}, {}),
+        ({"reasons": []}, {}),
+        ({"reasons": [1]}, {}),
+        ({"reasons": None}, {}),
+        ({}, {"codes": np.full(10, -1, np.int32)}),
+        ({}, {"counts": np.array([4, 3, 4])}),
+        ({}, {"counts": np.array([14, -4, 0])}),
+        ({}, {"sizes": np.empty(0, np.int64)}),
+        ({}, {"names": np.frombuffer(b"one name", np.uint8)}),
+        ({}, {"folders": np.frombuffer(b"one\0", np.uint8)}),
+    ],
+)
+def test_a_cache_of_nonsense_is_not_believed(make_folder, own_cache, opened, header, arrays):
+    root = make_folder(per_class=3)
+    (root / "ant" / "bad.png").write_text("text")
+    expected = scan_classes(root)
+    (cache,) = (own_cache / "scans").iterdir()
+    old_header, old_arrays = mapped.read(cache)
+    cache.write_bytes(mapped.encode({**old_header, **header}, {**old_arrays, **arrays}))
+    opened.clear()
+    assert scan_classes(root) == expected and len(opened) == 10
+
+
+def test_the_cache_of_an_earlier_version_goes(make_folder, own_cache):
+    root = make_folder(per_class=1)
+    scan_classes(root)
+    (cache,) = (own_cache / "scans").iterdir()
+    earlier = cache.with_suffix(".json")
+    cache.rename(earlier)
+    scan_classes(root)
+    assert cache.exists() and not earlier.exists()
+
+
+def test_a_long_scan_tells_how_far_it_is(make_folder, monkeypatch, capsys):
+    root = make_folder(per_class=5)
+    assert scan_classes(root) and capsys.readouterr().err == ""
+    monkeypatch.setattr("amcl_fast.progress._SILENT_SECONDS", 0)
+    monkeypatch.setattr(scan, "_TOGETHER", 5)
+    monkeypatch.setattr("amcl_fast.progress._LINE_SECONDS", 0)
+    scan_classes(root)
+    told = capsys.readouterr().err.splitlines()
+    assert "listing files: 5" in told and "checking images: 15 of 15, 0 s left" in told
+    assert scan_classes(root, tell=False) and capsys.readouterr().err == ""
+
+
+def test_files_of_a_list_need_not_lie_in_one_folder(make_folder, own_cache, opened):
+    files = sorted(str(path) for name in ("aaa", "bbb") for path in make_folder(name, per_class=2).rglob("*.png"))
+    shuffled = [files[place] for place in np.random.default_rng(0).permutation(len(files))]
+    for count in (12, 0):
+        (group,) = scan.check_files("/lists/of images.txt", {"": PackedPaths.pack(shuffled)}).values()
+        assert group.good() == shuffled and len(opened) == count
+        opened.clear()
+
+
+def test_images_are_told_apart_and_need_a_label_each():
+    images = scan.Images(["/a/1", "/a/2"], [0, 1], ["a", "b"])
+    assert images == scan.Images(("/a/1", "/a/2"), np.array([0, 1], np.int32), ["a", "b"])
+    for other in (["/a/1", "/a/3"], [0, 1], ["a", "b"]), (["/a/1", "/a/2"], [1, 1], ["a", "b"]):
+        assert images != scan.Images(*other)
+    assert images.subset([1]) == images.subset(np.array([False, True])) == scan.Images(["/a/2"], [1], ["a", "b"])
+    assert images.subset([]) == scan.Images([], [], ["a", "b"]) and "2 files of 2 classes" in repr(images)
+    with pytest.raises(ValueError, match="labels must be 2 numbers, one for each file, got 1"):
+        scan.Images(["/a/1", "/a/2"], [0], ["a"])
+
+
+def test_the_fingerprint_is_that_of_earlier_versions():
+    images = scan.Images(["/a/1.png", "/b/ü.png", "/b/3.png"], [0, 12, -1], [])
+    text = b"".join(
+        f"{label}/{os.path.basename(path)}\0".encode() for path, label in zip(images.files, images.labels, strict=True)
+    )
+    assert images.fingerprint == hashlib.sha256(text).hexdigest()
