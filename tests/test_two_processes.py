@@ -77,7 +77,7 @@ def test_processes_that_find_different_images_end_in_one_line(images, tmp_path, 
     """As when a folder is being filled, or is another one on the second machine."""
     # Not that the list which the first process has kept is an old one.
     fewer = "data._train.subset(range(len(data._train.files) - rank))"
-    done = differing(images, f"data._is_kept, data._train = False, {fewer}")
+    done = differing(images, f"assert data._is_kept == bool(rank); data._is_kept, data._train = False, {fewer}")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     told = "must hold the same images for every process, got 24 and 8, 23 and 8 to train on and held out"

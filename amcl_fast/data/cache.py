@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -10,8 +11,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AMCL_FAST_CACHE") or Path.home() / ".cache" / "amcl_fast")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file, folders included, so that no other process ever sees a part of it.
+
+    Args:
+        path: of the file; a link there is replaced, not followed.
+        content: of the file, in one piece or several.
 
     Raises:
         OSError: the file cannot be written.
@@ -20,7 +25,7 @@ def write_whole(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -43,17 +43,16 @@ def keep(data_set: str, sources: Sources) -> Sources:
         The same images, out of the file that is kept; `sources` itself where the cache cannot be written.
     """
     content = _encode(sources)
-    name = mapped.digest(content)
-    path, pointer = _list(name), _pointer(data_set)
+    path, pointer = _list(content.digest), _pointer(data_set)
     try:
         try:
             found = _decode(*mapped.read(path))
             os.utime(path)
         except (OSError, ValueError):
-            write_whole(path, content)
+            write_whole(path, content.pieces)
             found = _decode(*mapped.read(path))
             _remove_old(path.parent)
-        write_whole(pointer, name.encode())
+        write_whole(pointer, content.digest.encode())
         return found
     except (OSError, ValueError) as error:
         # The scan has told it already, and a run of one process needs no list.
@@ -75,7 +74,7 @@ def kept(data_set: str) -> Sources | None:
         return None
 
 
-def _encode(sources: Sources) -> bytes:
+def _encode(sources: Sources) -> mapped.Encoded:
     found = {name: part for name in _PARTS if (part := getattr(sources, name)) is not None}
     files = PackedPaths.join(part.files for part in found.values()).compact()
     labels = np.concatenate([part.labels for part in found.values()]).astype(np.int32)

@@ -9,8 +9,8 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,33 +19,38 @@ _DIGEST = 32
 _ALIGNED = 64
 
 
-def encode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+class Encoded(NamedTuple):
     """The content of a file.
+
+    Attributes:
+        pieces: of which it is made.
+        digest: tells it from any other, in 64 hexadecimal digits.
+    """
+
+    pieces: list[bytes | memoryview]
+    digest: str
+
+
+def encode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoded:
+    """What to write.
 
     Args:
         header: whatever JSON can hold.
-        arrays: of one dimension, by name.
+        arrays: of integers, of one dimension, by name; they are not copied.
     """
-    places, at, parts = {}, 0, []
+    places: dict[str, list[Any]] = {}
+    parts: list[bytes | memoryview] = []
+    at = 0
     for name, array in arrays.items():
-        content = np.ascontiguousarray(array).tobytes()
+        content = np.ascontiguousarray(array).view(np.uint8).data
         places[name] = [array.dtype.str, at, len(array)]
         parts += [content, bytes(-len(content) % _ALIGNED)]
         at += len(content) + len(parts[-1])
     text = json.dumps([header, places]).encode()
-    front = len(_MAGIC) + _DIGEST + 8
-    text += b" " * (-(front + len(text)) % _ALIGNED)
-    body = b"".join([len(text).to_bytes(8, "little"), text, *parts])
-    return b"".join([_MAGIC, _digest(body), body])
-
-
-def digest(content: bytes) -> str:
-    """What tells the content of a file from any other, in 64 hexadecimal digits.
-
-    Args:
-        content: what `encode` returned.
-    """
-    return content[len(_MAGIC) : len(_MAGIC) + _DIGEST].hex()
+    text += b" " * (-(len(_MAGIC) + _DIGEST + 8 + len(text)) % _ALIGNED)
+    parts = [len(text).to_bytes(8, "little"), text, *parts]
+    digest = _digest(parts)
+    return Encoded([_MAGIC, digest, *parts], digest.hex())
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -65,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
         os.close(descriptor)
     body = len(_MAGIC) + _DIGEST
     view = memoryview(whole)
-    if view[: len(_MAGIC)] != _MAGIC or view[len(_MAGIC) : body] != _digest(view[body:]):
+    if view[: len(_MAGIC)] != _MAGIC or view[len(_MAGIC) : body] != _digest([view[body:]]):
         raise ValueError(f"{path} is no file of arrays, or damaged")
     try:
         first = body + 8 + int.from_bytes(view[body : body + 8], "little")
@@ -82,5 +87,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
         raise ValueError(f"{path} is no file of arrays: {error}") from None
 
 
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(content, digest_size=_DIGEST).digest()
+def _digest(pieces: Iterable[bytes | memoryview]) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()

@@ -143,9 +143,10 @@ class PackedPaths(Sequence[str]):
             indices = np.asarray(indices)
             if not indices.size:
                 indices = indices.astype(np.int64)
-        return PackedPaths(
-            {**self.arrays, **{name: self.arrays[name][indices] for name in ("numbers", "starts", "lengths")}}
-        )
+        taken = PackedPaths.__new__(PackedPaths)
+        taken._view = self._view
+        taken.arrays = self.arrays | {name: self.arrays[name][indices] for name in ("numbers", "starts", "lengths")}
+        return taken
 
     def compact(self) -> "PackedPaths":
         """The same without the bytes, and the prefixes, that none of them needs."""
@@ -168,21 +169,20 @@ class PackedPaths(Sequence[str]):
 
     def in_order(self) -> np.ndarray:
         """Indices that sort them as strings, (n,) int64, if those of each prefix are in order already."""
-        prefixes, numbers = self._prefixes(), self.arrays["numbers"]
-        used = sorted(prefixes[number] for number in np.unique(numbers).tolist())
-        if any(later.startswith(earlier) and later != earlier for earlier, later in pairwise(used)):
+        used, which = np.unique(self.arrays["numbers"], return_inverse=True)
+        prefixes = self._prefixes(used)
+        ranks = {prefix: rank for rank, prefix in enumerate(sorted(prefixes))}
+        if any(later.startswith(earlier) for earlier, later in pairwise(ranks)):
             texts = list(self)
             return np.fromiter(sorted(range(len(texts)), key=texts.__getitem__), np.int64, len(texts))
-        ranks = {prefix: rank for rank, prefix in enumerate(used)}
-        return np.argsort(np.array([ranks.get(prefix, 0) for prefix in prefixes], np.int64)[numbers], kind="stable")
+        return np.argsort(np.array([ranks[prefix] for prefix in prefixes], np.int64)[which.reshape(-1)], kind="stable")
 
     def by_prefix(self) -> Iterator[tuple[str, np.ndarray]]:
         """Each prefix that is in use, and the places of those that have it, in ascending order."""
-        prefixes, numbers = self._prefixes(), self.arrays["numbers"]
-        order = np.argsort(numbers, kind="stable")
-        used, begins = np.unique(numbers[order], return_index=True)
-        for number, (begin, end) in zip(used.tolist(), pairwise([*begins.tolist(), len(order)]), strict=True):
-            yield prefixes[number], order[begin:end]
+        order = np.argsort(self.arrays["numbers"], kind="stable")
+        used, begins = np.unique(self.arrays["numbers"][order], return_index=True)
+        for prefix, (begin, end) in zip(self._prefixes(used), pairwise([*begins.tolist(), len(order)]), strict=True):
+            yield prefix, order[begin:end]
 
     def rests(self, places: np.ndarray) -> bytes:
         """What follows the prefixes of some, each followed by a NUL."""
@@ -192,9 +192,10 @@ class PackedPaths(Sequence[str]):
         joined[_spread(_begins(lengths + 1), lengths)] = rests[_spread(starts, lengths)]
         return joined.tobytes()
 
-    def _prefixes(self) -> list[str]:
-        text, offsets = self.arrays["prefixes"].tobytes(), self.arrays["prefix_offsets"].tolist()
-        return [os.fsdecode(text[start:end]) for start, end in pairwise(offsets)]
+    def _prefixes(self, numbers: np.ndarray) -> list[str]:
+        text, offsets = self.arrays["prefixes"].data, self.arrays["prefix_offsets"]
+        ends = zip(offsets[numbers].tolist(), offsets[numbers + 1].tolist(), strict=True)
+        return [os.fsdecode(bytes(text[start:end])) for start, end in ends]
 
     def places(self, paths: Iterable[str]) -> np.ndarray:
         """Where any of these paths stand, in ascending order, (n,) int64; few of them cost little."""

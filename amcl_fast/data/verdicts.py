@@ -124,7 +124,7 @@ class Verdicts:
             **columns._asdict(),
         }
         try:
-            write_whole(self._path, mapped.encode(header, arrays))
+            write_whole(self._path, mapped.encode(header, arrays).pieces)
             self._path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
         except OSError as error:
             log.warning("the scan of %s cannot be kept, so every run repeats it: %s", self._folder, error)

@@ -152,7 +152,7 @@ def list_files(
     left_out: list[tuple[str, str]] = []
     above = {folder for root in roots for folder in lineage(root)}
     seen: dict[_Id, str] = {}
-    folders: deque[tuple[_Key, str]] = deque()
+    pending: deque[tuple[_Key, str]] = deque()
     links: deque[tuple[_Key, str]] = deque()
 
     def enter(path: str, is_link: bool) -> bool:
@@ -190,15 +190,21 @@ def list_files(
     for are_links in (False, True):
         for start in starts.items():
             if os.path.islink(start[1]) == are_links and enter(start[1], are_links):
-                folders.append(start)
-        descend(folders)
+                pending.append(start)
+        descend(pending)
     while links:
         key, path = links.popleft()
         if enter(path, True):
-            folders.append((key, path))
-            descend(folders)
-    files = {key: PackedPaths.in_folders(read.pop(key)) for key in starts}
-    return {key: found.take(found.in_order()) for key, found in files.items()}, left_out
+            pending.append((key, path))
+            descend(pending)
+    # One table for all, which those who put the parts together go on sharing.
+    everything = PackedPaths.in_folders([folder for folders in read.values() for folder in folders])
+    files, begin = {}, 0
+    for key, folders in read.items():
+        end = begin + sum(names.count(b"\0") for _, names in folders)
+        found = everything[begin:end]
+        files[key], begin = found.take(found.in_order()), end
+    return files, left_out
 
 
 def identity(path: str) -> _Id:

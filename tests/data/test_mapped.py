@@ -14,7 +14,7 @@ HEADER = {"kind": "of a test", "names": ["ü", "\udcff"], "number": 3}
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "arrays"
-    path.write_bytes(mapped.encode(HEADER, ARRAYS))
+    path.write_bytes(b"".join(mapped.encode(HEADER, ARRAYS).pieces))
     return path
 
 
@@ -63,7 +63,7 @@ def test_no_damage_is_believed(file):
 )
 def test_a_whole_file_of_nonsense_is_refused(file, text):
     body = len(text).to_bytes(8, "little") + text + bytes(64)
-    file.write_bytes(mapped._MAGIC + mapped._digest(body) + body)
+    file.write_bytes(mapped._MAGIC + mapped._digest([body]) + body)
     with pytest.raises(ValueError, match="no file of arrays"):
         mapped.read(file)
 

@@ -319,7 +319,7 @@ def test_a_cache_of_nonsense_is_not_believed(make_folder, own_cache, opened, hea
     expected = scan_classes(root)
     (cache,) = (own_cache / "scans").iterdir()
     old_header, old_arrays = mapped.read(cache)
-    cache.write_bytes(mapped.encode({**old_header, **header}, {**old_arrays, **arrays}))
+    cache.write_bytes(b"".join(mapped.encode({**old_header, **header}, {**old_arrays, **arrays}).pieces))
     opened.clear()
     assert scan_classes(root) == expected and len(opened) == 10
 
