@@ -188,6 +188,10 @@ class PackedPaths(Sequence[str]):
         """What follows the prefixes of some, each followed by a NUL."""
         starts, lengths, rests = (self.arrays[name] for name in ("starts", "lengths", "rests"))
         starts, lengths = starts[places], lengths[places]
+        ends = starts + lengths
+        # As `in_folders` has them.
+        if len(ends) and ends[-1] < len(rests) and (starts[1:] == ends[:-1] + 1).all() and not rests[ends].any():
+            return rests[starts[0] : ends[-1] + 1].tobytes()
         joined = np.zeros(int(lengths.sum()) + len(places), np.uint8)
         joined[_spread(_begins(lengths + 1), lengths)] = rests[_spread(starts, lengths)]
         return joined.tobytes()

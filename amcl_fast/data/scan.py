@@ -235,12 +235,10 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
 
     def jobs() -> Iterator[bytes]:
         parts, places_of, count = [], [], 0
-        for prefix, places, known in _units(files, verdicts):
-            count += len(places)
-            parts.append(
-                checking.Folder(os.fsencode(prefix), files.rests(places), known.sizes.tobytes(), known.times.tobytes())
-            )
+        for prefix, places, names, known in _units(files, verdicts):
+            parts.append(checking.Folder(os.fsencode(prefix), names, known.sizes.tobytes(), known.times.tobytes()))
             places_of.append((places, known))
+            count += len(places)
             if count >= _TOGETHER:
                 pending.append(places_of)
                 yield checking.job(parts)
@@ -254,17 +252,20 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
         Pool("checking") if len(files) >= _MANY else nullcontext() as pool,
     ):
         for answer in pool.map(jobs()) if pool else map(checking.answer, jobs()):
-            for (places, known), found in zip(pending.popleft(), checking.checked(answer), strict=True):
+            done = pending.popleft()
+            for (places, known), found in zip(done, checking.checked(answer), strict=True):
                 now.sizes[places] = np.frombuffer(found.sizes, np.int64)
                 now.times[places] = np.frombuffer(found.times, np.int64)
-                codes = known.codes.copy()
-                codes[found.good + found.doubtful] = 0
-                for place, reason in found.bad:
-                    codes[place] = reasons.setdefault(reason, len(reasons) + 1)
-                now.codes[places] = codes
-                doubtful += places[found.doubtful].tolist()
-                changed |= not all(np.array_equal(column[places], old) for column, old in zip(now, known, strict=True))
-                progress.add(len(places))
+                now.codes[places] = known.codes
+                if found.good or found.doubtful or found.bad:
+                    now.codes[places[found.good + found.doubtful]] = 0
+                    for place, reason in found.bad:
+                        now.codes[places[place]] = reasons.setdefault(reason, len(reasons) + 1)
+                    doubtful += places[found.doubtful].tolist()
+                    # Those of which no verdict may be kept are looked at every time.
+                    columns = zip(now, known, strict=True)
+                    changed |= not all(np.array_equal(column[places], old) for column, old in columns)
+            progress.add(sum(len(places) for places, _ in done))
     if doubtful:
         from amcl_fast.data.decodable import find_undecodable
 
@@ -274,9 +275,9 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
                 now.codes[where[path]] = reasons.setdefault(_UNDECODABLE, len(reasons) + 1)
                 if not certain:
                     now.sizes[where[path]] = checking.NO_STAMP
-    folders = list(files.by_prefix())
-    if folders and (changed or len(folders) != verdicts.folders):
-        verdicts.keep(((prefix, files.rests(places), places) for prefix, places in folders), now, [*reasons])
+    if len(files) and (changed or not verdicts.is_current):
+        folders = ((prefix, files.rests(places), places) for prefix, places in files.by_prefix())
+        verdicts.keep(folders, now, [*reasons])
     told, begin, judged = [*reasons], 0, {}
     for name, some in groups.items():
         codes = now.codes[begin : begin + len(some)]
@@ -285,10 +286,14 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
     return judged
 
 
-def _units(files: PackedPaths, verdicts: Verdicts) -> Iterator[tuple[str, np.ndarray, Known]]:
-    """Parts of folders: the folder's path and "/", places of files in `files`, and what is known of them."""
+def _units(files: PackedPaths, verdicts: Verdicts) -> Iterator[tuple[str, np.ndarray, bytes, Known]]:
+    """Parts of folders: path and "/", places of files in `files`, their names, and what is known of them."""
     for prefix, places in files.by_prefix():
-        known = verdicts.known(prefix, files.rests(places))
+        names = files.rests(places)
+        known = verdicts.known(prefix, names)
+        if len(places) <= _TOGETHER:
+            yield prefix, places, names, known
+            continue
         for first in range(0, len(places), _TOGETHER):
             part = slice(first, first + _TOGETHER)
-            yield prefix, places[part], Known(*(column[part] for column in known))
+            yield prefix, places[part], files.rests(places[part]), Known(*(column[part] for column in known))

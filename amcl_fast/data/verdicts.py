@@ -37,7 +37,7 @@ class Verdicts:
 
     Attributes:
         reasons: why files cannot be used.
-        folders: number of folders that are known.
+        is_current: whether all folders that were asked for are known, with just those files.
     """
 
     def __init__(self, folder: str) -> None:
@@ -53,6 +53,8 @@ class Verdicts:
         self._names = memoryview(b"")
         self._begins = np.zeros(1, np.int64)
         self._files: dict[bytes, slice] = {}
+        self._asked = 0
+        self._missed = False
         with suppress(OSError, ValueError, KeyError, TypeError):
             self._load(*mapped.read(self._path))
 
@@ -76,8 +78,8 @@ class Verdicts:
         self._files = {name: slice(*ends) for name, ends in zip(folders, pairwise(bounds), strict=True)}
 
     @property
-    def folders(self) -> int:
-        return len(self._files)
+    def is_current(self) -> bool:
+        return not self._missed and self._asked == len(self._files)
 
     def known(self, prefix: str, names: bytes) -> Known:
         """What is known of files of a folder.
@@ -86,9 +88,11 @@ class Verdicts:
             prefix: the folder's path and "/".
             names: of the files, as bytes, each followed by a NUL.
         """
+        self._asked += 1
         place = self._files.get(os.fsencode(prefix))
         if place is not None and self._names[self._begins[place.start] : self._begins[place.stop]] == names:
             return Known(*(column[place] for column in self._columns))
+        self._missed = True
         wanted = names.split(b"\0")[:-1]
         found = Known(*(np.full(len(wanted), value, kind) for value, kind in zip(_UNKNOWN, _KINDS, strict=True)))
         if place is not None:

@@ -82,6 +82,16 @@ def test_another_process_neither_lists_nor_looks_at_a_file(everything, several, 
     assert other._images() == first._images()
 
 
+def test_the_first_process_alone_tells_how_far_it_is(everything, monkeypatch, capsys):
+    monkeypatch.setattr("amcl_fast.progress._SILENT_SECONDS", 0)
+    monkeypatch.setattr(module.rank_zero_only, "rank", 8)  # the first one of another machine
+    module_of(everything)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module.rank_zero_only, "rank", 0)
+    module_of(everything)
+    assert "listing files: " in capsys.readouterr().err
+
+
 def test_one_process_alone_looks_for_itself(make_folder):
     root = make_folder("set/train", per_class=2).parent
     module_of(root)

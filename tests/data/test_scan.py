@@ -239,6 +239,29 @@ def test_an_unchanged_folder_costs_no_look_into_a_file(make_folder, opened):
     assert len(scan_classes(root).files) == 120 and opened == []
 
 
+def test_the_cache_is_written_when_there_is_something_new(make_folder, own_cache):
+    root = make_folder(per_class=3)
+    (root / "ant" / "gone.png").symlink_to("nowhere.png")  # it is looked at every time
+
+    def written():
+        scan_classes(root)
+        (cache,) = (own_cache / "scans").iterdir()
+        return cache.stat().st_ino, cache.stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    for change in (
+        lambda: (root / "ant" / "gone.png").unlink(),
+        lambda: (root / "ant" / "001.png").write_text("text"),
+        lambda: shutil.copy(root / "ant" / "000.png", root / "ant" / "001.png"),
+        lambda: shutil.rmtree(root / "bee"),
+    ):
+        change()
+        second = written()
+        assert second != first and written() == second
+        first = second
+
+
 def test_processes_come_to_the_same_verdicts(make_folder, own_cache, monkeypatch, opened):
     root = make_folder(per_class=60)
     for number in range(0, 60, 7):
