@@ -210,14 +210,12 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         )
 
     def check_equal(self) -> None:
-        """See that all processes have found the same images; all of them must call this.
-
-        Batches of different lists would differ in number, and the processes wait for each other.
+        """See that all processes have the same images: their batches would differ in number, and they wait for ever.
 
         Raises:
-            UnequalImagesError: they have not.
+            UnequalImagesError: they have not. All of them must call this.
         """
-        _, world_size = world()
+        world_size = world()[1]
         if world_size == 1:
             return
         found = self._found_by_all(world_size)
