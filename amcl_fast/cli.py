@@ -29,7 +29,10 @@ Every setting of trainer, data and model can be given on top, with the name it h
 
 recipes:
 """
-_DATA = "folder of images by class, or builtin, cifar10, cifar100, stl10"
+_DATA = (
+    "folder of images, by class or not; text or CSV file of paths; folder, pattern ('train-{000000..001023}.tar') or "
+    "list of WebDataset's tars; or builtin, cifar10, cifar100, stl10"
+)
 _WEIGHTS = "run directory, checkpoint, or file written by export"
 
 
@@ -214,6 +217,7 @@ def _declare_evaluate(commands: Any) -> None:
     )
     parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
     parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
+    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of the data is for that")
     parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
     parser.add_argument(
         "--crop_pct",
@@ -247,6 +251,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     run(
         arguments.weights,
         data=arguments.data,
+        held_out=arguments.held_out,
         size=arguments.size,
         crop_pct=arguments.crop_pct,
         k=arguments.k,

@@ -31,6 +31,7 @@ class Encoder:
         origin: where it comes from, as text: amcl_fast (version), method, recipe, run, epochs, steps; what is
             not known is left out.
         data: the training data, as the run's data.root; None for an exported file.
+        held_out: what was measured on, as the run's data.held_out; None for a part of `data`.
     """
 
     backbone: nn.Module
@@ -41,6 +42,7 @@ class Encoder:
     crop_pct: float
     origin: dict[str, str]
     data: str | None = None
+    held_out: str | None = None
 
     @property
     def published(self) -> nn.Module:
@@ -126,6 +128,7 @@ def _from_checkpoint(file: Path) -> Encoder:
         crop_pct=float(data.get("crop_pct", 1.0)),
         origin={name: str(value) for name, value in origin.items() if value is not None},
         data=data["root"],
+        held_out=data.get("held_out"),
     )
 
 

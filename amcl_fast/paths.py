@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from .data.download import DOWNLOADS
+from .data.patterns import is_there
 
 DATA_NAMES = ("builtin", *DOWNLOADS)
 """What data.root may be beside a path."""
@@ -51,7 +52,7 @@ def find_data(root: str, run_dir: Path) -> str:
     places = list(dict.fromkeys([*own.parents[:2], Path.cwd()]))  # --run_dir run, and runs/run
     found: dict[str, str] = {}  # a link and what it leads to are one place
     for path in (os.path.abspath(place / root) for place in places):
-        if os.path.exists(path):
+        if is_there(path):
             found.setdefault(os.path.realpath(path), path)
     told = f"the data of {run_dir}, {root}, is a relative path, and is in"
     if not found:

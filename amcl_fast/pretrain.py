@@ -165,7 +165,7 @@ class PretrainCLI(LightningCLI):
         if self.resumed is None:
             self.config = parser.parse_args(args)
             refuse_useless(self.config.trainer, self._known_dir)
-            self._settle(absolute_data)
+            self._settle(absolute_data, absolute_data)
             self._set_backbone_size()
             return
         self.config = parser.parse_args([*self.resumed.argument, *args])
@@ -177,18 +177,23 @@ class PretrainCLI(LightningCLI):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
-                "the training, devices of the same number, logging, data.root, threads, and knn, checkpoint, guard and "
-                f"report. Nothing in {self.run_dir} was changed"
+                "the training, devices of the same number, logging, data.root, data.held_out, threads, and knn, "
+                f"checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
-        kept = self.config.data.root == before.data.root
-        self._settle(lambda root: find_data(root, self.run_dir) if kept else absolute_data(root))
+
+        def placed(name: str) -> Callable[[str], str]:
+            kept = self.config.data[name] == before.data[name]
+            return lambda path: find_data(path, self.run_dir) if kept else absolute_data(path)
+
+        self._settle(placed("root"), placed("held_out"))
         self._set_backbone_size()
 
-    def _settle(self, place: Callable[[str], str]) -> None:
+    def _settle(self, root: Callable[[str], str], held_out: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
         check_trainer(self.config.trainer)
         let_speak(self.config.trainer)
-        self.config.data.root = place(self.config.data.root)
+        data = self.config.data
+        data.root, data.held_out = root(data.root), held_out(data.held_out) if data.held_out else None
 
     @property
     def _known_dir(self) -> Path | None:

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "data.root",
+    "data.held_out",
     "data.num_threads",
     "data.prefetch",
     "data.crop_pct",
@@ -49,7 +50,7 @@ MAY_CHANGE = (
 """Settings, and groups of them, that a resume may change: none of them alters a step of the training."""
 
 # Text that is never the name of a class or of a file with further settings.
-_PLAIN = {"data.root", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
+_PLAIN = {"data.root", "data.held_out", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 # Of text that is YAML itself: a parser that is given text for a class reads it once more.
 _MARKUP = re.compile(r"[{}\[\]&*!|>%@`\"'#?\\\n\r\t]|:\s|:$|^\s*-")

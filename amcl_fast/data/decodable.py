@@ -7,6 +7,8 @@ from amcl_fast.data.headers import UNREADABLE
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.trial import NOT_DECODED, Trial
 
+UNDECODABLE = "corrupt: it cannot be decoded"
+"""The reason for which such a file is left out."""
 _TOGETHER = 32
 
 

@@ -18,6 +18,12 @@ MAX_BYTES = 8 * MAX_PIXELS + 2**20
 
 SUPPORTED = "JPEG, PNG, WebP and BMP"
 
+IMAGE_NAMES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"),
+    *(".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"),
+)
+"""How what is meant to be an image is named, in lower case; whether it is one, its content tells."""
+
 Read = Callable[[int, int], bytes]
 """`read(at, count)`: bytes of an encoded image; fewer, or none, beyond its end."""
 
@@ -134,11 +140,20 @@ def open_image(path: str | bytes) -> tuple[int, int]:
 def _check_status(status: os.stat_result) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise BadImage("not a regular file")
-    if not status.st_size:
+    return check_size(status.st_size)
+
+
+def check_size(size: int) -> int:
+    """The number of bytes itself.
+
+    Raises:
+        BadImage: an image cannot have so many.
+    """
+    if not size:
         raise BadImage("empty file")
-    if status.st_size > MAX_BYTES:
-        raise BadImage(f"too large: {status.st_size:,} bytes; at most {MAX_BYTES:,} are accepted")
-    return status.st_size
+    if size > MAX_BYTES:
+        raise BadImage(f"too large: {size:,} bytes; at most {MAX_BYTES:,} are accepted")
+    return size
 
 
 def unreadable(path: str | bytes, error: OSError) -> BadImage:

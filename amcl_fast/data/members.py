@@ -6,7 +6,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable
 
-from amcl_fast.data.headers import MAX_BYTES, BadImage
+from amcl_fast.data.headers import BadImage, check_size
 from amcl_fast.data.tar import BLOCK, TarError, header
 
 _MOST_OPEN = 1024
@@ -33,9 +33,7 @@ class OpenShards:
             OSError: the tar cannot be opened or read.
         """
         shard, offset, length, _ = location.split(b"\0", 3)
-        at, size = int(offset), int(length)
-        if size > MAX_BYTES:
-            raise BadImage(f"too large: {size:,} bytes; at most {MAX_BYTES:,} are accepted")
+        at, size = int(offset), check_size(int(length))
         before, content, done = bytearray(BLOCK), room(size), 0
         try:
             descriptor = self._open(shard)

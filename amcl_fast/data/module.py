@@ -16,11 +16,12 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.kept import keep, kept
+from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import shown
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
-from amcl_fast.data.sources import Sources, find_sources
+from amcl_fast.data.sources import Sources
 from amcl_fast.distributed import world
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         limit: int | None = None,
         crop_pct: float = 1.0,
         reduce_above: int | None = 2_000_000,
+        held_out: str | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -74,7 +76,9 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             root: a folder with train/CLASS/IMAGE and test/ or val/ beside it, or with CLASS/IMAGE directly
                 (then a tenth of every class, always the same, is held out); images in unlabeled/ join the
                 training. Images without classes are trained on too (docs/data.md has all layouts). Or
-                "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded).
+                "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded). Or a text or CSV file of
+                paths with or without labels; or tars of samples as WebDataset has them: a folder of them, a pattern
+                (train-{000000..001023}.tar) or a file that lists them.
             size: side of the square images that come out, in pixels.
             batch_size: images per optimiser step over all processes.
             views: number of views, or one Augmentation each.
@@ -94,6 +98,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             reduce_above: images of more pixels than this are decoded at a half, a quarter or an eighth of their
                 size, as far as the smallest crop leaves room for, so that a batch of photographs fits into
                 memory; null: never.
+            held_out: what to measure on instead of a part of `root`: a path as `root` may be.
 
         Raises:
             ValueError: a setting out of range.
@@ -123,6 +128,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
+        self.held_out = held_out
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -302,13 +308,18 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
     def _find(self) -> Sources:
         """Look for the images, which is told if it takes long, and keep the list for the other processes."""
-        return keep(self._data_set(), find_sources(self._folder(), tell=not rank_zero_only.rank))  # type: ignore[attr-defined]
+        first = not rank_zero_only.rank  # type: ignore[attr-defined]
+        return keep(self._data_set(), find_images(*self._places(), tell=first))
 
     def _data_set(self) -> str:
         """What tells these images from those of other settings."""
-        return os.path.abspath(self._folder())
+        return "\0".join(os.path.abspath(place) for place in self._places() if place is not None)
 
-    def _folder(self) -> Path:
+    def _places(self) -> tuple[Path, Path | None]:
+        """Where the images lie, and those to measure on, if they lie elsewhere."""
+        return self._place(), Path(self.held_out).expanduser() if self.held_out else None
+
+    def _place(self) -> Path:
         if self.root == "builtin":
             from amcl_fast.data.builtin import prepare_builtin
 

@@ -88,6 +88,20 @@ class PackedPaths(Sequence[str]):
         return cls._made(prefixes, np.repeat(np.arange(len(folders)), counts), ends - starts, blob, starts)
 
     @classmethod
+    def in_shard(cls, shard: str, rests: bytes | bytearray, lengths: np.ndarray) -> "PackedPaths":
+        """Members of a tar.
+
+        Args:
+            shard: its path.
+            rests: of their locations, behind the NUL that follows the path, one after the other.
+            lengths: bytes of each, (n,) integers.
+        """
+        numbers = np.zeros(len(lengths), np.int32)
+        return cls._made(
+            [os.fsencode(shard) + b"\0"], numbers, lengths.astype(np.int64), np.frombuffer(rests, np.uint8)
+        )
+
+    @classmethod
     def join(cls, parts: Iterable["PackedPaths"]) -> "PackedPaths":
         """One after the other. Parts of the same arrays go on sharing them."""
         parts = [part for part in parts if len(part)]

@@ -21,7 +21,6 @@ from amcl_fast.data.walk import Tree, list_files
 from amcl_fast.progress import Progress
 
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
-_UNDECODABLE = "corrupt: it cannot be decoded"
 _TOGETHER = 2048  # files of a job
 _MANY = 16_384  # files for which processes pay
 
@@ -267,12 +266,12 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
                     changed |= not all(np.array_equal(column[places], old) for column, old in columns)
             progress.add(sum(len(places) for places, _ in done))
     if doubtful:
-        from amcl_fast.data.decodable import find_undecodable
+        from amcl_fast.data.decodable import UNDECODABLE, find_undecodable
 
         where = {files[place]: place for place in doubtful}
         with Progress("decoding doubtful images", len(where), shown=tell) as progress:
             for path, certain in find_undecodable(sorted(where), progress.add).items():
-                now.codes[where[path]] = reasons.setdefault(_UNDECODABLE, len(reasons) + 1)
+                now.codes[where[path]] = reasons.setdefault(UNDECODABLE, len(reasons) + 1)
                 if not certain:
                     now.sizes[where[path]] = checking.NO_STAMP
     if len(files) and (changed or not verdicts.is_current):

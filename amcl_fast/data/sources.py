@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amcl_fast.data.headers import NO_IMAGE, SUPPORTED, BadImage, check_header
+from amcl_fast.data.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header
 from amcl_fast.data.left_out import LOOSE, NO_IMAGES, few
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import Group, Images, check_files, existing_folder, labelled, listing, not_empty, unlabelled
@@ -25,11 +25,6 @@ _LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, 
 _NO_LABELS = "the images have no labels"
 # Files, and folders, that are looked at to tell whether a folder holds images.
 _MOST_LOOKS = 200
-# How a file is named that is meant to be an image; whether it is one, its content tells.
-_IMAGE_NAMES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"),
-    *(".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"),
-)
 
 _Check = Callable[[str, Mapping[str, PackedPaths]], dict[str, Group]]
 """`check_files` of a run."""
@@ -140,7 +135,7 @@ def _find_parts(folder: str, tree: Tree) -> _Parts:
             return _of_classes(folder, sorted([*others, os.path.basename(train[0])]), tree, notes=[note])
         beside = f"{train[0]} alone is trained on: no image among the first files of {few(others)} beside it"
         return _Parts(train[0], notes=[beside] if others else [])
-    if (held_out or extra) and not any(_may_hold_images(os.path.join(folder, name), tree) for name in others):
+    if (held_out or extra) and not any(may_hold_images(os.path.join(folder, name), tree) for name in others):
         others = []
     if others or not (held_out or extra):
         return _of_classes(folder, others, tree, held_out, extra)
@@ -172,7 +167,7 @@ def _of_classes(
     for name in classes:
         inside = {part.lower(): part for part in _readable(os.path.join(base, name), tree)}
         train, rest = ([inside[part] for part in kind if part in inside] for kind in (TRAINING, _NOT_TRAINING))
-        if train and rest and _may_hold_images(os.path.join(base, name), tree):
+        if train and rest and may_hold_images(os.path.join(base, name), tree):
             nested[name] = " and ".join([*train, *rest])
     if not nested:
         return _Parts(base, classes, [*held_out], [*extra], [*notes])
@@ -302,14 +297,14 @@ def _holds_meant(group: Group) -> bool:
 
 def _meant_as_image(path: str, reason: str) -> bool:
     ending = os.path.splitext(path)[1].lower()
-    return ending in _IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
+    return ending in IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
 
 
-def _may_hold_images(folder: str, tree: Tree) -> bool:
+def may_hold_images(folder: str, tree: Tree) -> bool:
     """Whether a folder holds an image by the names of its files, or by the content of the first, or cannot be read."""
     try:
         for number, path in enumerate(tree.files_below(folder, strict=True)):
-            if path.lower().endswith(_IMAGE_NAMES) or (number < _MOST_LOOKS and _is_image(path)):
+            if path.lower().endswith(IMAGE_NAMES) or (number < _MOST_LOOKS and _is_image(path)):
                 return True
     except OSError:
         return True

@@ -22,6 +22,7 @@ def run(
     weights: Path,
     *,
     data: str | None,
+    held_out: str | None,
     size: int | None,
     crop_pct: float | None,
     k: int,
@@ -36,6 +37,7 @@ def run(
     Args:
         weights: run directory, checkpoint or exported safetensors file.
         data: as data.root of `ContrastiveDataModule`; None: what the encoder was trained on.
+        held_out: as data.held_out; None: as in training, if `data` is None, or a part of `data`.
         size: side of the images in pixels; None: as in training.
         crop_pct: share of the shorter side that is seen; None: as in training.
         k: neighbours of kNN.
@@ -53,15 +55,21 @@ def run(
     if output is not None:
         check_output(output)
     encoder = load_encoder(weights)
+    if held_out is not None:
+        held_out = absolute_data(held_out)
     if data is not None:
         data = absolute_data(data)
     elif encoder.data is not None:
-        data = find_data(encoder.data, _run_dir(find_weights(weights)))
+        run_dir = _run_dir(find_weights(weights))
+        data = find_data(encoder.data, run_dir)
+        if held_out is None and encoder.held_out:
+            held_out = find_data(encoder.held_out, run_dir)
     else:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     datamodule = ContrastiveDataModule(
         root=data,
+        held_out=held_out,
         size=size or encoder.size,
         batch_size=batch_size,
         mean=encoder.mean,  # type: ignore[arg-type]
@@ -99,6 +107,7 @@ def run(
         "weights": str(weights),
         "encoder": encoder.metadata,
         "data": data,
+        "held_out": held_out,
         "size": datamodule.size,
         "crop_pct": datamodule.crop_pct,
         "classes": datamodule.num_classes,
