@@ -1,13 +1,13 @@
 """Folders of small images, and a cache folder of the test's own."""
 
-import io
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_shards import write_shards
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -52,32 +52,9 @@ def save(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> Callable[..., Path]:
-    """Writes members, (name, content), to tars of tmp_path/NAME, by default as `samples` makes them; returns it."""
+    """Writes tars of members, (name, content), to tmp_path/NAME, and returns that."""
 
-    def make(shards: dict[str, Iterable[tuple[str, bytes]]], name: str = "shards", form: int = tarfile.USTAR_FORMAT):
-        for shard, members in shards.items():
-            path = tmp_path / name / shard
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(path, "w", format=form) as tar:
-                for member, content in members:
-                    info = tarfile.TarInfo(member)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        return tmp_path / name
+    def make(shards: dict[str, Iterable[tuple[str, bytes]]], name: str = "shards", **options: Any) -> Path:
+        return write_shards(tmp_path / name, shards, **options)
 
     return make
-
-
-def picture(number: int, form: str = "PNG", size: int = 16) -> bytes:
-    """A flat image whose red is its number."""
-    file = io.BytesIO()
-    Image.new("RGB", (size, size), (number, 37 * number % 256, 91 * number % 256)).save(file, form)
-    return file.getvalue()
-
-
-def samples(numbers: Iterable[int], classes: int | None = 3) -> Iterator[tuple[str, bytes]]:
-    """Members KEY.png and KEY.cls, of class number mod `classes`; without .cls for None."""
-    for number in numbers:
-        yield f"s/{number:04}.png", picture(number)
-        if classes is not None:
-            yield f"s/{number:04}.cls", str(number % classes).encode()

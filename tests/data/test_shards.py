@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import picture, samples
 from PIL import Image
+from small_shards import picture, samples
 
 from amcl_fast.data import decodable, shard_index, shards
 from amcl_fast.data.headers import BadImage
