@@ -1,4 +1,4 @@
-"""The command line: `amcl-fast pretrain | evaluate | export | report | bench | doctor`.
+"""The command line: `amcl-fast pretrain | evaluate | export | report | pack | bench | doctor`.
 
 A sub-command is two functions: one that declares its arguments and one that runs it. What it needs is imported when
 it runs, torch included: `doctor` works where the trainer cannot be imported, `--help` answers at once, and a Ctrl-C
@@ -42,6 +42,7 @@ _STOPPED = {
     "evaluate": "before its end: no result was written",
     "export": "before its end: no file was written",
     "report": "before its end: draw it again",
+    "pack": "before its end: the shards that are whole stay; go on with the same command",
     "bench": "before its end: of the results, the sections that are said to be written are kept",
 }
 
@@ -65,7 +66,8 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     declarations = (
-        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_bench, _declare_doctor
+        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_pack, _declare_bench,
+        _declare_doctor,
     )  # fmt: skip
     for declare in declarations:
         declare(commands)
@@ -325,6 +327,65 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError("--output is the folder of a comparison; the report of one run is written into its own")
     else:
         print(write_report(arguments.run_dirs[0]))
+    return 0
+
+
+def _declare_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="write images as shards, scaled or as they are",
+        description="Write a folder of images, a list or shards as WebDataset's tars, train-000000.tar and so on, and "
+        "what is held out as val-…; --data takes their folder. Stopped, it goes on with the same command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, list or shards, as --data of pretrain")
+    parser.add_argument("target", type=_path, metavar="TARGET", help="folder of the shards; empty or not there")
+    parser.add_argument(
+        "--shorter_side",
+        type=int,
+        metavar="N",
+        help="pixels to which a longer shorter side is scaled (default: none is)",
+    )
+    parser.add_argument(
+        "--shard_size", default="256MB", metavar="SIZE", help="of a shard at most: bytes, or a number of images (256MB)"
+    )
+    parser.add_argument(
+        "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="the training images, once (default)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that (0)")
+    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.set_defaults(run=_pack)
+
+
+@_in_one_line
+def _pack(arguments: argparse.Namespace) -> int:
+    from .data.pack import SKIPPED, pack
+    from .files import is_full
+    from .paths import expanded
+
+    _begins()
+    try:
+        packed = pack(
+            expanded(arguments.source),
+            arguments.target,
+            shorter_side=arguments.shorter_side,
+            shard_size=arguments.shard_size,
+            shuffle=arguments.shuffle,
+            seed=arguments.seed,
+            held_out=arguments.held_out and expanded(arguments.held_out),
+            workers=arguments.workers,
+        )
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"amcl-fast pack: error: {error}; once there is room the same command goes on", file=sys.stderr)
+        return 1
+    print(
+        f"{packed.images:,} images in {len(packed.shards):,} shards of {arguments.target}, {packed.bytes / 1e9:.2f} GB"
+    )
+    if packed.left_out:
+        print(f"{len(packed.left_out):,} left out; listed in {arguments.target / SKIPPED}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Files that are either the old ones or the new ones, whatever happens while they are written; logs that can wait."""
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -42,6 +43,11 @@ def named(error: OSError, path: Path) -> OSError:
     if error.filename is None:
         error.filename = str(path)
     return error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room for what was written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def append_whole(path: Path, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """Training as the command line runs it: settings, run directory, callbacks, loggers, the closing lines."""
 
-import errno
 import itertools
 import logging
 import os
@@ -52,7 +51,7 @@ from .checkpoint import load_checkpoint
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
 from .data.module import UnequalImagesError, UnevenBatchError
-from .files import Unwritten, write_file
+from .files import Unwritten, is_full, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
 from .methods import Method
@@ -84,8 +83,6 @@ _OF_SETTINGS = (
     torch.OutOfMemoryError,
     dist.DistError,
 )
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class SettingsError(Exception):
@@ -425,7 +422,7 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
             return 2
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
-        mended = "once there is room" if error.errno in _NO_ROOM else "once that is mended"
+        mended = "once there is room" if is_full(error) else "once that is mended"
         print(f"amcl-fast pretrain: error: {error}; {mended}: {go_on}", file=sys.stderr)
         return 1
     if cli.trainer.is_global_zero:
@@ -521,7 +518,7 @@ def _configs(settings: Sequence[str]) -> list[tuple[int, str, str]]:
 def _is_of(error: OSError, run_dir: Path) -> bool:
     """Whether an error is of a disk, or of a file in the run directory: nothing that a traceback would explain."""
     files = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
-    return error.errno in _NO_ROOM or any(Path(name).absolute().is_relative_to(run_dir.absolute()) for name in files)
+    return is_full(error) or any(Path(name).absolute().is_relative_to(run_dir.absolute()) for name in files)
 
 
 def _message(error: BaseException) -> str:

@@ -89,6 +89,12 @@ def shorten(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return short + [(f"{group.folder}/", f"{group.number - _LISTED:,} more: {group.reason}") for group in long]
 
 
+def listed(skipped: Iterable[tuple[str, str]]) -> str:
+    """The text of a list of what is left out, shortened, a line each."""
+    # A name may hold anything but "/": a line break would end the entry.
+    return "".join(f"{path}\t{reason}".replace("\n", "\\n") + "\n" for path, reason in shorten(skipped))
+
+
 @dataclass
 class _Group:
     """What is left out in a folder for one kind of reason."""

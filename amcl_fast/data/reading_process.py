@@ -3,32 +3,27 @@
 It imports neither torch nor numpy.
 """
 
-import errno
 import marshal
 import mmap
 import os
 import resource
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from amcl_fast.data.headers import BadImage, Look, Sight, look, open_image, unreadable
-from amcl_fast.data.members import OpenShards
+from amcl_fast.data.contents import Contents
+from amcl_fast.data.headers import BadImage, Look, Sight, look
 from amcl_fast.data.reduction import Reduction, reduce
 from amcl_fast.data.worker import serve
 
 _PAGE = 1 << 20
-_ATTEMPTS = 3
-# Of a network folder, say; the others tell of the file.
-_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.ENFILE, errno.EMFILE}
 
 
 class _Shelf:
     """Memory that is shared with a `Reader`, and grows."""
 
-    def __init__(self, descriptor: int, shards: OpenShards) -> None:
+    def __init__(self, descriptor: int, contents: Contents) -> None:
         self._descriptor = descriptor
-        self._shards = shards
+        self._contents = contents
         self._size = os.fstat(descriptor).st_size  # of an earlier process
         self._map = mmap.mmap(descriptor, self._size) if self._size else mmap.mmap(-1, 1)
         self._view = memoryview(self._map)
@@ -50,28 +45,9 @@ class _Shelf:
         Raises:
             BadImage: it cannot be read, or is no usable image.
         """
-        for attempt in range(_ATTEMPTS):
-            try:
-                length = self._read_once(location, at)
-                break
-            except OSError as error:
-                if error.errno not in _PASSING or attempt == _ATTEMPTS - 1:
-                    raise unreadable(location.partition(b"\0")[0], error) from None
-                time.sleep(0.1)
+        length = self._contents.read(location, lambda size: self._room(at, size))
         end, content = at + length, self._map
         return length, look(lambda start, count: content[at + start : min(at + start + count, end)], length)
-
-    def _read_once(self, location: bytes, at: int) -> int:
-        if b"\0" in location:
-            return self._shards.read(location, lambda size: self._room(at, size))
-        descriptor, size = open_image(location)
-        try:
-            room, done = self._room(at, size), 0
-            while done < size and (count := os.readv(descriptor, [room[done:]])):
-                done += count
-            return done
-        finally:
-            os.close(descriptor)
 
     def _room(self, at: int, size: int) -> memoryview:
         self._reserve(at + size)
@@ -137,8 +113,8 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     threads, above, shorter, *descriptors = arguments
     reduction = Reduction(int(above), float(shorter)) if above else None
-    shards = OpenShards()
-    shelves = [_Shelf(int(descriptor), shards) for descriptor in descriptors]
+    contents = Contents()
+    shelves = [_Shelf(int(descriptor), contents) for descriptor in descriptors]
     pool = ThreadPoolExecutor(int(threads))  # it starts a thread when there is work for one
 
     def answer(request: bytes) -> bytes:

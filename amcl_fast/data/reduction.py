@@ -6,6 +6,10 @@ libjpeg does: it leaves out the high frequencies and decodes faster by doing so.
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FACTORS = (2, 4, 8)
 """What libjpeg divides by while it decodes."""
@@ -51,14 +55,20 @@ def reduce(content: bytes, factor: int) -> bytes:
             whole = file.width
             file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
             rest = factor // round(whole / file.width)
-            picture: Image.Image = file
-            if file.mode.startswith("I"):  # 16 bits
-                picture = file.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-            elif file.mode not in ("L", "RGB"):
-                picture = file.convert("RGB")
-            encoded = io.BytesIO()
-            upright = ImageOps.exif_transpose(picture.reduce(rest))
-            upright.save(encoded, "JPEG", quality=_QUALITY, subsampling=0)
-            return encoded.getvalue()
+            return encoded(ImageOps.exif_transpose(plain(file).reduce(rest)))
     except Exception:  # whatever a decoder finds wrong with what strangers wrote
         return content
+
+
+def plain(picture: "Image.Image") -> "Image.Image":
+    """The picture in RGB or, of 8 bits, in grey; without what is transparent."""
+    if picture.mode.startswith("I"):  # 16 bits
+        return picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
+def encoded(picture: "Image.Image") -> bytes:
+    """The picture as a JPEG of high quality, with all of its colours."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return file.getvalue()

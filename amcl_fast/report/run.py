@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.left_out import count, shorten
+from ..data.left_out import count, listed
 from ..files import write_file
 from ..settings import read_settings
 from .snapshot import Snapshot
@@ -57,8 +57,7 @@ def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
         OSError: it cannot be written.
     """
     path = skipped_path(run_dir)
-    # A name may hold anything but "/": a line break would end the entry.
-    write_file(path, "".join(f"{file}\t{reason}".replace("\n", "\\n") + "\n" for file, reason in shorten(skipped)))
+    write_file(path, listed(skipped))
     return path
 
 

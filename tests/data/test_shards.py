@@ -12,10 +12,10 @@ from PIL import Image
 from small_shards import picture, samples
 
 from amcl_fast.data import decodable, shard_index, shards
+from amcl_fast.data.contents import CHANGED, Contents
 from amcl_fast.data.headers import BadImage
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.members import CHANGED, OpenShards
 from amcl_fast.data.patterns import expand
 from amcl_fast.data.reader import Reader
 
@@ -324,9 +324,9 @@ def test_members_are_read_and_what_has_changed_is_told(make_shards, tmp_path):
 def test_tars_stay_open_but_not_all(make_shards, monkeypatch):
     root = make_shards({f"{number}.tar": samples([number]) for number in range(8)})
     files = [os.fsencode(path) for path in find_images(root).train.files]
-    monkeypatch.setattr("amcl_fast.data.members._MOST_OPEN", 3)
+    monkeypatch.setattr("amcl_fast.data.contents._MOST_OPEN", 3)
     before = len(os.listdir("/proc/self/fd"))
-    some = OpenShards()
+    some = Contents()
     room = bytearray(10_000)
     for path in files * 2:
         assert some.read(path, lambda size: memoryview(room)[:size]) > 0
