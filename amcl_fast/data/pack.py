@@ -288,7 +288,7 @@ def _write_part(
             file = None
     finally:
         if file is not None:
-            file.discard()
+            file.give_up()
 
 
 class _Writer:
@@ -337,16 +337,14 @@ class _Writer:
         os.replace(self._partial, self._path)
         return _Shard(self._path.name, self.images, self._bytes, self.taken, self.left_out)
 
-    def discard(self) -> None:
-        """Leave nothing of it."""
+    def give_up(self) -> None:
+        """Write no more."""
         with suppress(OSError):  # of a full disk, once more
             self._file.close()
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
 
 
 class _Alone:
-    """Keeps a second `pack` out of a folder, as long as the process lives at most."""
+    """Keeps a second `pack` out of a folder, as long as the process lives at most, and leaves there what is whole."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._descriptor = folder, -1
@@ -362,6 +360,9 @@ class _Alone:
             pass
 
     def __exit__(self, *_: object) -> None:
+        for partial in self._folder.glob("*.partial"):
+            with suppress(OSError):
+                partial.unlink()
         os.close(self._descriptor)
 
 

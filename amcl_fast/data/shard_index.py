@@ -195,7 +195,7 @@ def _judge(read: _Window, entry: Entry, label: int, found: Index) -> None:
         def within(at: int, count: int) -> bytes:
             return read(entry.offset + at, max(min(count, entry.size - at), 0))
 
-        if look(within, entry.size).looks is Look.UNKNOWN:
+        if look(within, entry.size).looks is not Look.WHOLE:
             found.doubtful.append(len(found.lengths))
         found.add(entry, label)
     except BadImage as bad:

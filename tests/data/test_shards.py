@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_shards import picture, samples
+from small_shards import noise, picture, samples
 
 from amcl_fast.data import decodable, shard_index, shards
 from amcl_fast.data.contents import CHANGED, Contents
@@ -162,7 +162,8 @@ def test_bad_images_in_shards_are_left_out_and_listed(make_shards):
     root = make_shards(
         {
             "a.tar": [
-                ("good.jpg", jpeg), ("cut.jpg", jpeg[:100]), ("empty.jpg", b""), ("x.gif", b"GIF89a" + bytes(50)),
+                ("good.jpg", jpeg), ("cut.jpg", jpeg[:100]), ("half.jpg", noise(1, 100)[:5000]), ("empty.jpg", b""),
+                ("x.gif", b"GIF89a" + bytes(50)),
                 ("text.png", b"text"), ("odd\udcff.jpg", jpeg), ("doubtful.png", bytes(palette)), ("z.jpg", jpeg),
             ]
         },
@@ -178,6 +179,7 @@ def test_bad_images_in_shards_are_left_out_and_listed(make_shards):
         "a.tar/x.gif": "GIF is not supported; JPEG, PNG, WebP and BMP are",
         "a.tar/odd\udcff.jpg": "its name is not valid UTF-8",
         "a.tar/doubtful.png": decodable.UNDECODABLE,
+        "a.tar/half.jpg": decodable.UNDECODABLE,
     }
     assert find_images(root).train.skipped == found.train.skipped
 
