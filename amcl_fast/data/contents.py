@@ -12,12 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from amcl_fast.data.headers import BadImage, check_size, open_image, unreadable
-from amcl_fast.data.tar import BLOCK, TarError, header
+from amcl_fast.data.tar import BLOCK, TarError, header, header_name
 
 CHANGED = "the tar has changed: it is not where it was"
 """Why a member is not read of whose header nothing is left."""
 
 _MOST_OPEN = 1024
+_BEFORE = 8192  # bytes before a header, beside the name, in which what precedes it has room
 _ATTEMPTS = 3
 # Of a network folder, say; the others tell of the file.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.ENFILE, errno.EMFILE}
@@ -53,7 +54,7 @@ class Contents:
         raise AssertionError
 
     def _read_member(self, shard: bytes, rest: bytes, room: Callable[[int], memoryview]) -> int:
-        offset, length, _ = rest.split(b"\0", 2)
+        offset, length, name = rest.split(b"\0", 2)
         at, size = int(offset), check_size(int(length))
         before, content, done = bytearray(BLOCK), room(size), 0
         descriptor = self._open(shard)
@@ -64,8 +65,13 @@ class Contents:
             if not count:
                 break
             done += count
+        block = bytes(before)
         try:
-            if header(bytes(before))[0] != size:
+            same = header(block)[0] == size
+            if same and header_name(block) != name:  # a long one stands before the header
+                start = max(at - 2 * BLOCK - len(name) - _BEFORE, 0)
+                same = name in os.pread(descriptor, at - BLOCK - start, start)
+            if not same:
                 raise BadImage(CHANGED)
         except TarError:
             raise BadImage(CHANGED if done >= BLOCK else "truncated: the tar ends before it") from None

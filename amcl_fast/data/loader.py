@@ -137,7 +137,7 @@ class _Checked:
 class ContrastiveLoader:
     """Endless epochs of augmented views, a fixed number of full batches each.
 
-    Yields `(views, labels)`: a tuple of (n, 3, size, size) float32 tensors in channels_last memory format,
+    Yields `(views, labels)`: a tuple of (n, 3, size, size) tensors of `output.dtype` in channels_last memory format,
     one a view, and (n,) int64 labels. The tensors share DALI's memory: DALI gives a buffer away with its
     outputs and never writes to it again, so a batch stays valid for as long as it is held.
 
@@ -421,7 +421,7 @@ class SingleViewLoader:
 class EvaluationLoader:
     """All images once, in order and without augmentation.
 
-    Yields `(images, labels)`: (n, 3, size, size) float32 in channels_last memory format and (n,) int64. The
+    Yields `(images, labels)`: (n, 3, size, size) of `output.dtype` in channels_last memory format and (n,) int64. The
     last batch holds what is left. A file that turns out to be bad is left out.
     """
 

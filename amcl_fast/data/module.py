@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from amcl_fast.distributed import world
 log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
+_OF_16_BITS = ("16-mixed", "bf16-mixed", "16-true", "bf16-true")
 
 
 class UnequalImagesError(RuntimeError):
@@ -69,6 +71,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         crop_pct: float = 1.0,
         reduce_above: int | None = 2_000_000,
         held_out: str | None = None,
+        dtype: Literal["auto", "float32", "float16"] = "auto",
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -89,8 +92,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
                 with several seeds compare.
             num_threads: DALI's worker threads, per process.
-            prefetch: batches computed ahead. Each takes views * batch * size * size * 12 bytes, and its
-                decoded images, 3 bytes a pixel.
+            prefetch: batches computed ahead. Each takes views * batch * size * size * 12 bytes, half of that in
+                float16, and its decoded images, 3 bytes a pixel.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
             crop_pct: share of the shorter side that evaluations see, the images' centre; 0.875 is ImageNet's
@@ -99,6 +102,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 size, as far as the smallest crop leaves room for, so that a batch of photographs fits into
                 memory; null: never.
             held_out: what to measure on instead of a part of `root`: a path as `root` may be.
+            dtype: of the views; "auto" is float16 where DALI runs on the GPU and the trainer's precision is of 16
+                bits, or else float32. What is evaluated is always float32.
 
         Raises:
             ValueError: a setting out of range.
@@ -116,6 +121,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 raise ValueError(f"{name}={value}: expected at least 1")
         if device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
+        if dtype not in ("auto", "float32", "float16"):
+            raise ValueError(f"data.dtype must be auto, float32 or float16, got {dtype!r}")
         _check_of_pixels("mean", mean)
         _check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
@@ -128,7 +135,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
-        self.held_out = held_out
+        self.held_out, self.dtype = held_out, dtype
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -208,7 +215,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return ContrastiveLoader(
             self._images()[0],
             self.views,
-            self._output(self.batch_size // world_size),
+            self._in_dtype(self._output(self.batch_size // world_size)),
             seed=self.seed,
             shard=rank,
             num_shards=world_size,
@@ -327,6 +334,21 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if self.root in DOWNLOADS:
             return prepare_download(self.root)
         return Path(self.root).expanduser()
+
+    def _in_dtype(self, output: Output) -> Output:
+        """The same with the dtype of the views.
+
+        On the CPU auto is float32: nothing is copied from there, and DALI takes longer for float16.
+        """
+        largest = max(max(m, 1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        fits = largest <= torch.finfo(torch.float16).max
+        if self.dtype == "float16" and not fits:
+            raise ValueError(
+                f"data.dtype must be float32 for data.std {list(self.std)}, got float16, which ends at 65504"
+            )
+        halved = self.trainer is not None and self.trainer.precision in _OF_16_BITS
+        wanted = self.dtype == "float16" or (self.dtype == "auto" and halved and output.device == "gpu" and fits)
+        return replace(output, dtype="float16" if wanted else "float32")
 
     def _output(self, batch_size: int) -> Output:
         on_gpu = torch.cuda.is_available() if self.device == "auto" else self.device == "gpu"

@@ -1,7 +1,7 @@
 """The DALI graphs, written once for the CPU and the GPU: only the decoder's device differs.
 
-Every graph outputs float32 HWC images. What they decode is handed in by a function: DALI's own reader would wait for
-ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
+Every graph outputs HWC images, float32 or, where asked for, float16. What they decode is handed in by a function:
+DALI's own reader would wait for ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,13 @@ with extras_named("the data pipeline"):
     from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 Device = Literal["cpu", "gpu"]
+Dtype = Literal["float32", "float16"]
 
 Source = Callable[[int], Sequence[np.ndarray]]
 """Called once a batch, in their order: the encoded images, as (bytes,) uint8 arrays. What it raises, `run` raises."""
 
 _RGB = types.DALIImageType.RGB
+_DTYPES = {"float32": types.DALIDataType.FLOAT, "float16": types.DALIDataType.FLOAT16}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Output:
         crop_pct: share of the shorter side that images without augmentation show, above 0 and up to 1.
         reduce_above: images of more pixels than this are decoded at a smaller scale if the crops do not need
             all of it; None: never.
+        dtype: of the images that come out; float16 is the nearest to the same values.
     """
 
     size: int
@@ -54,6 +57,7 @@ class Output:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 1.0
     reduce_above: int | None = 2_000_000
+    dtype: Dtype = "float32"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -200,7 +204,7 @@ def _normalise(images: Any, output: Output, mirror: Any) -> Any:
     return fn.crop_mirror_normalize(
         images,
         mirror=mirror,
-        dtype=types.DALIDataType.FLOAT,
+        dtype=_DTYPES[output.dtype],
         output_layout="HWC",
         mean=[255 * m for m in output.mean],
         std=[255 * s for s in output.std],

@@ -74,7 +74,7 @@ def entries(read: Read, size: int) -> Iterator[Entry]:
                 (given if kind == _PAX else everywhere).update(_records(extended, content))
             continue
         fields = {**everywhere, **given}
-        name, path = None, name if name is not None else fields.get(b"path", _name(block))
+        name, path = None, name if name is not None else fields.get(b"path", header_name(block))
         if b"size" in fields:
             length = _decimal(fields[b"size"], content)
             position = content + -(-length // BLOCK) * BLOCK
@@ -121,7 +121,8 @@ def _number(field: bytes) -> int:
     return number
 
 
-def _name(block: bytes) -> bytes:
+def header_name(block: bytes) -> bytes:
+    """The name in a header; of a long one, or one that is not ASCII, it may be no more than the beginning."""
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         return prefix + b"/" + name

@@ -108,8 +108,8 @@ class Method(L.LightningModule):
             raise ValueError(
                 f"{type(self).__name__} contrasts two views of an image, got {len(views)}; set data.views to 2"
             )
-        # Views that come by Lightning have the type of the weights; a look at the pairs brings its own.
-        return torch.cat(list(views)).to(floating_dtype(self.backbone))
+        # Views may be float16, a look at the pairs brings its own; autocast to bfloat16 joins no float16.
+        return torch.cat([view.to(floating_dtype(self.backbone)) for view in views])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning converts the weights of 64-true after it has loaded them: they would be rounded to float32.

@@ -11,11 +11,14 @@ import torch
 import torch.multiprocessing
 from PIL import Image
 from processes import end_group
+from small_shards import noise, picture, samples
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import _pack, _unpack
+from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Output
-from amcl_fast.data.scan import Images, scan_classes
+from amcl_fast.data.scan import Images
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 PLAIN = Augmentation.from_letters("")
@@ -221,7 +224,12 @@ def test_a_state_of_other_files_begins_their_order_anew(tmp_path, caplog):
 
 def resume_in_two_processes(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    images = scan_classes(folder / "images")
+    for name in ("images", "shards"):
+        resume_own_part(rank, find_images(folder / name).train)
+    end_group()
+
+
+def resume_own_part(rank, images):
     data = loader(images, EVERYTHING, batch_size=4, shard=rank, num_shards=2)
     iterator = iter(data)
     next(iterator)
@@ -232,12 +240,12 @@ def resume_in_two_processes(rank, folder):
     restored = loader(images, EVERYTHING, batch_size=4, shard=rank, num_shards=2)
     restored.load_state_dict(state[0])
     assert_same(copies(restored), expected)
-    end_group()
 
 
-def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folder):
-    folder = make_folder(per_class=8).parent
-    torch.multiprocessing.spawn(resume_in_two_processes, (folder,), nprocs=2)
+def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folder, make_shards, tmp_path):
+    make_folder(per_class=8)
+    make_shards({f"{shard}.tar": samples(range(8 * shard, 8 * shard + 8), content=noise) for shard in range(3)})
+    torch.multiprocessing.spawn(resume_in_two_processes, (tmp_path,), nprocs=2)
 
 
 def test_a_damaged_file_is_replaced_and_nothing_else_changes(tmp_path):
@@ -304,6 +312,80 @@ def test_replacements_are_part_of_the_state(tmp_path):
     second.load_state_dict(fresh.state_dict())
     assert listed == [images.files[5]]
     assert [numbers(batch) for batch in second] == expected[3:]
+
+
+def in_shards(make_shards):
+    """30 flat images whose red is their number, in three tars."""
+    root = make_shards({f"{n}.tar": samples(range(10 * n, 10 * n + 10), 4) for n in range(3)})
+    return root, find_images(root).train
+
+
+def overwrite(location, content, offset=0):
+    """Change bytes within a tar, at their place in a member."""
+    place = member(location)
+    with open(place.shard, "r+b") as file:
+        file.seek(place.offset + offset)
+        file.write(content)
+
+
+def test_shards_give_the_batches_of_files(make_shards, tmp_path):
+    _, images = in_shards(make_shards)
+    files = []
+    for number in range(30):
+        files.append(str(tmp_path / f"{number:04}.png"))
+        Path(files[-1]).write_bytes(picture(number))
+    ours, theirs = (epochs(loader(some, EVERYTHING), 2) for some in (images, Images(files, images.labels, ["0"])))
+    assert_same(ours, theirs)
+    assert [
+        number for batch in EvaluationLoader(images, Output(size=8, batch_size=8, **RAW)) for number in batch[1]
+    ] == [number % 4 for number in range(30)]
+
+
+def test_bad_samples_of_shards_are_replaced_and_named(make_shards, caplog):
+    root, images = in_shards(make_shards)
+    expected = [numbers(batch) for batch in epochs(loader(images), 3)]
+    broken, gone, cut = expected[1][2], expected[1][5], 29
+    overwrite(images.files[broken], b"\xff\xff\xff\xff", picture(broken).index(b"IDAT") + 6)
+    overwrite(images.files[gone], bytes(512), -512)
+    Path(member(images.files[cut]).shard).write_bytes(
+        Path(member(images.files[cut]).shard).read_bytes()[: member(images.files[cut]).offset + 20]
+    )
+    victims = {broken, gone, cut}
+    listed = []
+    batches = epochs(loader(images, on_bad_file=lambda location, reason: listed.append((location, reason))), 3)
+
+    def substitute(number):
+        while number in victims:
+            number = (number + 1) % 30
+        return number
+
+    assert [numbers(batch) for batch in batches] == [[substitute(n) for n in wanted] for wanted in expected]
+    told = {location: reason.removeprefix("found during the run: ") for location, reason in listed}
+    assert told[images.files[broken]] == "it cannot be read and decoded"
+    assert told[images.files[gone]] == "the tar has changed: it is not where it was"
+    assert told.get(images.files[cut]) in (None, "truncated: the tar ends within it")  # not all are in every epoch
+    assert f"{root}/{gone // 10}.tar/s/{gone:04}.png: found during the run: the tar has changed" in caplog.text
+    assert "\0" not in caplog.text and shown(images.files[gone]) in caplog.text
+    measured = []
+    evaluation = EvaluationLoader(
+        images, Output(size=8, batch_size=8, **RAW), on_bad_file=lambda location, reason: measured.append(location)
+    )
+    reds = [round(float(red)) for pixels, _ in evaluation for red in pixels[:, 0, 0, 0]]
+    assert reds == [number for number in range(30) if number not in victims]
+    assert set(measured) == {images.files[victim] for victim in victims}
+
+
+def test_shards_that_vanish_do_not_end_a_run(make_shards):
+    root, images = in_shards(make_shards)
+    data = loader(images)
+    (root / "1.tar").unlink()
+    (root / "2.tar").rename(root / "1.tar")
+    seen = {number for batch in epochs(data, 3) for number in numbers(batch)}
+    assert seen == set(range(10)) | {0}
+    (root / "1.tar").unlink()
+    (root / "0.tar").unlink()
+    with pytest.raises(RuntimeError, match="no file of the data set can be read and decoded"):
+        epochs(loader(images), 1)
 
 
 def test_an_error_that_no_file_explains_is_raised(tmp_path, monkeypatch):

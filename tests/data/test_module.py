@@ -1,7 +1,9 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
+from small_shards import noise, samples
 
 from amcl_fast.data import Augmentation, ContrastiveDataModule, module
 
@@ -203,10 +206,32 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-@pytest.mark.parametrize("stop", [2, 6, 8])
-def test_lightning_resumes_in_the_middle_of_an_epoch(make_folder, tmp_path, monkeypatch, stop):
+@pytest.fixture
+def make_source(make_folder, make_shards, tmp_path):
+    """27 images of the kind that is asked for."""
+
+    def make(kind):
+        if kind == "shards":
+            return make_shards({f"{n}.tar": samples(range(9 * n, 9 * n + 9), content=noise) for n in range(3)})
+        root = make_folder(per_class=9)
+        if kind == "list":
+            lines = [f"images/{path.parent.name}/{path.name}\t{path.parent.name}" for path in root.glob("*/*")]
+            (tmp_path / "list.txt").write_text("\n".join(sorted(lines)))
+            return tmp_path / "list.txt"
+        if kind == "unlabelled":
+            for number, path in enumerate(root.glob("*/*")):
+                path.rename(root / f"{number}.png")
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop"), [("folder", 2), ("folder", 6), ("folder", 8), ("unlabelled", 3), ("list", 9), ("shards", 8)]
+)
+def test_lightning_resumes_in_the_middle_of_an_epoch(make_source, tmp_path, monkeypatch, kind, stop):
     monkeypatch.chdir(tmp_path)
-    root = make_folder(per_class=9)
+    root = make_source(kind)
     options = {"accelerator": "cpu", "max_epochs": 3, "logger": False, "enable_checkpointing": False}
     options |= {"enable_progress_bar": False, "enable_model_summary": False}
     whole = Recorder(stop)
@@ -216,6 +241,50 @@ def test_lightning_resumes_in_the_middle_of_an_epoch(make_folder, tmp_path, monk
     assert len(whole.seen) == 18
     assert len(resumed.seen) == 18 - stop
     assert all(torch.equal(a, b) for a, b in zip(resumed.seen, whole.seen[stop:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "device", "expected"),
+    [
+        ("auto", None, "cpu", "float32"),
+        ("auto", "bf16-mixed", "cpu", "float32"),
+        ("auto", "32-true", "gpu", "float32"),
+        ("auto", "64-true", "gpu", "float32"),
+        ("auto", None, "gpu", "float32"),
+        ("float32", "16-true", "gpu", "float32"),
+        ("float16", None, "cpu", "float16"),
+        ("float16", "32-true", "cpu", "float16"),
+        *[("auto", precision, "gpu", "float16") for precision in ("16-mixed", "bf16-mixed", "16-true", "bf16-true")],
+    ],
+)
+def test_views_are_halved_where_the_training_is(make_folder, monkeypatch, dtype, precision, device, expected):
+    data = prepared(make_folder(), dtype=dtype, batch_size=4)
+    if precision is not None:
+        data.trainer = SimpleNamespace(precision=precision)
+    output = data._output
+    monkeypatch.setattr(data, "_output", lambda size: replace(output(size), device=device))
+    assert data.train_dataloader()._output.dtype == expected
+    assert data.linear_probe_loader()._loader._output.dtype == "float32"
+    assert {loader._output.dtype for loader in data.features_loaders()} == {"float32"}
+
+
+def test_a_position_does_not_depend_on_the_precision_of_the_views(make_folder):
+    folder = make_folder()
+    whole, half = (prepared(folder, dtype=dtype, batch_size=4).train_dataloader() for dtype in ("float32", "float16"))
+    iterator = iter(whole)
+    next(iterator)
+    half.load_state_dict(whole.state_dict())
+    for (float32, labels), (float16, same) in zip(iterator, half, strict=True):
+        assert torch.equal(labels, same)
+        assert all(torch.equal(a.half(), b) for a, b in zip(float32, float16, strict=True))
+
+
+def test_values_for_which_half_precision_has_no_room(make_folder):
+    data = prepared(make_folder(), dtype="float16", std=(1e-6, 1.0, 1.0), batch_size=4)
+    with pytest.raises(ValueError, match=r"data.dtype must be float32 for data.std .*, got float16"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"data.dtype must be auto, float32 or float16, got 'half'"):
+        prepared(make_folder("other"), dtype="half")
 
 
 def test_importing_needs_no_extras_and_a_missing_dali_is_named():

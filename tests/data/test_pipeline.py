@@ -267,3 +267,24 @@ def test_the_gpu_graph_is_the_cpu_graph_on_another_device():
         assert devices[name] == {"gpu"}
     for name in ("CoinFlip", "Uniform"):
         assert devices[name] == {"cpu"}
+
+
+def test_views_in_half_precision_are_the_nearest_to_the_same_values(save):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    paths = [save(f"{number}.png", np.roll(noise, number)) for number in range(16)]
+    every = Augmentation.from_letters("abcde")
+    whole, half = (
+        tensors(
+            training_pipeline(
+                read(paths), [every] * 2, Output(size=SIDE, batch_size=16, dtype=dtype), seed=3, shard=0
+            ).run()
+        )
+        for dtype in ("float32", "float16")
+    )
+    for float32, float16 in zip(whole, half, strict=True):
+        assert (float32.dtype, float16.dtype) == (torch.float32, torch.float16)
+        assert float16.nbytes * 2 == float32.nbytes
+        values = float32.numpy()
+        # Half of the distance to the next number of half precision, and what float32 itself leaves open.
+        most = np.spacing(np.abs(values).astype(np.float16)).astype(np.float32) / 2 * (1 + 1e-3)
+        assert (np.abs(float16.numpy().astype(np.float32) - values) <= most).all()

@@ -337,3 +337,21 @@ def test_tars_stay_open_but_not_all(make_shards, monkeypatch):
     with pytest.raises(BadImage, match="not a regular file"):
         some.read(re.sub(rb"/\d\.tar", b"/pipe.tar", files[0]), lambda size: memoryview(room)[:size])
     assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_another_image_of_the_same_size_is_no_substitute(make_shards, form):
+    names = [
+        "a.png",
+        "x" * 90 + "/" + "y" * 40 + ".png",
+        *(["z" * 300 + ".png", "ü.png"] if form != tarfile.USTAR_FORMAT else []),
+    ]
+    root = make_shards({"0.tar": [(name, picture(1)) for name in names]}, form=form)
+    files = list(find_images(root).train.files)
+    assert [member(location).name for location in files] == names
+    reader = Reader()
+    assert not reader.read(files).bad
+    reader.close()
+    make_shards({"0.tar": [(name[:-6] + "b.png", picture(2)) for name in names]}, form=form)
+    assert reader.read(files).bad == dict.fromkeys(range(len(names)), CHANGED)
+    reader.close()
