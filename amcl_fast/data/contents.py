@@ -10,6 +10,7 @@ import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 from amcl_fast.data.headers import BadImage, check_size, open_image, unreadable
 from amcl_fast.data.tar import BLOCK, TarError, header, header_name
@@ -52,6 +53,13 @@ class Contents:
                     raise unreadable(shard, error) from None
                 time.sleep(0.1)
         raise AssertionError
+
+    def expect(self, location: bytes) -> None:
+        """Have the system read a member that will be wanted; what is wrong with it shows when it is."""
+        shard, _, rest = location.partition(b"\0")
+        offset, length, _ = rest.split(b"\0", 2)
+        with suppress(OSError, BadImage):
+            os.posix_fadvise(self._open(shard), int(offset) - BLOCK, int(length) + BLOCK, os.POSIX_FADV_WILLNEED)
 
     def _read_member(self, shard: bytes, rest: bytes, room: Callable[[int], memoryview]) -> int:
         offset, length, name = rest.split(b"\0", 2)

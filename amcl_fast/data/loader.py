@@ -23,6 +23,7 @@ from amcl_fast.data.complaints import complaints
 from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.locations import shown
+from amcl_fast.data.order import Order
 from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
 from amcl_fast.data.reader import Encoded, Reader
 from amcl_fast.data.reduction import Reduction
@@ -163,6 +164,7 @@ class ContrastiveLoader:
         seed: int = 0,
         shard: int = 0,
         num_shards: int = 1,
+        pool: int | None = None,
         on_bad_file: BadFileHandler | None = None,
     ) -> None:
         """Make a loader; DALI starts with the first batch.
@@ -174,6 +176,7 @@ class ContrastiveLoader:
             seed: base seed, the same in every shard.
             shard: index of this process.
             num_shards: number of processes.
+            pool: images of this process that are mixed at a time (`Order`); None: all.
             on_bad_file: called with location and reason when a file turns out to be bad during the run.
 
         Raises:
@@ -184,7 +187,9 @@ class ContrastiveLoader:
             raise ValueError("views: got none; at least one is needed")
         if not 0 <= shard < num_shards:
             raise ValueError(f"shard={shard}: expected 0 <= shard < num_shards={num_shards}")
-        self._batches = len(images.files) // num_shards // output.batch_size
+        self._order = Order(len(images.files), output.batch_size, seed=seed, share=shard, shares=num_shards, pool=pool)
+        self._pool = pool
+        self._batches = self._order.batches
         if not self._batches:
             raise ValueError(
                 f"{len(images.files)} training images are too few: {num_shards} process(es) with batches of "
@@ -204,10 +209,9 @@ class ContrastiveLoader:
         self._checkpoint: bytes | None = None
         # The smallest crop is not enlarged for it.
         self._checked = _Checked(output, output.size / min(view.least_share for view in views))
-        self._orders: dict[int, np.ndarray] = {}
         self._done = 0  # batches in all
         self._yielded = 0  # within the present iteration
-        self._asked = self._fed = 0  # batches, those done included
+        self._asked = self._fed = self._expected = 0  # batches, those done included
         self._asked_sources: deque[list[int]] = deque()
         self._sources: deque[list[int]] = deque()  # of the batches in DALI: the files' places in the list
         self._latest: list[int] = []
@@ -270,7 +274,11 @@ class ContrastiveLoader:
         if now != then:
             raise ValueError(
                 "the saved position does not fit these settings: "
-                + "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name])
+                + "; ".join(
+                    f"{name} was {then.get(name)}, is {now.get(name)}"
+                    for name in {**then, **now}
+                    if now.get(name) != then.get(name)
+                )
             )
         self._stop()
         self._bad, self._source = {}, {}
@@ -296,6 +304,7 @@ class ContrastiveLoader:
             "seed": self._seed,
             "batch_size": self._output.batch_size,
             "num_shards": self._num_shards,
+            **({} if self._pool is None else {"pool": self._pool}),
         }
 
     def _advance(self) -> tuple[tuple, list[int]]:
@@ -331,6 +340,7 @@ class ContrastiveLoader:
 
     def _start(self) -> None:
         self._asked = self._fed = self._done
+        self._expected = self._order.begin_of_pool(self._done)
         self._pipeline = training_pipeline(
             _loosely(self._feed),
             self._views,
@@ -350,8 +360,8 @@ class ContrastiveLoader:
         """The next batch of encoded images for DALI, which copies them before it asks for more."""
         checked = self._checked
         while self._asked <= self._fed + checked.reader.ahead - 1:
-            sources = [self._source.get(place, place) for place in self._places(self._asked).tolist()]
-            checked.reader.request([self._images.files[source] for source in sources])
+            sources = [self._source.get(place, place) for place in self._order.places(self._asked).tolist()]
+            checked.reader.request([self._images.files[source] for source in sources], self._coming())
             self._asked_sources.append(sources)
             self._asked += 1
         sources, encoded = self._asked_sources.popleft(), checked.take()
@@ -362,18 +372,12 @@ class ContrastiveLoader:
         self._fed += 1
         return encoded.images
 
-    def _places(self, batch: int) -> np.ndarray:
-        """Places in the list of the files of this shard's batch number `batch`, counted from the first epoch on."""
-        epoch, position = divmod(batch, self._batches)
-        if epoch not in self._orders:
-            # PCG64's stream is fixed for ever, that of numpy's `permutation` is not.
-            keys = np.random.PCG64(np.random.SeedSequence((self._seed, epoch))).random_raw(len(self._images.files))
-            self._orders = {
-                **{known: order for known, order in self._orders.items() if known == epoch - 1},
-                epoch: np.argsort(keys, kind="stable").astype(np.int32 if len(keys) < 1 << 31 else np.int64),
-            }
-        start = (position * self._num_shards + self._shard) * self._output.batch_size
-        return self._orders[epoch][start : start + self._output.batch_size]
+    def _coming(self) -> list[str]:
+        """Locations of what comes into the pool of the batch that is asked for and has not been told to the system."""
+        if not self._order.ahead:
+            return []
+        first, self._expected = self._expected, self._asked + self._order.ahead
+        return [self._images.files[place] for place in self._order.lying(first, self._expected).tolist()]
 
     def _mend(self, sources: list[int], encoded: Encoded) -> None:
         """Replace the bad images of a batch."""

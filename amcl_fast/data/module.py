@@ -19,7 +19,7 @@ from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.kept import keep, kept
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
-from amcl_fast.data.locations import shown
+from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
@@ -72,6 +72,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         reduce_above: int | None = 2_000_000,
         held_out: str | None = None,
         dtype: Literal["auto", "float32", "float16"] = "auto",
+        shuffle_pool: int | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -104,6 +105,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             held_out: what to measure on instead of a part of `root`: a path as `root` may be.
             dtype: of the views; "auto" is float16 where DALI runs on the GPU and the trainer's precision is of 16
                 bits, or else float32. What is evaluated is always float32.
+            shuffle_pool: of shards on a disk or a network folder that reads one piece after the other fastest, how
+                many images a process mixes at a time (docs/data.md); null: all.
 
         Raises:
             ValueError: a setting out of range.
@@ -116,6 +119,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ("prefetch", prefetch),
             ("limit", limit),
             ("reduce_above", reduce_above),
+            ("shuffle_pool", shuffle_pool),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -135,7 +139,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
-        self.held_out, self.dtype = held_out, dtype
+        self.held_out, self.dtype, self.shuffle_pool = held_out, dtype, shuffle_pool
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -194,6 +198,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         if self.limit is not None and self.limit < len(train.files):
             ranks, _ = _ranks(train.labels)
             train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
+        if self.shuffle_pool is not None and train.files and member(train.files[0]) is None:
+            raise ValueError(
+                f"data.shuffle_pool must be null where images are files, for it is of shards, got {self.shuffle_pool}"
+            )
         self._found, self._train, self._query = None, train, query
         self.classes = train.classes
         self.unmeasurable = found.no_labels or _unmeasurable(train, query)
@@ -219,6 +227,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             seed=self.seed,
             shard=rank,
             num_shards=world_size,
+            pool=self.shuffle_pool,
             on_bad_file=self._note_bad_file,
         )
 

@@ -53,16 +53,21 @@ class Reader:
         # Those ahead, the one in use, and one that is wanted out of turn.
         self._memories = [_Memory(os.memfd_create("amcl-fast", os.MFD_CLOEXEC)) for _ in range(ahead + 2)]
         self._free = deque(range(len(self._memories)))
-        self._asked: deque[tuple[int, list[str]]] = deque()
+        self._asked: deque[tuple[int, list[str], list[str]]] = deque()
         self._arrived: deque[tuple[int, bytes]] = deque()
         self._in_use: list[int] = []
         self._worker: Worker | None = None
 
-    def request(self, files: list[str]) -> None:
-        """Have files read; at most `ahead` lists can wait to be taken."""
+    def request(self, files: list[str], coming: Sequence[str] = ()) -> None:
+        """Have files read; at most `ahead` lists can wait to be taken.
+
+        Args:
+            files: their locations.
+            coming: of members of tars that will be wanted, and that the system may read in the meantime.
+        """
         # The process does not follow when this one changes its folder.
         files = [absolute(location) for location in files]
-        self._asked.append((self._free.popleft(), files))
+        self._asked.append((self._free.popleft(), files, [absolute(location) for location in coming]))
         if self._worker is not None:
             try:
                 self._worker.send(_message(*self._asked[-1]))
@@ -149,5 +154,5 @@ class _Memory:
         return Encoded(images, bad, doubtful)
 
 
-def _message(slot: int, files: Sequence[str]) -> bytes:
-    return marshal.dumps((slot, [os.fsencode(path) for path in files]))
+def _message(slot: int, files: Sequence[str], coming: Sequence[str]) -> bytes:
+    return marshal.dumps((slot, *([os.fsencode(path) for path in paths] for paths in (files, coming))))

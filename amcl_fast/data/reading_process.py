@@ -118,7 +118,9 @@ def main(arguments: list[str]) -> None:
     pool = ThreadPoolExecutor(int(threads))  # it starts a thread when there is work for one
 
     def answer(request: bytes) -> bytes:
-        slot, files = marshal.loads(request)
+        slot, files, coming = marshal.loads(request)
+        for location in coming:
+            contents.expect(location)
         images = _List(shelves[slot], len(files))
         for place, path in enumerate(files):
             images.read(place, path, reduction, pool)

@@ -18,6 +18,7 @@ from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import _pack, _unpack
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Output
+from amcl_fast.data.reader import Reader
 from amcl_fast.data.scan import Images
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
@@ -373,6 +374,37 @@ def test_bad_samples_of_shards_are_replaced_and_named(make_shards, caplog):
     reds = [round(float(red)) for pixels, _ in evaluation for red in pixels[:, 0, 0, 0]]
     assert reds == [number for number in range(30) if number not in victims]
     assert set(measured) == {images.files[victim] for victim in victims}
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3, 5])
+def test_a_pool_of_shards_goes_on_bit_for_bit_and_is_read_ahead(make_shards, monkeypatch, stop):
+    _, images = in_shards(make_shards)
+    expected = epochs(loader(images, EVERYTHING, pool=16), 3)
+    first = loader(images, EVERYTHING, pool=16)
+    done = copies(islice((batch for _ in range(3) for batch in first), stop))
+    state = first.state_dict()
+    asked = []
+    request = Reader.request
+    monkeypatch.setattr(
+        Reader,
+        "request",
+        lambda reader, files, coming=(): asked.append((files, coming)) or request(reader, files, coming),
+    )
+    second = loader(images, EVERYTHING, pool=16)
+    second.load_state_dict(state)
+    rest = []
+    while len(done) + len(rest) < 9:
+        rest += copies(second)
+    assert_same(done + rest, expected)
+    told = set()
+    for files, coming in asked:
+        told.update(coming)
+        assert told.issuperset(files)
+    assert max(len(coming) for _, coming in asked[1:]) <= 8
+    with pytest.raises(ValueError, match="does not fit these settings: pool was 16, is None"):
+        loader(images, EVERYTHING).load_state_dict(state)
+    with pytest.raises(ValueError, match="does not fit these settings: pool was None, is 8"):
+        loader(images, EVERYTHING, pool=8).load_state_dict(loader(images, EVERYTHING).state_dict())
 
 
 def test_shards_that_vanish_do_not_end_a_run(make_shards):

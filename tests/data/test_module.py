@@ -268,6 +268,14 @@ def test_views_are_halved_where_the_training_is(make_folder, monkeypatch, dtype,
     assert {loader._output.dtype for loader in data.features_loaders()} == {"float32"}
 
 
+def test_a_pool_is_for_shards(make_source):
+    with pytest.raises(ValueError, match=r"data.shuffle_pool must be null where images are files.* got 8"):
+        prepared(make_source("folder"), shuffle_pool=8)
+    with pytest.raises(ValueError, match="shuffle_pool=0: expected at least 1"):
+        prepared(make_source("shards"), shuffle_pool=0)
+    assert prepared(make_source("shards"), shuffle_pool=8).train_dataloader()._order.ahead == 2
+
+
 def test_a_position_does_not_depend_on_the_precision_of_the_views(make_folder):
     folder = make_folder()
     whole, half = (prepared(folder, dtype=dtype, batch_size=4).train_dataloader() for dtype in ("float32", "float16"))
