@@ -44,6 +44,9 @@ class _Shards:
     notes: list[str] = field(default_factory=list)
 
 
+_Choice = Callable[[str, dict[str, list[str]]], _Shards]
+
+
 def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: bool = True) -> Sources:
     """Find and check the images of a folder, a list or shards.
 
@@ -69,7 +72,7 @@ def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: b
 
 def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
     """The images of a path, and what numbers of classes are called there."""
-    shards = _shards(root)
+    shards = _shards(root, _to_train)
     if shards is not None:
         return _of_shards(shards, tell)
     if not os.path.isfile(root):
@@ -82,10 +85,9 @@ def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
 
 def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[Images | None, str, list[str]]:
     """The images of some classes at a path of any kind; None and why if there are none; lines for the user."""
-    shards = _shards(root)
+    shards = _shards(root, _to_measure)
     if shards is not None:
-        # What is given to measure on is measured on, whatever its shards are called.
-        found = read_shards([*shards.train, *(path for part in shards.held_out.values() for path in part)], name, tell)
+        found = read_shards(shards.train, name, tell)
         found.left_out.extend(shards.missing)
         found.notes[:0] = shards.notes
     elif os.path.isfile(root):
@@ -116,13 +118,13 @@ def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
     return Sources(train, images, extra, no_labels, notes), found.name
 
 
-def _shards(root: str) -> _Shards | None:
-    """The shards that a path stands for; None if it is no path of shards."""
+def _shards(root: str, choose: _Choice) -> _Shards | None:
+    """The shards that a path stands for, of those of a folder what `choose` takes; None if it is no path of shards."""
     refuse_compressed([root] if os.path.isfile(root) else [])
     if is_pattern(root):
         paths = expand(os.path.abspath(root))
     elif os.path.isdir(root):
-        return _shards_of_folder(os.path.abspath(root))
+        return _shards_of_folder(os.path.abspath(root), choose)
     elif is_tar(root):
         paths = [os.path.abspath(root)]
     elif os.path.isfile(root) and holds_tars(root, listed := read_lines(root)):
@@ -133,7 +135,7 @@ def _shards(root: str) -> _Shards | None:
     return _Shards(root, there, missing=missing, notes=notes)
 
 
-def _shards_of_folder(folder: str) -> _Shards | None:
+def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
     """The shards in a folder, or in folders of its parts; which part they are of their names say.
 
     None if there are none, or if images lie in it or in folders beside them.
@@ -155,7 +157,7 @@ def _shards_of_folder(folder: str) -> _Shards | None:
     parts = {name: paths for name, paths in parts.items() if paths}
     if not parts:
         return None
-    shards = _by_part(folder, parts)
+    shards = choose(folder, parts)
     if others:
         shards.notes.append(f"no shards in {few(others)}: given as data.held_out, it may be of another kind")
     return shards
@@ -186,7 +188,13 @@ def _tars(folder: str, tree: Tree) -> tuple[list[str] | None, list[str]]:
     return sorted(tars), sorted(folders)
 
 
-def _by_part(folder: str, parts: dict[str, list[str]]) -> _Shards:
+def _to_measure(folder: str, parts: dict[str, list[str]]) -> _Shards:
+    """The shards of the first held-out part; where none is, all of them."""
+    name = next((name for name in HELD_OUT if name in parts), None)
+    return _Shards(folder, parts[name] if name else [path for paths in parts.values() for path in paths])
+
+
+def _to_train(folder: str, parts: dict[str, list[str]]) -> _Shards:
     """Shards by what they are for.
 
     Raises:

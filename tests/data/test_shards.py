@@ -265,6 +265,8 @@ def test_what_to_measure_on_can_be_of_any_kind(make_shards, make_folder, tmp_pat
     assert list(find_images(root, tmp_path / "list.csv").held_out.labels) == [0, 1]
     assert len(find_images(folder, root / "val" / "{0..0}.tar").held_out.files) == 9
     assert len(find_images(tmp_path / "list.csv", root / "val").held_out.files) == 6
+    found = find_images(root, root)
+    assert len(found.held_out.files) == 9 and not found.notes
     (tmp_path / "other.csv").write_text("images/ant/000.png,x\n")
     (tmp_path / "flat.txt").write_text("images/ant/000.png\n")
     with pytest.raises(ValueError, match=r"data.held_out, .*cannot be measured on: its classes \(x\) are not of those"):
