@@ -160,8 +160,6 @@ def pack(
     with _Alone(folder):
         for part in parts:
             part.shards = _whole(folder, part.name, manifest)
-        if found.train.classes:
-            write_file(folder / CLASSES, "".join(f"{name}\n" for name in found.train.classes))
 
         def keep(complete: bool = False) -> None:
             content = {
@@ -175,6 +173,8 @@ def pack(
             write_file(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
         keep()
+        if found.train.classes:
+            write_file(folder / CLASSES, "".join(f"{name}\n" for name in found.train.classes))
         left = sum(len(part.files) - part.taken for part in parts)
         with Progress("packing images", left) as progress, Pool("packing", processes=workers) as pool:
             for part in parts:
