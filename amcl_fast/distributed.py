@@ -1,6 +1,8 @@
-"""Candidates from every process, with the gradient that this needs."""
+"""Candidates from every process, with the gradient that this needs; processes that keep in step and fail together."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,15 @@ if dist.is_available():
     # does), they keep a destroyed group's threads alive, and one that still frees a tensor while the interpreter
     # ends aborts the process (gloo, torch 2.11).
     import torch.distributed.nn
+
+T = TypeVar("T")
+
+_MEETING = 8
+"""Items between two meetings of `in_step`: batches of images, seconds each at the most."""
+
+
+class ElsewhereError(RuntimeError):
+    """Another process has failed, and tells of it; the message is what it tells."""
 
 
 def world() -> tuple[int, int]:
@@ -79,3 +90,102 @@ class _GatherRows(torch.autograd.Function):
 def _padded(x: Tensor, rows: int) -> Tensor:
     """`x` with zeros below it, up to `rows` rows."""
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows - len(x)))
+
+
+def share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First row of a process's part of so many, and the one after its last: in order of rank, as even as can be."""
+    return rank * rows // world_size, (rank + 1) * rows // world_size
+
+
+def exchange(value: Any) -> list[Any]:
+    """What every process has given, by rank; for a few plain values. All processes call it."""
+    world_size = world()[1]
+    if world_size == 1:
+        return [value]
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, value)
+    return found
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block without collectives that all processes enter and leave together: where one fails, none goes on.
+
+    Raises:
+        ElsewhereError: the block has failed in another process. The first that has failed raises its own error.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    _agree(error, exchange(_message(error)))
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """A block that fails in all processes or in none, for the same reason: the first raises the error itself.
+
+    Raises:
+        ElsewhereError: in the other processes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world()[0]:
+            raise ElsewhereError(str(error)) from error
+        raise
+
+
+def in_step(items: Iterable[T], meet: Callable[[], object] = lambda: None) -> Iterator[T]:
+    """Items of this process, while other processes take theirs, however many each has.
+
+    After every few they meet, so that none waits for another longer than these take, and an error in one ends it in
+    all; those that have no item left go on meeting the others. All processes call this, and take all items.
+
+    Args:
+        items: may fail; what takes them may not use collectives.
+        meet: called at every meeting, in all processes; in a single one, with every item. What it raises it must raise
+            in all of them.
+
+    Raises:
+        ElsewhereError: another process has failed. The first that has failed raises its own error.
+    """
+    if world()[1] == 1:
+        for item in items:
+            meet()
+            yield item
+        return
+    iterator = iter(items)
+    over = False
+    while True:
+        error: Exception | None = None
+        for _ in range(0 if over else _MEETING):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                over = True
+                break
+            except Exception as caught:
+                error = caught
+                break
+            yield item
+        met = exchange((_message(error), over))
+        _agree(error, [message for message, _ in met])
+        meet()
+        if all(ended for _, ended in met):
+            return
+
+
+def _message(error: Exception | None) -> str | None:
+    return None if error is None else str(error) or type(error).__name__
+
+
+def _agree(own: Exception | None, messages: list[str | None]) -> None:
+    """Raise if a process has failed."""
+    failed = next((rank for rank, message in enumerate(messages) if message is not None), None)
+    if failed is None:
+        return
+    if failed == world()[0] and own is not None:
+        raise own
+    raise ElsewhereError(messages[failed]) from own

@@ -429,18 +429,22 @@ class EvaluationLoader:
     last batch holds what is left. A file that turns out to be bad is left out.
     """
 
-    def __init__(self, images: Images, output: Output, *, on_bad_file: BadFileHandler | None = None) -> None:
+    def __init__(
+        self, images: Images, output: Output, *, on_bad_file: BadFileHandler | None = None, may_be_none: bool = False
+    ) -> None:
         """Make a loader; each `iter()` starts DALI anew.
 
         Args:
             images: files and labels.
             output: size of the images, batch size, device.
             on_bad_file: called with location and reason when a file turns out to be bad.
+            may_be_none: there may be no images, or no good one: one process's part of them.
 
         Raises:
             ValueError: no images.
         """
-        if not images.files:
+        self._may_be_none = may_be_none
+        if not images.files and not may_be_none:
             raise ValueError("images: got none; at least one is needed")
         self._files, self._labels = images.files, images.labels
         self._output = output
@@ -452,6 +456,8 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         files, labels = self._files, self._labels
+        if not files and self._may_be_none:
+            return
         images = _Pass(files, self._output)
         told = 0
         try:
@@ -469,7 +475,7 @@ class EvaluationLoader:
         for place, reason in list(images.bad.items())[told:]:
             told += 1
             _tell(files[place], reason, told, self._on_bad_file)
-        if not self._files:
+        if not self._files and not self._may_be_none:
             raise NoImageLeftError(NONE_MEASURED)
 
 

@@ -23,7 +23,7 @@ from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
-from amcl_fast.distributed import world
+from amcl_fast.distributed import share, world
 
 log = logging.getLogger(__name__)
 
@@ -266,24 +266,58 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.skipped.clear()
         self.setup()
 
-    def features_loaders(self) -> tuple[EvaluationLoader, EvaluationLoader]:
+    def features_loaders(
+        self, bank: int | None = None, queries: int | None = None, *, shard: int = 0, num_shards: int = 1
+    ) -> tuple[EvaluationLoader, EvaluationLoader]:
         """(bank, query): the training images with a label, and the held-out ones, without augmentation.
 
-        Every process gets all of both. There are none where `unmeasurable` says why.
-        """
-        bank, query = self._images()
-        return self._features_loader(bank), self._features_loader(query)
+        There are none where `unmeasurable` says why.
 
-    def linear_probe_loader(self) -> SingleViewLoader:
+        Args:
+            bank: images at the most. Of more a sample is taken, of every class the same number as nearly as possible,
+                always the same images, but for files that have turned out to be bad; None: all.
+            queries: the same of the held-out images.
+            shard: index of this process, which gets its part of both: those of all processes in order are the whole.
+            num_shards: number of processes. Of several one may get no image.
+
+        Raises:
+            NoImageLeftError: one process gets all, and of one of the two every file has turned out to be bad.
+        """
+        of_bank, of_queries = (
+            self._features_loader(self._sampled(images, most), shard, num_shards)
+            for images, most in zip(self._images(), (bank, queries), strict=True)
+        )
+        return of_bank, of_queries
+
+    def measured_images(self, bank: int | None = None, queries: int | None = None) -> tuple[int, int]:
+        """How many images `features_loaders` gives to all processes together, bad ones included."""
+        counts = [int((images.labels >= 0).sum()) for images in self._images()]
+        most = [
+            count if given is None else min(count, given) for count, given in zip(counts, (bank, queries), strict=True)
+        ]
+        return most[0], most[1]
+
+    def linear_probe_loader(self, shard: int = 0, num_shards: int = 1) -> SingleViewLoader:
         """The training images with a label, by random crop and flip alone, anew every epoch: a linear probe's.
 
-        Every process gets all of them. Batches hold `batch_size` images, or all there are.
+        Batches hold `batch_size` images, or all there are, each process its part of every batch.
+
+        Args:
+            shard: index of this process.
+            num_shards: number of processes; the augmentations follow from it.
+
+        Raises:
+            UnevenBatchError: the batch does not divide by the number of processes.
+            ValueError: there are fewer images than processes.
         """
+        if self.batch_size % num_shards:
+            raise UnevenBatchError(f"batch_size={self.batch_size} does not divide by {num_shards} processes")
         images = self._labelled(self._images()[0])
-        output = self._output(min(self.batch_size, len(images.files)))
+        output = self._output(max(1, min(self.batch_size, len(images.files)) // num_shards))
         crop_and_flip = [Augmentation.from_letters("ae")]
+        place = {"shard": shard, "num_shards": num_shards}
         return SingleViewLoader(
-            ContrastiveLoader(images, crop_and_flip, output, seed=self.seed, on_bad_file=self._note_bad_file)
+            ContrastiveLoader(images, crop_and_flip, output, seed=self.seed, on_bad_file=self._note_bad_file, **place)
         )
 
     def held_out_sample(self, classes: int, images: int) -> EvaluationLoader | None:
@@ -301,11 +335,22 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         places = np.flatnonzero(np.isin(query.labels, chosen) & (ranks < images))
         return self._features_loader(query.subset(places))
 
-    def _features_loader(self, images: Images) -> EvaluationLoader:
-        images = self._labelled(images)
-        if not images.files:
+    def _features_loader(self, images: Images, shard: int = 0, num_shards: int = 1) -> EvaluationLoader:
+        first, end = share(len(images.files), shard, num_shards)
+        images = self._labelled(images.subset(np.arange(first, end)))
+        if not images.files and num_shards == 1:
             raise NoImageLeftError(NONE_MEASURED)
-        return EvaluationLoader(images, self._output(self.batch_size), on_bad_file=self._note_bad_file)
+        output = self._output(max(1, self.batch_size // num_shards))
+        return EvaluationLoader(images, output, on_bad_file=self._note_bad_file, may_be_none=num_shards > 1)
+
+    @staticmethod
+    def _sampled(images: Images, most: int | None) -> Images:
+        """Those with a label, or a sample of them, which does not depend on what else has happened."""
+        places = np.flatnonzero(images.labels >= 0)
+        if most is not None and most < len(places):
+            ranks, _ = _ranks(images.labels[places])
+            places = np.sort(places[np.argsort(ranks, kind="stable")[:most]])
+        return images.subset(places)
 
     def _labelled(self, images: Images) -> Images:
         chosen = images.labels >= 0

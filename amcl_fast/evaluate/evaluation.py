@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..distributed import exchange, together, world
 from ..modes import in_mode
-from .features import Progress, encode, silent
+from .features import Progress, encode, encoding, silent
 from .knn import knn_accuracy
 from .linear import RATES, ProbeResult, ShuffledFeatures, linear_probe
 
@@ -84,6 +86,8 @@ def evaluate(
     epochs: int = 100,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    shared: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """kNN and linear probe of a frozen encoder.
@@ -98,29 +102,38 @@ def evaluate(
             an epoch for all rates. None: the probe learns from the features of `bank`.
         k, temperature: see `knn_accuracy`.
         rates, epochs: see `linear_probe`.
-        batch_size: of the linear probe; of `augmented`, if that is given.
+        batch_size: of the linear probe; of `augmented`, if that is given, of all processes together.
         device: where everything runs.
+        dtype: of the features that are kept; float16 takes half the memory.
+        shared: bank, queries and `augmented` give this process's part of the images; those of bank and queries may be
+            none. All processes of the group call this, and each gets the result of all.
         progress: wraps the long loops.
 
     Raises:
         TypeError, ValueError: as `knn_accuracy` and `linear_probe`, or a loader yields nothing.
+        ElsewhereError: another process has failed.
     """
     backbone = backbone.to(device)
-    bank_features, bank_labels = encode(backbone, progress(bank, "training images"), device)
-    query_features, query_labels = encode(backbone, progress(queries, "held-out images"), device)
+    bank_features, bank_labels, query_features, query_labels = (
+        part.to(device)
+        for loader, title in ((bank, "training images"), (queries, "held-out images"))
+        for part in encode(backbone, progress(loader, title), device, dtype=dtype, shared=shared)
+    )
     knn = knn_accuracy(
-        bank_features.to(device),
-        bank_labels.to(device),
-        query_features.to(device),
-        query_labels.to(device),
+        bank_features,
+        bank_labels,
+        query_features,
+        query_labels,
         k=k,
         temperature=temperature,
         num_classes=num_classes,
+        shared=shared,
+        progress=progress,
     )
     train = (
-        ShuffledFeatures(bank_features, bank_labels, batch_size)
+        ShuffledFeatures(bank_features, bank_labels, batch_size, shared=shared)
         if augmented is None
-        else EncodedBatches(backbone, augmented, device)
+        else EncodedBatches(backbone, augmented, device, shared=shared)
     )
     linear = linear_probe(
         train,
@@ -131,18 +144,21 @@ def evaluate(
         epochs=epochs,
         batch_size=batch_size,
         device=device,
+        shared=shared,
         progress=progress,
     )
+    counts = exchange((len(bank_labels), len(query_labels))) if shared else [(len(bank_labels), len(query_labels))]
+    training_images, asked = (sum(count) for count in zip(*counts, strict=True))
     return Evaluation(
         knn=knn,
-        k=min(k, len(bank_labels)),
+        k=min(k, training_images),
         temperature=temperature,
         linear=linear,
         epochs=epochs,
         batch_size=batch_size,
         augmented=augmented is not None,
-        training_images=len(bank_labels),
-        queries=len(query_labels),
+        training_images=training_images,
+        queries=asked,
         features=bank_features.shape[1],
     )
 
@@ -154,17 +170,39 @@ class EncodedBatches:
         backbone: images (n, 3, H, W) to features (n, d), on `device`; it runs in evaluation mode.
         loader: one epoch of (images, labels) at every `iter`.
         device: where the backbone stands.
+        shared: the loader gives this process's part of every batch, of as many rows in all processes. They all iterate
+            in step, and each gets the features of the whole batch.
     """
 
-    def __init__(self, backbone: nn.Module, loader: ImageBatches, device: torch.device | str) -> None:
+    def __init__(
+        self, backbone: nn.Module, loader: ImageBatches, device: torch.device | str, *, shared: bool = False
+    ) -> None:
         self._backbone, self._loader, self._device = backbone, loader, device
+        self._shared = shared and world()[1] > 1
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         with in_mode(self._backbone, training=False):
-            for images, labels in self._loader:
-                with torch.no_grad():
-                    features = self._backbone(images.to(self._device)).float()
-                yield features, labels
+            yield from self._whole() if self._shared else self._own()
+
+    def _own(self) -> Iterator[tuple[Tensor, Tensor]]:
+        extract = encoding(self._backbone, self._device)
+        for images, labels in self._loader:
+            with torch.no_grad():
+                features = extract(images).float()
+            yield features, labels
+
+    def _whole(self) -> Iterator[tuple[Tensor, Tensor]]:
+        own = self._own()
+        while True:
+            with together():
+                batch = next(own, None)
+            if batch is None:
+                return
+            parts = [part.to(self._device) for part in batch]
+            whole = [part.new_empty(len(part) * world()[1], *part.shape[1:]) for part in parts]
+            for every, part in zip(whole, parts, strict=True):
+                dist.all_gather_into_tensor(every, part.contiguous())
+            yield whole[0], whole[1]

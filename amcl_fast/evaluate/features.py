@@ -1,15 +1,27 @@
 """The features that evaluations judge: of an encoder, or the pixels themselves."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import exchange, in_step
 from ..modes import floating_dtype, in_mode
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps a loop, given what it is about, to show how far it is; as tqdm does."""
+
+Extract = Callable[[Tensor], Tensor]
+"""Images (n, 3, H, W) to features (n, d)."""
+
+_CHECKED = 1 << 24
+"""Values at a time of which it is asked whether they are finite."""
+
+
+class NothingToEvaluateError(ValueError):
+    """No image is left of which there could be features."""
 
 
 def silent(loop: Iterable[Any], title: str) -> Iterable[Any]:
@@ -17,9 +29,13 @@ def silent(loop: Iterable[Any], title: str) -> Iterable[Any]:
     return loop
 
 
-@torch.no_grad()
 def encode(
-    backbone: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
+    backbone: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Features of every image of a loader, computed in evaluation mode.
 
@@ -28,23 +44,28 @@ def encode(
             module. It gets the images in the type of its weights.
         loader: yields (images, labels (n,) int64).
         device: where the backbone stands.
+        dtype: of the features that are kept; float16 takes half the memory.
+        shared: all processes of the group call this, each for its part of the images, which may be none. None waits
+            for another longer than a few batches take, and an error in one is an error in all.
 
     Returns:
-        Features (N, d) float32 and labels (N,), both on the CPU.
+        Features (N, d) and labels (N,), both on the CPU.
 
     Raises:
-        ValueError: the loader yields nothing.
+        ValueError: the loader yields nothing; if shared, all of them.
+        ElsewhereError: another process has failed.
     """
-    dtype = floating_dtype(backbone)
     with in_mode(backbone, training=False):
-        return _collect((backbone(images.to(device, dtype)), labels) for images, labels in loader)
+        (features,), labels = collect(loader, [encoding(backbone, device)], dtype=dtype, shared=shared)
+    return features, labels
 
 
-def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def pixel_features(loader: Iterable[tuple[Tensor, Tensor]], size: int | None = None) -> tuple[Tensor, Tensor]:
     """The images themselves, flattened, as features: the baseline that an encoder has to beat.
 
     Args:
         loader: yields (images (n, 3, H, W), labels (n,) int64).
+        size: larger images are averaged down to this many pixels a side; None: none are.
 
     Returns:
         Features (N, 3 * H * W) float32 and labels (N,), both on the CPU.
@@ -52,19 +73,99 @@ def pixel_features(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     Raises:
         ValueError: the loader yields nothing.
     """
-    return _collect((images.flatten(1), labels) for images, labels in loader)
+    (features,), labels = collect(loader, [pixels(size)])
+    return features, labels
 
 
-def _collect(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    # The loader may reuse a batch's memory, which `.float()` alone would keep sharing.
-    parts = [(features.to("cpu", torch.float32, copy=True), labels.cpu().clone()) for features, labels in batches]
-    if not parts:
-        raise ValueError("loader yields no batch: there is nothing to evaluate")
-    features, labels = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(labels)
+def encoding(backbone: nn.Module, device: torch.device | str) -> Extract:
+    """The features of a backbone that stands on `device`, which gets the images in the type of its weights."""
+    dtype = floating_dtype(backbone)
+    return lambda images: backbone(images.to(device, dtype))
 
 
-def check_features(name: str, features: Tensor, labels_name: str, labels: Tensor, num_classes: int) -> None:
+def pixels(size: int | None) -> Extract:
+    """The pixels of images, averaged down to `size` a side where there are more; None: all of them."""
+
+    def flat(images: Tensor) -> Tensor:
+        sides = [side if size is None else min(side, size) for side in images.shape[2:]]
+        if sides != list(images.shape[2:]):
+            images = F.adaptive_avg_pool2d(images.float(), tuple(sides))  # type: ignore[arg-type]
+        return images.flatten(1)
+
+    return flat
+
+
+@torch.no_grad()
+def collect(
+    loader: Iterable[tuple[Tensor, Tensor]],
+    extracts: Sequence[Extract],
+    *,
+    dtype: torch.dtype = torch.float32,
+    shared: bool = False,
+    meet: Callable[[], object] = lambda: None,
+) -> tuple[list[Tensor], Tensor]:
+    """Features of several kinds in one pass over the images.
+
+    Args:
+        loader: yields (images, labels (n,) int64).
+        extracts: images (n, 3, H, W) to features (n, d), d of each kind.
+        dtype, shared: see `encode`.
+        meet: of `in_step`, if shared.
+
+    Returns:
+        Features (N, d) of each kind and labels (N,), on the CPU.
+
+    Raises:
+        NothingToEvaluateError: the loader yields nothing; if shared, all of them.
+        ElsewhereError: another process has failed.
+    """
+    found = (([extract(images) for extract in extracts], labels) for images, labels in loader)
+    kept: list[_Rows] = []
+    for features, labels in in_step(found, meet) if shared else found:
+        if not kept:
+            capacity = len(labels) * (len(loader) if isinstance(loader, Sized) else 1)
+            kept = [_Rows(part, dtype, capacity) for part in features] + [_Rows(labels, labels.dtype, capacity)]
+        for rows, part in zip(kept, [*features, labels], strict=True):
+            rows.add(part)
+    widths = [rows.values.shape[1:] for rows in kept]
+    every = [own for own in (exchange(widths) if shared else [widths]) if own]
+    if not every:
+        raise NothingToEvaluateError("loader yields no batch: there is nothing to evaluate")
+    if not kept:  # other processes have some
+        kinds = [dtype] * len(extracts) + [torch.int64]
+        *parts, labels = [torch.empty(0, *width, dtype=kind) for width, kind in zip(every[0], kinds, strict=True)]
+    else:
+        *parts, labels = [rows.values for rows in kept]
+    return parts, labels
+
+
+class _Rows:
+    """Rows that come batch by batch, in memory of their own: a loader may use that of a batch again.
+
+    Memory for all that are expected is reserved at once, so that no second copy of them is ever made.
+    """
+
+    def __init__(self, first: Tensor, dtype: torch.dtype, expected: int) -> None:
+        self._memory = torch.empty(expected, *first.shape[1:], dtype=dtype)
+        self._count = 0
+
+    @property
+    def values(self) -> Tensor:
+        return self._memory[: self._count]
+
+    def add(self, rows: Tensor) -> None:
+        end = self._count + len(rows)
+        if end > len(self._memory):
+            more = self._memory.new_empty(max(end, 2 * self._count), *self._memory.shape[1:])
+            more[: self._count] = self.values
+            self._memory = more
+        self._memory[self._count : end] = rows
+        self._count = end
+
+
+def check_features(
+    name: str, features: Tensor, labels_name: str, labels: Tensor, num_classes: int, *, part: bool = False
+) -> None:
     """Refuse features and labels that no evaluation can use.
 
     Args:
@@ -73,6 +174,7 @@ def check_features(name: str, features: Tensor, labels_name: str, labels: Tensor
         labels_name: what the labels are called in errors.
         labels: (N,) int64, 0 to num_classes - 1.
         num_classes: number of classes.
+        part: they are one process's, which may be none.
 
     Raises:
         TypeError: features are not floating point or labels not int64.
@@ -84,16 +186,26 @@ def check_features(name: str, features: Tensor, labels_name: str, labels: Tensor
         raise TypeError(f"{name} must be floating point, got {features.dtype}")
     if labels.dtype != torch.int64:
         raise TypeError(f"{labels_name} must be int64, got {labels.dtype}")
-    if not len(features):
+    if not len(features) and not part:
         raise ValueError(f"{name} is empty: at least one row is needed")
     if labels.shape != features.shape[:1]:
         raise ValueError(
             f"{labels_name} must be ({len(features)},), one label a row of {name}, got {tuple(labels.shape)}"
         )
+    if not len(features):
+        return
     lowest, highest = (int(value) for value in torch.aminmax(labels))
     if lowest < 0 or highest >= num_classes:
         raise ValueError(
             f"{labels_name} must lie in 0..{num_classes - 1} (num_classes={num_classes}), got {lowest}..{highest}"
         )
-    if not torch.isfinite(features).all():
+    if not _finite(features):
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
+
+
+def _finite(features: Tensor) -> bool:
+    """Whether all values are finite, told in one pass without a copy where they are, and not near overflow."""
+    pieces = features.split(max(1, _CHECKED // max(features.shape[1], 1)))
+    sums_in = torch.promote_types(features.dtype, torch.float32)  # halves overflow
+    sums = torch.stack([piece.sum(dtype=sums_in) for piece in pieces])
+    return bool(torch.isfinite(sums).all()) or all(bool(torch.isfinite(piece).all()) for piece in pieces)

@@ -1,14 +1,17 @@
 """Linear probe: classifiers on frozen features, one per learning rate, all trained in one pass."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import alike, exchange, together, world
 from .features import Progress, check_features, silent
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -19,6 +22,9 @@ TOP5_CLASSES = 10
 
 _CHUNK_ELEMENTS = 1 << 24
 """Logits in memory at a time when accuracies are counted: 64 MiB."""
+
+_GATHERED = 1 << 22
+"""Features that processes gather at a time: 16 MiB."""
 
 
 class Batches(Protocol):
@@ -37,19 +43,46 @@ class ShuffledFeatures:
         labels: (N,) int64.
         batch_size: rows of a batch.
         seed: of the orders.
+        shared: features and labels are this process's part, of any size, none included, and batches are drawn from
+            those of all processes, which all take the same ones, in step: what one process would take that has all
+            parts, in order of rank. The rows of some batches at a time are gathered.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, batch_size: int, seed: int = 0, *, shared: bool = False
+    ) -> None:
         self._features, self._labels, self._batch_size = features, labels, batch_size
         self._generator = torch.Generator().manual_seed(seed)
+        sizes = exchange(len(labels)) if shared else [len(labels)]
+        self._rows, self._shared = sum(sizes), len(sizes) > 1
+        self._first = sum(sizes[: world()[0]]) if self._shared else 0
 
     def __len__(self) -> int:
-        return -(-len(self._labels) // self._batch_size)
+        return -(-self._rows // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self._labels), generator=self._generator).to(self._features.device)
-        for rows in order.split(self._batch_size):
-            yield self._features[rows], self._labels[rows]
+        order = torch.randperm(self._rows, generator=self._generator).to(self._features.device)
+        if not self._shared:
+            for rows in order.split(self._batch_size):
+                yield self._features[rows], self._labels[rows]
+            return
+        at_once = max(1, _GATHERED // (self._batch_size * max(self._features.shape[1], 1)))
+        for several in order.split(at_once * self._batch_size):
+            features, labels = self._gather(several)
+            yield from zip(features.split(self._batch_size), labels.split(self._batch_size), strict=True)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of all processes: each puts its own in place, and the sum with the zeros of the others is the whole."""
+        own = rows - self._first
+        mine = ((own >= 0) & (own < len(self._labels))).nonzero().squeeze(1)
+        dtype = torch.promote_types(self._features.dtype, torch.float32)
+        features = self._features.new_zeros(len(rows), self._features.shape[1], dtype=dtype)
+        labels = self._labels.new_zeros(len(rows))
+        features[mine] = self._features[own[mine]].to(dtype)
+        labels[mine] = self._labels[own[mine]]
+        dist.all_reduce(features)
+        dist.all_reduce(labels)
+        return features, labels
 
 
 @dataclass(frozen=True)
@@ -86,6 +119,7 @@ def linear_probe(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     device: torch.device | str = "cpu",
+    shared: bool = False,
     progress: Progress = silent,
 ) -> ProbeResult:
     """Train a linear classifier per learning rate on the same features, and measure them all.
@@ -97,7 +131,7 @@ def linear_probe(
 
     Args:
         train: features of the training images, an epoch at a time, such as `ShuffledFeatures`.
-        queries: (Q, d) features to measure on; the classifiers have their dtype.
+        queries: (Q, d) features to measure on; the classifiers have their dtype, float32 if that is half.
         query_labels: (Q,) int64, 0 to num_classes - 1.
         num_classes: number of classes K.
         rates: learning rates for a batch of 256; a rate is multiplied by batch_size / 256.
@@ -106,7 +140,10 @@ def linear_probe(
         momentum: of SGD.
         weight_decay: of SGD, on weights and biases.
         device: where to train.
-        progress: wraps the loop over the epochs.
+        shared: queries are this process's part, of any size, none included, and `train` yields the same batches in all
+            processes of the group, which all call this. Each trains a part of the rates, if there is one for it; each
+            gets the result of all.
+        progress: wraps the loop over the steps.
 
     Returns:
         Accuracies and classifiers. A classifier that is not finite any more gets nothing right.
@@ -114,10 +151,61 @@ def linear_probe(
     Raises:
         TypeError: features are not floating point or labels not int64.
         ValueError: shapes that do not fit, labels or settings out of range, features that are not finite.
+        ElsewhereError: what another process has given cannot be used.
     """
+    rank, world_size = world() if shared else (0, 1)
+    with together() if world_size > 1 else nullcontext():
+        _check(queries, query_labels, num_classes, rates, epochs, batch_size, momentum, weight_decay, world_size > 1)
+        if not len(train):
+            raise ValueError("train yields no batch: there is nothing to learn from")
+    sizes = exchange(len(queries)) if world_size > 1 else [len(queries)]
+    if not any(sizes):
+        raise ValueError("queries is empty: at least one row is needed")
+
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    own = rates[rank::world_size]
+    weight = torch.zeros(len(own), num_classes, queries.shape[1], dtype=dtype, device=device, requires_grad=True)
+    bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device, requires_grad=True)
+    rate = torch.tensor(own, dtype=dtype, device=device) * (batch_size / 256)
+    classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
+    for epoch, features, labels in progress(_Passes(train, epochs), "linear probe"):
+        if epoch == 0:  # a look at every value makes a GPU wait
+            with alike() if world_size > 1 else nullcontext():
+                check_features("features of train", features, "labels of train", labels, num_classes)
+                if features.shape[1] != queries.shape[1]:
+                    raise ValueError(f"train has {features.shape[1]} features, queries have {queries.shape[1]}")
+        if own:
+            classifiers.step(features.to(weight), labels.to(device))
+    weight, bias = weight.detach(), bias.detach()
+    parts = [(queries, query_labels)] if world_size == 1 else _every_query(queries, query_labels, sizes, device)
+    top1, top5 = _accuracies(weight, bias, parts, sum(sizes))
+    if world_size > 1:
+        weight, bias, top1, top5 = _joined(weight, bias, top1, top5, len(rates), world_size)
+    best = max(range(len(rates)), key=lambda index: (top1[index], -rates[index]))
+    return ProbeResult(
+        rates=tuple(rates),
+        top1=top1,
+        top5=top5 if num_classes >= TOP5_CLASSES else None,
+        best=best,
+        weight=weight.cpu(),
+        bias=bias.cpu(),
+    )
+
+
+def _check(
+    queries: Tensor,
+    query_labels: Tensor,
+    num_classes: int,
+    rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    momentum: float,
+    weight_decay: float,
+    part: bool,
+) -> None:
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    check_features("queries", queries, "query_labels", query_labels, num_classes)
+    check_features("queries", queries, "query_labels", query_labels, num_classes, part=part)
     if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise ValueError(f"rates must be one or more numbers above 0, got {list(rates)}")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
@@ -127,31 +215,21 @@ def linear_probe(
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-    if not len(train):
-        raise ValueError("train yields no batch: there is nothing to learn from")
 
-    shape = len(rates), num_classes, queries.shape[1]
-    weight = torch.zeros(shape, dtype=queries.dtype, device=device, requires_grad=True)
-    bias = torch.zeros(shape[:2], dtype=queries.dtype, device=device, requires_grad=True)
-    rate = torch.tensor(rates, dtype=queries.dtype, device=device) * (batch_size / 256)
-    classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
-    for epoch in progress(range(epochs), "linear probe"):
-        for features, labels in train:
-            if epoch == 0:  # a look at every value makes a GPU wait
-                check_features("features of train", features, "labels of train", labels, num_classes)
-                if features.shape[1] != queries.shape[1]:
-                    raise ValueError(f"train has {features.shape[1]} features, queries have {queries.shape[1]}")
-            classifiers.step(features.to(weight), labels.to(device))
-    top1, top5 = _accuracies(weight.detach(), bias.detach(), queries, query_labels)
-    best = max(range(len(rates)), key=lambda index: (top1[index], -rates[index]))
-    return ProbeResult(
-        rates=tuple(rates),
-        top1=top1,
-        top5=top5 if num_classes >= TOP5_CLASSES else None,
-        best=best,
-        weight=weight.detach().cpu(),
-        bias=bias.detach().cpu(),
-    )
+
+class _Passes:
+    """(epoch, features, labels) of every step of several epochs."""
+
+    def __init__(self, train: Batches, epochs: int) -> None:
+        self._train, self._epochs = train, epochs
+
+    def __len__(self) -> int:
+        return self._epochs * len(self._train)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        for epoch in range(self._epochs):
+            for features, labels in self._train:
+                yield epoch, features, labels
 
 
 class _Classifiers:
@@ -194,15 +272,53 @@ def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
 
 
 def _accuracies(
-    weight: Tensor, bias: Tensor, queries: Tensor, labels: Tensor
+    weight: Tensor, bias: Tensor, queries: Iterable[tuple[Tensor, Tensor]], count: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Top-1 and top-5 of every classifier, in percent."""
-    size = max(1, _CHUNK_ELEMENTS // bias.numel())
+    """Top-1 and top-5 of every classifier, in percent, on so many queries, which come in parts."""
+    size = max(1, _CHUNK_ELEMENTS // max(bias.numel(), 1))
     right = torch.zeros(2, len(weight), dtype=torch.int64, device=weight.device)
-    for rows, truth in zip(queries.split(size), labels.split(size), strict=True):
-        logits = _logits(weight, bias, rows.to(weight))
-        hits = logits.topk(min(5, logits.shape[2]), dim=2).indices == truth.to(weight.device)[:, None, None]
-        hits &= torch.isfinite(logits).all(2, keepdim=True)
-        right += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)])
-    top1, top5 = (100 * right.double() / len(queries)).tolist()
+    for part, labels in queries:
+        if not len(weight):
+            continue
+        for rows, truth in zip(part.split(size), labels.split(size), strict=True):
+            logits = _logits(weight, bias, rows.to(weight))
+            hits = logits.topk(min(5, logits.shape[2]), dim=2).indices == truth.to(weight.device)[:, None, None]
+            hits &= torch.isfinite(logits).all(2, keepdim=True)
+            right += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)])
+    top1, top5 = (100 * right.double() / count).tolist()
     return tuple(top1), tuple(top5)
+
+
+def _every_query(
+    queries: Tensor, labels: Tensor, sizes: Sequence[int], device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of the queries of all processes, the same in each."""
+    at_once = max(1, _GATHERED // max(queries.shape[1], 1))
+    for rank, size in enumerate(sizes):
+        for start in range(0, size, at_once):
+            if rank == world()[0]:
+                part, truth = (rows[start : start + at_once].to(device) for rows in (queries, labels))
+            else:
+                rows = min(at_once, size - start)
+                part = torch.empty(rows, queries.shape[1], dtype=queries.dtype, device=device)
+                truth = torch.empty(rows, dtype=torch.int64, device=device)
+            dist.broadcast(part.contiguous(), rank)
+            dist.broadcast(truth.contiguous(), rank)
+            yield part, truth
+
+
+def _joined(
+    weight: Tensor, bias: Tensor, top1: tuple[float, ...], top5: tuple[float, ...], rates: int, world_size: int
+) -> tuple[Tensor, Tensor, tuple[float, ...], tuple[float, ...]]:
+    """Classifiers and accuracies of all rates, of which process p has trained every P-th from p on."""
+    every = [torch.empty(rates, *own.shape[1:], dtype=own.dtype, device=own.device) for own in (weight, bias)]
+    for index in range(rates):
+        for whole, own in zip(every, (weight, bias), strict=True):
+            if index % world_size == world()[0]:
+                whole[index] = own[index // world_size]
+            dist.broadcast(whole[index], index % world_size)
+    found = exchange((top1, top5))
+    first, second = (
+        tuple(found[index % world_size][kind][index // world_size] for index in range(rates)) for kind in (0, 1)
+    )
+    return every[0], every[1], first, second

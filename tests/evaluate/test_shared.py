@@ -1,0 +1,171 @@
+"""Evaluations whose rows several processes hold, against one process that holds all; errors of one end all."""
+
+import os
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from processes import end_group
+
+from amcl_fast.distributed import ElsewhereError, exchange, in_step, share, together
+from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, knn_accuracy, linear_probe
+
+CLASSES, WIDTH = 12, 8
+RATES = (0.03, 0.1, 1.0, 3.0, 10.0)
+PROBE = {"num_classes": CLASSES, "rates": RATES, "epochs": 2, "batch_size": 32}
+# Rows of bank and of queries in each process.
+SHARES = {"even": ([300, 300], [60, 60]), "uneven": ([401, 199], [3, 117]), "none": ([600, 0], [0, 120])}
+BATCHES = [3, 19]
+
+
+def rows(count, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) * CLASSES // count
+    centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return (centres[labels] + torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)).to(dtype), labels
+
+
+def start(rank, world_size, store):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    torch.set_num_threads(1)
+
+
+def measured(bank, queries, shared):
+    knn = {
+        (k, chunk): knn_accuracy(*bank, *queries, k=k, num_classes=CLASSES, chunk=chunk, shared=shared)
+        for k, chunk in ((1, None), (20, 7), (450, None), (10_000, 50))
+    }
+    half = [(features.half(), labels) for features, labels in (bank, queries)]
+    knn["half"] = knn_accuracy(*half[0], *half[1], k=20, num_classes=CLASSES, shared=shared)
+    probe = linear_probe(ShuffledFeatures(*bank, 32, shared=shared), *queries, shared=shared, **PROBE)
+    return knn, (probe.weight, probe.bias, probe.top1, probe.top5, probe.best)
+
+
+def images(count, seed):
+    features, labels = rows(count, seed, torch.float32)
+    return features.view(count, 2, 2, 2), labels
+
+
+def backbone():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(2, 5, 2), torch.nn.BatchNorm2d(5), torch.nn.Flatten())
+
+
+def batches(data, size):
+    return list(zip(*(part.split(size) for part in data), strict=True))
+
+
+def evaluated(bank, queries, augmented, shared):
+    found = evaluate(
+        backbone(), bank, queries, augmented=augmented, k=9, shared=shared, dtype=torch.float16, **PROBE
+    )  # fmt: skip
+    return found.as_dict()
+
+
+def own_part(data, sizes, rank):
+    return tuple(part.split(sizes)[rank] for part in data)
+
+
+def worker(rank, world_size, store, results):
+    start(rank, world_size, store)
+    found = {
+        name: measured(own_part(rows(600, 1), bank, rank), own_part(rows(120, 2), queries, rank), True)
+        for name, (bank, queries) in SHARES.items()
+    }
+    found["encoded"] = encode(backbone(), batches(own_part(images(40, 3), [9, 31], rank), 1), "cpu", shared=True)
+    # One process has no image at all.
+    none = [] if rank else batches(images(120, 2), 32)
+    halves = [tuple(part.chunk(2)[rank] for part in batch) for batch in batches(images(96, 5), 32)]
+    parts = (batches(own_part(images(600, 1), [300, 300], rank), 64), none, halves)
+    found["evaluated"] = evaluated(*parts[:2], None, True), evaluated(*parts, True)
+    torch.save(found, results / f"{rank}.pt")
+    errors(rank)
+    end_group()
+
+
+def test_processes_measure_what_one_does(tmp_path):
+    mp.spawn(worker, args=(2, os.fspath(tmp_path / "store"), tmp_path), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    knn, probe = measured(rows(600, 1), rows(120, 2), False)
+    assert len(set(knn.values())) > 2 and 30 < knn[20, 7] < 99
+    for name in SHARES:
+        for by_rank in found:
+            assert by_rank[name][0] == knn, name
+            torch.testing.assert_close(by_rank[name][1], probe, rtol=1e-9, atol=1e-12)
+    features, labels = encode(backbone(), batches(images(40, 3), 7), "cpu")
+    torch.testing.assert_close(torch.cat([by_rank["encoded"][0] for by_rank in found]), features)
+    assert torch.equal(torch.cat([by_rank["encoded"][1] for by_rank in found]), labels)
+    bank, queries, augmented = (batches(images(*of), 32) for of in ((600, 1), (120, 2), (96, 5)))
+    expected = evaluated(bank, queries, None, False), evaluated(bank, queries, augmented, False)
+    assert expected[0]["linear"]["sweep"] != expected[1]["linear"]["sweep"]
+    assert found[0]["evaluated"] == found[1]["evaluated"] == expected
+
+
+def more_processes_than_rates(rank, world_size, store, results):
+    start(rank, world_size, store)
+    bank, queries = (own_part(rows(count, seed), [count - 10, 4, 6], rank) for count, seed in ((90, 1), (30, 2)))
+    train = ShuffledFeatures(*bank, 32, shared=True)
+    found = linear_probe(train, *queries, shared=True, **(PROBE | {"rates": RATES[:2]}))
+    torch.save((found.weight, found.top1, found.top5), results / f"{rank}.pt")
+    end_group()
+
+
+def test_a_process_without_a_rate_takes_part(tmp_path):
+    mp.spawn(more_processes_than_rates, args=(3, os.fspath(tmp_path / "store"), tmp_path), nprocs=3)
+    train = ShuffledFeatures(*rows(90, 1), 32)
+    alone = linear_probe(train, *rows(30, 2), **(PROBE | {"rates": RATES[:2]}))
+    for rank in range(3):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, (alone.weight, alone.top1, alone.top5), rtol=1e-9, atol=1e-12)
+
+
+def failing(count, at):
+    for number in range(count):
+        if number == at:
+            raise OSError(f"cannot read {number}")
+        yield number
+
+
+def errors(rank):
+    """What is wrong in one process is an error in both."""
+    bank, queries = rows(20, 1), rows(8, 2)
+    told = [pytest.raises(ElsewhereError, match="bank must be finite"), pytest.raises(ValueError, match="be finite")]
+    broken = bank[0].clone().fill_(float("nan" if rank else 1)), bank[1]
+    with told[rank]:
+        knn_accuracy(*broken, *queries, num_classes=CLASSES, shared=True)
+    with pytest.raises(ValueError, match="bank is empty"):
+        knn_accuracy(bank[0][:0], bank[1][:0], *queries, num_classes=CLASSES, shared=True)
+    with pytest.raises(ValueError, match=r"width of features, got \[7, 8\]"):
+        knn_accuracy(bank[0][:, rank:], bank[1], queries[0][:, rank:], queries[1], num_classes=CLASSES, shared=True)
+    wrong = queries[1] + 50 * rank
+    told = [pytest.raises(ElsewhereError, match="query_labels"), pytest.raises(ValueError, match="query_labels")]
+    with told[rank]:
+        linear_probe(ShuffledFeatures(*bank, 4, shared=True), queries[0], wrong, shared=True, **PROBE)
+    train = ShuffledFeatures(*broken, 4, shared=True)
+    told = [pytest.raises(ValueError, match="train must be finite"), pytest.raises(ElsewhereError, match="be finite")]
+    with told[rank]:
+        linear_probe(train, *queries, shared=True, **PROBE)
+    # One ends long before the other, which then fails.
+    taken = []
+    told = [pytest.raises(ElsewhereError, match="^cannot read 30$"), pytest.raises(OSError, match="^cannot read 30$")]
+    with told[rank]:
+        taken.extend(in_step(range(2) if rank == 0 else failing(40, 30)))
+    with pytest.raises(ElsewhereError if rank else KeyError, match="0 failed"), together():
+        raise KeyError(f"{rank} failed")  # both have: one tells
+    met = []
+    assert list(in_step(range(BATCHES[rank]), lambda: met.append(exchange(rank)))) == list(range(BATCHES[rank]))
+    assert met == [[0, 1]] * len(met) and len(met) > 1
+    with pytest.raises(ValueError, match="loader yields no batch"):
+        encode(backbone(), [], "cpu", shared=True)
+
+
+def test_shares_are_all_rows_once_and_as_even_as_can_be():
+    for count, world_size in ((10, 3), (2, 5), (1_281_167, 512)):
+        parts = [share(count, rank, world_size) for rank in range(world_size)]
+        assert [first for first, _ in parts] == [0, *(end for _, end in parts[:-1])] and parts[-1][1] == count
+        sizes = {end - first for first, end in parts}
+        assert max(sizes) - min(sizes) <= 1
