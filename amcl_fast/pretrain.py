@@ -20,7 +20,7 @@ from .extras import extras_named
 
 with extras_named("training"):
     import yaml
-    from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+    from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -30,6 +30,7 @@ with extras_named("training"):
 
 from .callbacks import (
     Checkpoint,
+    End,
     EpochSummary,
     EventsFile,
     ExactResume,
@@ -39,6 +40,7 @@ from .callbacks import (
     NonFiniteError,
     OnlineKNN,
     OpenRun,
+    ProgressBar,
     Report,
     RunFolderError,
     SaveError,
@@ -51,6 +53,7 @@ from .checkpoint import load_checkpoint
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
 from .data.module import UnequalImagesError, UnevenBatchError
+from .distributed import ElsewhereError
 from .files import Unwritten, is_full, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .lock import RunLock
@@ -326,8 +329,9 @@ class PretrainCLI(LightningCLI):
         # which may find the first of them.
         begin = [ExactResume(), self.opening, SkippedFiles()]
         config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given])]
-        progress = TQDMProgressBar() if config["enable_progress_bar"] else EpochSummary()
-        extra = [Throughput(), on_signal, progress]
+        end = End()
+        progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
+        extra = [Throughput(), on_signal, *progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
 
 
@@ -403,6 +407,8 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
     except Interrupted as interrupted:
         tell_stopped()
         return 128 + interrupted.signum
+    except ElsewhereError:  # the other process says what it is
+        return 1
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1

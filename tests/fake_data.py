@@ -7,6 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from amcl_fast.distributed import share
+
 SIZE = 8
 CLASSES = 2
 
@@ -56,12 +58,20 @@ class FakeDataModule(L.LightningDataModule):
     def train_dataloader(self) -> FakeLoader:
         return self.loader
 
-    def features_loaders(self) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    size = SIZE
+
+    def measured_images(self, bank: int | None = None, queries: int | None = None) -> tuple[int, int]:
+        return 20, 10
+
+    def features_loaders(
+        self, bank: int | None = None, queries: int | None = None, *, shard: int = 0, num_shards: int = 1
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
         def draw(seed: int, size: int) -> list[tuple[Tensor, Tensor]]:
             generator = torch.Generator().manual_seed(seed)
             labels = torch.arange(size) % CLASSES
             images = torch.randn(size, 3, SIZE, SIZE, generator=generator) + 3 * labels[:, None, None, None]
-            return [(images, labels)]
+            first, end = share(size, shard, num_shards)
+            return [(images[first:end], labels[first:end])]
 
         return draw(1, 20), draw(2, 10)
 

@@ -120,7 +120,7 @@ def test_what_may_change_changes_what_runs(run, monkeypatch):
     assert trainer._detect_anomaly and type(trainer.profiler).__name__ == "SimpleProfiler"
     assert (data.num_threads, data.prefetch, data.crop_pct) == (2, 3, 0.9)
     callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
-    assert {"LearningRateMonitor", "Timer", "TQDMProgressBar", "ModelSummary"} <= callbacks.keys()
+    assert {"LearningRateMonitor", "Timer", "ProgressBar", "ModelSummary"} <= callbacks.keys()
     for name, settings in {
         "OnlineKNN": {"k": 3, "every_n_epochs": 2, "temperature": 0.3},
         "Guard": {"every_n_steps": 4, "window": 7},

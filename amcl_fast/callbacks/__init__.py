@@ -8,7 +8,7 @@ with extras_named("amcl_fast.callbacks"):
     from .guard import Guard
     from .knn import OnlineKNN
     from .metrics import EventsFile, MetricsFile
-    from .progress import EpochSummary
+    from .progress import End, EpochSummary, ProgressBar
     from .report import Report
     from .resume import ExactResume, OpenRun
     from .signals import Interrupted, SaveOnSignal, StopSignals
@@ -17,6 +17,7 @@ with extras_named("amcl_fast.callbacks"):
 
 __all__ = [
     "Checkpoint",
+    "End",
     "EpochSummary",
     "EventsFile",
     "ExactResume",
@@ -27,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "OnlineKNN",
     "OpenRun",
+    "ProgressBar",
     "Report",
     "RunFolderError",
     "SaveError",

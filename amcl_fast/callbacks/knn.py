@@ -1,58 +1,107 @@
 """kNN accuracy of the features while they are learned."""
 
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch
 
 from ..data.headers import NoImageLeftError
-from ..evaluate import encode, knn_accuracy, pixel_features
+from ..data.loader import NONE_MEASURED
+from ..distributed import exchange, world
+from ..evaluate import knn_accuracy
+from ..evaluate.features import Extract, NothingToEvaluateError, collect, encoding, pixels
+from ..modes import in_mode
 from ..steps import begins, epoch_is_over
+
+_PIXELS = 32
+"""Side of the raw pixels that are compared: of more, neighbours are no better, and memory grows with the square."""
+
+_MOST_PIXEL_BYTES = 1 << 30
+"""What the raw pixels of bank and queries may take. Those of 60,000 images of 32 pixels, CIFAR-10's, take 0.7 GiB."""
 
 
 class OnlineKNN(L.Callback):
     """kNN on the encoder's features: training images are the bank, held-out images the queries.
 
     Raw pixels and the untrained encoder are measured once before training, as the baselines of the run. Where the data
-    module's `unmeasurable` says that there is nothing to measure, that is one line before training.
+    module's `unmeasurable` says that there is nothing to measure, that is one line before training. All processes
+    encode, each its part of the images, and compare on the module's device.
 
     Args:
-        every_n_epochs: measure after every n-th epoch, and at the end of training.
+        every_n_epochs: measure after every n-th epoch, and at the end of training; 0: kNN is off.
         k: neighbours, all of them in a smaller bank.
         temperature: neighbours vote with exp(similarity / temperature).
+        bank: training images at the most, always the same ones, as many of each class as nearly as possible; 0: kNN is
+            off. `data.limit` comes first: the bank is of what is trained on.
+        queries: the same of the held-out images; 0: kNN is off. `data.limit` changes nothing here.
+        before_training: measure the two baselines. Raw pixels are averaged down to 32 a side, and left out where those
+            of bank and queries take more than 1 GiB, 87,000 images of 32 pixels.
 
     Measuring that was cut short after an epoch is made up for when the run goes on.
 
     Attributes:
-        between_batches: called with the trainer while an epoch is measured; it may raise.
+        between_batches: called with the trainer while an epoch is measured, in all processes at the same time; it may
+            raise, in all of them.
         neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
         unmeasurable: why nothing is measured; None if something is, and before training.
+        sampled: images of bank and queries, where something is measured.
         closed: whether the last of `history` was measured because training ended, after any save of its epoch.
-        pixels, untrained: the two baselines in percent, None before training.
+        pixels, untrained: the two baselines in percent, None before training, or if they are not measured.
         history: (epoch, accuracy in percent), epochs counted from 1. The last one is of the end of training, inside
             that epoch or after it; when the training goes on, what would not have been measured is left out.
+        seconds: how long each measuring of the encoder took, of this process's training.
     """
 
-    def __init__(self, every_n_epochs: int = 1, k: int = 200, temperature: float = 0.1) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"knn.every_n_epochs must be at least 1, got {every_n_epochs}")
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        k: int = 200,
+        temperature: float = 0.1,
+        bank: int = 50_000,
+        queries: int = 10_000,
+        before_training: bool = True,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("bank", bank), ("queries", queries)):
+            if value < 0:
+                raise ValueError(f"knn.{name} must be at least 1, or 0 for no kNN, got {value}")
+        if k < 1:
+            raise ValueError(f"knn.k must be at least 1, got {k}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"knn.temperature must be a number above 0, got {temperature}")
         self.every_n_epochs = every_n_epochs
         self.k = k
         self.temperature = temperature
+        self.bank, self.queries = bank, queries
+        self.before_training = before_training
         self.neighbours: int | None = None
         self.unmeasurable: str | None = None
+        self.sampled: dict[str, int] = {}
         self.pixels: float | None = None
         self.untrained: float | None = None
         self.history: list[tuple[int, float]] = []
+        self.seconds: list[float] = []
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
         self.closed = False
 
+    @property
+    def off(self) -> str | None:
+        """The setting that switches kNN off, None if none does."""
+        settings = {"every_n_epochs": self.every_n_epochs, "bank": self.bank, "queries": self.queries}
+        return next((f"knn.{name} is 0" for name, value in settings.items() if value == 0), None)
+
+    def due(self, done: int, until: int) -> int:
+        """After how many epochs kNN is measured, of those that come after so many, up to the one numbered `until`."""
+        if self.off is not None or self.unmeasurable is not None:
+            return 0
+        return max(until // self.every_n_epochs - done // self.every_n_epochs, 0)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if begins(trainer, stage):
             self.pixels = self.untrained = self.neighbours = self._pending = None
-            self.history, self.closed = [], False
+            self.history, self.closed, self.seconds = [], False, []
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -77,8 +126,14 @@ class OnlineKNN(L.Callback):
             self.closed = False
         whole = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         self.history = [entry for entry in self.history if entry[0] <= whole]  # of older versions
+        if self.off is not None:
+            self.unmeasurable, self._pending = f"kNN is off: {self.off}", None
+            if trainer.is_global_zero:
+                print(self.unmeasurable, flush=True)
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
         # Data modules of others need not know of it.
-        unmeasurable = getattr(trainer.datamodule, "unmeasurable", None)  # type: ignore[attr-defined]
+        unmeasurable = getattr(datamodule, "unmeasurable", None)
         # Each process has looked for itself, and a folder changes; those that differ would wait for each other.
         self.unmeasurable = trainer.strategy.broadcast(unmeasurable)
         if self.unmeasurable is not None:
@@ -86,20 +141,20 @@ class OnlineKNN(L.Callback):
             if trainer.is_global_zero:
                 print(f"kNN is not measured: {self.unmeasurable}", flush=True)
             return
+        counts = datamodule.measured_images(self.bank, self.queries)
+        self.sampled = dict(zip(("bank", "queries"), counts, strict=True))
         if self._pending is not None:
             accuracy = self._measure(trainer, pl_module)
             if accuracy is not None:
                 self.history.append((self._pending, accuracy))
                 _log(trainer, step=trainer.global_step - 1, knn=accuracy)  # as Lightning counts
             self._pending = None
-        if self.pixels is None:
-            self.pixels, self.untrained = self._measure(trainer, None), self._measure(trainer, pl_module)
-            if self.pixels is not None and self.untrained is not None:
-                _log(trainer, step=0, knn_pixels=self.pixels, knn_untrained=self.untrained)
+        if self.before_training and trainer.global_step == 0 and self.untrained is None:
+            self._measure_baselines(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0 and epoch_is_over(trainer):
+        if self.due(epoch - 1, epoch) and epoch_is_over(trainer):
             self._pending = epoch
             accuracy = self._measure(trainer, pl_module, self.between_batches)
             self._pending = None
@@ -118,68 +173,83 @@ class OnlineKNN(L.Callback):
             self.closed = True
             _log(trainer, step=trainer.global_step, knn=accuracy)
 
+    def _measure_baselines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        kinds = [encoding(pl_module.backbone, pl_module.device)]  # type: ignore[arg-type]
+        size = sum(self.sampled.values()) * 3 * min(datamodule.size, _PIXELS) ** 2 * 4
+        if size <= _MOST_PIXEL_BYTES:
+            kinds.insert(0, pixels(_PIXELS))
+        elif trainer.is_global_zero:
+            print(
+                f"raw pixels are not compared: those of {sum(self.sampled.values()):,} images are too many", flush=True
+            )
+        found = self._accuracies(trainer, pl_module, kinds)
+        if found is None:
+            return
+        *of_pixels, self.untrained = found
+        self.pixels = of_pixels[0] if of_pixels else None
+        measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained}
+        _log(trainer, step=0, **{name: value for name, value in measured.items() if value is not None})
+
     def _measure(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule | None,
+        pl_module: L.LightningModule,
         between_batches: Callable[[L.Trainer], None] | None = None,
     ) -> float | None:
-        """Accuracy in percent of the module's encoder, of raw pixels without one; process 0 computes it.
+        """Accuracy in percent of the module's encoder; None where nothing can be measured."""
+        started = time.monotonic()
+        backbone: Any = pl_module.backbone
+        found = self._accuracies(trainer, pl_module, [encoding(backbone, pl_module.device)], between_batches)
+        if found is None:
+            return None
+        self.seconds.append(time.monotonic() - started)
+        return found[0]
+
+    def _accuracies(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        kinds: list[Extract],
+        between_batches: Callable[[L.Trainer], None] | None = None,
+    ) -> list[float] | None:
+        """Accuracy in percent of each kind of features, the same in all processes.
 
         None where nothing can be measured, from the first time on that a part of the images is found to be gone.
         """
         if self.unmeasurable is not None:
             return None
-        found: float | str = 0.0
-        if trainer.is_global_zero:
-            try:
-                found = self._accuracy(trainer, pl_module, between_batches)
-            except NoImageLeftError as error:  # in one process: the others wait for its word
-                found = str(error)
-                print(f"kNN is not measured any more: {found}", flush=True)
-        found = trainer.strategy.broadcast(found)
-        if isinstance(found, str):
-            self.unmeasurable = trainer.datamodule.unmeasurable = found  # type: ignore[attr-defined]
-            return None
-        return found
-
-    def _accuracy(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule | None,
-        between_batches: Callable[[L.Trainer], None] | None,
-    ) -> float:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        (bank, bank_labels), (queries, query_labels) = (
-            self._features(trainer, pl_module, _watched(loader, trainer, between_batches))
-            for loader in datamodule.features_loaders()
-        )
-        self.neighbours = min(self.k, len(bank_labels))
-        return knn_accuracy(
-            bank,
-            bank_labels,
-            queries,
-            query_labels,
-            k=self.k,
-            temperature=self.temperature,
-            num_classes=datamodule.num_classes,
-        )
+        backbone: Any = pl_module.backbone
 
-    @staticmethod
-    def _features(
-        trainer: L.Trainer, pl_module: L.LightningModule | None, loader: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if pl_module is None:
-            return pixel_features(loader)
-        with trainer.precision_plugin.forward_context():
-            return encode(pl_module.backbone, loader, pl_module.device)  # type: ignore[arg-type]
+        def meet() -> None:
+            if between_batches is not None:
+                between_batches(trainer)
 
-
-def _watched(loader: Any, trainer: L.Trainer, between_batches: Callable[[L.Trainer], None] | None) -> Iterator[Any]:
-    for batch in loader:
-        if between_batches is not None:
-            between_batches(trainer)
-        yield batch
+        try:
+            rank, world_size = world()
+            loaders = datamodule.features_loaders(self.bank, self.queries, shard=rank, num_shards=world_size)
+            with trainer.precision_plugin.forward_context(), in_mode(backbone, training=False):
+                (bank, bank_labels), (queries, query_labels) = (
+                    collect(loader, kinds, shared=True, meet=meet) for loader in loaders
+                )
+        except (NoImageLeftError, NothingToEvaluateError):  # in all processes
+            self.unmeasurable = datamodule.unmeasurable = NONE_MEASURED
+            if trainer.is_global_zero:
+                print(f"kNN is not measured any more: {NONE_MEASURED}", flush=True)
+            return None
+        device = pl_module.device
+        self.neighbours = min(self.k, sum(exchange(len(bank_labels))))
+        return [
+            knn_accuracy(
+                *(part.to(device) for part in (own_bank, bank_labels, own_queries, query_labels)),
+                k=self.k,
+                temperature=self.temperature,
+                num_classes=datamodule.num_classes,
+                shared=True,
+            )
+            for own_bank, own_queries in zip(bank, queries, strict=True)
+        ]
 
 
 def _log(trainer: L.Trainer, *, step: int, **metrics: float) -> None:

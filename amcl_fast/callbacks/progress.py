@@ -1,26 +1,106 @@
-"""One line per epoch, for output that is not a terminal."""
+"""How far a run has come: a line per epoch or a bar, with the estimate of its end."""
 
+import math
 import time
+from datetime import datetime, timedelta
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
+from ..progress import duration
 from ..steps import epoch_is_over
 from .knn import OnlineKNN
 
 
-class EpochSummary(L.Callback):
-    """Prints epoch, last logged loss, kNN, images per second, share of waiting and duration.
+class End(L.Callback):
+    """Estimates when a run ends, from the time that this process has seen it take.
 
-    kNN is that of this epoch. The line of an epoch in which training stops names the step.
+    The steps left take what those of this epoch and of the one before took, the very first left out, which waits for
+    compilers and caches. Every epoch that ends adds what lay between the last two (checkpoints), and every measuring of
+    kNN that is due what the last one took; what has not been seen yet counts nothing. `max_steps` and `max_time` end a
+    run before its epochs do. A run that goes on is judged by its time since.
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._before = 0.0, 0  # seconds and steps of the epoch before
+        self._epoch: tuple[float, int] | None = None  # when the steps of this epoch began to count, and their number
+        self._now = 0.0, 0  # when the last step was done, and its number
+        self._closing = 0.0  # seconds between two epochs, without kNN
+        self._measured = 0  # how often kNN was, when the last step was done
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._forget()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if self._epoch is None:  # the first step is still to come
+            return
+        (began, first), (ended, last) = self._epoch, self._now
+        if last > first:
+            self._before = ended - began, last - first
+        knn = _knn(trainer)
+        self._closing = max(now - ended - sum(knn.seconds[self._measured :] if knn else ()), 0.0)
+        self._epoch, self._now = (now, step), (now, step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._now = time.monotonic(), trainer.global_step
+        if self._epoch is None and trainer.global_step:
+            self._epoch = self._now
+        knn = _knn(trainer)
+        self._measured = len(knn.seconds) if knn else 0
+
+    def seconds_left(self, trainer: L.Trainer) -> float | None:
+        """Seconds until training has ended, None where nothing is known: before the third step, or without an end."""
+        by_steps = self._by_steps(trainer)
+        if by_steps is None and math.isfinite(trainer.estimated_stepping_batches):
+            return None
+        limits = [] if by_steps is None else [by_steps]
+        for timer in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(timer, Timer) and (seconds := timer.time_remaining()) is not None:
+                limits.append(seconds + _of_one(_knn(trainer)))  # which is measured then
+        return max(min(limits), 0.0) if limits else None
+
+    def _by_steps(self, trainer: L.Trainer) -> float | None:
+        steps = trainer.estimated_stepping_batches
+        if self._epoch is None or not math.isfinite(steps):
+            return None
+        (began, first), (ended, last) = self._epoch, self._now
+        seconds, done = self._before[0] + ended - began, self._before[1] + last - first
+        if done < 1:
+            return None
+        step, per_epoch = trainer.global_step, steps_per_epoch(trainer)
+        whole, rest = divmod(int(steps), per_epoch)
+        closings = max(whole + (rest > 0) - step // per_epoch, 0)
+        knn = _knn(trainer)
+        measurings = (
+            0 if knn is None else knn.due(step // per_epoch, whole) + (rest > 0 or not knn.due(whole - 1, whole))
+        )
+        return (int(steps) - step) * seconds / done + closings * self._closing + measurings * _of_one(knn)
+
+
+class EpochSummary(End):
+    """Prints epoch, last logged loss, kNN, images per second, share of waiting, the estimate of the end and duration.
+
+    One line per epoch, for output that is not a terminal. kNN is that of this epoch. The line of an epoch in which
+    training stops names the step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self._started = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._started = time.perf_counter()  # within an epoch its start is not told again
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,7 +120,50 @@ class EpochSummary(L.Callback):
         epoch = f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}"
         if not epoch_is_over(trainer):
             epoch += f", stopped at step {trainer.global_step}"
+        left = self.seconds_left(trainer)
+        if left is not None and trainer.global_step < trainer.estimated_stepping_batches and not trainer.should_stop:
+            parts.append(f"{duration(left)} left, until {clock(left)}")
         print("  ".join([epoch, *parts, f"{seconds:.1f} s"]), flush=True)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, with the estimate of the run's end.
+
+    Args:
+        end: what estimates it, another callback of the trainer.
+    """
+
+    def __init__(self, end: End) -> None:
+        super().__init__()
+        self._end = end
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        left = self._end.seconds_left(trainer)
+        return metrics if left is None else {**metrics, "left": duration(left), "until": clock(left)}
+
+
+def clock(seconds: float, now: datetime | None = None) -> str:
+    """The time in so many seconds: `14:32`, `Fri 14:32` on another day, `2026-12-24 14:32` in a week or later."""
+    now = now or datetime.now()
+    then = now + timedelta(seconds=seconds)
+    days = (then.date() - now.date()).days
+    return then.strftime("%H:%M" if not days else "%a %H:%M" if days < 7 else "%Y-%m-%d %H:%M")
+
+
+def steps_per_epoch(trainer: L.Trainer) -> int:
+    """Optimiser steps of a whole epoch."""
+    return -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+
+
+def _knn(trainer: L.Trainer) -> OnlineKNN | None:
+    found = (callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN))  # type: ignore[attr-defined]
+    return next((knn for knn in found if knn.unmeasurable is None), None)
+
+
+def _of_one(knn: OnlineKNN | None) -> float:
+    """Seconds that the last measuring took."""
+    return knn.seconds[-1] if knn is not None and knn.seconds else 0.0
 
 
 def _measured(trainer: L.Trainer) -> bool:
@@ -52,7 +175,4 @@ def _measured(trainer: L.Trainer) -> bool:
 def _of_epochs(trainer: L.Trainer) -> str:
     """How many epochs there will be, the last one perhaps in part: "/4", or nothing if there is no end."""
     steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        return ""
-    per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-    return f"/{-(-int(steps) // per_epoch)}"
+    return "" if steps == float("inf") else f"/{-(-int(steps) // steps_per_epoch(trainer))}"

@@ -18,6 +18,7 @@ from ..report.page import write_report
 from ..report.run import facts_path, head_metric, snapshot_path, write_facts, write_skipped
 from ..report.snapshot import capture, hardest
 from ..steps import out_of_time
+from .knn import OnlineKNN
 
 
 class Report(L.Callback):
@@ -130,6 +131,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
     versions = {"amcl_fast": __version__, "python": platform.python_version(), "numpy": np.__version__}
     versions |= {"torch": torch.__version__, "lightning": L.__version__}
+    measuring = [callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)]  # type: ignore[attr-defined]
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": trainer.world_size,
@@ -137,9 +139,12 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
     }
     return {
         "finished": False,
+        "data": getattr(datamodule, "root", None),
         "training_images": datamodule.num_train,
         "classes": datamodule.num_classes,
-        "unmeasurable": getattr(datamodule, "unmeasurable", None),
+        # What kNN was measured on: images of bank and queries.
+        "measured_images": next((dict(knn.sampled) for knn in measuring), {}),
+        "unmeasurable": next((knn.unmeasurable for knn in measuring), getattr(datamodule, "unmeasurable", None)),
         "epochs": trainer.max_epochs,
         "versions": versions,
         "machine": machine,

@@ -216,14 +216,16 @@ class SaveOnSignal(L.Callback):
     def poll(self, trainer: L.Trainer) -> None:
         """Save and raise `Interrupted` if a signal has come; for long work between steps.
 
-        Several processes cannot agree here, and stop at the work's end. So does a run whose last epoch this is, once
-        it has saved: no resume would do the rest of the work.
+        Several processes call this at the same time, and agree. A run whose last epoch this is stops at the work's end,
+        once it has saved: no resume would do the rest of the work.
         """
-        if trainer.world_size > 1 or not self.signals.received:
+        received = self._received(trainer)
+        if not received:
             return
         if not _ends(trainer):
-            self._stop_if_asked(trainer)
-        elif not self._saved_last:
+            self.checkpoint.save(trainer)
+            raise Interrupted(received)
+        if not self._saved_last:
             self.checkpoint.save(trainer)
             self._saved_last = True
 
@@ -233,18 +235,20 @@ class SaveOnSignal(L.Callback):
             self.signals = StopSignals()  # what has stopped this training does not stop the next one
 
     def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None, *, ends_epoch: bool = False) -> None:
-        received = self.signals.received
-        if trainer.world_size > 1:
-            # Schedulers signal every process, but not between the same two steps; agreeing waits for the GPU.
-            if not at_logging_step(trainer):
-                return
-            agreed = torch.tensor(received, device=trainer.strategy.root_device)
-            received = int(trainer.strategy.reduce(agreed, reduce_op="max"))  # type: ignore[arg-type]
-        if received:
+        if trainer.world_size > 1 and not at_logging_step(trainer):
+            return  # to agree is to wait for the GPU
+        if received := self._received(trainer):
             self.checkpoint.save(trainer, outputs)
             if ends_epoch:
                 self.checkpoint.keep_if_due(trainer)
             raise Interrupted(received)
+
+    def _received(self, trainer: L.Trainer) -> int:
+        """The signal that has come, to any of the processes: schedulers signal all, but not between the same steps."""
+        if trainer.world_size == 1:
+            return self.signals.received
+        agreed = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(agreed, reduce_op="max"))  # type: ignore[arg-type]
 
 
 def _ends(trainer: L.Trainer) -> bool:

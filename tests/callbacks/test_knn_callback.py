@@ -68,15 +68,15 @@ def test_accuracies_reach_the_metrics_file(tmp_path):
 
 
 def test_bad_interval_is_named():
-    with pytest.raises(ValueError, match=r"knn.every_n_epochs.*0"):
-        OnlineKNN(every_n_epochs=0)
+    with pytest.raises(ValueError, match=r"knn.every_n_epochs.*-1"):
+        OnlineKNN(every_n_epochs=-1)
 
 
 def test_what_cannot_be_measured_is_one_line_before_training(tmp_path, capsys):
     class Data(FakeDataModule):
         unmeasurable = "the images have no labels"
 
-        def features_loaders(self):
+        def features_loaders(self, *args, **kwargs):
             raise AssertionError
 
     knn = OnlineKNN()
