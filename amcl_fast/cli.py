@@ -239,6 +239,7 @@ def _declare_evaluate(commands: Any) -> None:
         help="linear probe on random crops and flips, anew every epoch, or on features computed once "
         "(default: crops and flips on a GPU, once on a CPU)",
     )
+    parser.add_argument("--half", action="store_true", help="keep features in float16: half the memory")
     parser.add_argument("--output", type=_path, metavar="FILE", help="JSON (default: evaluation-*.json beside CKPT)")
     parser.set_defaults(run=_evaluate)
 
@@ -246,23 +247,28 @@ def _declare_evaluate(commands: Any) -> None:
 @_in_one_line
 def _evaluate(arguments: argparse.Namespace) -> int:
     require("evaluation", "lightning", "torchvision", "tqdm", "nvidia.dali")
+    from .distributed import ElsewhereError
     from .evaluate.command import run
     from .evaluate.linear import RATES
 
     _begins()
-    run(
-        arguments.weights,
-        data=arguments.data,
-        held_out=arguments.held_out,
-        size=arguments.size,
-        crop_pct=arguments.crop_pct,
-        k=arguments.k,
-        epochs=arguments.epochs,
-        rates=arguments.rates or RATES,
-        batch_size=arguments.batch_size,
-        augment=arguments.augment,
-        output=arguments.output,
-    )
+    try:
+        run(
+            arguments.weights,
+            data=arguments.data,
+            held_out=arguments.held_out,
+            size=arguments.size,
+            crop_pct=arguments.crop_pct,
+            k=arguments.k,
+            epochs=arguments.epochs,
+            rates=arguments.rates or RATES,
+            batch_size=arguments.batch_size,
+            augment=arguments.augment,
+            half=arguments.half,
+            output=arguments.output,
+        )
+    except ElsewhereError:  # the other process tells of it
+        return 2
     return 0
 
 

@@ -97,19 +97,22 @@ def share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     return rank * rows // world_size, (rank + 1) * rows // world_size
 
 
-def exchange(value: Any) -> list[Any]:
-    """What every process has given, by rank; for a few plain values. All processes call it."""
+def exchange(value: Any, group: Any = None) -> list[Any]:
+    """What every process of a group (None: the default one) has given, by rank: a few plain values. All call it."""
     world_size = world()[1]
     if world_size == 1:
         return [value]
     found: list[Any] = [None] * world_size
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(group: Any = None) -> Iterator[None]:
     """A block without collectives that all processes enter and leave together: where one fails, none goes on.
+
+    Args:
+        group: of all processes, whose timeout counts; None: the default one.
 
     Raises:
         ElsewhereError: the block has failed in another process. The first that has failed raises its own error.
@@ -119,7 +122,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    _agree(error, exchange(_message(error)))
+    _agree(error, exchange(_message(error), group))
 
 
 @contextmanager

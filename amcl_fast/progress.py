@@ -2,8 +2,11 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 _SILENT_SECONDS = 2.0  # what is over by then needs no word
 _LINE_SECONDS = 10.0
@@ -12,7 +15,8 @@ _LINE_SECONDS = 10.0
 class Progress:
     """Counts what is done of something, on stderr: "checking images: 412,000 of 1,281,000, 21 s left".
 
-    Nothing is written within the first 2 s, and a line every 10 s where stderr is no terminal.
+    Nothing is written within the first 2 s. Where stderr is no terminal there is a line every 10 s, and less often the
+    longer it lasts: after a tenth of the time so far.
     """
 
     def __init__(self, what: str, total: int | None = None, *, shown: bool = True) -> None:
@@ -44,7 +48,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
         elif self._shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_SECONDS
+            now = time.monotonic()
+            self._next = now + max(_LINE_SECONDS, (now - self._started) / 10)
             print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:
@@ -52,6 +57,28 @@ class Progress:
             return f"{self.what}: {self.done:,}"
         seconds = (time.monotonic() - self._started) * (self.total - self.done) / max(self.done, 1)
         return f"{self.what}: {self.done:,} of {self.total:,}, {duration(seconds)} left"
+
+
+class Loop(Iterable[T]):
+    """A loop whose progress is shown while it is iterated over.
+
+    Args:
+        items: of the loop; as many as `len` says.
+        what: as for `Progress`.
+        shown: as for `Progress`.
+    """
+
+    def __init__(self, items: Iterable[T], what: str, *, shown: bool = True) -> None:
+        self._items, self._what, self._shown = items, what, shown
+
+    def __len__(self) -> int:
+        return len(self._items)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[T]:
+        with Progress(self._what, len(self), shown=self._shown) as progress:
+            for item in self._items:
+                yield item
+                progress.add(1)
 
 
 def duration(seconds: float) -> str:

@@ -2,20 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..data import ContrastiveDataModule
 from ..data.headers import NoImageLeftError
 from ..data.left_out import shorten, summarise
+from ..data.loader import NONE_MEASURED
+from ..data.module import UnequalImagesError
+from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..files import check_output, write_file
+from ..launch import launched, local_processes, once_a_machine
 from ..paths import absolute_data, find_data
+from ..progress import Loop
 from .evaluation import Evaluation, evaluate
+from .features import NothingToEvaluateError
 
 
 def run(
@@ -30,9 +34,10 @@ def run(
     rates: Sequence[float],
     batch_size: int,
     augment: bool | None,
+    half: bool,
     output: Path | None,
 ) -> None:
-    """Evaluate, print a table, write the JSON file.
+    """Evaluate, print a table, write the JSON file; by all processes of torchrun or srun, of which the first does that.
 
     Args:
         weights: run directory, checkpoint or exported safetensors file.
@@ -44,6 +49,7 @@ def run(
         epochs, rates, batch_size: of the linear probe.
         augment: random crop and flip for the linear probe, anew every epoch; None: on a GPU only, since the encoder
             runs once an epoch for it.
+        half: keep features in float16.
         output: the JSON file; None: `evaluation-DATA.json` in the run directory, or beside the weights.
 
     Raises:
@@ -51,75 +57,101 @@ def run(
             range.
         OSError: something cannot be read or written.
         ImportError: a package is missing.
+        ElsewhereError: another process raises one of these.
     """
-    if output is not None:
-        check_output(output)
-    encoder = load_encoder(weights)
+    with launched() as device:
+        rank, world_size = world()
+        with together():
+            if output is not None and not rank:
+                check_output(output)
+            encoder = load_encoder(weights)
+            data, held_out = _data(weights, encoder, data, held_out)
+            datamodule = ContrastiveDataModule(
+                root=data,
+                held_out=held_out,
+                size=size or encoder.size,
+                batch_size=batch_size,
+                mean=encoder.mean,  # type: ignore[arg-type]
+                std=encoder.std,  # type: ignore[arg-type]
+                crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
+                num_threads=max(1, len(os.sched_getaffinity(0)) // local_processes()),
+                device="gpu" if device.type == "cuda" else "cpu",
+            )
+        once_a_machine(datamodule.prepare_data)
+        with together():
+            datamodule.setup()
+            if datamodule.unmeasurable:
+                raise ValueError(_unmeasurable(data, datamodule.unmeasurable))
+        with alike():
+            try:
+                datamodule.check_equal()
+            except UnequalImagesError as error:
+                raise ValueError(str(error)) from error
+        on_crops = device.type == "cuda" if augment is None else augment
+        with together():
+            bank, queries = datamodule.features_loaders(shard=rank, num_shards=world_size)
+            augmented = datamodule.linear_probe_loader(rank, world_size) if on_crops else None
+        if not rank:
+            print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
+        try:
+            found = evaluate(
+                encoder.backbone,
+                bank,
+                queries,
+                num_classes=datamodule.num_classes,
+                augmented=augmented,
+                k=k,
+                rates=rates,
+                epochs=epochs,
+                batch_size=batch_size,
+                device=device,
+                dtype=torch.float16 if half else torch.float32,
+                shared=True,
+                progress=lambda loop, what: Loop(loop, what, shown=not rank),
+            )
+        except NoImageLeftError as error:
+            raise ValueError(_unmeasurable(data, str(error))) from error
+        except NothingToEvaluateError as error:
+            with alike():
+                raise ValueError(_unmeasurable(data, NONE_MEASURED)) from error
+        skipped = list(dict.fromkeys(entry for part in exchange(datamodule.skipped) for entry in part))
+        if rank:
+            return
+        print(_table(found))
+        path = output or _beside(weights, data)
+        content = {
+            "weights": str(weights),
+            "encoder": encoder.metadata,
+            "data": data,
+            "held_out": held_out,
+            "size": datamodule.size,
+            "crop_pct": datamodule.crop_pct,
+            "classes": datamodule.num_classes,
+            "features_kept_in": "float16" if half else "float32",
+            "processes": world_size,
+            **found.as_dict(),
+            "skipped_files": [list(entry) for entry in shorten(skipped)],
+        }
+        write_file(path, json.dumps(content, indent=2) + "\n")
+        print(f"written to  {path}")
+
+
+def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | None) -> tuple[str, str | None]:
+    """The data to evaluate on, and those to measure on: as given, or what the encoder was trained with."""
     if held_out is not None:
         held_out = absolute_data(held_out)
     if data is not None:
-        data = absolute_data(data)
-    elif encoder.data is not None:
-        run_dir = _run_dir(find_weights(weights))
-        data = find_data(encoder.data, run_dir)
-        if held_out is None and encoder.held_out:
-            held_out = find_data(encoder.held_out, run_dir)
-    else:
+        return absolute_data(data), held_out
+    if encoder.data is None:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    datamodule = ContrastiveDataModule(
-        root=data,
-        held_out=held_out,
-        size=size or encoder.size,
-        batch_size=batch_size,
-        mean=encoder.mean,  # type: ignore[arg-type]
-        std=encoder.std,  # type: ignore[arg-type]
-        crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
-        num_threads=len(os.sched_getaffinity(0)),
-        device="gpu" if device.type == "cuda" else "cpu",
-    )
-    datamodule.prepare_data()
-    datamodule.setup()
-    if datamodule.unmeasurable:
-        raise ValueError(f"kNN and linear probe cannot be measured on {data}: {datamodule.unmeasurable}")
-    print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
-    bank, queries = datamodule.features_loaders()
-    on_crops = device.type == "cuda" if augment is None else augment
-    try:
-        found = evaluate(
-            encoder.backbone,
-            bank,
-            queries,
-            num_classes=datamodule.num_classes,
-            augmented=datamodule.linear_probe_loader() if on_crops else None,
-            k=k,
-            rates=rates,
-            epochs=epochs,
-            batch_size=batch_size,
-            device=device,
-            progress=_bar,
-        )
-    except NoImageLeftError as error:
-        raise ValueError(f"kNN and linear probe cannot be measured on {data}: {error}") from error
-    print(_table(found))
-    path = output or _beside(weights, data)
-    content = {
-        "weights": str(weights),
-        "encoder": encoder.metadata,
-        "data": data,
-        "held_out": held_out,
-        "size": datamodule.size,
-        "crop_pct": datamodule.crop_pct,
-        "classes": datamodule.num_classes,
-        **found.as_dict(),
-        "skipped_files": [list(entry) for entry in shorten(datamodule.skipped)],
-    }
-    write_file(path, json.dumps(content, indent=2) + "\n")
-    print(f"written to  {path}")
+    run_dir = _run_dir(find_weights(weights))
+    if held_out is None and encoder.held_out:
+        held_out = find_data(encoder.held_out, run_dir)
+    return find_data(encoder.data, run_dir), held_out
 
 
-def _bar(loop: Iterable[Any], title: str) -> Iterable[Any]:
-    return tqdm(loop, desc=title, leave=False, disable=None)  # None: only on a terminal
+def _unmeasurable(data: str, why: str) -> str:
+    return f"kNN and linear probe cannot be measured on {data}: {why}"
 
 
 def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDataModule) -> str:

@@ -116,7 +116,7 @@ def evaluate(
     backbone = backbone.to(device)
     bank_features, bank_labels, query_features, query_labels = (
         part.to(device)
-        for loader, title in ((bank, "training images"), (queries, "held-out images"))
+        for loader, title in ((bank, "batches of training images"), (queries, "batches of held-out images"))
         for part in encode(backbone, progress(loader, title), device, dtype=dtype, shared=shared)
     )
     knn = knn_accuracy(

@@ -79,7 +79,7 @@ def knn_accuracy(
     chunk = min(chunk or max(1, queue // world_size), most)
     passes = -(-most // chunk)
     tiles = max(1, -(-len(bank) // max(tile_size, k)))
-    looks = iter(progress(range(passes * tiles), "kNN"))
+    looks = iter(progress(range(passes * tiles), "tiles of kNN"))
     correct = torch.zeros((), dtype=torch.int64, device=bank.device)
     for number in range(passes):
         own, truth = (part[number * chunk : (number + 1) * chunk] for part in (queries, query_labels))

@@ -168,7 +168,7 @@ def linear_probe(
     bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device, requires_grad=True)
     rate = torch.tensor(own, dtype=dtype, device=device) * (batch_size / 256)
     classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
-    for epoch, features, labels in progress(_Passes(train, epochs), "linear probe"):
+    for epoch, features, labels in progress(_Passes(train, epochs), "steps of the linear probe"):
         if epoch == 0:  # a look at every value makes a GPU wait
             with alike() if world_size > 1 else nullcontext():
                 check_features("features of train", features, "labels of train", labels, num_classes)

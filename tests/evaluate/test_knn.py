@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
@@ -48,6 +49,58 @@ def test_chunks_do_not_matter():
         for chunk in (None, 1, 7, 41, 100)
     }
     assert len(every) == 1
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of 64 rows, 16 queries with each, 40 between two passes over the bank."""
+    monkeypatch.setattr("amcl_fast.evaluate.knn._ON_CPU", (64, 16, 40))
+
+
+@pytest.mark.parametrize("k", [1, 30, 100, 700, 1000])
+@pytest.mark.parametrize("order", ["by class", "ever nearer", "random"])
+def test_tiles_hold_the_same_neighbours(small_tiles, k, order):
+    """More than one tile and less, more neighbours than a tile has rows, and classes that lie together."""
+    (bank, bank_labels), (queries, query_labels) = clusters(777, 11), clusters(53, 12)
+    places = {
+        "by class": bank_labels.argsort(stable=True),
+        "ever nearer": F.cosine_similarity(bank, queries.mean(0, keepdim=True)).argsort(),
+        "random": torch.arange(777),
+    }[order]
+    bank, bank_labels = bank[places], bank_labels[places]
+    found = knn_accuracy(bank, bank_labels, queries, query_labels, k=k, num_classes=4)
+    arrays = [tensor.numpy() for tensor in (bank.double(), bank_labels, queries.double(), query_labels)]
+    assert found == pytest.approx(literal_knn(*arrays, k, 0.1, 4))
+
+
+def test_equal_rows_are_neighbours_of_each_other(small_tiles):
+    """All similarities are the same: each query has k neighbours, and the only class gets the votes."""
+    bank, labels = torch.ones(500, 3), torch.ones(500, dtype=torch.int64)
+    assert knn_accuracy(bank, labels, bank[:50], labels[:50], k=200, num_classes=2) == 100.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_piece_of_memory_is_as_large_as_the_bank(monkeypatch, dtype):
+    monkeypatch.setattr("amcl_fast.evaluate.knn._ON_CPU", (2048, 32, 64))
+    monkeypatch.setattr("amcl_fast.evaluate.features._CHECKED", 1 << 16)
+    bank, labels = torch.randn(60_000, 32).to(dtype), torch.arange(60_000) % 9
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        knn_accuracy(bank, labels, bank[:40], labels[:40], k=5, num_classes=9)
+    assert 0 < max(event.self_cpu_memory_usage for event in seen.events()) < bank.nbytes / 4
+
+
+def test_progress_is_told_of_every_tile(small_tiles):
+    told = []
+
+    def progress(loop, what):
+        told.append((what, len(loop)))
+        for item in loop:
+            told.append(item)
+            yield item
+
+    bank, labels = clusters(500, 1)
+    knn_accuracy(bank, labels, bank[:81], labels[:81], num_classes=4, k=3, progress=progress)
+    assert told == [("tiles of kNN", 24), *range(24)]  # 8 tiles, 3 passes
 
 
 def test_scale_of_a_feature_does_not_matter():
@@ -149,6 +202,23 @@ def test_features_outlive_a_reused_batch():
     features, _ = pixel_features(reused())
     assert features.shape == (4, 12)
     assert features[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_larger_images_are_averaged_down():
+    images = torch.rand(4, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    features, _ = pixel_features([(images, torch.zeros(4, dtype=torch.int64))], size=32)
+    torch.testing.assert_close(features, images.unfold(2, 2, 2).unfold(3, 3, 3).mean((4, 5)).flatten(1))
+    whole, _ = pixel_features([(images[:, :, :32, :32], torch.zeros(4, dtype=torch.int64))], size=32)
+    assert torch.equal(whole, images[:, :, :32, :32].flatten(1))
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float16, 2), (torch.float32, 40)])
+def test_features_are_kept_in_the_type_that_was_asked_for(dtype, rows):
+    images = torch.rand(50, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    batches = list(zip(images.split(rows), torch.arange(50).split(rows), strict=True))
+    features, labels = encode(Shift(), iter(batches), "cpu", dtype=dtype)  # whose length nobody knows
+    assert features.dtype == dtype and labels.tolist() == list(range(50))
+    assert torch.equal(features, images.mean((2, 3)).to(dtype))
 
 
 def test_an_empty_loader_is_an_error():
