@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 
 if not torch.cuda.is_available():
     # Read when triton is imported, which any test may do first.
@@ -16,6 +17,14 @@ def cache(tmp_path_factory):
     root = tmp_path_factory.getbasetemp()
     shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     os.environ["AMCL_FAST_CACHE"] = str(shared / "amcl-fast-cache")
+
+
+@pytest.fixture
+def port():
+    """Of a store that the parent keeps, as torchrun does: a port that was free a while ago may not be any more."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield store.port
+    del store
 
 
 @pytest.fixture(autouse=True)

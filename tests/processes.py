@@ -3,11 +3,22 @@
 import atexit
 import contextlib
 import gc
+import os
 import sys
 from pathlib import Path
 
 import lightning as L
+import torch
 import torch.distributed as dist
+
+
+def start(rank, processes, port):
+    """Let Lightning find this process as one that torchrun has started; `port` is that of the fixture."""
+    torch.set_num_threads(1)
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    variables |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    variables["TORCHELASTIC_USE_AGENT_STORE"] = True
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 def gloo_threads():

@@ -180,9 +180,8 @@ class OnlineKNN(L.Callback):
         if size <= _MOST_PIXEL_BYTES:
             kinds.insert(0, pixels(_PIXELS))
         elif trainer.is_global_zero:
-            print(
-                f"raw pixels are not compared: those of {sum(self.sampled.values()):,} images are too many", flush=True
-            )
+            images = sum(self.sampled.values())
+            print(f"raw pixels are not compared: those of {images:,} images take more than 1 GiB", flush=True)
         found = self._accuracies(trainer, pl_module, kinds)
         if found is None:
             return

@@ -117,7 +117,7 @@ def run(
         skipped = list(dict.fromkeys(entry for part in exchange(datamodule.skipped) for entry in part))
         if rank:
             return
-        print(_table(found))
+        print(_table(found, half))
         path = output or _beside(weights, data)
         content = {
             "weights": str(weights),
@@ -164,11 +164,12 @@ def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDat
     )
 
 
-def _table(found: Evaluation) -> str:
+def _table(found: Evaluation, half: bool) -> str:
     probe = found.linear
     seen = "random crop and flip every epoch" if found.augmented else "features computed once, without augmentation"
+    width = f"{found.features} features{' in float16' if half else ''}"
     lines = [
-        f"images      {found.training_images:,} to learn from, {found.queries:,} held out; {found.features} features",
+        f"images      {found.training_images:,} to learn from, {found.queries:,} held out; {width}",
         f"kNN         {found.knn:.2f} %  (k = {found.k}, temperature {found.temperature:g})",
         f"linear      {probe.top1[probe.best]:.2f} %  ({found.epochs} epochs, batch {found.batch_size}, {seen})",
         "  rate      top-1" + ("     top-5" if probe.top5 else ""),

@@ -1,9 +1,15 @@
+import os
+import signal
+
 import pytest
 import torch
+import torch.multiprocessing as mp
 from fake_data import FakeDataModule
+from processes import end_group, start
 from running import Stop, fit, method
 
-from amcl_fast.callbacks import MetricsFile, OnlineKNN
+from amcl_fast.callbacks import Checkpoint, Interrupted, MetricsFile, OnlineKNN, SaveOnSignal
+from amcl_fast.distributed import ElsewhereError
 from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
 
 
@@ -96,3 +102,121 @@ def test_the_neighbours_are_no_more_than_the_bank_holds(tmp_path):
     few = OnlineKNN(k=5)
     fit(tmp_path / "few", extra=[few])
     assert few.neighbours == 5
+
+
+@pytest.mark.parametrize("off", ["every_n_epochs", "bank", "queries"])
+def test_a_setting_of_0_switches_it_off(tmp_path, capsys, off):
+    class Data(FakeDataModule):
+        def features_loaders(self, *args, **kwargs):
+            raise AssertionError
+
+    knn = OnlineKNN(**{off: 0})
+    trainer = fit(tmp_path, data=Data(), extra=[knn], logger=MetricsFile(tmp_path))
+    assert capsys.readouterr().out == f"kNN is off: knn.{off} is 0\n"
+    assert (knn.pixels, knn.untrained, knn.history, knn.sampled) == (None, None, [], {})
+    assert "knn" not in trainer.callback_metrics and "knn" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_the_baselines_can_be_left_out_and_are_never_those_of_a_trained_encoder(tmp_path):
+    knn, again = OnlineKNN(before_training=False), OnlineKNN()
+    fit(tmp_path, extra=[knn], logger=MetricsFile(tmp_path))
+    assert (knn.pixels, knn.untrained) == (None, None) and [epoch for epoch, _ in knn.history] == [1, 2]
+    assert "knn_" not in (tmp_path / "metrics.csv").read_text()
+    fit(tmp_path, extra=[again], ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), max_epochs=3)
+    assert (again.pixels, again.untrained) == (None, None) and len(again.history) == 3
+
+
+def test_pixels_that_are_too_many_are_not_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("amcl_fast.callbacks.knn._MOST_PIXEL_BYTES", 30 * 3 * 8 * 8 * 4 - 1)
+    knn = OnlineKNN()
+    fit(tmp_path, extra=[knn], max_epochs=1)
+    assert "raw pixels are not compared: those of 30 images take more than " in capsys.readouterr().out
+    assert knn.pixels is None and knn.untrained is not None
+
+
+def test_no_more_than_the_sample_is_measured(tmp_path):
+    asked = []
+
+    class Data(FakeDataModule):
+        def features_loaders(self, *args, **kwargs):
+            asked.append((args, kwargs))
+            return super().features_loaders(*args, **kwargs)
+
+    fit(tmp_path, data=Data(), extra=[OnlineKNN(bank=14, queries=8)], max_epochs=1)
+    assert asked == [((14, 8), {"shard": 0, "num_shards": 1})] * 2
+
+
+@pytest.mark.parametrize("name", ["bank", "queries", "every_n_epochs", "k", "temperature"])
+def test_settings_out_of_range_are_named(name):
+    with pytest.raises(ValueError, match=rf"knn.{name} .*-1"):
+        OnlineKNN(**{name: -1})
+
+
+class Batches(FakeDataModule):
+    """Batches of one image, of which `happen` is told in one process."""
+
+    def __init__(self, happen=lambda number: None):
+        super().__init__()
+        self.happen = happen
+        self.number = 0
+
+    def features_loaders(self, *args, **kwargs):
+        def one_by_one(loader):
+            for images, labels in loader:
+                for batch in zip(images.split(1), labels.split(1), strict=True):
+                    self.number += 1
+                    self.happen(self.number)
+                    yield batch
+
+        bank, queries = super().features_loaders(*args, **kwargs)
+        return one_by_one(bank), one_by_one(queries)
+
+
+def two_processes(rank, port, folder):
+    start(rank, 2, port)
+    settings = {"strategy": "ddp", "devices": 2}
+
+    # The same in both, and what one process finds.
+    knn = OnlineKNN(k=5)
+    trainer = fit(folder / "plain", data=Batches(), extra=[knn], **settings)
+    whole = FakeDataModule().features_loaders()
+    expected = [
+        knn_accuracy(*(part for loader in whole for part in features(loader)), k=5, num_classes=2)
+        for features in (
+            pixel_features,
+            lambda loader: encode(method().backbone, loader, "cpu"),
+            lambda loader: encode(trainer.lightning_module.backbone, loader, "cpu"),
+        )
+    ]
+    assert [knn.pixels, knn.untrained, knn.history[-1][1]] == expected and len(knn.history) == 2
+    assert knn.neighbours == 5 and knn.sampled == {"bank": 20, "queries": 10}
+
+    # A signal that one process gets in the kNN of the first epoch; 15 batches were measured before training.
+    def stop(number):
+        if rank and number == 18:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoint = Checkpoint(every_n_epochs=9)
+    saver = SaveOnSignal(checkpoint)
+    knn = OnlineKNN(k=5)
+    knn.between_batches = saver.poll
+    with pytest.raises(Interrupted):
+        fit(folder / "stopped", data=Batches(stop), checkpoint=checkpoint, extra=[knn, saver], **settings)
+    path = folder / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == 4 and knn.history == []
+    again = OnlineKNN(k=5)
+    fit(folder / "stopped", data=Batches(), extra=[again], ckpt_path=str(path), **settings)
+    assert [epoch for epoch, _ in again.history] == [1, 2]
+
+    # One process cannot read its part, and the other is told.
+    def fail(number):
+        if rank and number == 3:
+            raise OSError("cannot be read")
+
+    with pytest.raises(OSError if rank else ElsewhereError, match="cannot be read"):
+        fit(folder / "failed", data=Batches(fail), extra=[OnlineKNN()], **settings)
+    end_group()
+
+
+def test_two_processes_measure_as_one_and_stop_together(tmp_path, port):
+    mp.spawn(two_processes, args=(port, tmp_path), nprocs=2)

@@ -387,3 +387,58 @@ def test_what_is_not_used_is_told_once(make_folder, caplog):
         "(ant, bee, cow)"
     ]
     assert len(pixels_and_labels(data.features_loaders()[1])[1]) == 3
+
+
+def test_samples_are_of_all_classes_and_always_the_same(make_folder):
+    root = make_folder("set/train", classes="abc", per_class=9).parent
+    make_folder("set/test", classes="abc", per_class=4)
+    data = prepared(root)
+    assert data.measured_images() == (27, 12) and data.measured_images(10, 50) == (10, 12)
+    whole = [pixels_and_labels(loader) for loader in data.features_loaders(100, 100)]
+    assert [labels.bincount().tolist() for _, labels in whole] == [[9, 9, 9], [4, 4, 4]]
+    bank, queries = (pixels_and_labels(loader) for loader in data.features_loaders(7, 3))
+    assert bank[1].bincount().tolist() == [3, 2, 2] and queries[1].tolist() == [0, 1, 2]
+    again, other_seed = data.features_loaders(7, 3), prepared(root, seed=5).features_loaders(7, 3)
+    for loaders in (again, other_seed):
+        assert torch.equal(pixels_and_labels(loaders[0])[0], bank[0])
+    # Of a larger sample it is a part.
+    larger, _ = pixels_and_labels(data.features_loaders(14, 3)[0])
+    assert all((larger == image).flatten(1).all(1).any() for image in bank[0])
+    # The limit is of what is trained on, and so of the bank.
+    assert prepared(root, limit=6).measured_images(50, 50) == (6, 12)
+
+
+@pytest.mark.parametrize("num_shards", [2, 5, 11])
+def test_parts_of_a_sample_in_order_are_the_sample(make_folder, num_shards):
+    root = make_folder("set", per_class=6)
+    data = prepared(root)
+    expected = [pixels_and_labels(loader) for loader in data.features_loaders(7, 2)]
+    parts = [data.features_loaders(7, 2, shard=shard, num_shards=num_shards) for shard in range(num_shards)]
+    for kind, (images, labels) in enumerate(expected):
+        batches = [batch for part in parts for batch in part[kind]]
+        assert torch.equal(torch.cat([batch for batch, _ in batches]), images)
+        assert torch.equal(torch.cat([batch for _, batch in batches]), labels)
+
+
+def test_a_file_that_turned_out_to_be_bad_moves_no_other_to_another_part(make_folder):
+    """Each process knows of what it has met itself."""
+    root = make_folder("set", per_class=10)
+    data = prepared(root)
+    (first, _), (second, _) = (data.features_loaders(shard=shard, num_shards=2) for shard in range(2))
+    expected = pixels_and_labels(second)[0]
+    data._note_bad_file(first._files[0], "found during the run: of a test")
+    (fewer, _), (second, _) = (data.features_loaders(shard=shard, num_shards=2) for shard in range(2))
+    assert len(fewer._files) == len(first._files) - 1
+    assert torch.equal(pixels_and_labels(second)[0], expected)
+
+
+def test_the_parts_of_a_linear_probe_s_batches_are_the_images(make_folder):
+    data = prepared(make_folder("set", per_class=8), batch_size=6)
+    whole = torch.cat([labels for _, labels in data.linear_probe_loader()])
+    parts = [torch.cat([labels for _, labels in data.linear_probe_loader(shard, 2)]) for shard in range(2)]
+    assert len(parts[0]) == len(parts[1]) and len(whole) == 2 * len(parts[0])
+    with pytest.raises(ValueError, match="batch_size=6 does not divide by 4 processes"):
+        data.linear_probe_loader(0, 4)
+    few = prepared(make_folder("few", classes="ab", per_class=2), batch_size=6)
+    with pytest.raises(ValueError, match=r"2 training images are too few: 3 process"):
+        few.linear_probe_loader(0, 3)

@@ -1,14 +1,12 @@
 """Lightning's DDP with different data and batch sizes in every process, against one process with the global batch."""
 
-import os
-
 import pytest
 import running
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fake_data import FakeDataModule, FakeLoader
-from processes import end_group
+from processes import end_group, start
 from running import Stop
 from torch import nn
 from toy_methods import FRAMEWORKS, KINDS, fit, method
@@ -67,23 +65,6 @@ def trained(framework, kind, options, counts, rank=0, **settings):
         state["queue"] = module.queue.keys.sort(dim=1).values
         state["written"] = module.queue.get_extra_state()
     return state | {"loss": trainer.callback_metrics["loss"]}
-
-
-def start(rank, processes, port):
-    """Let Lightning find this process as one that torchrun has started."""
-    torch.set_num_threads(1)
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    variables |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    variables["TORCHELASTIC_USE_AGENT_STORE"] = True
-    os.environ.update({name: str(value) for name, value in variables.items()})
-
-
-@pytest.fixture
-def port():
-    """Of a store that the parent keeps, as torchrun does: a port that was free a while ago may not be any more."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    yield store.port
-    del store
 
 
 def worker(rank, counts, port, folder):

@@ -1,0 +1,58 @@
+"""`amcl-fast evaluate` by two processes that torchrun starts: one's table and file, and one line where it cannot be."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from command_line import NT_XENT, environment, image_folder
+
+from amcl_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with images and a run of one step on them; one image turns out to be bad when it is decoded."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    images = image_folder(folder / "images", 21, 9, ".png")
+    hidden = images / "train" / "b" / "3.png"
+    content = bytearray(hidden.read_bytes())
+    content[200:600] = bytes(400)
+    hidden.write_bytes(content)
+    settings = folder / "settings.yaml"
+    settings.write_text(f"{NT_XENT}trainer: {{max_steps: 1, accelerator: cpu}}\nknn: {{every_n_epochs: 0}}")
+    options = ["--config", str(settings), "--data", str(images), "--run_dir", str(folder / "run")]
+    assert main(["pretrain", *options]) == 0
+    return folder
+
+
+def by_torchrun(folder, *options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "amcl_fast.cli", "evaluate", "run", *options]
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+
+
+def test_two_processes_find_what_one_finds(run, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    options = ["--half", "--epochs", "2", "--batch_size", "10", "--k", "5"]
+    assert main(["evaluate", "run", *options, "--output", "one.json"]) == 0
+    alone = capsys.readouterr().out
+    done = by_torchrun(run, *options, "--output", "two.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.replace("one.json", "two.json")
+    assert "41 to learn from, 18 held out; 64 features in float16" in alone
+    one, two = (json.loads((run / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    assert one == two and one["features_kept_in"] == "float16"
+    assert [re.search(r"train/b/3\.png$", path) is not None for path, _ in one["skipped_files"]] == [True]
+
+
+def test_what_cannot_be_is_told_once_and_ends_both(run):
+    done = by_torchrun(run, "--augment", "--batch_size", "9")
+    assert done.returncode == 1  # torchrun's
+    told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
+    assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
+    assert "encoder" not in done.stdout
