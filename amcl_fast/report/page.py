@@ -141,9 +141,16 @@ def _results(summary: dict[str, Any]) -> str:
         if (value := summary["knn"][key]) is not None
     ]
     if boxes:
-        return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>"
+        return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>{_measured_on(summary)}"
     why = summary.get("unmeasurable")
     return f"<h2>kNN accuracy</h2><p>Not measured: {escape(str(why))}.</p>" if why else ""
+
+
+def _measured_on(summary: dict[str, Any]) -> str:
+    counts = summary.get("measured_images")
+    if not isinstance(counts, dict) or not counts.keys() >= {"bank", "queries"}:  # of earlier versions
+        return ""
+    return f"<p>Of {counts['queries']:,} held-out images, by {counts['bank']:,} training images.</p>"
 
 
 def _speed(summary: dict[str, Any]) -> dict[str, str]:

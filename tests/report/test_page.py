@@ -161,3 +161,12 @@ def test_what_is_no_run_directory_gets_no_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="run"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_how_many_images_knn_was_measured_on_is_told(folder):
+    assert "held-out images, by" not in Page(write_report(folder).read_text()).text  # of an earlier version
+    facts = json.loads((folder / "run.json").read_text())
+    write_facts(folder, {**facts, "measured_images": {"bank": 50_000, "queries": 10_000}})
+    assert "Of 10,000 held-out images, by 50,000 training images." in Page(write_report(folder).read_text()).text
+    assert json.loads((folder / "report" / "summary.json").read_text())["measured_images"]["bank"] == 50_000
