@@ -161,6 +161,19 @@ def test_a_relative_path_that_leads_to_two_places_is_refused(tmp_path, monkeypat
     assert find_data("images", run) == str(here / "images")
 
 
+def test_the_shards_of_an_old_run_are_found_by_their_pattern(tmp_path, monkeypatch):
+    run = tmp_path / "old" / "runs" / "run"
+    (tmp_path / "here" / "shards").mkdir(parents=True)
+    run.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    pattern = "shards/train-{000..002}.tar"
+    with pytest.raises(FileNotFoundError, match="is in none of"):
+        find_data(pattern, run)
+    (tmp_path / "here" / "shards" / "train-001.tar").touch()
+    assert find_data(pattern, run) == absolute_data(pattern) == f"{tmp_path}/here/{pattern}"
+    assert find_data("/gone/{0..1}.tar", run) == "/gone/{0..1}.tar"
+
+
 def test_an_empty_folder_is_used(home, capsys):
     start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "made"]
     Path("made").mkdir()

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from amcl_fast.data.left_out import few, of_other_class
+from amcl_fast.data.left_out import NO_LABEL, few, of_other_class
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import Images
 
 NO_LABELS = "the images have no labels"
-UNLABELLED = "it has no label"
-"""Why an image is not measured on."""
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Found:
             of = f"its classes ({few(own)})" if own else "its images, without labels,"
             return None, f"{of} are not of those that are trained on ({few(classes)})"
         others = np.flatnonzero(~keep)
-        reasons = [of_other_class(name) if name else UNLABELLED for name in names]
+        reasons = [of_other_class(name) if name else NO_LABEL for name in names]
         told = zip(self.files.take(others), which.reshape(-1)[others].tolist(), strict=True)
         left_out = [*self.left_out, *((shown(location), reasons[place]) for location, place in told)]
         return Images(self.files.take(keep), labels[keep], classes, left_out), ""

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from amcl_fast.data.headers import SECOND
 from amcl_fast.data.walk import FOLDER_UNREADABLE, LINK, SAME
 
 LOOSE = "it lies beside the folders of the classes, so it has no label"
+NO_LABEL = "it is to be measured on, but has no label"
+"""Why an image is not measured on."""
 NO_IMAGES = "it holds no image file"
 """How the reason begins of a folder that is no class."""
 _OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training classes", re.DOTALL)
@@ -44,6 +47,10 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
             kinds["class"] += 1
         elif reason == LOOSE:
             kinds["loose"] += 1
+        elif reason == NO_LABEL:
+            kinds["unlabelled"] += 1
+        elif reason.startswith(SECOND):
+            kinds["second"] += 1
         elif reason.startswith(LINK):
             kinds["link"] += 1
         elif reason.startswith((FOLDER_UNREADABLE, SAME, NO_IMAGES)):
@@ -57,6 +64,8 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
         "file": ("unreadable file", "unreadable files", ""),
         "class": ("image", "images", strangers),
         "loose": ("image", "images", " beside the folders of the classes"),
+        "unlabelled": ("held-out image", "held-out images", " without a label"),
+        "second": ("image", "images", " of samples that have one already"),
         "link": ("link to a folder", "links to folders", ""),
         "folder": ("folder", "folders", ""),
     }

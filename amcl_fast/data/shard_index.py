@@ -13,7 +13,7 @@ import stat
 from array import array
 from dataclasses import dataclass, field
 
-from amcl_fast.data.headers import IMAGE_NAMES, BadImage, Look, check_size, look, unreadable
+from amcl_fast.data.headers import IMAGE_NAMES, SECOND, BadImage, Look, check_size, look, unreadable
 from amcl_fast.data.pool import serve_jobs
 from amcl_fast.data.tar import Entry, TarError, compression, entries
 
@@ -166,7 +166,7 @@ def _find(read: _Window, status: os.stat_result, found: Index) -> None:
         compound, entry = chosen[key]
         for other in named:
             if other[1] is not entry and other[0] == compound:
-                found.left_out.append((_text(other[1]), f"its sample has an image already: {_text(entry)}"))
+                found.left_out.append((_text(other[1]), f"{SECOND}: {_text(entry)}"))
     if problem:
         found.left_out.append(("", problem))
     elif not images:

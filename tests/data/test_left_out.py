@@ -2,7 +2,8 @@
 
 import pytest
 
-from amcl_fast.data.left_out import LOOSE, count, few, of_other_class, shorten, summarise
+from amcl_fast.data.headers import SECOND
+from amcl_fast.data.left_out import LOOSE, NO_LABEL, count, few, of_other_class, shorten, summarise
 
 
 def test_each_kind_is_told_for_what_it_is():
@@ -22,6 +23,9 @@ def test_one_is_one_and_nothing_is_nothing():
         "1 image of 1 class that the training does not have (it's) is left out"
     )
     assert summarise([]) == ""
+    assert summarise([("a", NO_LABEL), ("b", f"{SECOND}: c.jpg"), ("d", f"{SECOND}: e.jpg")]) == (
+        "1 held-out image without a label, 2 images of samples that have one already are left out"
+    )
 
 
 def test_thousands_stay_a_line():
