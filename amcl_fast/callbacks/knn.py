@@ -41,6 +41,9 @@ class OnlineKNN(L.Callback):
 
     Measuring that was cut short after an epoch is made up for when the run goes on.
 
+    Of a data module it takes `features_loaders`, `measured_images`, `num_classes` and `size`, as
+    `ContrastiveDataModule` has them.
+
     Attributes:
         between_batches: called with the trainer while an epoch is measured, in all processes at the same time; it may
             raise, in all of them.
