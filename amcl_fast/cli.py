@@ -402,12 +402,16 @@ def _declare_bench(commands: Any) -> None:
         description="Check every case against float64 and time it beside its peers. Results go to this machine's JSON.",
         allow_abbrev=False,
     )
-    sections = ("operators", "pipeline", "training", "scaling", "all")
+    sections = ("operators", "pipeline", "training", "scaling", "scale", "all")
     parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of the rounds of each case (4)")
-    parser.add_argument("--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 40 for kNN)")
+    parser.add_argument(
+        "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
+    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (as many as fit into --seconds)")
     parser.add_argument(
         "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )
@@ -437,11 +441,19 @@ def _bench(arguments: argparse.Namespace) -> int:
         command.report(arguments.output)
         return 0
     if arguments.compare:
-        command.compare(*arguments.compare, arguments.case, arguments.backend, arguments.seconds)
+        seconds = 4.0 if arguments.seconds is None else arguments.seconds
+        command.compare(*arguments.compare, arguments.case, arguments.backend, seconds)
         return 0
     sections = command.SECTIONS if arguments.section == "all" else (arguments.section,)
     passed = command.measure(
-        sections, arguments.case, arguments.backend, arguments.seconds, arguments.data, arguments.output
+        sections,
+        arguments.case,
+        arguments.backend,
+        arguments.seconds,
+        arguments.data,
+        arguments.output,
+        arguments.images,
+        arguments.queries,
     )
     return 0 if passed else 1
 

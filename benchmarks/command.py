@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,27 @@ from amcl_fast.extras import require
 from . import results
 from .cases import Case, select
 
-SECTIONS = ("operators", "pipeline", "training", "scaling")
+SECTIONS = ("operators", "pipeline", "training", "scaling", "scale")
 Rows = Iterator[dict[str, Any]]
+
+_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured, and how; see `measure`."""
+
+    substring: str
+    backend: str
+    seconds: float | None
+    data: Path | None
+    images: int | None
+    queries: int | None
+
+    @property
+    def of_rounds(self) -> float:
+        """Seconds of the rounds of a case."""
+        return _SECONDS if self.seconds is None else self.seconds
 
 
 def device() -> str:
@@ -25,6 +45,7 @@ def device() -> str:
 def list_cases() -> None:
     """Print what each section measures on this machine."""
     from .pipeline import BATCH, LETTERS
+    from .scale import CASES
     from .scaling import AXES
     from .training import recipes
 
@@ -33,6 +54,7 @@ def list_cases() -> None:
         "pipeline": [_pipeline_name(size, letters) for size in BATCH for letters in LETTERS],
         "training": recipes(),
         "scaling": list(AXES),
+        "scale": list(CASES),
     }
     for section, cases in names.items():
         print(section, *(f"  {case}" for case in cases), sep="\n")
@@ -64,7 +86,14 @@ def compare(a: str, b: str, substring: str, backend: str, seconds: float) -> Non
 
 
 def measure(
-    sections: Sequence[str], substring: str, backend: str, seconds: float, data: Path | None, output: Path | None
+    sections: Sequence[str],
+    substring: str,
+    backend: str,
+    seconds: float | None,
+    data: Path | None,
+    output: Path | None,
+    images: int | None = None,
+    queries: int | None = None,
 ) -> bool:
     """Measure some of `SECTIONS`, a line a case, and write each into the machine's JSON when it is complete.
 
@@ -74,9 +103,11 @@ def measure(
         sections: what to measure.
         substring: part of the names of the cases to measure.
         backend: of our implementation.
-        seconds: time for the rounds of each case.
-        data: folder of classes of photographs, for the pipeline at 224 pixels.
+        seconds: time for the rounds of each case; None: 4, and `scale.SECONDS` for kNN at the size of ImageNet.
+        data: folder of classes of photographs, for the pipeline at 224 pixels; `scale` links to them.
         output: folder of the JSON; None: `results.default_folder()`.
+        images: of `scale`; None: those of ImageNet.
+        queries: of kNN in `scale`; None: as many as the time allows.
 
     Returns:
         Whether every case was within its tolerance.
@@ -85,16 +116,17 @@ def measure(
         ValueError: no case has such a name, or a setting is out of range, or the backend cannot run here.
         ImportError: the packages of the only section are missing; of several, that one is left out.
     """
-    if seconds <= 0:
+    if seconds is not None and seconds <= 0:
         raise ValueError(f"seconds must be above 0, got {seconds:g}")
     if data is not None and not data.is_dir():
         raise ValueError(f"data must be a folder of classes of images, got {str(data)!r}")
+    asked = Asked(substring, backend, seconds, data, images, queries)
     path = results.path_of(output or results.default_folder(), device())
     failed = False
     for section in sections:
         try:
             with results.environment() as about:
-                rows = list(_MEASURES[section](substring, backend, seconds, data))
+                rows = list(_MEASURES[section](asked))
         except ImportError as error:
             if len(sections) == 1:
                 raise
@@ -110,19 +142,19 @@ def measure(
     return not failed
 
 
-def _operators(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+def _operators(asked: Asked) -> Rows:
     from .operators import WrongResult, copy_bandwidth, measure
     from .report import operator_line
 
-    cases = select(device(), substring)
+    cases = select(device(), asked.substring)
     bandwidth = copy_bandwidth() if device() == "cuda" else None
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.name}", flush=True)
-        if problem := _unfit(case, backend):
+        if problem := _unfit(case, asked.backend):
             print(f"    not run: {problem}", flush=True)
             continue
         try:
-            row = measure(case, device(), backend, seconds, bandwidth)
+            row = measure(case, device(), asked.backend, asked.of_rounds, bandwidth)
         except WrongResult as wrong:
             yield {"failed": str(wrong)}
             continue
@@ -142,16 +174,16 @@ def _unfit(case: Case, backend: str) -> str | None:
     return None
 
 
-def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+def _pipeline(asked: Asked) -> Rows:
     require("bench pipeline", "nvidia.dali", "PIL")
     from .pipeline import BATCH, LETTERS, images, measure
 
     names = {_pipeline_name(size, letters): (size, letters) for size in BATCH for letters in LETTERS}
-    for name, (size, letters) in _matching(names, substring):
-        if size == 224 and data is None:
+    for name, (size, letters) in _matching(names, asked.substring):
+        if size == 224 and asked.data is None:
             print(f"{name}: not run, for want of photographs: --data PATH", flush=True)
             continue
-        for row in measure(size, letters, images(size, data), seconds):
+        for row in measure(size, letters, images(size, asked.data), asked.of_rounds):
             if "missing" in row:
                 print(f"{name}, {row['library']}: {row['missing']}", flush=True)
             else:
@@ -160,24 +192,24 @@ def _pipeline(substring: str, backend: str, seconds: float, data: Path | None) -
             yield row
 
 
-def _training(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+def _training(asked: Asked) -> Rows:
     require("bench training", "lightning", "jsonargparse", "yaml", "torchvision", "tensorboard", "nvidia.dali")
     from .training import measure, recipes
 
-    for recipe, _ in _matching(dict.fromkeys(recipes()), substring):
+    for recipe, _ in _matching(dict.fromkeys(recipes()), asked.substring):
         row = measure(recipe)
         shares = ", ".join(f"{phase} {value:.0f} ms" for phase, value in row["milliseconds"].items())
         print(f"{recipe}: {row['images_per_second']:.0f} images/s; {shares}", flush=True)
         yield row
 
 
-def _scaling(substring: str, backend: str, seconds: float, data: Path | None) -> Rows:
+def _scaling(asked: Asked) -> Rows:
     from .operators import WrongResult
     from .scaling import AXES, measure
 
-    for axis, _ in _matching(AXES, substring):
+    for axis, _ in _matching(AXES, asked.substring):
         try:
-            row = measure(axis, device(), backend, seconds)
+            row = measure(axis, device(), asked.backend, asked.of_rounds)
         except WrongResult as wrong:
             yield {"failed": str(wrong)}
             continue
@@ -185,6 +217,22 @@ def _scaling(substring: str, backend: str, seconds: float, data: Path | None) ->
             f"{name} {row[name]['exponent']:.2f}" for name in ("ours", "dense", "products") if row[name]["exponent"]
         )
         print(f"exponents of time in {axis}: {found}", flush=True)
+        yield row
+
+
+def _scale(asked: Asked) -> Rows:
+    require(
+        "bench scale", "lightning", "jsonargparse", "yaml", "torchvision", "tensorboard", "nvidia.dali", "PIL", "tqdm"
+    )
+    from .report import scale_line
+    from .scale import CASES, measure
+    from .scale_tree import FULL
+
+    cases = [case for case, _ in _matching(dict.fromkeys(CASES), asked.substring)]
+    images = FULL if asked.images is None else asked.images
+    for row in measure(cases, images, asked.queries, asked.seconds, asked.data, device()):
+        if "failed" not in row:
+            print(scale_line(row), flush=True)
         yield row
 
 
@@ -199,9 +247,10 @@ def _pipeline_name(size: int, letters: str) -> str:
     return f"{size} px, {letters or 'resize only'}"
 
 
-_MEASURES: dict[str, Callable[[str, str, float, Path | None], Rows]] = {
+_MEASURES: dict[str, Callable[[Asked], Rows]] = {
     "operators": _operators,
     "pipeline": _pipeline,
     "training": _training,
     "scaling": _scaling,
+    "scale": _scale,
 }

@@ -141,6 +141,30 @@ def scaling(rows: list[dict[str, Any]]) -> str:
     return _table(["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines)
 
 
+def scale(rows: list[dict[str, Any]]) -> str:
+    """Table of the rehearsal at the size of ImageNet: what, its target, what was found."""
+    lines = [[row["what"], _scale_target(row), _scale_found(row), row["note"] or "–"] for row in rows]
+    return _table(["what", "target", "found", "in detail"], lines)
+
+
+def scale_line(row: dict[str, Any]) -> str:
+    """One line about one row of the rehearsal, for the terminal."""
+    target = "" if row["target"] is None else f" (target {_scale_target(row)})"
+    return f"{row['what']}: {_scale_found(row)}{target}" + (f"; {row['note']}" if row["note"] else "")
+
+
+def _scale_target(row: dict[str, Any]) -> str:
+    if row["target"] is None:
+        return "–"
+    verdict = {True: "met", False: "**missed**", None: "holds at full size"}[row["met"]]
+    return f"≤ {row['target']:g} {row['unit']}: {verdict}"
+
+
+def _scale_found(row: dict[str, Any]) -> str:
+    basis = "" if row["basis"] == "measured" else f", {row['basis']}"
+    return f"{_three_digits(row['value'])} {row['unit']}{basis}"
+
+
 def _quartiles(run: dict[str, Any]) -> str:
     return f"{_three_digits(run['median_ms'])} ({_three_digits(run['q1_ms'])} – {_three_digits(run['q3_ms'])})"
 
@@ -214,4 +238,5 @@ _TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "scaling": ("Exponents of the contrast's time and memory.", scaling),
     "pipeline": ("Two views of an image.", pipeline),
     "training": ("Where a training step's time goes.", training),
+    "scale": ("A rehearsal at the size of ImageNet.", scale),
 }

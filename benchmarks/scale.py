@@ -1,0 +1,301 @@
+"""A rehearsal at the size of ImageNet: what a run costs before its first step, and what its evaluation costs.
+
+A row: `case`, one of `CASES`; `what` was measured; `value` in `unit`; `basis`, `measured` or `extrapolated`; `target`,
+the most that `value` may be, or null; `met`, null without a target and below full size; `note`, for people; and
+`details`, every figure that went into it. [docs/benchmarks.md](../docs/benchmarks.md) says how each is taken.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import scale_process
+from .scale_process import BATCH, Failed
+from .scale_tree import FULL, Tree, tree
+
+ROWS = 1_281_167
+"""Images of ImageNet-1k's training part, as a bank and for a linear probe."""
+QUERIES = 50_000
+"""Images of its validation part."""
+
+SECONDS = 40.0
+"""Of a measurement of kNN, the bare product included; of a linear probe half of it."""
+
+CASES = (
+    "start",
+    "pretrain",
+    *(f"kNN, width {width}" for width in (512, 2048)),
+    *(f"linear probe, width {width}" for width in (512, 2048)),
+)
+
+# What a run may take until its first step, and the measurements before training with it.
+_LONGEST = 480
+_EPOCHS = 100
+_SETTINGS = {
+    "data.size": 64, "data.batch_size": 128, "data.num_threads": os.cpu_count() or 1,
+    "model.backbone.name": "resnet18", "model.backbone.width": 16, "model.compile": "false",
+    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true",
+    "trainer.sync_batchnorm": "false",
+}  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def measure(
+    cases: Sequence[str], images: int, queries: int | None, seconds: float | None, data: Path | None, device: str
+) -> Iterator[Row]:
+    """Measure some of `CASES`; rows as they are found.
+
+    Args:
+        cases: which.
+        images: of the folder; targets hold from `FULL` on. The bank and the features of a probe are as many.
+        queries: of kNN; None: as many as fit into `seconds`, and the rest is extrapolated.
+        seconds: of each measurement of kNN; None: `SECONDS`.
+        data: folder of classes of photographs to link to; None: they are drawn.
+        device: of kNN and the linear probe.
+
+    Raises:
+        ValueError: there is no room or no hard link in TMPDIR, or a number is out of range.
+    """
+    if queries is not None and queries < 1:
+        raise ValueError(f"--queries must be at least 1, got {queries}")
+    seconds = SECONDS if seconds is None else seconds
+    if "start" in cases or "pretrain" in cases:
+        with tree(images, data) as made:
+            if "start" in cases:
+                yield from _told(_start(made))
+            if "pretrain" in cases:
+                yield from _told(_pretrain(made))
+    rows = ROWS if images >= FULL else images
+    for case in cases:
+        kind, _, width = case.partition(", width ")
+        if kind == "kNN":
+            # Two processes share one GPU as badly as they compute together.
+            for dtype, processes in (("float32", 1), ("float32", 2), ("float16", 1)):
+                if processes == 1 or device == "cpu":
+                    yield from _told(_knn(case, rows, int(width), dtype, processes, queries, seconds, device))
+        elif kind == "linear probe":
+            for processes in (1, 2) if device == "cpu" else (1,):
+                yield from _told(_probe(case, rows, int(width), processes, seconds / 2, device))
+
+
+def _told(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, and one that says so if a process fails; the cases after it are measured all the same."""
+    try:
+        yield from rows
+    except Failed as error:
+        yield {"failed": str(error)}
+
+
+def _start(made: Tree) -> Iterator[Row]:
+    """A folder's first scan, later starts, memory, loaders: at full size, at a tenth of it, and of 1,000 images."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for size in ("small", "tenth", "full"):
+        environment = _environment(made, size)
+        found[size] = {}
+        for process, (prepares, loads) in {
+            "first scan": (True, False),
+            "later start": (True, True),
+            "another process": (False, True),
+        }.items():
+            request = {"root": str(getattr(made, size)), "prepares": prepares, "loads": loads}
+            if size == "full":
+                print(f"    {process} of {made.images:,} images", flush=True)
+            (found[size][process],) = scale_process.measure("start", request, environment)
+    full, tenth, small = found["full"], found["tenth"], found["small"]
+
+    def row(what: str, value: float, unit: str, target: float | None, note: str = "", **details: Any) -> Row:
+        return _row("start", what, value, unit, target, enough=made.images >= FULL, note=note, details=details)
+
+    for process, target in (("first scan", 60.0), ("later start", 15.0), ("another process", 15.0)):
+        answer = full[process]
+        who = f"later start in {process} of the machine" if process == "another process" else process
+        parts = f"prepare_data {answer['prepare']:.1f} s, setup {answer['setup']:.1f} s"
+        yield row(f"{who}, {made.images:,} images", _seconds(answer), "s", target, parts, answer=answer)
+    for process, who in (
+        ("first scan", "in the process of the first scan"),
+        ("later start", "after a later start"),
+        ("another process", "in another process of the machine"),
+    ):
+        of, at_1000 = full[process]["after"], small[process]["after"]
+        beyond = {key: (of[key] - at_1000[key]) / 2**20 for key in of}
+        note = f"own {beyond['own']:,.0f}, mapped {beyond['mapped']:,.0f}, peak {beyond['peak']:,.0f} MiB more; "
+        note += f"{of['resident'] / 2**20:,.0f} MiB in all"
+        what = f"resident memory of the list {who}, beyond 1,000 images"
+        yield row(what, beyond["resident"], "MiB", 300.0, note, beyond_mib=beyond, full=of, small=at_1000)
+    loading, of_small = full["later start"], small["later start"]
+    yield row("a loader's state in a checkpoint", loading["state_bytes"] / 2**10, "KiB", 64.0)
+    again = f"then {loading['state_again'] * 1e3:.1f} ms"
+    yield row("its time, the first time", loading["state"], "s", 0.05, again, again=loading["state_again"])
+    batch, batch_of_small = (of["loader"] + of["first_batch"] for of in (loading, of_small))
+    what = "from the list to the first batch, 64 images of 224 pixels"
+    yield row(what, batch, "s", None, f"of 1,000 images {batch_of_small:.1f} s", full=loading, small=of_small)
+    figures, of_tenth = _figures(full), _figures(tenth)
+    growth = {name: figures[name] / of_tenth[name] for name in figures}
+    worst = max(growth, key=growth.__getitem__)
+    listed = ", ".join(f"{name} × {value:.1f}" for name, value in growth.items())
+    what = "the most that anything grows by with ten times the images"
+    yield row(what, growth[worst], "×", 10.0, listed, growth=growth, full=figures, tenth=of_tenth)
+
+
+def _figures(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds and bytes of a start by name, for their growth."""
+    loading = found["later start"]
+    figures = {f"{process}'s time": _seconds(answer) for process, answer in found.items()}
+    figures |= {f"{process}'s memory": float(answer["after"]["resident"]) for process, answer in found.items()}
+    return figures | {
+        "the loader's time": loading["loader"],
+        "the first batch's": loading["first_batch"],
+        "the state's": loading["state"],
+        "its bytes": float(loading["state_bytes"]),
+    }
+
+
+def _seconds(answer: dict[str, Any]) -> float:
+    return answer["prepare"] + answer["setup"]
+
+
+def _pretrain(made: Tree) -> Iterator[Row]:
+    """The real command, from its start to its first optimiser step."""
+    for size, images in (("small", 1_000), ("full", made.images)):
+        # Its list is kept from here on, as in every run but the first.
+        scale_process.measure(
+            "start", {"root": str(getattr(made, size)), "prepares": True, "loads": False}, _environment(made, size)
+        )
+        for knn in (False, True) if size == "full" else (False,):
+            what = f"pretrain to its first step, {images:,} images, kNN {'as by default' if knn else 'off'}"
+            print(f"    {what}", flush=True)
+            found = _first_step(made, size, knn)
+            if found is None:
+                yield {"failed": f"{what}: no step within {_LONGEST} s, or the command failed; its output is above"}
+                continue
+            memory = found["memory"]
+            note = f"{memory['resident'] / 2**20:,.0f} MiB resident, peak {memory['peak'] / 2**20:,.0f}, its processes "
+            note += f"{found['children'] / 2**20:,.0f} more"
+            yield _row("pretrain", what, found["seconds"], "s", None, note=note, details=found)
+
+
+def _first_step(made: Tree, size: str, knn: bool) -> dict[str, Any] | None:
+    name = f"{size}-{'knn' if knn else 'plain'}"
+    told = made.folder / f"{name}.json"
+    settings = [f"--{setting}={value}" for setting, value in _SETTINGS.items()]
+    if not knn:
+        settings.append("--knn.every_n_epochs=0")
+    settings += [
+        f"--trainer.callbacks+={__package__}.scale_first_step.FirstStep", f"--trainer.callbacks.path={told}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", "--recipe", "simclr-imagenet1k-baseline"]
+    command += ["--data", str(getattr(made, size)), "--run_dir", str(made.folder / name), *settings]
+    output = made.folder / f"{name}.log"
+    with output.open("wb") as log:
+        started = time.monotonic()
+        process = scale_process.start(command, _environment(made, size), stdout=log, stderr=log)
+        try:
+            code = process.wait(_LONGEST)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            scale_process.end(process)
+    if code or not told.exists():
+        print(output.read_text(errors="replace")[-2000:], file=sys.stderr, flush=True)
+        return None
+    found: dict[str, Any] = json.loads(told.read_text())
+    return {"seconds": found.pop("at") - started, **found}
+
+
+def _environment(made: Tree, size: str) -> dict[str, str]:
+    """The caches of a folder are its own and not the user's: its first scan is the first."""
+    return {"AMCL_FAST_CACHE": str(made.folder / f"cache-{size}")}
+
+
+def _knn(
+    case: str, rows: int, width: int, dtype: str, processes: int, queries: int | None, seconds: float, device: str
+) -> Iterator[Row]:
+    what = f"kNN, {QUERIES:,} × {rows:,} × {width}, {dtype}{f', {processes} processes' * (processes > 1)}"
+    needed = rows * width * (4 if dtype == "float32" else 2) * 1.1 + (processes << 30)
+    if device == "cpu" and needed > _available():
+        print(f"{what}: not run: {needed / 2**30:.0f} GiB of memory must be free", flush=True)
+        return
+    request = {"rows": rows, "width": width, "dtype": dtype, "device": device}
+    answers = scale_process.measure("knn", request | {"queries": queries, "seconds": seconds}, {}, processes)
+    if any(answer["error"] * answer["checked"] > 100.5 for answer in answers):  # more than one vote
+        yield {"failed": f"{what}: {answers[0]['error']:.1f} % off the accuracy in float64"}
+        return
+    # The slowest process is what all wait for.
+    timed = [
+        {name: of[0][name] for name in ("queries", "accuracy")}
+        | {name: max(one[name] for one in of) for name in ("product", "knn", "beyond")}
+        for of in zip(*(answer["timed"] for answer in answers), strict=True)
+    ]
+    last = timed[-1]
+    basis = "measured" if last["queries"] >= QUERIES else "extrapolated"
+
+    def row(of: str, value: float, unit: str, target: float | None, note: str, basis: str = "measured") -> Row:
+        details = {"timed": timed, "processes": processes}
+        enough = rows == ROWS
+        return _row(case, f"{what}: {of}", value, unit, target, enough=enough, basis=basis, note=note, details=details)
+
+    ratios = _and(f"{one['knn'] / one['product']:.2f} × with {one['queries']:,} queries" for one in timed)
+    target = 1.5 if (width, dtype) == (512, "float32") else None
+    note = f"{ratios}; {last['accuracy']:.1f} % right"
+    yield row("time as a multiple of the bare product", last["knn"] / last["product"], "×", target, note, basis)
+    each = _and(f"{one['knn']:.1f} s for {one['queries']:,}" for one in timed)
+    costs = _and(f"{1e3 * one['knn'] / one['queries']:.2f}" for one in timed)
+    note = f"{each}: {costs} ms a query"
+    yield row("time", last["knn"] * QUERIES / last["queries"] / 60, "min", None, note, basis)
+    note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB"
+    target = 1024.0 if dtype == "float32" else None
+    of_one = " of a process" * (processes > 1)
+    yield row(f"memory{of_one} beyond the bank", last["beyond"] / 2**20, "MiB", target, note)
+
+
+def _probe(case: str, rows: int, width: int, processes: int, seconds: float, device: str) -> Iterator[Row]:
+    request = {"rows": rows, "width": width, "dtype": "float32", "device": device, "seconds": seconds}
+    answers = scale_process.measure("probe", request, {}, processes)
+    about, details = answers[0], {"answers": answers, "processes": processes}
+    what = f"linear probe, {rows:,} × {width}, {about['rates']} rates{f', {processes} processes' * (processes > 1)}"
+    step = max(answer["step"] for answer in answers)
+    note = f"{_and(str(one['steps']) for one in about['timed'])} steps"
+    yield _row(case, f"{what}: a step of {BATCH}", step * 1e3, "ms", None, note=note, details=details)
+    epoch = step * about["batches"]
+    note = f"{about['batches']:,} steps an epoch, {epoch / 60:.1f} min"
+    what_all, hours = f"{what}: {_EPOCHS} epochs", _EPOCHS * epoch / 3600
+    yield _row(case, what_all, hours, "h", None, basis="extrapolated", note=note, details=details)
+    beyond = max(answer["beyond"] for answer in answers) / 2**20
+    of_one = " of a process" * (processes > 1)
+    yield _row(case, f"{what}: memory{of_one} beyond the features", beyond, "MiB", None, details=details)
+
+
+def _row(
+    case: str,
+    what: str,
+    value: float,
+    unit: str,
+    target: float | None,
+    *,
+    details: dict[str, Any],
+    enough: bool = True,
+    basis: str = "measured",
+    note: str = "",
+) -> Row:
+    met = None if target is None or not enough else value <= target
+    return {
+        "case": case, "what": what, "value": value, "unit": unit, "basis": basis, "target": target, "met": met,
+        "note": note, "details": details,
+    }  # fmt: skip
+
+
+def _available() -> int:
+    """Bytes of memory that processes can have."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else 1 << 60
+
+
+def _and(parts: Iterator[str]) -> str:
+    return " and ".join(parts)
