@@ -1,6 +1,7 @@
-"""The scripts for ImageNet run, on two machines of one process each, are stopped, and go on when they are run again."""
+"""The scripts for ImageNet: two machines of one process each train, are stopped, and go on when a script runs again."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,17 +17,23 @@ from amcl_fast.report import read_run
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # In place of what the recipe has for GPUs.
+EPOCHS = 40  # of three steps
 SETTINGS = f"""{NT_XENT}
     compile: false
-trainer: {{accelerator: cpu, precision: 32-true, sync_batchnorm: false, max_epochs: 30}}
+trainer: {{accelerator: cpu, precision: 32-true, sync_batchnorm: false, max_epochs: {EPOCHS}}}
 checkpoint: {{every_n_epochs: 99}}
+knn: {{every_n_epochs: 99}}
 """
+SLURM = {
+    "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "imagenet", "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1",
+}  # fmt: skip
 ARGUMENTS = ("--config", "settings.yaml", "--trainer.log_every_n_steps", "1")
 # As SLURM's: a task a node, the signals of the job passed on to all, the highest exit code.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 tasks = [
-    subprocess.Popen(sys.argv[1:], env=os.environ | {{"SLURM_PROCID": str(n), "SLURM_NODEID": str(n), "SLURM_LOCALID": "0"}})
+    subprocess.Popen(sys.argv[1:], env=os.environ | dict(SLURM_PROCID=str(n), SLURM_NODEID=str(n), SLURM_LOCALID="0"))
     for n in range(int(os.environ["SLURM_NTASKS"]))
 ]
 for signum in (signal.SIGUSR1, signal.SIGTERM):
@@ -79,50 +86,74 @@ def saved_step(folder):
     return torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
 
 
-def check_finished(folder, stopped_at):
-    run = read_run(folder / "run")
-    assert run.facts["finished"] and run.facts["machine"]["processes"] == 2
-    steps = run.series("loss")[0].tolist()
-    assert steps == list(range(90)) and 0 < stopped_at < 90
+def test_torchrun_then_slurm(job, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        head = f"127.0.0.1:{free.getsockname()[1]}"
+    machines = [job("imagenet_torchrun.sh", NODES="2", NODE=node, GPUS="1", HEAD=head) for node in "01"]
+    await_steps(tmp_path, 3, *machines)
+    machines[1].send_signal(signal.SIGTERM)  # one machine is taken away
+    assert all(machine.wait(60) for machine in machines)
+    stopped_at = [saved_step(tmp_path)]
 
-
-def test_slurm(job, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    variables = {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000),
-        "SLURM_JOB_NAME": "imagenet", "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_NODELIST": "127.0.0.1",
-    }  # fmt: skip
-    first = job("imagenet_slurm.sh", **variables)
-    await_steps(tmp_path, 3, first)
+    variables = {**SLURM, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    warned = job("imagenet_slurm.sh", **variables)
+    await_steps(tmp_path, stopped_at[0] + 3, warned)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
-    assert first.wait(60) == 128 + signal.SIGUSR1, (tmp_path / "0.log").read_text()
-    stopped_at = saved_step(tmp_path)
-    assert (tmp_path / "scontrol.log").read_text() == f"requeue {variables['SLURM_JOB_ID']}\n"
-    assert job("imagenet_slurm.sh", **variables).wait(100) == 0, (tmp_path / "1.log").read_text()
-    check_finished(tmp_path, stopped_at)
-    assert len((tmp_path / "scontrol.log").read_text().splitlines()) == 1
+    assert warned.wait(60) == 128 + signal.SIGUSR1, (tmp_path / "2.log").read_text()
+    stopped_at.append(saved_step(tmp_path))
+    requeued = (tmp_path / "scontrol.log").read_text()
+    assert requeued == f"requeue {SLURM['SLURM_JOB_ID']}\n"
+
+    assert job("imagenet_slurm.sh", **variables).wait(100) == 0, (tmp_path / "3.log").read_text()
+    assert (tmp_path / "scontrol.log").read_text() == requeued
+    run = read_run(tmp_path / "run")
+    assert run.facts["finished"] and run.facts["machine"]["processes"] == 2
+    steps = run.series("loss")[0].tolist()
+    assert steps == list(range(3 * EPOCHS)) and 0 < stopped_at[0] < stopped_at[1] < len(steps)
 
 
-def test_torchrun(job, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        head = f"127.0.0.1:{free.getsockname()[1]}"
+@pytest.mark.parametrize(
+    ("script", "variables", "kept", "expected"),
+    [
+        ("imagenet_torchrun.sh", {}, None, "--standalone --nproc_per_node 8 new --trainer.devices 8"),
+        ("imagenet_torchrun.sh", {"GPUS": "4"}, "checkpoints/last.ckpt", "--standalone --nproc_per_node 4 old"),
+        ("imagenet_torchrun.sh", {"NODES": "2", "NODE": "0"}, "config.yaml", "--node_rank 0 … old"),
+        # Machine 0 may just have begun the run.
+        ("imagenet_torchrun.sh", {"NODES": "2", "NODE": "1"}, "config.yaml", "--node_rank 1 … new"),
+        ("imagenet_slurm.sh", {}, None, "new --trainer.devices 1 --trainer.num_nodes 2"),
+    ],
+)
+def test_a_run_is_begun_or_goes_on(tmp_path, script, variables, kept, expected):
+    if kept is not None:
+        (tmp_path / "run" / kept).parent.mkdir(parents=True)
+        (tmp_path / "run" / kept).touch()
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    about = {
+        "PATH": f"{tmp_path}:{os.defpath}",
+        "PYTHON": "echo",
+        "HEAD": "host0:29500",
+        "DATA": "images",
+        "RUN": "run",
+    }
+    told = subprocess.run(
+        ["bash", str(FOLDER / script), "--seed_everything", "7"], cwd=tmp_path, env={**SLURM, **about, **variables},
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    new = "-m amcl_fast.cli pretrain --recipe simclr-imagenet1k-amcl --data images --run_dir run"
+    old = "-m amcl_fast.cli pretrain --resume run"
+    pattern = re.escape(expected).replace("…", ".*").replace("new", new).replace("old", old)
+    assert re.search(f"{pattern}.* --seed_everything 7\n$", told), told
+    assert ("--master_addr host0 --master_port 29500" in told) == ("NODES" in variables)
 
-    def both():
-        return [
-            job("imagenet_torchrun.sh", NODES="2", NODE=node, GPUS="1", HEAD=head, TORCHELASTIC_ERROR_FILE="")
-            for node in "01"
-        ]
 
-    machines = both()
-    await_steps(tmp_path, 3, *machines)
-    machines[1].send_signal(signal.SIGTERM)  # one machine is taken away
-    assert all(machine.wait(60) for machine in machines)
-    stopped_at = saved_step(tmp_path)
-    assert [machine.wait(100) for machine in both()] == [0, 0]
-    check_finished(tmp_path, stopped_at)
+@pytest.mark.parametrize("script", ["imagenet_torchrun.sh", "imagenet_slurm.sh"])
+def test_what_is_missing_is_named(tmp_path, script):
+    done = subprocess.run(["bash", FOLDER / script], env={"PATH": os.defpath}, capture_output=True, text=True)
+    assert done.returncode and "DATA: the folder of train/ and val/" in done.stderr
