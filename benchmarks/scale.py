@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import scale_process
-from .scale_process import BATCH, Failed
+from .scale_process import BATCH, IMAGES, SIZE, Failed
 from .scale_tree import FULL, Tree, tree
 
 ROWS = 1_281_167
@@ -37,6 +37,7 @@ CASES = (
 # What a run may take until its first step, and the measurements before training with it.
 _LONGEST = 480
 _EPOCHS = 100
+_NOTICED = 0.1
 _SETTINGS = {
     "data.size": 64, "data.batch_size": 128, "data.num_threads": os.cpu_count() or 1,
     "model.backbone.name": "resnet18", "model.backbone.width": 16, "model.compile": "false",
@@ -97,17 +98,17 @@ def _start(made: Tree) -> Iterator[Row]:
     """A folder's first scan, later starts, memory, loaders: at full size, at a tenth of it, and of 1,000 images."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for size in ("small", "tenth", "full"):
-        environment = _environment(made, size)
         found[size] = {}
-        for process, (prepares, loads) in {
-            "first scan": (True, False),
-            "later start": (True, True),
-            "another process": (False, True),
-        }.items():
-            request = {"root": str(getattr(made, size)), "prepares": prepares, "loads": loads}
+        for process, processes, loads in (
+            ("first scan", 1, False),
+            ("later start", 1, True),
+            ("another process", 2, False),
+        ):
             if size == "full":
-                print(f"    {process} of {made.images:,} images", flush=True)
-            (found[size][process],) = scale_process.measure("start", request, environment)
+                print(f"    {process}, {made.images:,} images", flush=True)
+            request = {"root": str(getattr(made, size)), "loads": loads}
+            # Of two processes the second is the other one.
+            found[size][process] = scale_process.measure("start", request, _environment(made, size), processes)[-1]
     full, tenth, small = found["full"], found["tenth"], found["small"]
 
     def row(what: str, value: float, unit: str, target: float | None, note: str = "", **details: Any) -> Row:
@@ -134,7 +135,7 @@ def _start(made: Tree) -> Iterator[Row]:
     again = f"then {loading['state_again'] * 1e3:.1f} ms"
     yield row("its time, the first time", loading["state"], "s", 0.05, again, again=loading["state_again"])
     batch, batch_of_small = (of["loader"] + of["first_batch"] for of in (loading, of_small))
-    what = "from the list to the first batch, 64 images of 224 pixels"
+    what = f"from the list to the first batch, {IMAGES} images of {SIZE} pixels"
     yield row(what, batch, "s", None, f"of 1,000 images {batch_of_small:.1f} s", full=loading, small=of_small)
     figures, of_tenth = _figures(full), _figures(tenth)
     growth = {name: figures[name] / of_tenth[name] for name in figures}
@@ -145,16 +146,14 @@ def _start(made: Tree) -> Iterator[Row]:
 
 
 def _figures(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds and bytes of a start by name, for their growth."""
+    """Seconds and bytes of a start by name, for their growth; times that nobody notices count as `_NOTICED`."""
     loading = found["later start"]
-    figures = {f"{process}'s time": _seconds(answer) for process, answer in found.items()}
+    seconds = {f"{process}'s time": _seconds(answer) for process, answer in found.items()}
+    seconds |= {"the loader's": loading["loader"], "the first batch's": loading["first_batch"]}
+    seconds |= {"the state's": loading["state"]}
+    figures = {name: max(value, _NOTICED) for name, value in seconds.items()}
     figures |= {f"{process}'s memory": float(answer["after"]["resident"]) for process, answer in found.items()}
-    return figures | {
-        "the loader's time": loading["loader"],
-        "the first batch's": loading["first_batch"],
-        "the state's": loading["state"],
-        "its bytes": float(loading["state_bytes"]),
-    }
+    return figures | {"the state's bytes": float(loading["state_bytes"])}
 
 
 def _seconds(answer: dict[str, Any]) -> float:
@@ -165,9 +164,7 @@ def _pretrain(made: Tree) -> Iterator[Row]:
     """The real command, from its start to its first optimiser step."""
     for size, images in (("small", 1_000), ("full", made.images)):
         # Its list is kept from here on, as in every run but the first.
-        scale_process.measure(
-            "start", {"root": str(getattr(made, size)), "prepares": True, "loads": False}, _environment(made, size)
-        )
+        scale_process.measure("start", {"root": str(getattr(made, size)), "loads": False}, _environment(made, size))
         for knn in (False, True) if size == "full" else (False,):
             what = f"pretrain to its first step, {images:,} images, kNN {'as by default' if knn else 'off'}"
             print(f"    {what}", flush=True)

@@ -29,6 +29,10 @@ from torch import Tensor
 CLASSES = 1_000
 K = 200
 BATCH = 256
+"""Of a linear probe."""
+
+SIZE, IMAGES = 224, 64
+"""Pixels and images of a loader's batch."""
 
 # Rows of the bank in a tile of the bare product: the fastest of 1,024 to 65,536 for 200 to 1,000 queries.
 _TILE = 4096
@@ -113,27 +117,35 @@ def memory() -> dict[str, int]:
 
 
 def _start(request: dict[str, Any]) -> dict[str, Any]:
-    """A data set's start as a run has it: `prepare_data` in one process of a machine, `setup` in all.
+    """A data set's start as a run has it: `prepare_data` in the first process, then `setup` in all.
 
-    Of the request: `root`; `prepares`, whether this is that one process; `loads`, whether a loader is measured too.
+    Of the request: `root`; `loads`, whether a loader is measured too.
     """
     from amcl_fast.data import ContrastiveDataModule
 
     data = ContrastiveDataModule(
-        request["root"], size=224, batch_size=64, augmentation="abcde", num_threads=os.cpu_count() or 1, device="cpu"
+        request["root"],
+        size=SIZE,
+        batch_size=IMAGES,
+        augmentation="abcde",
+        num_threads=os.cpu_count() or 1,
+        device="cpu",
     )
     gc.collect()
     before, started = memory(), time.perf_counter()
-    if request["prepares"]:
+    if not request["rank"]:
         data.prepare_data()
     prepared = time.perf_counter()
+    if request["processes"] > 1:
+        dist.barrier()
+    begun = time.perf_counter()
     data.setup("fit")
     ready = time.perf_counter()
     gc.collect()
     answer: dict[str, Any] = {
         "images": data.num_train,
         "prepare": prepared - started,
-        "setup": ready - prepared,
+        "setup": ready - begun,
         "before": before,
         "after": memory(),
     }

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amcl_fast.progress import Progress
+
 FULL = 1_281_000
 """Images of the training part of ImageNet-1k, 1,281 in each of 1,000 classes."""
 
@@ -146,12 +148,10 @@ def _copied(folder: Path, data: Path, least: int) -> list[Path]:
 
 def _link(sources: Sequence[Path], root: Path, images: int) -> None:
     """Fill root/CLASS/IMAGE with links, named as in ImageNet, evenly over classes and sources."""
-    from tqdm import tqdm
-
     classes = max(2, min(_CLASSES, images // _LEAST_OF_CLASS))
     root.mkdir()
     number = 0
-    with tqdm(total=images, desc="links", unit="", unit_scale=True, disable=None, leave=False) as bar:
+    with Progress("linking", images) as progress:
         for index in range(classes):
             name = f"n{index:08d}"
             folder = root / name
@@ -164,7 +164,7 @@ def _link(sources: Sequence[Path], root: Path, images: int) -> None:
                 except OSError as error:
                     raise ValueError(_refusal(error, root.parent)) from error
                 number += 1
-            bar.update(members)
+            progress.add(members)
 
 
 def _refusal(error: OSError, folder: Path) -> str:

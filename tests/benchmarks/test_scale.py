@@ -1,0 +1,156 @@
+"""`bench scale` at a tiny size: rows, JSON, table, targets that are missed, processes that fail."""
+
+import json
+
+import pytest
+import torch
+from amcl_fast.benchmarks import command, report, scale, scale_process
+from amcl_fast.benchmarks.scale_tree import LEAST, tree
+from command_line import image_folder
+
+from amcl_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("photographs"), 20, 1)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Measurements of one process in this one, which has all libraries loaded; loaders of small images."""
+    alone = scale_process.measure
+
+    def measure(what, request, environment, processes=1):
+        if processes > 1:
+            return alone(what, request, environment, processes)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return [scale_process._answer(what, dict(request) | {"rank": 0, "processes": 1})]
+
+    monkeypatch.setattr(scale_process, "measure", measure)
+    monkeypatch.setattr(scale_process, "SIZE", 16)
+    monkeypatch.setattr(scale_process, "IMAGES", 8)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def first_step(made, size, knn):
+    memory = {"resident": 3 << 30, "own": 2 << 30, "mapped": 1 << 30, "peak": 4 << 30}
+    return {"seconds": 7.5, "memory": memory, "children": 1 << 20}
+
+
+def test_the_command(here, photographs, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "_first_step", first_step)
+    monkeypatch.setattr(scale, "CASES", scale.CASES[:3])  # kNN of one width, in two processes too
+    arguments = ["bench", "scale", "--images", "2000", "--data", str(photographs), "--seconds", "0.5", "--output", "."]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    (path,) = here.glob("*.json")
+    assert f"written: {path.name}, scale" in out
+    document = json.loads(path.read_text())
+    rows = document["sections"]["scale"]["rows"]
+    assert {row["case"] for row in rows} == set(scale.CASES)
+    assert all(row["met"] is None for row in rows)  # the targets are of the full size
+    of = {row["what"]: row for row in rows}
+    for what, row in of.items():
+        assert row["value"] > 0 or row["unit"] == "MiB", what
+    assert of["a loader's state in a checkpoint"]["value"] < 64
+    scan = of["first scan, 2,000 images"]
+    assert scan["details"]["answer"]["images"] == 1_900  # a twentieth is held out, one of twenty images of a class
+    assert of["pretrain to its first step, 2,000 images, kNN as by default"]["details"]["seconds"] == 7.5
+    for form in ("float32", "float32, 2 processes", "float16"):
+        row = of[f"kNN, 50,000 × 2,000 × 512, {form}: time"]
+        first, second = row["details"]["timed"]
+        assert row["basis"] == "extrapolated" and second["queries"] == pytest.approx(2 * first["queries"], abs=1)
+        assert row["value"] == pytest.approx(second["knn"] * 50_000 / second["queries"] / 60)
+        assert 0 < second["accuracy"] < 100
+    table = report.scale(rows)
+    assert "| first scan, 2,000 images | ≤ 60 s: holds at full size |" in table
+    assert len(table.splitlines()) == len(rows) + 2 and not list(here.glob("amcl-fast-scale*"))
+
+
+def test_what_fails_is_told_and_the_rest_is_measured(here, photographs, monkeypatch, capsys):
+    def failed(made, size, knn):
+        return None if size == "full" else first_step(made, size, knn)
+
+    def measure(what, request, environment, processes=1):
+        if what == "probe":
+            raise scale_process.Failed("it ended")
+        return [{}]
+
+    monkeypatch.setattr(scale, "_first_step", failed)
+    monkeypatch.setattr(scale_process, "measure", measure)
+    monkeypatch.setattr(scale, "CASES", ("pretrain", "linear probe, width 512"))
+    assert not command.measure(("scale",), "", "auto", None, photographs, here, 1000)
+    out, err = capsys.readouterr()
+    assert "pretrain to its first step, 1,000 images, kNN off: 7.5 s; 3,072 MiB resident" in out
+    assert err.count("no step within") == 2 and err.count("FAILED  it ended") == 2
+    assert not list(here.glob("*.json"))
+
+
+def test_a_run_to_its_first_step(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    small = {"data.size": 16, "data.batch_size": 8, "model.backbone.width": 8, "model.backbone.stem": "small"}
+    monkeypatch.setattr(scale, "_SETTINGS", scale._SETTINGS | small)
+    with tree(LEAST, photographs) as made:
+        found = scale._first_step(made, "small", knn=False)
+        assert found is not None and 0.5 < found["seconds"] < 300
+        assert found["memory"]["peak"] >= found["memory"]["resident"] > 100 << 20 and found["children"] > 1 << 20
+        monkeypatch.setattr(scale, "_SETTINGS", {"data.size": 0})
+        assert scale._first_step(made, "full", knn=False) is None
+
+
+def test_an_exact_number_of_queries(here):
+    """Then nothing is extrapolated; the bank's accuracy is checked against float64."""
+    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "queries": 300, "seconds": None}
+    (answer,) = scale_process.measure("knn", request, {})
+    assert [one["queries"] for one in answer["timed"]] == [300] and answer["error"] == 0
+    assert answer["timed"][0]["knn"] > 0 and answer["timed"][0]["product"] > 0
+
+
+def test_steps_of_a_probe(here):
+    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 0.3}
+    (answer,) = scale_process.measure("probe", request, {})
+    first, second = answer["timed"]
+    assert second["steps"] == 2 * first["steps"] and answer["step"] > 0 and answer["batches"] == 12
+
+
+def test_a_process_that_fails_is_named():
+    with pytest.raises(scale_process.Failed, match="nosuch: the process that measures it ended with code 1"):
+        scale_process.measure("nosuch", {}, {})
+
+
+def test_features_have_class_structure():
+    features = scale_process._Features(512, torch.float32, "cpu")
+    rows, labels = features.rows(4000, seed=1)
+    assert torch.equal(rows, features.rows(4000, seed=1)[0]) and not torch.equal(rows, features.rows(4000, seed=2)[0])
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    cosine = rows @ rows.T
+    same = (labels[:, None] == labels) & ~torch.eye(4000, dtype=torch.bool)
+    assert cosine[same].mean() == pytest.approx(0.9 / 512**0.5, rel=0.1)
+    assert abs(cosine[labels[:, None] != labels].mean()) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("value", "enough", "told"), [(59.0, True, "met"), (61.0, True, "**missed**"), (61.0, False, "holds at full size")]
+)
+def test_targets(value, enough, told):
+    row = scale._row("start", "first scan", value, "s", 60.0, enough=enough, note="prepare", details={})
+    assert report.scale([row]).splitlines()[-1] == f"| first scan | ≤ 60 s: {told} | {value:g} s | prepare |"
+    assert report.scale_line(row) == f"first scan: {value:g} s (target ≤ 60 s: {told}); prepare"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "999"], "--images must be at least 1,000, got 999"),
+        (["--queries", "0"], "--queries must be at least 1, got 0"),
+        (["--case", "nosuch"], "case must be part of one of these names: start, pretrain, kNN, width 512"),
+    ],
+)
+def test_errors_in_one_line(here, arguments, message, capsys):
+    assert main(["bench", "scale", *arguments]) == 2
+    assert f"amcl-fast bench: error: {message}" in capsys.readouterr().err
