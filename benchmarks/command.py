@@ -44,14 +44,13 @@ def device() -> str:
 
 def list_cases() -> None:
     """Print what each section measures on this machine."""
-    from .pipeline import BATCH, LETTERS
     from .scale import CASES
     from .scaling import AXES
     from .training import recipes
 
     names = {
         "operators": [case.name for case in select(device())],
-        "pipeline": [_pipeline_name(size, letters) for size in BATCH for letters in LETTERS],
+        "pipeline": list(_pipelines()),
         "training": recipes(),
         "scaling": list(AXES),
         "scale": list(CASES),
@@ -176,19 +175,24 @@ def _unfit(case: Case, backend: str) -> str | None:
 
 def _pipeline(asked: Asked) -> Rows:
     require("bench pipeline", "nvidia.dali", "PIL")
-    from .pipeline import BATCH, LETTERS, images, measure
+    from .pipeline import images, measure, measure_storages
 
-    names = {_pipeline_name(size, letters): (size, letters) for size in BATCH for letters in LETTERS}
-    for name, (size, letters) in _matching(names, asked.substring):
+    for name, (size, letters, storages) in _matching(_pipelines(), asked.substring):
         if size == 224 and asked.data is None:
             print(f"{name}: not run, for want of photographs: --data PATH", flush=True)
             continue
-        for row in measure(size, letters, images(size, asked.data), asked.of_rounds):
+        if storages:
+            assert asked.data is not None
+            rows = measure_storages(size, letters, asked.data, asked.of_rounds)
+        else:
+            rows = measure(size, letters, images(size, asked.data), asked.of_rounds)
+        for row in rows:
+            of = row.get("storage", row["library"])
             if "missing" in row:
-                print(f"{name}, {row['library']}: {row['missing']}", flush=True)
+                print(f"{name}, {of}: {row['missing']}", flush=True)
             else:
                 rate, cost = row["images_per_second"][1], row["processor_ms"][1]
-                print(f"{name}, {row['library']}: {rate:.0f} images/s, {cost:.2f} ms of processor time", flush=True)
+                print(f"{name}, {of}: {rate:.0f} images/s, {cost:.2f} ms of processor time", flush=True)
             yield row
 
 
@@ -243,8 +247,12 @@ def _matching(names: dict[str, Any], substring: str) -> list[tuple[str, Any]]:
     return chosen
 
 
-def _pipeline_name(size: int, letters: str) -> str:
-    return f"{size} px, {letters or 'resize only'}"
+def _pipelines() -> dict[str, tuple[int, str, bool]]:
+    """By the name of a case its pixels and letters, and whether it compares where the images are kept."""
+    from .pipeline import BATCH, LETTERS
+
+    names = {f"{size} px, {letters or 'resize only'}": (size, letters, False) for size in BATCH for letters in LETTERS}
+    return names | {f"224 px, {LETTERS[-1]}, from files and from shards": (224, LETTERS[-1], True)}
 
 
 _MEASURES: dict[str, Callable[[Asked], Rows]] = {

@@ -3,15 +3,17 @@
 A row: `size` (pixels), `letters` (augmentations, see `Augmentation.from_letters`), `library` (`dali`, `torchvision`),
 and `images_per_second` and `processor_ms` (per source image, over all threads and child processes) as
 [lower quartile, median, upper quartile] of the rounds, with `rounds`; or `missing`, the reason why it was not run. A
-letter costs what it adds to the crop alone.
+letter costs what it adds to the crop alone. Rows that compare where the images are kept have `storage` besides, one of
+`STORAGES`, and `bytes` of an image.
 """
 
 import os
 import re
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from amcl_fast.data.scan import Images, scan_classes
 LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
 BATCH = {32: 256, 224: 32}
 LIBRARIES = ("dali", "torchvision")
+STORAGES: dict[str, int | None] = {"files": None, "shards": None, "shards, 256 px": 256}
+"""Where photographs are kept, and the pixels of the shorter side to which they are scaled."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PREFETCH = 2
 
@@ -38,8 +42,7 @@ def images(size: int, data: Path | None) -> Images:
 
         return scan_classes(prepare_builtin() / "train")
     assert data is not None
-    found = scan_classes(data / "train" if (data / "train").is_dir() else data)
-    return found.subset(number % len(found.files) for number in range(16 * BATCH[size]))
+    return _repeated(scan_classes(_training(data)), size)
 
 
 def measure(size: int, letters: str, source: Images, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
@@ -52,18 +55,68 @@ def measure(size: int, letters: str, source: Images, seconds: float, rounds: int
             streams[library] = iter(_STREAMS[library](size, letters, source))
         except ImportError as error:
             row["missing"] = f"not installed: {str(error).splitlines()[0]}"
-    found: dict[str, list[tuple[float, float]]] = {library: [] for library in streams}
+    found = _in_turn(streams, BATCH[size], seconds, rounds)
+    return [row | found.get(row["library"], {}) for row in rows]
+
+
+def measure_storages(size: int, letters: str, data: Path, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
+    """The rows of where photographs are kept, in turn: as files, and in shards that are packed from them.
+
+    Raises:
+        ValueError: `data` is no folder of classes of images.
+    """
+    from amcl_fast.data.kinds import find_images
+    from amcl_fast.data.pack import pack
+
+    with tempfile.TemporaryDirectory() as folder, _cache(Path(folder, "cache")):
+        sources = {"files": scan_classes(_training(data))}
+        sizes = {"files": sum(os.path.getsize(path) for path in sources["files"].files) / len(sources["files"].files)}
+        for name, shorter_side in list(STORAGES.items())[1:]:
+            shards = Path(folder, name)
+            packed = pack(_training(data), shards, shorter_side=shorter_side)
+            sources[name], sizes[name] = find_images(shards).train, packed.bytes / packed.images
+        streams = {name: _dali(size, letters, _repeated(source, size)) for name, source in sources.items()}
+        found = _in_turn(streams, BATCH[size], seconds, rounds)
+        streams.clear()  # or they would read on where nothing is
+    about = {"size": size, "letters": letters, "library": "dali"}
+    return [about | {"storage": name, "bytes": sizes[name], **found[name]} for name in sources]
+
+
+def _training(data: Path) -> Path:
+    return data / "train" if (data / "train").is_dir() else data
+
+
+def _repeated(images: Images, size: int) -> Images:
+    return images.subset(number % len(images.files) for number in range(16 * BATCH[size]))
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """Within the block the cache is this folder: what is found in temporary shards is of no use later."""
+    before = os.environ.get("AMCL_FAST_CACHE")
+    os.environ["AMCL_FAST_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["AMCL_FAST_CACHE"]
+        if before is not None:
+            os.environ["AMCL_FAST_CACHE"] = before
+
+
+def _in_turn(
+    streams: Mapping[str, Iterator[Any]], batch: int, seconds: float, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Figures of endless streams by name, each measured once a round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in streams}
     for _ in range(rounds):
-        for library, stream in streams.items():
-            found[library].append(_rate(stream, BATCH[size], seconds / rounds))
-    # Each one's workers end before the next is measured.
-    streams.clear()
-    for row in rows:
-        if values := found.get(row["library"]):
-            row["rounds"] = len(values)
-            for name, column in zip(("images_per_second", "processor_ms"), zip(*values, strict=True), strict=True):
-                row[name] = statistics.quantiles(column, n=4, method="inclusive")
-    return rows
+        for name, stream in streams.items():
+            found[name].append(_rate(stream, batch, seconds / rounds))
+    figures: dict[str, dict[str, Any]] = {}
+    for name, values in found.items():
+        figures[name] = {"rounds": len(values)}
+        for figure, column in zip(("images_per_second", "processor_ms"), zip(*values, strict=True), strict=True):
+            figures[name][figure] = statistics.quantiles(column, n=4, method="inclusive")
+    return figures
 
 
 def _rate(stream: Iterator[Any], batch: int, seconds: float) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def _memory(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def _pipeline(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Processor time of an image, a pair of bars for each size and set of augmentations."""
-    rows = [row for row in rows if "processor_ms" in row]
+    rows = [row for row in rows if "processor_ms" in row and "storage" not in row]
     keys = list(dict.fromkeys((row["size"], row["letters"]) for row in rows))
     for number, library in enumerate(("dali", "torchvision")):
         points = [(keys.index((row["size"], row["letters"])), row) for row in rows if row["library"] == library]

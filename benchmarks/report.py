@@ -95,7 +95,8 @@ def operator_line(row: dict[str, Any]) -> str:
 
 
 def pipeline(rows: list[dict[str, Any]]) -> str:
-    """Table of the data pipelines, a line for each size and set of augmentations."""
+    """Table of the data pipelines, a line for each size and set of augmentations; a second one of the storages."""
+    storages, rows = [[row for row in rows if ("storage" in row) == kept] for kept in (True, False)]
     keys = list(dict.fromkeys((row["size"], row["letters"]) for row in rows))
     of = {(row["size"], row["letters"], row["library"]): row for row in rows}
     lines = []
@@ -112,7 +113,23 @@ def pipeline(rows: list[dict[str, Any]]) -> str:
         ["size", "augmentations", "DALI, images/s", "torchvision, images/s", "DALI, CPU ms/image",
          "torchvision, CPU ms/image", "×", "added by the letter, DALI", "torchvision"],
         lines,
-    )  # fmt: skip
+    ) + (f"\n\n{_storages(storages)}" if storages else "")  # fmt: skip
+
+
+def _storages(rows: list[dict[str, Any]]) -> str:
+    """Table of where photographs are kept."""
+    base = rows[0]
+    lines = [
+        [
+            f"{row['storage']}, {row['size']} px, {row['letters']}",
+            f"{row['bytes'] / 1e3:.0f}",
+            f"{row['images_per_second'][1]:.0f}",
+            f"{row['processor_ms'][1]:.2f}",
+            f"{base['processor_ms'][1] / row['processor_ms'][1]:.2f}",
+        ]
+        for row in rows
+    ]
+    return _table(["kept as", "kB an image", "images/s", "CPU ms/image", "× the first"], lines)
 
 
 def training(rows: list[dict[str, Any]]) -> str:
