@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import time
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_both_libraries(folder, monkeypatch):
     while multiprocessing.active_children():  # torch gives its workers some seconds, then ends them
         assert time.monotonic() < stop
         time.sleep(0.1)
+
+
+def test_files_and_shards(folder, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setitem(pipeline.BATCH, 32, 4)
+    monkeypatch.setitem(pipeline.STORAGES, "shards, 256 px", 25)
+    before = dict(os.environ)
+    rows = pipeline.measure_storages(32, "a", folder, seconds=0.2, rounds=2)
+    assert [row["storage"] for row in rows] == list(pipeline.STORAGES) == ["files", "shards", "shards, 256 px"]
+    files, shards, scaled = (row["bytes"] for row in rows)
+    assert files == shards > scaled  # the images' own bytes
+    assert all(row["rounds"] == 2 and row["images_per_second"][1] > 0 for row in rows)
+    assert dict(os.environ) == before
 
 
 def test_a_missing_library_is_a_row(folder, monkeypatch):

@@ -31,6 +31,7 @@ def test_readme_is_regenerated_the_same(house):
     assert [path.name for path in first[1:]] == [
         f"some-processor-1-2-cores-{name}.png" for name in ("speed-up", "time", "memory", "pipeline", "steps")
     ]
+    assert "| first scan | ≤ 60 s: **missed** | 61.2 s | – |" in text
     assert "](docs/benchmarks/some-processor-1-2-cores-speed-up.png)" in text
     assert "commit 0123456, torch 2.11.0, 2 threads, load 0.05 at the start, 1% of the processors'" in text
 
@@ -49,9 +50,14 @@ def test_operators_table():
 
 
 def test_pipeline_table():
-    *_, alone, blurred = report.pipeline(document()["sections"]["pipeline"]["rows"]).splitlines()
+    table, storages = report.pipeline(document()["sections"]["pipeline"]["rows"]).split("\n\n")
+    *_, alone, blurred = table.splitlines()
     assert alone == "| 32 px | a | 100 | – | 1.00 | – | – | – | – |"
     assert blurred == "| 32 px | ab | 100 | 100 | 1.50 | 6.00 | 4.0 | +0.50 | – |"
+    assert storages.splitlines()[2:] == [
+        "| files, 224 px, abcde | 116 | 100 | 8.00 | 1.00 |",
+        "| shards, 256 px, 224 px, abcde | 31 | 100 | 5.00 | 1.60 |",
+    ]
 
 
 def test_training_and_scaling_tables():

@@ -68,6 +68,23 @@ def document() -> dict:
                     {"size": 32, "letters": "a", "library": "torchvision", "missing": "not installed"},
                     {"size": 32, "letters": "ab", "library": "dali", "processor_ms": [1.4, 1.5, 1.6], **rates},
                     {"size": 32, "letters": "ab", "library": "torchvision", "processor_ms": [5.5, 6.0, 6.5], **rates},
+                    {
+                        "size": 224, "letters": "abcde", "library": "dali", "storage": "files", "bytes": 116_000.0,
+                        "processor_ms": [7.0, 8.0, 9.0], **rates,
+                    },
+                    {
+                        "size": 224, "letters": "abcde", "library": "dali", "storage": "shards, 256 px",
+                        "bytes": 31_400.0, "processor_ms": [4.5, 5.0, 5.5], **rates,
+                    },
+                ],
+            },
+            "scale": {
+                "environment": ENVIRONMENT,
+                "rows": [
+                    {
+                        "case": "start", "what": "first scan", "value": 61.2, "unit": "s", "basis": "measured",
+                        "target": 60.0, "met": False, "note": "", "details": {},
+                    }
                 ],
             },
             "training": {
