@@ -418,7 +418,9 @@ def _declare_bench(commands: Any) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--list", action="store_true", help="names of the cases for this machine")
     modes.add_argument(
-        "--report", action="store_true", help="draw README.md's tables and docs/benchmarks/ from the JSON files"
+        "--report",
+        action="store_true",
+        help="draw the tables of README.md and docs/ and docs/benchmarks/ from the JSON",
     )
     modes.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two JSON files, or two commits, measured here in turn"

@@ -60,7 +60,7 @@ def list_cases() -> None:
 
 
 def report(output: Path | None) -> None:
-    """Draw README.md's tables and docs/benchmarks/*.png below the current directory; print what was written.
+    """Draw the tables of README.md and docs/imagenet.md and docs/benchmarks/*.png here; print what was written.
 
     Raises:
         ValueError, OSError: no results in the folder, or no README.md with the markers.
@@ -69,7 +69,8 @@ def report(output: Path | None) -> None:
     require("bench --report", "matplotlib")
     from .report import write
 
-    for path in write(output or results.default_folder(), Path("README.md"), Path("docs/benchmarks")):
+    pages = Path("README.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
+    for path in write(output or results.default_folder(), *pages):
         print(path)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from . import results
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+SCALE_BEGIN, SCALE_END = "<!-- scale: begin -->", "<!-- scale: end -->"
 _PEERS = ("dense", "compiled", "chunked", "reference", "lightly")
 _TARGETS = {
     "products": "≤ {:g} × products", "memory": "memory ≤ 1/{:g} of dense", "gib": "< {:g} GiB",
@@ -16,14 +17,16 @@ _TARGETS = {
 _FOUND = {"products": "{:.2f} ×", "memory": "1/{:.0f}", "gib": "{:.2f} GiB", "bandwidth": "{:.0%}"}
 
 
-def write(folder: Path, readme: Path, plots: Path) -> list[Path]:
+def write(folder: Path, readme: Path, plots: Path, rehearsal: Path) -> list[Path]:
     """Put the tables of all results in `folder` between the README's markers, and draw the plots.
+
+    The tables of the section `scale` go to the page `rehearsal` instead, if there are any.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: there are no results, or the README lacks the markers.
+        ValueError: there are no results, or the README or the page lacks the markers.
         ImportError: no matplotlib.
     """
     from . import plot
@@ -31,30 +34,56 @@ def write(folder: Path, readme: Path, plots: Path) -> list[Path]:
     documents = results.load_all(folder)
     if not documents:
         raise ValueError(f"{folder} must hold the JSON of a machine; amcl-fast bench writes it")
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme} must hold the lines {BEGIN} and {END} once")
+    rehearsals = [document for document in documents if "scale" in document["sections"]]
+    _check_markers(readme, BEGIN, END)
+    if rehearsals:
+        _check_markers(rehearsal, SCALE_BEGIN, SCALE_END)
     written, parts = [readme], []
     for document in documents:
         pictures = plot.draw(document, plots)
         written += pictures
         parts.append(machine(document, [_relative(path, readme.parent) for path in pictures]))
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
+    _put(readme, BEGIN, END, parts)
+    if rehearsals:
+        parts = ["\n\n".join([_heading(document), *_section(document, "scale")]) for document in rehearsals]
+        _put(rehearsal, SCALE_BEGIN, SCALE_END, parts)
+        written.append(rehearsal)
     return written
+
+
+def _check_markers(page: Path, begin: str, end: str) -> None:
+    text = page.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} must hold the lines {begin} and {end} once")
+
+
+def _put(page: Path, begin: str, end: str, parts: list[str]) -> None:
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.split(end)[1]}")
 
 
 def machine(document: dict[str, Any], pictures: list[str]) -> str:
     """Markdown of one machine's document, with links to its plots."""
-    about = document["machine"]
-    lines = [f"### {about['name']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"]
-    for section, (title, table) in _TABLES.items():
-        if section in document["sections"]:
-            content = document["sections"][section]
-            lines += [f"**{title}** {conditions(content['environment'])}", table(content["rows"])]
+    lines = [_heading(document)]
+    for section in _TABLES:
+        if section != "scale":
+            lines += _section(document, section)
     lines += [f"![{_alt(path)}]({path})" for path in pictures]
     return "\n\n".join(lines)
+
+
+def _heading(document: dict[str, Any]) -> str:
+    about = document["machine"]
+    return f"### {about['name']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"
+
+
+def _section(document: dict[str, Any], section: str) -> list[str]:
+    """Title and table of a section, nothing if it was not measured."""
+    if section not in document["sections"]:
+        return []
+    title, table = _TABLES[section]
+    content = document["sections"][section]
+    return [f"**{title}** {conditions(content['environment'])}", table(content["rows"])]
 
 
 def conditions(about: dict[str, Any]) -> str:

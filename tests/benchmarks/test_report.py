@@ -13,11 +13,12 @@ def house(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "machine.json").write_text(json.dumps(document()))
     (tmp_path / "README.md").write_text(f"# before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    (tmp_path / "scale.md").write_text(f"# rehearsal\n\n{report.SCALE_BEGIN}\nold\n{report.SCALE_END}\n")
     return tmp_path
 
 
 def write(house):
-    return report.write(house / "results", house / "README.md", house / "docs" / "benchmarks")
+    return report.write(house / "results", house / "README.md", house / "docs" / "benchmarks", house / "scale.md")
 
 
 def test_readme_is_regenerated_the_same(house):
@@ -28,10 +29,14 @@ def test_readme_is_regenerated_the_same(house):
     assert [path.read_bytes() for path in first] == contents
     text = (house / "README.md").read_text()
     assert text.startswith("# before\n\n") and text.endswith(f"{report.END}\n\nafter\n") and "old" not in text
-    assert [path.name for path in first[1:]] == [
+    assert [path.name for path in first[1:-1]] == [
         f"some-processor-1-2-cores-{name}.png" for name in ("speed-up", "time", "memory", "pipeline", "steps")
     ]
-    assert "| first scan | ≤ 60 s: **missed** | 61.2 s | – |" in text
+    page = (house / "scale.md").read_text()
+    assert first[-1] == house / "scale.md" and "first scan" not in text
+    assert page.startswith("# rehearsal\n\n") and "old" not in page
+    assert "**A rehearsal at the size of ImageNet.** (2026-01-02, commit 0123456" in page
+    assert "| first scan | ≤ 60 s: **missed** | 61.2 s | – |" in page
     assert "](docs/benchmarks/some-processor-1-2-cores-speed-up.png)" in text
     assert "commit 0123456, torch 2.11.0, 2 threads, load 0.05 at the start, 1% of the processors'" in text
 
@@ -77,6 +82,10 @@ def test_line_for_the_terminal():
 def test_what_is_missing_is_told(house):
     (house / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match=r"README.md must hold the lines <!-- benchmarks: begin --> and"):
+        write(house)
+    (house / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    (house / "scale.md").write_text("no markers")
+    with pytest.raises(ValueError, match=r"scale.md must hold the lines <!-- scale: begin --> and"):
         write(house)
     (house / "results" / "machine.json").unlink()
     with pytest.raises(ValueError, match="results must hold the JSON of a machine; amcl-fast bench writes it"):
