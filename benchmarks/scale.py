@@ -78,7 +78,7 @@ def measure(
     for case in cases:
         kind, _, width = case.partition(", width ")
         if kind == "kNN":
-            # Two processes share one GPU as badly as they compute together.
+            # Two processes are measured where each has cores of its own.
             for dtype, processes in (("float32", 1), ("float32", 2), ("float16", 1)):
                 if processes == 1 or device == "cpu":
                     some = seconds if dtype == "float32" else seconds / 2
@@ -227,6 +227,7 @@ def _knn(
     if device == "cpu" and needed > _available():
         print(f"{what}: not run: {needed / 2**30:.0f} GiB of memory must be free", flush=True)
         return
+    print(f"    {what}", flush=True)
     request = {"rows": rows, "width": width, "dtype": dtype, "device": device}
     answers = scale_process.measure("knn", request | {"queries": queries, "seconds": seconds}, {}, processes)
     if any(answer["error"] * answer["checked"] > 100.5 for answer in answers):  # more than one vote
@@ -253,6 +254,9 @@ def _knn(
     each = _and(f"{one['knn']:.1f} s for {one['queries']:,}" for one in timed)
     costs = _and(f"{1e3 * one['knn'] / one['queries']:.2f}" for one in timed)
     note = f"{each}: {costs} ms a query"
+    if len(timed) > 1:
+        more = (last["knn"] - timed[0]["knn"]) / (last["queries"] - timed[0]["queries"])
+        note += f"; by their difference {more * QUERIES / 60:.1f} min"
     yield row("time", last["knn"] * QUERIES / last["queries"] / 60, "min", None, note, basis)
     note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB"
     target = 1024.0 if dtype == "float32" else None
@@ -261,6 +265,7 @@ def _knn(
 
 
 def _probe(case: str, rows: int, width: int, processes: int, seconds: float, device: str) -> Iterator[Row]:
+    print(f"    linear probe of width {width}{f', {processes} processes' * (processes > 1)}", flush=True)
     request = {"rows": rows, "width": width, "dtype": "float32", "device": device, "seconds": seconds}
     answers = scale_process.measure("probe", request, {}, processes)
     about, details = answers[0], {"answers": answers, "processes": processes}
