@@ -40,6 +40,8 @@ _TILE = 4096
 _BLOCK = 1 << 16
 # Queries whose votes are compared with float64, and rows of the bank for that.
 _CHECKED, _CHECKED_ROWS = 16, 1 << 18
+# Queries of the smaller number at the least.
+_LEAST = 128
 # Of the time of a kNN measurement: the product and kNN, of n and of 2n queries, kNN at the target.
 _SHARES = 3 * (1 + 1.5)
 
@@ -206,6 +208,7 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
     about `seconds`.
     """
     from amcl_fast.evaluate import knn_accuracy
+    from amcl_fast.evaluate.knn import _ON_CPU, _ON_GPU
 
     rank, processes, device = request["rank"], request["processes"], request["device"]
     features = _Features(request["width"], getattr(torch, request["dtype"]), device)
@@ -221,7 +224,7 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
     if most is None:
         some, _ = features.rows(_CHECKED * 16, seed=-1)
         of_one = _in_tiles(some, bank)["product"] / len(some)
-        most = 2 * max(_CHECKED, round(_agreed(request["seconds"] / _SHARES / of_one)))
+        most = 2 * max(_LEAST, round(_agreed(request["seconds"] / _SHARES / of_one)))
     counts = [most] if request["queries"] else [most // 2, most]
     timed = []
     for count in counts:
@@ -244,7 +247,14 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
                 "beyond": _peak(device) - before,
             }
         )
-    return {"timed": timed, "error": error, "checked": _CHECKED, "bank_bytes": bank.nbytes}
+    per_pass = (_ON_GPU if device == "cuda" else _ON_CPU)[2]
+    return {
+        "timed": timed,
+        "error": error,
+        "checked": _CHECKED,
+        "bank_bytes": bank.nbytes,
+        "queries_per_pass": per_pass,
+    }
 
 
 def _probe(request: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def test_the_command(here, photographs, monkeypatch, capsys):
         row = of[f"kNN, 50,000 × 2,000 × 512, {form}: time"]
         first, second = row["details"]["timed"]
         assert row["basis"] == "extrapolated" and second["queries"] == pytest.approx(2 * first["queries"], abs=1)
-        assert row["value"] == pytest.approx(second["knn"] * 50_000 / second["queries"] / 60)
+        once, each = row["details"]["once"], row["details"]["each"]
+        assert once + second["queries"] * each == pytest.approx(max(second["knn"], second["queries"] * each))
+        assert row["value"] == pytest.approx((4 * once + 50_000 * each) / 60)
         assert 0 < second["accuracy"] < 100
     table = report.scale(rows)
     assert "| first scan, 2,000 images | ≤ 60 s: holds at full size |" in table
@@ -105,8 +107,8 @@ def test_a_run_to_its_first_step(tmp_path, photographs, monkeypatch):
         found = scale._first_step(made, "small", knn=False)
         assert 0.5 < found["seconds"] < 300
         assert found["memory"]["peak"] >= found["memory"]["resident"] > 100 << 20 and found["children"] > 1 << 20
-        monkeypatch.setattr(scale, "_SETTINGS", {"data.size": 0})
-        with pytest.raises(scale_process.Failed, match="pretrain: the command ended with code 2 before"):
+        monkeypatch.setattr("sys.executable", "/bin/false")
+        with pytest.raises(scale_process.Failed, match="pretrain: the command ended with code 1 before"):
             scale._first_step(made, "full", knn=False)
 
 
@@ -116,6 +118,12 @@ def test_an_exact_number_of_queries(here):
     (answer,) = scale_process.measure("knn", request, {})
     assert [one["queries"] for one in answer["timed"]] == [300] and answer["error"] == 0
     assert answer["timed"][0]["knn"] > 0 and answer["timed"][0]["product"] > 0
+
+
+@pytest.mark.parametrize(("second", "once", "each"), [(8.0, 2.0, 0.03), (5.2, 1.2, 0.02), (3.0, 0.0, 0.02)])
+def test_a_query_costs_its_product_at_the_least(second, once, each):
+    timed = [{"queries": 100, "product": 2.0, "knn": 5.0}, {"queries": 200, "product": 4.0, "knn": second}]
+    assert scale._costs(timed) == pytest.approx((once, each))
 
 
 def test_steps_of_a_probe(here):
