@@ -108,7 +108,8 @@ def test_what_may_change_changes_what_runs(run, monkeypatch):
         "--trainer.max_time=00:01:00:00", "--trainer.log_every_n_steps=3", "--trainer.detect_anomaly=true",
         "--trainer.profiler=simple", "--trainer.enable_progress_bar=true", "--trainer.enable_model_summary=true",
         "--data.num_threads=2", "--data.prefetch=3", "--data.crop_pct=0.9", "--knn.k=3", "--knn.every_n_epochs=2",
-        "--knn.temperature=0.3", "--guard.every_n_steps=4", "--guard.window=7", "--checkpoint.every_n_steps=2",
+        "--knn.temperature=0.3", "--knn.bank=9", "--knn.queries=8",
+        "--guard.every_n_steps=4", "--guard.window=7", "--checkpoint.every_n_steps=2",
         "--checkpoint.every_n_epochs=3", "--checkpoint.every_n_minutes=1.5", "--checkpoint.keep_every_n_epochs=2",
         "--report.pairs=6",
     ]  # fmt: skip
@@ -122,7 +123,7 @@ def test_what_may_change_changes_what_runs(run, monkeypatch):
     callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
     assert {"LearningRateMonitor", "Timer", "ProgressBar", "ModelSummary"} <= callbacks.keys()
     for name, settings in {
-        "OnlineKNN": {"k": 3, "every_n_epochs": 2, "temperature": 0.3},
+        "OnlineKNN": {"k": 3, "every_n_epochs": 2, "temperature": 0.3, "bank": 9, "queries": 8},
         "Guard": {"every_n_steps": 4, "window": 7},
         "Checkpoint": {
             "every_n_steps": 2, "every_n_epochs": 3, "every_n_minutes": 1.5, "keep_every_n_epochs": 2
