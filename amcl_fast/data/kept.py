@@ -9,16 +9,15 @@ import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from amcl_fast.data import mapped
-from amcl_fast.data.cache import cache_folder, write_whole
+from amcl_fast.data.cache import cache_folder, in_use, remove_old, write_whole
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 
 _KIND = "images 1"
 _NAME = re.compile(r"[0-9a-f]{64}")
-# Days after which a list that nobody has looked for since is removed.
-_DAYS = 60
 _PARTS = ("train", "held_out", "unlabelled")
 
 
@@ -40,38 +37,60 @@ def keep(data_set: str, sources: Sources) -> Sources:
         sources: the images.
 
     Returns:
-        The same images, out of the file that is kept; `sources` itself where the cache cannot be written.
+        The same images with the name of their list, out of the file that is kept if the cache can be written.
     """
     content = _encode(sources)
     path, pointer = _list(content.digest), _pointer(data_set)
     try:
         try:
-            found = _decode(*mapped.read(path))
-            os.utime(path)
-        except (OSError, ValueError):
-            write_whole(path, content.pieces)
-            found = _decode(*mapped.read(path))
-            _remove_old(path.parent)
+            found = _load(content.digest)
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, ValueError):
+                path.unlink(missing_ok=True)  # damaged; what another process writes meanwhile is not
+            write_whole(path, content.pieces, replace=False)
+            found = _load(content.digest)
+            remove_old()
         write_whole(pointer, content.digest.encode())
         return found
     except (OSError, ValueError) as error:
         # The scan has told it already, and a run of one process needs no list.
         log.debug("the list of images cannot be kept, so every process looks for itself: %s", error)
-        return sources
+        return replace(sources, name=content.digest)
 
 
 def kept(data_set: str) -> Sources | None:
     """What another process of this machine has kept last; None if there is nothing, or it is damaged.
 
-    It may be of an earlier run, whose images were others. Nothing but the list is looked at.
+    It may be of an earlier run, whose images were others: `Sources.name` tells. Nothing but the list is looked at.
     """
     try:
-        name = _pointer(data_set).read_text()
+        pointer = _pointer(data_set)
+        name = pointer.read_text()
         if not _NAME.fullmatch(name):
             return None
-        return _decode(*mapped.read(_list(name)))
+        found = _load(name)
+        in_use(pointer)
+        return found
     except (OSError, ValueError):
         return None
+
+
+def machine() -> str:
+    """Whose lists `kept` finds."""
+    return socket.gethostname()
+
+
+def _load(name: str) -> Sources:
+    """The images of a list.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    path = _list(name)
+    found = replace(_decode(*mapped.read(path)), name=name)
+    in_use(path)
+    return found
 
 
 def _encode(sources: Sources) -> mapped.Encoded:
@@ -124,15 +143,5 @@ def _list(name: str) -> Path:
 
 
 def _pointer(data_set: str) -> Path:
-    whose = os.fsencode(f"{socket.gethostname()}\0{data_set}")
+    whose = os.fsencode(f"{machine()}\0{data_set}")
     return _folder() / f"{hashlib.sha256(whose).hexdigest()[:32]}.latest"
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove what no run has asked for in a long time, what writers that were killed have left included."""
-    before = time.time() - _DAYS * 86_400
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_mtime < before:
-                    os.unlink(entry.path)

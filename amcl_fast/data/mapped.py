@@ -1,4 +1,4 @@
-"""Files of arrays that are mapped, not read: all processes of a machine share one copy of them.
+"""Files of arrays, mapped where processes of a machine are to share one copy of them.
 
 What lies there may be damaged, of another program or of another version: nothing of it is believed before its digest
 agrees, and nothing of it is ever executed.
@@ -53,8 +53,13 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encod
     return Encoded([_MAGIC, digest, *parts], digest.hex())
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(path: str | os.PathLike[str], *, copied: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file that `encode` made; the arrays are mapped and cannot be written.
+
+    Args:
+        path: of the file.
+        copied: into memory, instead of mapped: a file that another machine replaces is gone from a network folder,
+            and a process that touches what it has mapped of it ends by SIGBUS.
 
     Raises:
         OSError: it cannot be read.
@@ -65,7 +70,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size < len(_MAGIC) + _DIGEST + 8:
             raise ValueError(f"{path} is no file of arrays")
-        whole = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
+        if copied:
+            with open(descriptor, "rb", closefd=False) as file:
+                whole: bytes | mmap.mmap = file.read()
+        else:
+            whole = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
     body = len(_MAGIC) + _DIGEST

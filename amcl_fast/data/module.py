@@ -1,11 +1,12 @@
 """The data of a run as a LightningDataModule: from a folder or a name to loaders."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -16,14 +17,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.headers import NoImageLeftError
-from amcl_fast.data.kept import keep, kept
+from amcl_fast.data.kept import keep, kept, machine
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
-from amcl_fast.distributed import share, world
+from amcl_fast.distributed import share, together, world
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,22 @@ class UnequalImagesError(RuntimeError):
 
 class UnevenBatchError(ValueError):
     """The batch cannot be shared equally by the processes of a run."""
+
+
+class _Found(NamedTuple):
+    """What a process says of its images.
+
+    Attributes:
+        machine: on which it runs.
+        name: of the list of all images that were found, paths included.
+        is_kept: whether another process of the machine has found them.
+        parts: of those to train and to measure on the number, a digest of labels and names, one of the classes' names.
+    """
+
+    machine: str
+    name: str | None
+    is_kept: bool
+    parts: list[tuple[int, str, str]]
 
 
 class ContrastiveDataModule(lightning.LightningDataModule):
@@ -145,7 +162,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._found: Sources | None = None
-        self._is_kept = False  # whether the images are those that another process has kept
+        self._list: str | None = None  # the name under which the images are kept
+        self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
 
@@ -185,6 +203,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             found = kept(self._data_set())
             self._is_kept = found is not None
         found = found or self._find()
+        self._list = found.name
         train, query, unlabelled = found.train, found.held_out, found.unlabelled
         self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
         if query is None:
@@ -236,26 +255,34 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
         Raises:
             UnequalImagesError: they have not. All of them must call this.
+            ElsewhereError: another process, whose images were of an earlier run, cannot find them; that one raises why.
         """
-        world_size = world()[1]
+        rank, world_size = world()
         if world_size == 1:
             return
         found = self._found_by_all(world_size)
-        if any(other != found[0] for other in found):
-            # What one has kept for the others may be of an earlier run, if the cache cannot be written any more.
-            if self._is_kept:
-                self._look_again()
+        # What a process has kept for the others may be of an earlier run, if the cache cannot be written any more.
+        looked = {(one.machine, one.name) for one in found if not one.is_kept}
+        stale = [one.is_kept and (one.machine, one.name) not in looked for one in found]
+        if any(stale):
+            with together():
+                if stale[rank]:
+                    self._look_again()
             found = self._found_by_all(world_size)
-        if any(other != found[0] for other in found):
-            counts = ", ".join(f"{train[0]:,} and {held_out[0]:,}" for train, held_out in found)
+        if any(other.parts != found[0].parts for other in found):
+            counts = ", ".join("{:,} and {:,}".format(*(count for count, *_ in one.parts)) for one in found)
             raise UnequalImagesError(
                 f"{self.root} must hold the same images for every process, got {counts} to train on and held out: it "
                 "changes, or is another folder on another machine"
             )
 
-    def _found_by_all(self, world_size: int) -> list[Any]:
+    def _found_by_all(self, world_size: int) -> list[_Found]:
         found: list[Any] = [None] * world_size
-        dist.all_gather_object(found, [(len(part.files), part.fingerprint) for part in self._images()])
+        parts = [
+            (len(part.files), part.fingerprint, hashlib.sha256(os.fsencode("\0".join(part.classes))).hexdigest())
+            for part in self._images()
+        ]
+        dist.all_gather_object(found, _Found(machine(), self._list, self._is_kept, parts))
         return found
 
     def _look_again(self) -> None:

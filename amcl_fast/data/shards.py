@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amcl_fast.data.cache import cache_folder, write_whole
+from amcl_fast.data.cache import cache_folder, in_use, write_whole
 from amcl_fast.data.decodable import UNDECODABLE, find_undecodable
 from amcl_fast.data.found import Found
 from amcl_fast.data.left_out import few
@@ -126,6 +126,7 @@ def _load(shard: str) -> Index | None:
     try:
         status = os.stat(shard)
         index = Index.decoded(_cached(shard).read_bytes())
+        in_use(_cached(shard))
     except (OSError, ValueError, TypeError):
         return None
     return index if (index.size, index.mtime) == (status.st_size, status.st_mtime_ns) else None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from amcl_fast.data import mapped
-from amcl_fast.data.cache import cache_folder, write_whole
+from amcl_fast.data.cache import cache_folder, in_use, write_whole
 from amcl_fast.data.checking import NO_STAMP
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class Verdicts:
         self._asked = 0
         self._missed = False
         with suppress(OSError, ValueError, KeyError, TypeError):
-            self._load(*mapped.read(self._path))
+            self._load(*mapped.read(self._path, copied=True))
+            in_use(self._path)
 
     def _load(self, header: dict, arrays: dict[str, np.ndarray]) -> None:
         columns = Known(*(arrays[name] for name in Known._fields))

@@ -82,10 +82,10 @@ def run(
             datamodule.setup()
             if datamodule.unmeasurable:
                 raise ValueError(_unmeasurable(data, datamodule.unmeasurable))
-        with alike():
-            try:
-                datamodule.check_equal()
-            except UnequalImagesError as error:
+        try:
+            datamodule.check_equal()
+        except UnequalImagesError as error:
+            with alike():
                 raise ValueError(str(error)) from error
         on_crops = device.type == "cuda" if augment is None else augment
         with together():

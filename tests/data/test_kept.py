@@ -1,17 +1,22 @@
 """amcl_fast.data.kept: one process of a machine looks for the images, the others map what it found."""
 
+import dataclasses
+import errno
 import os
 import time
 import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
+from processes import end_group
 
-from amcl_fast.data import ContrastiveDataModule, kept, module
+from amcl_fast.data import ContrastiveDataModule, cache, kept, module
 from amcl_fast.data.module import UnequalImagesError
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources, find_sources
+from amcl_fast.distributed import ElsewhereError
 
 LISTS = "lists"
 
@@ -37,6 +42,24 @@ def several(monkeypatch):
         monkeypatch.setattr(dist, "all_gather_object", gather)
 
     return of
+
+
+def kept_as(sources, name):
+    return dataclasses.replace(sources, name=name)
+
+
+def said(data):
+    """What a process of these data says to the others."""
+    own = []
+
+    def gather(found, value):
+        found[:] = [value, value]
+        own.append(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_gather_object", gather)
+        data._found_by_all(2)
+    return own[0]
 
 
 @pytest.fixture
@@ -106,8 +129,10 @@ def test_a_list_of_before_is_not_trained_on(make_folder, several):
     module_of(root)
     (root / "train" / "bee" / "001.png").unlink()
     (root / "train" / "cow" / "001.png").write_text("text")
-    first = find_sources(root)
-    now = [(len(part.files), part.fingerprint) for part in (first.train, first.held_out)]
+    first = ContrastiveDataModule(str(root), 8, 4, device="cpu")
+    first._find = lambda: kept_as(find_sources(root), "the one of now")
+    first.setup()
+    now = said(first)
     several(now)
     data = module_of(root, prepare=False)
     assert data.num_train == 12
@@ -115,9 +140,65 @@ def test_a_list_of_before_is_not_trained_on(make_folder, several):
     assert data.num_train == 10 and [os.path.basename(path) for path, _ in data.skipped] == ["001.png"]
     # Now both have looked, and still differ.
     (root / "train" / "bee" / "002.png").unlink()
-    several([(10, "other"), now[1]])
+    several(now._replace(parts=[(10, "other", "classes"), now.parts[1]]))
     with pytest.raises(UnequalImagesError, match="got 10 and 3, 9 and 3 to train on"):
         module_of(root).check_equal()
+
+
+def test_a_list_of_the_same_names_elsewhere_is_not_trained_on(make_folder, several):
+    root = make_folder("set/train", per_class=4).parent
+    make_folder("set/val", per_class=1)
+    module_of(root)
+    for name in ("train", "val"):
+        (root / name / "ant").rename(root / name / "ants")
+    first = ContrastiveDataModule(str(root), 8, 4, device="cpu")
+    first._find = lambda: kept_as(find_sources(root), "the one of now")
+    first.setup()
+    several(said(first))
+    data = module_of(root, prepare=False)
+    assert data.classes == ["ant", "bee", "cow"]
+    data.check_equal()
+    assert data.classes == ["ants", "bee", "cow"] and all(os.path.exists(path) for path in data._images()[0].files)
+
+
+def test_classes_of_other_names_are_other_images(make_folder, several):
+    data, other = (module_of(make_folder(name, classes=classes)) for name, classes in (("a", "xyz"), ("b", "xyw")))
+    assert [part.fingerprint for part in data._images()] == [part.fingerprint for part in other._images()]
+    several(said(other)._replace(machine="another", name="another"))
+    with pytest.raises(UnequalImagesError, match="must hold the same images for every process"):
+        data.check_equal()
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def renamed(rank, store, root):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    kept.write_whole = full
+    data = module_of(root, prepare=not rank)
+    assert data._is_kept == bool(rank)
+    data.check_equal()
+    files = [*data._images()[0].files]
+    assert len(files) == 12 and all(map(os.path.exists, files)) and data.classes == ["ants", "bee", "cow"]
+    # The one that looks again may find nothing: the others are told, and do not wait.
+    data = module_of(root, prepare=not rank)
+    if rank:
+        data._find = lambda: find_sources(root / "gone")
+    with pytest.raises(ValueError if rank else ElsewhereError, match="gone does not exist"):
+        data.check_equal()
+    end_group()
+
+
+def test_a_process_whose_list_is_of_before_looks_again_and_errors_are_told(make_folder, tmp_path, own_cache):
+    """The cache is full: the first process cannot keep what it has found, and there is a list of an earlier run."""
+    root = make_folder("set/train", per_class=4).parent
+    make_folder("set/val", per_class=1)
+    module_of(root)
+    (root / "train" / "ant").rename(root / "train" / "ants")
+    (root / "val" / "ant").rename(root / "val" / "ants")
+    torch.multiprocessing.spawn(renamed, args=(tmp_path / "store", root), nprocs=2)
 
 
 @pytest.mark.parametrize("place", ["the folder", "the list", "the pointer"])
@@ -133,7 +214,8 @@ def test_where_nothing_can_be_kept_every_process_looks(everything, own_cache, se
                 path.unlink()
                 path.mkdir()
                 (path / "full").touch()
-    assert kept.keep("set", found) is found
+    again = kept.keep("set", found)
+    assert again == found and again.train is found.train
     assert kept.kept("set") is None
     several()
     assert module_of(everything, prepare=False).num_train == len(found.train.files) + len(found.unlabelled.files)
@@ -157,19 +239,46 @@ def test_a_list_that_is_mapped_is_never_replaced(everything, own_cache):
     assert mapped == found and kept.kept("set") != found
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_that_write_a_list_at_once_the_first_one_stays(everything, own_cache, monkeypatch, links):
+    """Another machine would lose what it has mapped."""
+    found, first = find_sources(everything), []
+
+    def meanwhile(path, content, **options):
+        if not first:
+            first.append(None)
+            kept.keep("of the other", found)
+            first[:] = [path.stat().st_ino for path in (own_cache / LISTS).glob("*.images")]
+        cache.write_whole(path, content, **options)
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(kept, "write_whole", meanwhile)
+    assert kept.keep("set", found) == found == kept.kept("set")
+    (path,) = (own_cache / LISTS).glob("*.images")
+    assert ([path.stat().st_ino] == first) == links
+    assert not [*(own_cache / LISTS).glob(".*")]
+
+
 def test_old_lists_go_some_day(everything, own_cache):
     found = find_sources(everything)
     kept.keep("old", found)
     (left,) = (own_cache / LISTS).glob("*.images")
     killed = own_cache / LISTS / ".half.images.xyz"
-    killed.touch()
+    others = [own_cache / "scans" / "0", own_cache / "shards" / "0.index", own_cache / "datasets" / "one"]
     long_ago = time.time() - 70 * 86_400
-    for path in (left, killed):
+    for path in (killed, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (left, killed, *others):
         os.utime(path, (long_ago, long_ago))
     kept.keep("old", found)  # in use again
     (everything / "train" / "ant" / "000.png").unlink()
     kept.keep("new", find_sources(everything))
-    assert left.exists() and not killed.exists()
+    assert left.exists() and not killed.exists() and [path.exists() for path in others] == [False, False, True]
     os.utime(left, (long_ago, long_ago))
     (everything / "train" / "ant" / "001.png").unlink()
     kept.keep("new", find_sources(everything))
