@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from amcl_fast.progress import Progress
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
 _TOGETHER = 2048  # files of a job
 _MANY = 16_384  # files for which processes pay
+_KEPT_EVERY = 120.0  # seconds of a long scan
 
 
 class Images:
@@ -216,6 +218,8 @@ def not_empty(images: Images, where: str, layout: str) -> Images:
 def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = True) -> dict[str, Group]:
     """Judge files, from the cache where one has not changed. Many are shared by processes.
 
+    Verdicts are kept every few minutes, and where it is interrupted: the next scan goes on there.
+
     Args:
         folder: in which they lie, or the list that names them: the cache has a file for each.
         groups: files by any name.
@@ -227,14 +231,22 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
     files = PackedPaths.join(groups.values())
     verdicts = Verdicts(folder)
     reasons = {reason: code for code, reason in enumerate(verdicts.reasons, 1)}
+    units = [*_units(files, verdicts)]
     now = Known(np.empty(len(files), np.int64), np.empty(len(files), np.int64), np.empty(len(files), np.int32))
-    doubtful: list[int] = []
-    changed = False
+    for _, places, _, known in units:
+        for column, old in zip(now, known, strict=True):
+            column[places] = old
+    doubtful: dict[int, int] = {}  # size of each, which is noted once it is decided
+    changed = len(files) > 0 and not verdicts.is_current
     pending: deque[list[tuple[np.ndarray, Known]]] = deque()
+
+    def keep() -> None:
+        folders = ((prefix, files.rests(places), places) for prefix, places in files.by_prefix())
+        verdicts.keep(folders, now, [*reasons])
 
     def jobs() -> Iterator[bytes]:
         parts, places_of, count = [], [], 0
-        for prefix, places, names, known in _units(files, verdicts):
+        for prefix, places, names, known in units:
             parts.append(checking.Folder(os.fsencode(prefix), names, known.sizes.tobytes(), known.times.tobytes()))
             places_of.append((places, known))
             count += len(places)
@@ -246,37 +258,63 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
             pending.append(places_of)
             yield checking.job(parts)
 
-    with (
-        Progress("checking images", len(files), shown=tell) as progress,
-        Pool("checking") if len(files) >= _MANY else nullcontext() as pool,
-    ):
-        for answer in pool.map(jobs()) if pool else map(checking.answer, jobs()):
-            done = pending.popleft()
-            for (places, known), found in zip(done, checking.checked(answer), strict=True):
-                now.sizes[places] = np.frombuffer(found.sizes, np.int64)
-                now.times[places] = np.frombuffer(found.times, np.int64)
-                now.codes[places] = known.codes
-                if found.good or found.doubtful or found.bad:
-                    now.codes[places[found.good + found.doubtful]] = 0
-                    for place, reason in found.bad:
-                        now.codes[places[place]] = reasons.setdefault(reason, len(reasons) + 1)
-                    doubtful += places[found.doubtful].tolist()
-                    # Those of which no verdict may be kept are looked at every time.
-                    columns = zip(now, known, strict=True)
-                    changed |= not all(np.array_equal(column[places], old) for column, old in columns)
-            progress.add(sum(len(places) for places, _ in done))
-    if doubtful:
+    def check() -> Generator[None, None, None]:
+        nonlocal changed
+        with (
+            Progress("checking images", len(files), shown=tell) as progress,
+            Pool("checking") if len(files) >= _MANY else nullcontext() as pool,
+        ):
+            for answer in pool.map(jobs()) if pool else map(checking.answer, jobs()):
+                done = pending.popleft()
+                for (places, known), found in zip(done, checking.checked(answer), strict=True):
+                    if found.good or found.doubtful or found.bad:
+                        changed |= note(places, known, found)
+                progress.add(sum(len(places) for places, _ in done))
+                yield
+        if doubtful:
+            yield from decode()
+
+    def note(places: np.ndarray, known: Known, found: checking.Checked) -> bool:
+        """Take over what has changed; whether it is to be kept."""
+        now.sizes[places] = np.frombuffer(found.sizes, np.int64)
+        now.times[places] = np.frombuffer(found.times, np.int64)
+        now.codes[places[found.good + found.doubtful]] = 0
+        for place, reason in found.bad:
+            now.codes[places[place]] = reasons.setdefault(reason, len(reasons) + 1)
+        # Those of which no verdict may be kept are looked at every time.
+        is_new = not all(np.array_equal(column[places], old) for column, old in zip(now, known, strict=True))
+        undecided = places[found.doubtful]
+        doubtful.update(zip(undecided.tolist(), now.sizes[undecided].tolist(), strict=True))
+        now.sizes[undecided] = checking.NO_STAMP
+        return is_new
+
+    def decode() -> Generator[None, None, None]:
         from amcl_fast.data.decodable import UNDECODABLE, find_undecodable
 
         where = {files[place]: place for place in doubtful}
+        paths = sorted(where)
         with Progress("decoding doubtful images", len(where), shown=tell) as progress:
-            for path, certain in find_undecodable(sorted(where), progress.add).items():
-                now.codes[where[path]] = reasons.setdefault(UNDECODABLE, len(reasons) + 1)
-                if not certain:
-                    now.sizes[where[path]] = checking.NO_STAMP
-    if len(files) and (changed or not verdicts.is_current):
-        folders = ((prefix, files.rests(places), places) for prefix, places in files.by_prefix())
-        verdicts.keep(folders, now, [*reasons])
+            for first in range(0, len(paths), _TOGETHER):
+                group = paths[first : first + _TOGETHER]
+                undecodable = find_undecodable(group, progress.add)
+                for path in group:
+                    place = where[path]
+                    if path in undecodable:
+                        now.codes[place] = reasons.setdefault(UNDECODABLE, len(reasons) + 1)
+                    if undecodable.get(path, True):
+                        now.sizes[place] = doubtful[place]
+                yield
+
+    kept_at = time.monotonic()
+    try:
+        with closing(check()) as steps:
+            for _ in steps:
+                if changed and time.monotonic() > kept_at + _KEPT_EVERY:
+                    keep()
+                    kept_at = time.monotonic()
+    finally:
+        if changed:
+            keep()
     told, begin, judged = [*reasons], 0, {}
     for name, some in groups.items():
         codes = now.codes[begin : begin + len(some)]

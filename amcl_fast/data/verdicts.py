@@ -55,6 +55,7 @@ class Verdicts:
         self._files: dict[bytes, slice] = {}
         self._asked = 0
         self._missed = False
+        self._told = False  # that they cannot be kept
         with suppress(OSError, ValueError, KeyError, TypeError):
             self._load(*mapped.read(self._path, copied=True))
             in_use(self._path)
@@ -107,7 +108,7 @@ class Verdicts:
         return found
 
     def keep(self, folders: Iterable[tuple[str, bytes, np.ndarray]], verdicts: Known, reasons: Sequence[str]) -> None:
-        """Replace what is kept. Where the cache cannot be written, that is a warning.
+        """Replace what is kept. Where the cache cannot be written, that is a warning, once.
 
         Args:
             folders: of each its path and "/", the names of its files and their places in `verdicts`.
@@ -132,7 +133,8 @@ class Verdicts:
             write_whole(self._path, mapped.encode(header, arrays).pieces)
             self._path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
         except OSError as error:
-            log.warning("the scan of %s cannot be kept, so every run repeats it: %s", self._folder, error)
+            level, self._told = logging.DEBUG if self._told else logging.WARNING, True
+            log.log(level, "the scan of %s cannot be kept, so every run repeats it: %s", self._folder, error)
 
 
 _UNKNOWN = (NO_STAMP, NO_STAMP, 0)

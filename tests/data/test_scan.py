@@ -3,15 +3,18 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from amcl_fast.data import checking, mapped, scan
+from amcl_fast.data.cache import remove_old
 from amcl_fast.data.decodable import find_undecodable
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import scan_classes
+from amcl_fast.data.verdicts import Verdicts
 
 
 def reasons(images):
@@ -280,6 +283,82 @@ def test_processes_come_to_the_same_verdicts(make_folder, own_cache, monkeypatch
     assert scan_classes(root) == alone
     assert opened == [] and cache.read_bytes() == content  # not this process
     assert scan_classes(root) == alone and cache.read_bytes() == content
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_scan_goes_on_where_it_was(make_folder, opened, monkeypatch, error):
+    root = make_folder(per_class=20)
+    for number in range(0, 20, 3):
+        (root / "ant" / f"{number:03}.png").write_text("text")
+    with open(root / "ant" / "001.png", "ab") as file:
+        file.write(b"doubtful")
+    answers, real = [], checking.answer
+
+    def answer(job):
+        if len(answers) == 7:
+            raise error
+        answers.append(None)
+        return real(job)
+
+    monkeypatch.setattr(scan, "_TOGETHER", 5)
+    monkeypatch.setattr(checking, "answer", answer)
+    with pytest.raises(error):
+        scan_classes(root)
+    assert len(opened) == 35
+    monkeypatch.setattr(checking, "answer", real)
+    opened.clear()
+    again = scan_classes(root)
+    # What only decoding can tell had not been decoded.
+    assert len(opened) == 25 + 1 and opened[0].endswith("001.png") and len(again.skipped) == 7
+    # What was known already stays known, also of folders that were not reached.
+    (root / "ant" / "000.png").unlink()
+    answers[:] = [None] * 5
+    monkeypatch.setattr(checking, "answer", answer)
+    with pytest.raises(error):
+        scan_classes(root)
+    monkeypatch.setattr(checking, "answer", real)
+    opened.clear()
+    assert scan_classes(root).files == again.files and opened == []
+
+
+def test_a_long_scan_that_is_killed_loses_little(make_folder, own_cache, opened, monkeypatch):
+    root = make_folder(per_class=20)
+    with open(root / "bee" / "001.png", "ab") as file:
+        file.write(b"doubtful")
+    first, jobs, real = [], [], checking.answer
+
+    def answer(job):
+        if len(jobs) == 7:
+            first.extend((own_cache / "scans").iterdir())
+            first.append(first[0].read_bytes())
+        jobs.append(None)
+        return real(job)
+
+    monkeypatch.setattr(scan, "_TOGETHER", 5)
+    monkeypatch.setattr(scan, "_KEPT_EVERY", 0)
+    monkeypatch.setattr(checking, "answer", answer)
+    found = scan_classes(root)
+    cache, content = first
+    assert cache.read_bytes() != content
+    cache.write_bytes(content)
+    opened.clear()
+    assert scan_classes(root) == found and len(opened) == 25 + 1
+    opened.clear()
+    assert scan_classes(root) == found and opened == []
+
+
+def test_verdicts_are_not_mapped_and_stay_as_long_as_they_are_asked_for(make_folder, own_cache):
+    """Another machine may replace them."""
+    root = make_folder(per_class=3)
+    scan_classes(root)
+    (cache,) = (own_cache / "scans").iterdir()
+    long_ago = time.time() - 70 * 86_400
+    os.utime(cache, (long_ago, long_ago))
+    verdicts = Verdicts(str(root))
+    assert str(cache) not in Path("/proc/self/maps").read_text()
+    assert (verdicts.known(f"{root}/ant/", b"000.png\x00001.png\x00002.png\0").sizes > 0).all()
+    remove_old()
+    assert cache.exists()
 
 
 def test_a_slow_disk_is_asked_by_threads(make_folder, monkeypatch):
