@@ -30,8 +30,8 @@ class Order:
         self.batches = count // shares // batch_size
         self._count, self._batch_size, self._seed = count, batch_size, seed
         self._share, self._shares = share, shares
-        self.ahead = max(round(pool / batch_size), 1) if pool else 0
-        """Batches by which what is read goes ahead of what is used; 0 without a pool."""
+        self.ahead = max(min(round(pool / batch_size), self.batches), 1) if pool else 0
+        """Batches by which what is read goes ahead of what is used, an epoch's at the most; 0 without a pool."""
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def places(self, batch: int) -> np.ndarray:

@@ -125,8 +125,8 @@ def serve_jobs(answer: Callable[[bytes], bytes]) -> None:
 
 def _told(error: Exception) -> list[object]:
     if isinstance(error, OSError):
-        names = [os.fsdecode(name) if isinstance(name, str | bytes) else None for name in (error.filename,)]
-        return ["OSError", error.errno, error.strerror or str(error), *names]
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        return ["OSError", error.errno, error.strerror or str(error), name]
     if isinstance(error, ValueError):
         return ["ValueError", str(error)]
     return ["RuntimeError", "".join(traceback.format_exception(error)).strip()]

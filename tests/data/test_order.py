@@ -50,6 +50,23 @@ def test_a_pool_is_read_in_blocks(shares):
     assert len(order.lying(order.batches - 1, order.batches + 1)) == 200
 
 
+def test_a_pool_larger_than_an_epoch_is_all_of_it(monkeypatch):
+    """As few images as 512 processes have each: what is read goes no more than an epoch ahead."""
+    made = []
+    monkeypatch.setattr(
+        Order, "_pooled", lambda self, epoch, pooled=Order._pooled: made.append(epoch) or pooled(self, epoch)
+    )
+    order = Order(4000, 8, share=3, shares=16, pool=16_384)
+    assert order.ahead == order.batches == 31
+    expected = 0
+    for batch in range(70):
+        order.places(batch)
+        order.lying(expected, batch + order.ahead)
+        expected = batch + order.ahead
+    assert made == [0, 1, 2, 3]
+    assert np.array_equal(np.sort(order.lying(0, 31)), np.sort(epoch(order, 0)))
+
+
 def test_a_pool_mixes_as_far_as_it_reaches():
     order = Order(64_000, 64, pool=64 * 64)
     first, second = epoch(order, 0), epoch(order, 1)
