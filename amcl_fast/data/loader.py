@@ -24,7 +24,14 @@ from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.locations import shown
 from amcl_fast.data.order import Order
-from amcl_fast.data.pipeline import Output, Source, evaluation_pipeline, training_pipeline
+from amcl_fast.data.pipeline import (
+    Output,
+    Source,
+    evaluation_pipeline,
+    training_pipeline,
+    with_seeds,
+    without_seeds,
+)
 from amcl_fast.data.reader import Encoded, Reader
 from amcl_fast.data.reduction import Reduction
 from amcl_fast.data.scan import Images
@@ -244,7 +251,7 @@ class ContrastiveLoader:
         """
         own = {
             "shard": self._shard,
-            "checkpoint": (self._checkpoint or b"").decode("latin-1"),
+            "checkpoint": without_seeds((self._checkpoint or b"").decode("latin-1"), *self._seeds),
             "bad": [*self._bad.items()],
         }
         shards: list[Any] = [own]
@@ -294,9 +301,14 @@ class ContrastiveLoader:
         own = [shard for shard in _unpack(state["shards"]) if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
-        self._checkpoint = own[0]["checkpoint"].encode("latin-1") or None
+        self._checkpoint = with_seeds(own[0]["checkpoint"], *self._seeds).encode("latin-1") or None
         self._done = state["done"]
         self._replace(dict(own[0]["bad"]))
+
+    @property
+    def _seeds(self) -> tuple[int, int, int]:
+        """Seed, shard and number of views, of which the seeds of DALI's operators follow."""
+        return self._seed, self._shard, len(self._views)
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ Every graph outputs HWC images, float32 or, where asked for, float16. What they 
 DALI's own reader would wait for ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,6 +144,34 @@ def _decoding_graph(source: Source, output: Output) -> Any:
 def operator_seeds(seed: int, shard: int, view: int) -> list[int]:
     """Seeds of one view's ten random operators, distinct across operators, views, shards and base seeds."""
     return [int(s) for s in np.random.SeedSequence((seed, shard, view)).generate_state(10)]
+
+
+def without_seeds(checkpoint: str, seed: int, shard: int, views: int) -> str:
+    """A training pipeline's checkpoint, in which names stand for its seeds: those of all shards are nearly the same.
+
+    Args:
+        checkpoint: its bytes, as latin-1.
+        seed: of the pipeline.
+        shard: of the pipeline.
+        views: their number.
+    """
+    for name, key in _keys(seed, shard, views):
+        checkpoint = checkpoint.replace(key, name)
+    return checkpoint
+
+
+def with_seeds(checkpoint: str, seed: int, shard: int, views: int) -> str:
+    """The reverse of `without_seeds`; a checkpoint without names stays as it is."""
+    for name, key in _keys(seed, shard, views):
+        checkpoint = checkpoint.replace(name, key)
+    return checkpoint
+
+
+def _keys(seed: int, shard: int, views: int) -> Iterator[tuple[str, str]]:
+    """For each operator a name, and how DALI writes the key of its random generator, which is its seed."""
+    for view in range(views):
+        for number, operator in enumerate(operator_seeds(seed, shard, view)):
+            yield f"Philox_<{view}.{number}>_", f"Philox_{operator:016X}_"
 
 
 def _decode(source: Source, device: Device) -> Any:
