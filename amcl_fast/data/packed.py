@@ -1,6 +1,7 @@
 """Millions of paths in few bytes: arrays that several processes can map, where a list would hold as many strings."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import SupportsIndex, overload
@@ -185,11 +186,25 @@ class PackedPaths(Sequence[str]):
         """Indices that sort them as strings, (n,) int64, if those of each prefix are in order already."""
         used, which = np.unique(self.arrays["numbers"], return_inverse=True)
         prefixes = self._prefixes(used)
-        ranks = {prefix: rank for rank, prefix in enumerate(sorted(prefixes))}
-        if any(later.startswith(earlier) for earlier, later in pairwise(ranks)):
-            texts = list(self)
-            return np.fromiter(sorted(range(len(texts)), key=texts.__getitem__), np.int64, len(texts))
-        return np.argsort(np.array([ranks[prefix] for prefix in prefixes], np.int64)[which.reshape(-1)], kind="stable")
+        ordered = sorted(set(prefixes))
+        ranks = {prefix: rank for rank, prefix in enumerate(ordered)}
+        rank = np.array([ranks[prefix] for prefix in prefixes], np.int64)[which.reshape(-1)]
+        order = np.argsort(rank, kind="stable")
+        bounds = np.searchsorted(rank, np.arange(len(ordered) + 1), sorter=order).tolist()
+        # The files of a folder stand together, but where those of a folder within it come between.
+        cuts = set(bounds[:-1])
+        above: list[int] = []
+        for number, prefix in enumerate(ordered):
+            while above and not prefix.startswith(ordered[above[-1]]):
+                above.pop()
+            for upper in above:
+                run = order[bounds[upper] : bounds[upper + 1]]
+                cuts.add(bounds[upper] + bisect_left(run, prefix, key=self.__getitem__))
+            above.append(number)
+        begins = sorted(cuts - {len(order)})
+        pieces = np.split(order, begins[1:])
+        pieces.sort(key=lambda piece: self[piece[0]] if len(piece) else "")
+        return np.concatenate(pieces)
 
     def by_prefix(self) -> Iterator[tuple[str, np.ndarray]]:
         """Each prefix that is in use, and the places of those that have it, in ascending order."""

@@ -1,6 +1,8 @@
 """amcl_fast.data.packed: what a list of strings does, in arrays."""
 
+import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +92,30 @@ def test_files_of_folders_are_put_in_order(folders):
     for prefix, (places, names) in found.items():
         assert [packed[place] for place in places] == [prefix + name for name in names.decode().split("\0")[:-1]]
     assert sorted(place for places, _ in found.values() for place in places) == list(range(len(packed)))
+
+
+def test_folders_within_folders_are_put_in_order():
+    random = np.random.default_rng(0)
+    names = ["a", "a b", "a.png", "aa", "b", "ü", "\udcff", "z"]
+    for _ in range(200):
+        folders: dict[str, set[str]] = {}
+        for _ in range(int(random.integers(1, 30))):
+            *path, name = (names[place] for place in random.integers(0, len(names), int(random.integers(1, 5))))
+            folders.setdefault("/".join(["/set", *path]), set()).add(name)
+        found = [(path, b"".join(os.fsencode(f"{name}\0") for name in sorted(some))) for path, some in folders.items()]
+        packed = PackedPaths.in_folders([found[place] for place in random.permutation(len(found))])
+        assert packed.take(packed.in_order()) == sorted(packed)
+
+
+def test_one_file_above_all_folders_takes_no_strings():
+    folders = [(f"/set/{number:03}", b"".join(b"%06d.jpg\0" % name for name in range(1000))) for number in range(100)]
+    packed = PackedPaths.in_folders([*folders, ("/set", b"050.jpg\0")])
+    tracemalloc.start()
+    order = packed.in_order()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * len(packed)
+    assert order[50_000] == 100_000 and (np.diff(np.delete(order, 50_000)) == 1).all()
 
 
 def test_places_are_found_by_name():
