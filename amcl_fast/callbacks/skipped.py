@@ -1,13 +1,13 @@
 """The list of images that cannot be read."""
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 
 from ..data.left_out import summarise
+from ..distributed import exchange
 from ..files import Unwritten
 from ..report.run import skipped_path, write_skipped
 
@@ -22,9 +22,16 @@ class SkippedFiles(L.Callback):
     def __init__(self) -> None:
         self._unwritten = Unwritten()
         self._started = False  # until then nothing in the directory of a resumed run may change
+        self._shared: set[tuple[str, str]] = set()  # what all processes list
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._started = False
+        self._shared = set()
+        if trainer.world_size > 1:
+            # What the scan has left out may be a hundred thousand files, and hundreds of processes would send them.
+            skipped: list[tuple[str, str]] = trainer.datamodule.skipped  # type: ignore[attr-defined]
+            if len(set(exchange(hashlib.sha256(repr(skipped).encode()).hexdigest()))) == 1:
+                self._shared.update(skipped)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = True
@@ -38,9 +45,10 @@ class SkippedFiles(L.Callback):
         if trainer.world_size > 1:
             # Every process reads its own part of the files.
             skipped: list[tuple[str, str]] = trainer.datamodule.skipped  # type: ignore[attr-defined]
-            found: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(found, skipped)
-            skipped[:] = dict.fromkeys(entry for part in found for entry in part)
+            new = [entry for entry in skipped if entry not in self._shared]
+            found = dict.fromkeys(entry for part in exchange(new) for entry in part)
+            skipped[:] = dict.fromkeys([*(entry for entry in skipped if entry in self._shared), *found])
+            self._shared.update(found)
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

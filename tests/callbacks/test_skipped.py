@@ -1,5 +1,7 @@
 """amcl_fast.callbacks.skipped: files found bad before, during and at the end of a run are all listed."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 from fake_data import FakeDataModule, FakeLoader
@@ -79,3 +81,30 @@ def test_a_list_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):
 def test_nothing_left_out_makes_no_file(tmp_path):
     fit(tmp_path, method(), Data(), extra=[SkippedFiles()])
     assert not (tmp_path / "skipped_files.txt").exists()
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_processes_send_what_is_new(tmp_path, monkeypatch, alike):
+    """The files that a scan has left out are the same in all of them, and many."""
+    scanned = [(f"/data/{number}.jpg", "empty file") for number in range(1000)]
+    data = SimpleNamespace(skipped=[*scanned])
+    trainer = SimpleNamespace(world_size=2, datamodule=data, is_global_zero=False, default_root_dir=tmp_path)
+    sent, theirs = [], []
+
+    def exchange(own):
+        sent.append(own)
+        return [own, theirs[-1]] if theirs else [own, own if alike else "another digest"]
+
+    monkeypatch.setattr(callbacks.skipped, "exchange", exchange)
+    callback = SkippedFiles()
+    callback.setup(trainer, None, "fit")
+    own, other, both, late = ((f"/data/{name}.jpg", "found") for name in ("own", "other", "both", "late"))
+    data.skipped += [own, both]
+    theirs.append([other, both])
+    callback.on_train_epoch_end(trainer, None)
+    assert data.skipped == [*scanned, own, both, other]
+    data.skipped.append(late)
+    theirs.append([])
+    callback.on_train_epoch_end(trainer, None)
+    assert data.skipped == [*scanned, own, both, other, late]
+    assert sent[1:] == [[*([] if alike else scanned), own, both], [late]]
