@@ -8,7 +8,9 @@ import sys
 import pytest
 from command_line import NT_XENT, environment, image_folder
 
+from amcl_fast import distributed
 from amcl_fast.cli import main
+from amcl_fast.data import ContrastiveDataModule
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,16 @@ def test_what_cannot_be_is_told_once_and_ends_both(run):
     told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
     assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
     assert "encoder" not in done.stdout
+
+
+def test_a_process_that_fails_to_look_again_says_why(run, monkeypatch, capsys):
+    """The others are told by `check_equal` itself, and say nothing."""
+
+    def gone(*_):
+        raise ValueError("images does not exist")
+
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(distributed, "world", lambda: (1, 1))
+    monkeypatch.setattr(ContrastiveDataModule, "check_equal", gone)
+    assert main(["evaluate", "run"]) == 2
+    assert capsys.readouterr().err == "amcl-fast evaluate: error: images does not exist\n"
