@@ -89,13 +89,15 @@ def _indices(shards: Sequence[str], tell: bool) -> list[Index]:
             Progress("indexing shards", len(new), shown=tell) as progress,
         ):
             for place, answer in zip(new, pool.map(os.fsencode(shards[place]) for place in new), strict=True):
-                indices[place] = Index.decoded(answer)
+                indices[place] = index = Index.decoded(answer)
+                if not index.doubtful:  # at once: an interrupted run goes on there
+                    _save(shards[place], index)
                 progress.add(1)
     found = [index for index in indices if index is not None]
-    _try_doubtful([(shards[place], found[place]) for place in new], tell)
-    for place in new:
-        if found[place].lasting:
-            _save(shards[place], found[place])
+    undecided = [(shards[place], found[place]) for place in new if found[place].doubtful]
+    _try_doubtful(undecided, tell)
+    for shard, index in undecided:
+        _save(shard, index)
     return found
 
 
@@ -133,6 +135,8 @@ def _load(shard: str) -> Index | None:
 
 
 def _save(shard: str, index: Index) -> None:
+    if not index.lasting:
+        return
     try:
         write_whole(_cached(shard), index.encoded())
     except OSError as error:

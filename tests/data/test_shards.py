@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from small_shards import noise, picture, samples
 
 from amcl_fast.data import decodable, shard_index, shards
+from amcl_fast.data.cache import remove_old
 from amcl_fast.data.contents import CHANGED, Contents
 from amcl_fast.data.headers import BadImage
 from amcl_fast.data.kinds import find_images
@@ -287,6 +289,31 @@ def test_a_tar_that_has_not_changed_is_not_read_again(make_shards, monkeypatch):
     os.utime(root / "b.tar", (1, 1))
     assert find_images(root) == first
     assert asked == [os.fsencode(root / "b.tar")]
+
+
+def test_indexing_that_is_interrupted_goes_on_and_what_is_asked_for_stays(make_shards, own_cache, monkeypatch):
+    root = make_shards({f"{name}.tar": samples(range(4)) for name in "abc"})
+    asked, real = [], shards.Pool.map
+
+    def interrupted(pool, jobs):
+        for place, answer in enumerate(real(pool, jobs)):
+            if place == 2:
+                raise KeyboardInterrupt
+            yield answer
+
+    monkeypatch.setattr(shards.Pool, "map", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        find_images(root)
+    monkeypatch.setattr(shards.Pool, "map", lambda pool, jobs: real(pool, (asked.append(job) or job for job in jobs)))
+    assert len(find_images(root).train.files) == 12 and asked == [os.fsencode(root / "c.tar")]
+    long_ago = time.time() - 70 * 86_400
+    found = [*(own_cache / "shards").iterdir()]
+    for path in found:
+        os.utime(path, (long_ago, long_ago))
+    (root / "c.tar").unlink()
+    find_images(root)
+    remove_old()
+    assert len(found) == 3 and sum(path.exists() for path in found) == 2
 
 
 def test_what_is_no_index_is_made_anew(make_shards, own_cache):
