@@ -408,6 +408,8 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
         tell_stopped()
         return 128 + interrupted.signum
     except ElsewhereError:  # the other process says what it is
+        if not cli.opening.opened:
+            cli.discard()
         return 1
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)

@@ -328,16 +328,26 @@ def test_a_fault_that_no_setting_explains_shows_its_traceback_and_leaves_no_fold
     assert not list(Path.cwd().iterdir())
 
 
+def test_what_another_process_fails_of_leaves_no_folder(home, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(failing(home))
+    start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
+    assert main([*start, "--trainer.callbacks=failing.Elsewhere"]) == 1
+    assert capsys.readouterr().err == "" and not list(Path.cwd().iterdir())
+
+
 def failing(folder):
     """Makes a module of callbacks that fail before the first step, in a folder; returns that."""
     (folder / "failing.py").write_text(
         "import lightning as L\n"
+        "from amcl_fast.distributed import ElsewhereError\n"
         "class Divides(L.Callback):\n"
         "    def on_fit_start(self, *_): 1 // 0\n"
         "class Imports(L.Callback):\n"
         "    def on_fit_start(self, *_): import nowhere\n"
         "class Faulty(L.Callback):\n"
         "    def on_fit_start(self, *_): raise AttributeError('of a fault')\n"
+        "class Elsewhere(L.Callback):\n"
+        "    def on_fit_start(self, *_): raise ElsewhereError('of another process')\n"
     )
     return folder
 

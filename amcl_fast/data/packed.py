@@ -1,7 +1,7 @@
 """Millions of paths in few bytes: arrays that several processes can map, where a list would hold as many strings."""
 
+import bisect
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import SupportsIndex, overload
@@ -199,7 +199,7 @@ class PackedPaths(Sequence[str]):
                 above.pop()
             for upper in above:
                 run = order[bounds[upper] : bounds[upper + 1]]
-                cuts.add(bounds[upper] + bisect_left(run, prefix, key=self.__getitem__))
+                cuts.add(bounds[upper] + bisect.bisect_left(run, prefix, key=self.__getitem__))
             above.append(number)
         begins = sorted(cuts - {len(order)})
         pieces = np.split(order, begins[1:])
