@@ -52,14 +52,6 @@ def test_two_processes_find_what_one_finds(run, monkeypatch, capsys):
     assert [re.search(r"train/b/3\.png$", path) is not None for path, _ in one["skipped_files"]] == [True]
 
 
-def test_what_cannot_be_is_told_once_and_ends_both(run):
-    done = by_torchrun(run, "--augment", "--batch_size", "9")
-    assert done.returncode == 1  # torchrun's
-    told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
-    assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
-    assert "encoder" not in done.stdout
-
-
 def test_a_process_that_fails_to_look_again_says_why(run, monkeypatch, capsys):
     """The others are told by `check_equal` itself, and say nothing."""
 
@@ -71,3 +63,11 @@ def test_a_process_that_fails_to_look_again_says_why(run, monkeypatch, capsys):
     monkeypatch.setattr(ContrastiveDataModule, "check_equal", gone)
     assert main(["evaluate", "run"]) == 2
     assert capsys.readouterr().err == "amcl-fast evaluate: error: images does not exist\n"
+
+
+def test_what_cannot_be_is_told_once_and_ends_both(run):
+    done = by_torchrun(run, "--augment", "--batch_size", "9")
+    assert done.returncode == 1  # torchrun's
+    told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
+    assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
+    assert "encoder" not in done.stdout
