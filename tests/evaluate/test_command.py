@@ -8,9 +8,7 @@ import sys
 import pytest
 from command_line import NT_XENT, environment, image_folder
 
-from amcl_fast import distributed
 from amcl_fast.cli import main
-from amcl_fast.data import ContrastiveDataModule
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +57,8 @@ def test_a_process_that_fails_to_look_again_says_why(run, monkeypatch, capsys):
         raise ValueError("images does not exist")
 
     monkeypatch.chdir(run)
-    monkeypatch.setattr(distributed, "world", lambda: (1, 1))
-    monkeypatch.setattr(ContrastiveDataModule, "check_equal", gone)
+    monkeypatch.setattr("amcl_fast.distributed.world", lambda: (1, 1))
+    monkeypatch.setattr("amcl_fast.data.ContrastiveDataModule.check_equal", gone)
     assert main(["evaluate", "run"]) == 2
     assert capsys.readouterr().err == "amcl-fast evaluate: error: images does not exist\n"
 
