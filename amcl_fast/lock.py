@@ -1,4 +1,4 @@
-"""One run at a time in a run directory."""
+"""One run at a time in a run directory, one process in any folder that wants it so."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ _ATTEMPTS = 10
 
 
 class RunInUseError(OSError):
-    """Another process is training in the run directory."""
+    """Another process is at work in the folder."""
 
 
 class RunLock:
@@ -43,8 +43,12 @@ class RunLock:
             os.close(self._descriptor)
             self._descriptor = self.run_dir = None
 
-    def acquire(self, run_dir: Path) -> None:
+    def acquire(self, run_dir: Path, doing: str = "trains there, and two runs never share a folder") -> None:
         """Take the lock of `run_dir`, which exists. Where the file system has no locks: a warning.
+
+        Args:
+            run_dir: the folder.
+            doing: what whoever has it does.
 
         Raises:
             RunInUseError: another run has it.
@@ -57,9 +61,7 @@ class RunLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "another process"
-                raise RunInUseError(
-                    f"{run_dir} is in use: {holder} trains there, and two runs never share a folder"
-                ) from None
+                raise RunInUseError(f"{run_dir} is in use: {holder} {doing}") from None
             except OSError as error:
                 warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
             # A run that did not start may have removed the file between the two calls: the next one makes another.

@@ -1,13 +1,14 @@
 """Any source of images as shards: `amcl-fast pack` (docs/data.md)."""
 
-import fcntl
+import hashlib
 import json
 import math
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,22 +18,27 @@ import numpy as np
 from amcl_fast.data import packing
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.left_out import listed
-from amcl_fast.data.locations import shown
+from amcl_fast.data.locations import member, shown
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.pool import Pool
 from amcl_fast.data.shards import CLASSES
 from amcl_fast.data.tar import BLOCK
+from amcl_fast.data.walk import Tree
 from amcl_fast.extras import require
 from amcl_fast.files import named, write_file
+from amcl_fast.lock import NAME, RunLock
 from amcl_fast.progress import Progress
 
 MANIFEST = "manifest.json"
 SKIPPED = "skipped_files.txt"
 
-_FORMAT = 1
+_FORMAT = 2
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMG]i?B)", re.IGNORECASE)
-_TOGETHER = 32  # images of a job
+_TOGETHER = 32  # images of a job at most
+_JOB_BYTES = 4 << 20  # of its images, if it has more than one: several jobs of each process are in memory
+_ASKING = 16  # threads that ask for sizes: a network folder answers many at once
+_ASKED = 4096  # files of which a thread asks before it tells
 _RECORD = 20 * BLOCK  # tars end at a multiple of it
 _STEM = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_STEM = 60
@@ -76,11 +82,12 @@ class _Shard:
 
 @dataclass
 class _Part:
-    """Images of a part in the order in which they are packed, their labels, and the shards that are whole."""
+    """Images of a part in the order in which they are packed, labels and bytes of each, and the whole shards."""
 
     name: str
     files: PackedPaths
     labels: np.ndarray
+    sizes: np.ndarray
     shards: list[_Shard] = field(default_factory=list)
 
     @property
@@ -128,36 +135,51 @@ def pack(
     folder = Path(os.path.abspath(target))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} must be a folder or not there, got a file")
-    within = Path(os.path.realpath(source))
-    if within.is_dir() and Path(os.path.realpath(folder)).is_relative_to(within):
-        raise ValueError(f"{folder} must lie outside of what is packed, {within}")
-    manifest = _read_manifest(folder)
+    for path in (source, held_out):
+        within = Path(path or os.devnull).resolve()
+        if within.is_dir() and Path(os.path.realpath(folder)).is_relative_to(within):
+            raise ValueError(f"{folder} must lie outside of what is packed, {within}")
+    _read_manifest(folder)
     found = find_images(source, held_out)
-    training = [part for part in (found.train, found.unlabelled) if part is not None]
+    classes = found.train.classes
+    odd = next((name for name in classes if not name.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"the name of a class must be a line of text, got {odd!r}")
+    given = {"train": found.train, "held_out": found.held_out, "unlabelled": found.unlabelled}
+    images = {name: part for name, part in given.items() if part is not None}
+    sizes = {name: _sizes(part.files) for name, part in images.items()}
+    training = [name for name in images if name != "held_out"]
     parts = [
-        _Part("train", PackedPaths.join(part.files for part in training), np.concatenate([p.labels for p in training]))
+        _Part(
+            "train",
+            PackedPaths.join(images[name].files for name in training),
+            np.concatenate([images[name].labels for name in training]),
+            np.concatenate([sizes[name] for name in training]),
+        )
     ]
     if shuffle:
         # As the loaders do: PCG64's stream is fixed for ever, that of numpy's `permutation` is not.
         keys = np.random.PCG64(np.random.SeedSequence((seed,))).random_raw(len(parts[0].files))
         order = np.argsort(keys, kind="stable")
-        parts[0].files, parts[0].labels = parts[0].files.take(order), parts[0].labels[order]
+        parts[0] = _Part("train", parts[0].files.take(order), parts[0].labels[order], parts[0].sizes[order])
     if found.held_out is not None:
-        parts.append(_Part("val", found.held_out.files, found.held_out.labels))
+        parts.append(_Part("val", found.held_out.files, found.held_out.labels, sizes["held_out"]))
     settings: dict[str, Any] = {
         "shorter_side": shorter_side,
         "shard_size": str(shard_size),
         "shuffle": shuffle,
         "seed": seed if shuffle else None,
-        "images": [part.fingerprint for part in (found.train, found.held_out, found.unlabelled) if part is not None],
+        "classes": len(classes),
+        "class_names": _digest("".join(f"{name}\n" for name in classes).encode()),
+        "images": {name: [part.fingerprint, _digest(sizes[name].tobytes())] for name, part in images.items()},
     }
-    _check_same(folder, manifest, settings)
-    odd = next((name for name in found.train.classes if not name.isprintable()), None)
-    if odd is not None:
-        raise ValueError(f"the name of a class must be a line of text, got {odd!r}")
+    _check_same(folder, _read_manifest(folder), settings)
     folder.mkdir(parents=True, exist_ok=True)
-    skipped = [entry for part in (*training, found.held_out) if part is not None for entry in part.skipped]
-    with _Alone(folder):
+    skipped = [entry for part in images.values() for entry in part.skipped]
+    with _alone(folder):
+        # Again: what another process has packed while this one looked at the images.
+        manifest = _read_manifest(folder)
+        _check_same(folder, manifest, settings)
         for part in parts:
             part.shards = _whole(folder, part.name, manifest)
 
@@ -166,15 +188,14 @@ def pack(
                 "format": _FORMAT,
                 "source": os.path.abspath(source),
                 **settings,
-                "classes": len(found.train.classes),
                 "complete": complete,
                 "parts": {part.name: [asdict(shard) for shard in part.shards] for part in parts},
             }
             write_file(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
         keep()
-        if found.train.classes:
-            write_file(folder / CLASSES, "".join(f"{name}\n" for name in found.train.classes))
+        if classes:
+            write_file(folder / CLASSES, "".join(f"{name}\n" for name in classes))
         left = sum(len(part.files) - part.taken for part in parts)
         with Progress("packing images", left) as progress, Pool("packing", processes=workers) as pool:
             for part in parts:
@@ -214,7 +235,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError
         return dict(manifest)
     except FileNotFoundError:
-        if folder.is_dir() and any(not name.endswith(".partial") for name in os.listdir(folder)):
+        if folder.is_dir() and _holds_something(folder):
             raise ValueError(
                 f"{folder} must be empty or not there, or begun by the same command; it holds other files"
             ) from None
@@ -223,12 +244,52 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / MANIFEST} is not of this version of amcl-fast pack: give another target") from None
 
 
+def _holds_something(folder: Path) -> bool:
+    """Whether a folder holds more than what systems leave there (lost+found), and what an interruption has left."""
+    tree = Tree()
+    return bool(tree.subfolders(str(folder))) or any(
+        not path.endswith(".partial") for path in tree.direct_files(str(folder))
+    )
+
+
 def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise ValueError if the folder was begun with something else."""
+    told = {"images": "they were other images", "class_names": "the classes had other names"}
     for name, value in settings.items():
         if manifest and manifest.get(name) != value:
-            what = f"{name} was {manifest.get(name)}, is {value}" if name != "images" else "they were other images"
+            what = told.get(name, f"{name} was {manifest.get(name)}, is {value}")
             raise ValueError(f"{folder} was packed with other settings: {what}; give another target, or remove it")
+
+
+def _sizes(files: PackedPaths) -> np.ndarray:
+    """Bytes of each image, (n,) int64; 0 of one that is not there any more."""
+
+    def asked(start: int) -> np.ndarray:
+        return np.array([_size(location) for location in files[start : start + _ASKED]], np.int64)
+
+    starts = range(0, len(files), _ASKED)
+    found = [np.empty(0, np.int64)]
+    with Progress("asking for sizes", len(files)) as progress, ThreadPoolExecutor(_ASKING) as threads:
+        try:
+            for part in threads.map(asked, starts):
+                found.append(part)
+                progress.add(len(part))
+        except BaseException:  # Ctrl-C: nobody waits for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return np.concatenate(found)
+
+
+def _size(location: str) -> int:
+    if (found := member(location)) is not None:
+        return found.length
+    with suppress(OSError):
+        return os.stat(location).st_size
+    return 0
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _whole(folder: Path, name: str, manifest: dict[str, Any]) -> list[_Shard]:
@@ -255,16 +316,15 @@ def _write_part(
     progress: Progress,
 ) -> None:
     """Write the shards that are missing of a part, one after the other."""
-    first = part.taken
-    starts = range(first, len(part.files), _TOGETHER)
+    spans = _spans(part.sizes[part.taken :].tolist(), part.taken)
 
     def jobs() -> Iterator[bytes]:
-        return (packing.job([*part.files[start : start + _TOGETHER]], shorter_side) for start in starts)
+        return (packing.job([*part.files[start:end]], shorter_side) for start, end in spans)
 
     digits = max(8, len(str(len(part.files))))
     file: _Writer | None = None
     try:
-        for start, answer in zip(starts, pool.map(jobs()), strict=True):
+        for (start, _), answer in zip(spans, pool.map(jobs()), strict=True):
             found = packing.images(answer)
             for place, (content, ending, reason) in enumerate(found, start):
                 location = shown(part.files[place])
@@ -289,6 +349,18 @@ def _write_part(
     finally:
         if file is not None:
             file.give_up()
+
+
+def _spans(sizes: Sequence[int], start: int) -> list[tuple[int, int]]:
+    """Places, from and to, of the images of each job, that of the first being `start`."""
+    spans, begin, held = [], start, 0
+    for place, size in enumerate(sizes, start):
+        if place > begin and (place - begin == _TOGETHER or held + size > _JOB_BYTES):
+            spans.append((begin, place))
+            begin, held = place, 0
+        held += size
+    end = start + len(sizes)
+    return [*spans, (begin, end)] if begin < end else spans
 
 
 class _Writer:
@@ -343,27 +415,17 @@ class _Writer:
             self._file.close()
 
 
-class _Alone:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second `pack` out of a folder, as long as the process lives at most, and leaves there what is whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._descriptor = folder, -1
-
-    def __enter__(self) -> None:
-        self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with RunLock() as lock:
+        lock.acquire(folder, "packs there")
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise ValueError(f"{self._folder} is in use: another process packs there") from None
-        except OSError:  # a file system without locks
-            pass
-
-    def __exit__(self, *_: object) -> None:
-        for partial in self._folder.glob("*.partial"):
-            with suppress(OSError):
-                partial.unlink()
-        os.close(self._descriptor)
+            yield
+        finally:
+            for path in (*folder.glob("*.partial"), folder / NAME):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _padded(size: int, to: int) -> int:

@@ -1,10 +1,12 @@
 """amcl_fast.data.pack: the same bytes however often it was interrupted, pixels and labels of the source."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import shown
 from amcl_fast.data.pack import pack
 from amcl_fast.data.reduction import encoded
+from amcl_fast.lock import RunInUseError
 
 
 def content(folder):
@@ -198,6 +201,9 @@ def test_what_cannot_be_decoded_is_left_out_when_it_is_scaled(source, tmp_path):
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_what_was_interrupted_goes_on_to_the_same_bytes(source, tmp_path, stop):
+    # So much is left after the first shard that the signal comes in time.
+    for image in range(300):
+        (source / "train" / "ant" / f"m{image}.jpg").hardlink_to(source / "train" / "ant" / f"ta{image % 20}.jpg")
     options = ["--shorter_side", "40", "--shard_size", "4", "--workers", "1"]
     assert main(["pack", str(source), str(tmp_path / "whole"), *options]) == 0
     command = [sys.executable, "-m", "amcl_fast.cli", "pack", str(source), str(tmp_path / "target"), *options]
@@ -207,8 +213,8 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(source, tmp_path, stop):
             time.sleep(0.001)
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
-    if stop == signal.SIGINT and process.returncode:
-        assert process.returncode == 130
+    assert process.returncode == (130 if stop == signal.SIGINT else -stop)  # it was not through
+    if stop == signal.SIGINT:
         assert (
             errors
             == "amcl-fast pack: stopped before its end: the shards that are whole stay; go on with the same command\n"
@@ -216,7 +222,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(source, tmp_path, stop):
         assert not list((tmp_path / "target").glob("*.partial"))
     whole = content(tmp_path / "whole")
     for name, data in content(tmp_path / "target").items():
-        assert name == "manifest.json" or name.endswith(".partial") or data == whole[name]
+        assert name in ("manifest.json", ".lock") or name.endswith(".partial") or data == whole[name]
     assert main(["pack", str(source), str(tmp_path / "target"), *options]) == 0
     assert content(tmp_path / "target") == whole
 
@@ -286,13 +292,105 @@ def test_a_folder_of_something_else_is_refused(source, tmp_path):
         pack(source, tmp_path / "other" / "thesis.tex")
     with pytest.raises(ValueError, match="must lie outside of what is packed"):
         pack(source, source / "packed")
+    with pytest.raises(ValueError, match=f"must lie outside of what is packed, {source}/val"):
+        pack(source / "train", source / "val" / "packed", held_out=source / "val")
+
+
+def test_what_a_system_leaves_on_a_fresh_disk_is_no_content(source, tmp_path):
+    target = tmp_path / "target"
+    (target / "lost+found").mkdir(parents=True)
+    (target / ".Trash-1000").mkdir()
+    assert pack(source, target, workers=1).images == 49
+    assert len(find_images(target).train.files) == 43
+
+
+def folder_of(root, classes):
+    for number, name in enumerate(classes):
+        for image in range(4):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / f"{image}.jpg").write_bytes(noise(10 * number + image))
+    return root
+
+
+def test_images_of_the_same_names_are_told_apart(tmp_path):
+    """The classes have other names; the images are others; some are measured on that were trained on."""
+    first = folder_of(tmp_path / "first", ("cat", "dog"))
+    shutil.copytree(first, tmp_path / "smaller")
+    (tmp_path / "smaller" / "dog" / "2.jpg").write_bytes(noise(99, 12))
+    shutil.copytree(first, tmp_path / "held")
+    pack(first, tmp_path / "target", workers=1)
+    before = content(tmp_path / "target")
+    for source, held_out, what in (
+        (folder_of(tmp_path / "other", ("apple", "pear")), None, "the classes had other names"),
+        (tmp_path / "smaller", None, "they were other images"),
+        (first, tmp_path / "held", "they were other images"),
+    ):
+        with pytest.raises(ValueError, match=f"{what}; give another target, or remove it$"):
+            pack(source, tmp_path / "target", held_out=held_out, workers=1)
+        assert content(tmp_path / "target") == before
+    first.rename(tmp_path / "moved")
+    assert pack(tmp_path / "moved", tmp_path / "target", workers=1).images == 8
+    after = content(tmp_path / "target")
+    assert {**after, "manifest.json": None} == {**before, "manifest.json": None}
+
+
+def test_what_another_process_has_packed_in_the_meantime_is_seen(tmp_path, monkeypatch):
+    first, other = folder_of(tmp_path / "first", ("cat", "dog")), folder_of(tmp_path / "other", ("apple", "pear"))
+
+    alone = packing._alone
+
+    def after_another(folder):
+        monkeypatch.undo()
+        pack(other, folder, workers=1)
+        return alone(folder)
+
+    monkeypatch.setattr(packing, "_alone", after_another)
+    with pytest.raises(ValueError, match="the classes had other names"):
+        pack(first, tmp_path / "target", workers=1)
+    assert (tmp_path / "target" / "classes.txt").read_text() == "apple\npear\n"
+
+
+def test_a_job_has_as_many_images_as_fit_into_its_bytes():
+    kilobyte, limit = 1 << 10, packing._JOB_BYTES
+    assert packing._spans([kilobyte] * 70, 5) == [(5, 37), (37, 69), (69, 75)]
+    assert packing._spans([limit, 1, limit - 1, 1, 9 * limit, 1], 0) == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+    assert packing._spans([], 3) == []
+
+
+def test_large_images_are_jobs_of_their_own(source, tmp_path, monkeypatch):
+    jobs, job = [], packing.packing.job
+    monkeypatch.setattr(packing.packing, "job", lambda paths, side: jobs.append(paths) or job(paths, side))
+    pack(source, tmp_path / "target", workers=1)
+    assert sorted(map(len, jobs)) == [6, 11, 32]
+    jobs.clear()
+    monkeypatch.setattr(packing, "_JOB_BYTES", 3000)
+    pack(source, tmp_path / "again", workers=1)
+    assert {len(paths) for paths in jobs} == {1}
+    assert members(tmp_path / "again") == members(tmp_path / "target")
 
 
 def test_two_at_once_are_told(source, tmp_path):
     (tmp_path / "target").mkdir()
-    with packing._Alone(tmp_path / "target"), pytest.raises(ValueError, match="is in use: another process packs there"):
+    in_use = rf"target is in use: process {os.getpid()} on \S+ packs there$"
+    with packing._alone(tmp_path / "target"), pytest.raises(RunInUseError, match=in_use):
         pack(source, tmp_path / "target")
     pack(source, tmp_path / "target", workers=1)
+    assert not list((tmp_path / "target").glob(".*"))
+
+
+def test_two_are_kept_apart_where_folders_cannot_be_locked(source, tmp_path, monkeypatch):
+    """As on NFS, which locks what is open for writing alone."""
+    flock = fcntl.flock
+
+    def of_files(descriptor, operation):
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_files)
+    (tmp_path / "target").mkdir()
+    with packing._alone(tmp_path / "target"), pytest.raises(RunInUseError, match="packs there"):
+        pack(source, tmp_path / "target")
 
 
 @pytest.mark.parametrize(
