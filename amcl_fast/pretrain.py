@@ -177,8 +177,8 @@ class PretrainCLI(LightningCLI):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
-                "the training, devices of the same number, logging, data.root, data.held_out, threads, and knn, "
-                f"checkpoint, guard and report. Nothing in {self.run_dir} was changed"
+                "the training, devices of the same number, logging, data.root, where data.held_out lies, threads, "
+                f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
 
         def placed(name: str) -> Callable[[str], str]:

@@ -106,13 +106,19 @@ def read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what a checkpoint holds beside them, and what only earlier versions accepted and kept unset."""
+    """Settings without what a checkpoint holds beside them, and what only earlier versions accepted and kept unset.
+
+    What is newer than the run is as it was before.
+    """
     known = {name: value for name, value in settings.items() if name not in ("amcl_fast", "run", "config")}
     trainer = known.get("trainer")
     if isinstance(trainer, dict):
         # The folder may have been moved since. Loggers of false are none beside the run's own, as null is.
         unset = {"default_root_dir"} | ({"logger"} if trainer.get("logger") is False else set())
         known["trainer"] = {name: None if name in unset else value for name, value in trainer.items()}
+    data = known.get("data")
+    if isinstance(data, dict) and data:
+        known["data"] = {"dtype": "float32", **data}
     return known
 
 

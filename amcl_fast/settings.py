@@ -38,7 +38,6 @@ MAY_CHANGE = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "data.root",
-    "data.held_out",
     "data.num_threads",
     "data.prefetch",
     "data.crop_pct",
@@ -48,6 +47,9 @@ MAY_CHANGE = (
     "report",
 )
 """Settings, and groups of them, that a resume may change: none of them alters a step of the training."""
+
+MAY_MOVE = {"data.held_out": "without it a part of data.root is measured on, with it that part is trained on"}
+"""Paths that a resume may change to others, but neither give nor take away, and why."""
 
 # Text that is never the name of a class or of a file with further settings.
 _PLAIN = {"data.root", "data.held_out", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
@@ -165,7 +167,7 @@ def may_change(name: str) -> bool:
 
 
 def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = True) -> dict[str, str]:
-    """Settings that differ and are not in `MAY_CHANGE`: name to "OLD to NEW".
+    """Settings that differ and are neither in `MAY_CHANGE` nor paths that moved: name to "OLD to NEW".
 
     Args:
         then, now: settings as nested mappings.
@@ -173,10 +175,17 @@ def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = 
     """
     old, new = dict(_flat(then)), dict(_flat(now))
     names = [*old, *(name for name in new if name not in old)] if added else list(old)
+
+    def stays(name: str) -> bool:
+        before, after = old.get(name), new.get(name)
+        moved = name in MAY_MOVE and bool(before) == bool(after)
+        return before == after or moved or may_change(name)
+
     return {
         name: f"{_shown(old.get(name))} to {_shown(new.get(name))}"
+        + (f" ({MAY_MOVE[name]})" if name in MAY_MOVE else "")
         for name in names
-        if old.get(name) != new.get(name) and not may_change(name)
+        if not stays(name)
     }
 
 

@@ -86,6 +86,32 @@ def test_settings_that_must_stay_are_refused_by_name(run, settings, named, capsy
     assert content(run) == before
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_what_is_measured_on_is_neither_given_nor_taken_away(run, finished, given, capsys):
+    """It would change what is trained on; from one place to another it may go."""
+    images = str(finished / "images" / "test")
+    if given:
+        change_everywhere(run, lambda settings: settings["data"].update(held_out=images))
+    before = content(run)
+    for change in ("--data.held_out=null", "--data.held_out=") if given else (f"--data.held_out={images}",):
+        assert resume("--trainer.max_epochs", 2, change) == 2
+        told = error(capsys)
+        assert "data.held_out from " in told and "(without it a part of data.root is measured on, with it" in told
+        assert content(run) == before
+    if given:
+        shutil.copytree(images, run.parent / "moved")
+        assert resume("--trainer.max_epochs", 2, "--data.held_out", "moved") == 0
+        assert yaml.safe_load((run / "config.yaml").read_text())["data"]["held_out"] == str(run.parent / "moved")
+
+
+def test_a_run_from_before_the_type_of_views_could_be_set_keeps_it(run):
+    change_everywhere(run, lambda settings: settings["data"].pop("dtype"))
+    assert resume("--trainer.max_epochs", 2) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["dtype"] == "float32"
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["settings"]
+    assert saved["data"]["dtype"] == "float32"
+
+
 def test_what_may_change_does(run, finished):
     shutil.copytree(finished / "images", moved := run.parent / "moved")
     changes = ["--trainer.log_every_n_steps=2", "--data.num_threads=2", "--data.prefetch=1", "--knn.k=3"]
