@@ -10,7 +10,10 @@ from amcl_fast.data.locations import shown
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.scan import Images
 
-NO_LABELS = "the images have no labels"
+
+def no_labels(only: str | None = None) -> str:
+    """Why images have none to train with: all are of one class, which has this name, or few or none have any."""
+    return "the images have no labels" if only is None else f"all images are of one class, {only!r}"
 
 
 @dataclass
@@ -36,9 +39,7 @@ class Found:
         present = np.unique(self.numbers[self.numbers >= 0])
         if len(present) < 2:
             alone = len(present) == 1 and bool((self.numbers >= 0).all())
-            return self.unlabelled(
-                []
-            ), f"all images are of one class, {self.name(present[0])!r}" if alone else NO_LABELS
+            return self.unlabelled([]), no_labels(self.name(int(present[0])) if alone else None)
         labels = np.where(self.numbers >= 0, np.searchsorted(present, self.numbers), -1).astype(np.int32)
         return Images(self.files, labels, [self.name(number) for number in present.tolist()], self.left_out), None
 

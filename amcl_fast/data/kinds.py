@@ -9,8 +9,8 @@ from pathlib import Path
 
 from amcl_fast.data.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.left_out import few
-from amcl_fast.data.lists import holds_tars, read_lines, read_list
-from amcl_fast.data.patterns import existing, expand, is_compressed, is_pattern, is_tar, refuse_compressed
+from amcl_fast.data.lists import Listed, read_lines, read_list
+from amcl_fast.data.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
 from amcl_fast.data.scan import Images, not_empty, scan_classes
 from amcl_fast.data.shards import read_shards
 from amcl_fast.data.sources import HELD_OUT, TRAINING, UNLABELLED, Sources, find_sources, may_hold_images
@@ -72,12 +72,12 @@ def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: b
 
 def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
     """The images of a path, and what numbers of classes are called there."""
-    shards = _shards(root, _to_train)
-    if shards is not None:
-        return _of_shards(shards, tell)
-    if not os.path.isfile(root):
+    given = _given(root, _to_train)
+    if isinstance(given, _Shards):
+        return _of_shards(given, tell)
+    if given is None:
         return find_sources(root, tell=tell), str
-    found = read_list(root, read_lines(root), tell)
+    found = read_list(root, given, tell)
     train, no_labels = found.training()
     not_empty(train, root, _IN_LISTS)
     return Sources(train, None, None, no_labels, found.notes), str
@@ -85,13 +85,13 @@ def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
 
 def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[Images | None, str, list[str]]:
     """The images of some classes at a path of any kind; None and why if there are none; lines for the user."""
-    shards = _shards(root, _to_measure)
-    if shards is not None:
-        found = read_shards(shards.train, name, tell)
-        found.left_out.extend(shards.missing)
-        found.notes[:0] = shards.notes
-    elif os.path.isfile(root):
-        found = read_list(root, read_lines(root), tell)
+    given = _given(root, _to_measure)
+    if isinstance(given, _Shards):
+        found = read_shards(given.train, name, tell)
+        found.left_out.extend(given.missing)
+        found.notes[:0] = given.notes
+    elif given is not None:
+        found = read_list(root, given, tell)
     else:
         return scan_classes(root, classes, tell=tell), "", []
     images, why = found.measured(classes)
@@ -118,8 +118,11 @@ def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
     return Sources(train, images, extra, no_labels, notes), found.name
 
 
-def _shards(root: str, choose: _Choice) -> _Shards | None:
-    """The shards that a path stands for, of those of a folder what `choose` takes; None if it is no path of shards."""
+def _given(root: str, choose: _Choice) -> _Shards | Listed | None:
+    """The shards that a path stands for, of those of a folder what `choose` takes; or a list of images.
+
+    None if it is neither: a folder of images, or not there.
+    """
     refuse_compressed([root] if os.path.isfile(root) else [])
     if is_pattern(root):
         paths = expand(os.path.abspath(root))
@@ -127,10 +130,12 @@ def _shards(root: str, choose: _Choice) -> _Shards | None:
         return _shards_of_folder(os.path.abspath(root), choose)
     elif is_tar(root):
         paths = [os.path.abspath(root)]
-    elif os.path.isfile(root) and holds_tars(root, listed := read_lines(root)):
-        paths = [path for line in listed.paths for path in (expand(line) if is_pattern(line) else [line])]
-    else:
+    elif not os.path.isfile(root):
         return None
+    elif not (listed := read_lines(root)).tars:
+        return listed
+    else:
+        paths = [path for line in listed.paths for path in (expand(line) if is_pattern(line) else [line])]
     there, missing, notes = existing(paths, root)
     return _Shards(root, there, missing=missing, notes=notes)
 
@@ -157,7 +162,12 @@ def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
     parts = {name: paths for name, paths in parts.items() if paths}
     if not parts:
         return None
+    notes = []
+    for name, paths in parts.items():
+        parts[name], repeated = once(paths, folder)
+        notes += repeated
     shards = choose(folder, parts)
+    shards.notes += notes
     if others:
         shards.notes.append(f"no shards in {few(others)}: given as data.held_out, it may be of another kind")
     return shards

@@ -1,9 +1,10 @@
 """Lists of files: a path a line, or a table of paths and labels (docs/data.md has the format)."""
 
 import csv
-import io
 import os
 import re
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,12 @@ _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path
 _LABEL_COLUMNS = ("label", "class", "target", "class_name", "class_id", "class_index")
 # A path with an ending, and an integer.
 _NUMBERED = re.compile(r".*\S\.\w+[ \t]+-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]+")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LARGEST_NUMBER = 1 << 31
+
+_Row = tuple[int, str, str]
+"""Number of a line, path and label as they stand there."""
 
 
 @dataclass
@@ -29,39 +34,53 @@ class Listed:
 
     Attributes:
         paths: absolute.
-        labels: of each; "" without one.
-        lines: the number of the line of each, from 1 on.
+        names: the labels, in the order in which they occur, after "" for none.
+        labels: (n,) int32, place in `names` of each path's.
+        lines: (n,) int32, the number of the line of each, from 1 on.
+        tars: whether they are tars.
     """
 
-    paths: list[str]
-    labels: list[str]
-    lines: list[int]
+    paths: PackedPaths
+    names: list[str]
+    labels: np.ndarray
+    lines: np.ndarray
+    tars: bool
 
 
 def read_lines(file: str) -> Listed:
     """Read a list.
 
     Raises:
-        ValueError: a line cannot be understood; the message has its number.
+        ValueError: a line cannot be understood, or tars and images are mixed; the message has its number.
         OSError: the file cannot be read.
     """
-    text = _text(file)
     kind = os.path.splitext(file)[1].lower()
-    rows = _table(file, text, _TABLES[kind]) if kind in _TABLES else _plain(text)
+    rows = _table(file, _TABLES[kind]) if kind in _TABLES else _plain(file)
     folder = os.path.dirname(os.path.abspath(file))
-    listed = Listed([], [], [])
-    for number, path, label in rows:
-        if "\0" in path:
-            raise ValueError(f"{file}, line {number}: a path holds no NUL, got {path!r}")
-        path = (
-            path if path.startswith("/") else os.path.expanduser(path) if path.startswith("~/") else f"{folder}/{path}"
-        )
-        listed.paths.append(path if "/." not in path and "//" not in path else os.path.normpath(path))
-        listed.labels.append(label)
-        listed.lines.append(number)
-    if not listed.paths:
+    names, labels, lines = {"": 0}, array("i"), array("i")
+    tars = False
+
+    # A million paths are never there as strings at once.
+    def paths() -> Iterator[str]:
+        nonlocal tars
+        for number, path, label in rows:
+            path = _absolute(path, folder)
+            refuse_compressed([path])
+            if not lines:
+                tars = is_tar(path)
+            elif is_tar(path) != tars:
+                raise ValueError(f"{file}, line {number}: a list must be of tars or of images alone, got both: {path}")
+            labels.append(names.setdefault(label, len(names)))
+            lines.append(number)
+            yield path
+
+    try:
+        packed = PackedPaths.pack(paths())
+    except UnicodeDecodeError:
+        raise _undecodable(file) from None
+    if not packed:
         raise ValueError(f"{file} must list files, got no line with a path")
-    return listed
+    return Listed(packed, [*names], np.frombuffer(labels, np.int32), np.frombuffer(lines, np.int32), tars)
 
 
 def read_list(file: str, listed: Listed, tell: bool = True) -> Found:
@@ -75,89 +94,117 @@ def read_list(file: str, listed: Listed, tell: bool = True) -> Found:
     Raises:
         ValueError: two lines give a file different labels, or a label is no class.
     """
+    again = _repeated(file, listed)
+    notes = []
+    if again:
+        lines = few(map(str, listed.lines[again].tolist()))
+        notes.append(f"{len(again):,} line(s) of {file} repeat others and are passed over: {lines}")
+    names, numbers = _numbered(file, listed)
+    places = np.delete(np.arange(len(listed.paths)), again)
+    files = listed.paths.take(places).compact() if again else listed.paths
+    judged = check_files(os.path.abspath(file), {"": files}, tell)[""]
+    good = np.delete(places, [*judged.bad])
+    return Found(judged.good(), numbers[good], names.__getitem__, judged.left_out(), notes)
+
+
+def _repeated(file: str, listed: Listed) -> list[int]:
+    """Places of the lines whose path an earlier one has.
+
+    Raises:
+        ValueError: with another label.
+    """
+    hashes = np.fromiter(map(hash, listed.paths), np.int64, len(listed.paths))
+    order = np.argsort(hashes)
+    same = np.diff(hashes[order]) == 0
     first: dict[str, int] = {}
     again = []
-    for place, path in enumerate(listed.paths):
+    for place in np.sort(order[np.append(False, same) | np.append(same, False)]).tolist():
+        path = listed.paths[place]
         if (known := first.setdefault(path, place)) != place:
             again.append(place)
             if listed.labels[known] != listed.labels[place]:
+                label, earlier = (listed.names[listed.labels[where]] for where in (place, known))
                 raise ValueError(
-                    f"{file}, line {listed.lines[place]}: {path} has the label {listed.labels[place]!r}, and "
-                    f"{listed.labels[known]!r} in line {listed.lines[known]}"
+                    f"{file}, line {listed.lines[place]}: {path} has the label {label!r}, and {earlier!r} in line "
+                    f"{listed.lines[known]}"
                 )
-    notes = []
-    if again:
-        lines = few(str(listed.lines[place]) for place in again)
-        notes.append(f"{len(again):,} line(s) of {file} repeat others and are passed over: {lines}")
-    names, numbers = _numbered(file, listed)
-    judged = check_files(os.path.abspath(file), {"": PackedPaths.pack(first)}, tell)[""]
-    places = np.delete(np.fromiter(first.values(), np.int64, len(first)), [*judged.bad])
-    return Found(judged.good(), numbers[places], names.__getitem__, judged.left_out(), notes)
-
-
-def holds_tars(file: str, listed: Listed) -> bool:
-    """Whether a list is one of tars.
-
-    Raises:
-        ValueError: it has other files as well.
-    """
-    refuse_compressed(listed.paths)
-    tars = [is_tar(path) for path in listed.paths]
-    if any(tars) and not all(tars):
-        line, other = listed.lines[tars.index(not tars[0])], listed.paths[tars.index(not tars[0])]
-        raise ValueError(f"{file}, line {line}: a list must be of tars or of images alone, got both: {other}")
-    return tars[0]
+    return again
 
 
 def _numbered(file: str, listed: Listed) -> tuple[list[str], np.ndarray]:
     """Names of the classes, and the number of each path's, -1 without one. All integers are in numerical order."""
-    names = [name for name in dict.fromkeys(listed.labels) if name]
-    if all(name.isascii() and name.lstrip("-").isdigit() for name in names):
-        values = {name: int(name) for name in names}
-        if any(value >= _LARGEST_NUMBER for value in values.values()):
-            raise ValueError(
-                f"{file}: a label that is a number must be below {_LARGEST_NUMBER:,}, got {max(values.values())}"
-            )
-        # -1 is how tables say that there is none; 01 and 1 are one class.
+    names = listed.names[1:]
+    if all(map(_INTEGER.fullmatch, names)):
+        values = {}
+        for code, name in enumerate(names, 1):
+            # -1 is how tables say that there is none; 01 and 1 are one class.
+            digits = name.lstrip("-0")
+            value = -1 if name.startswith("-") and digits else int(digits[:20] or 0)
+            if value >= _LARGEST_NUMBER:
+                line = listed.lines[np.argmax(listed.labels == code)]
+                given = name if len(name) <= 20 else f"{name[:20]}…"
+                raise ValueError(
+                    f"{file}, line {line}: a label that is a number must be below {_LARGEST_NUMBER:,}, got {given}"
+                )
+            values[name] = value
         order = sorted({value for value in values.values() if value >= 0})
         place = {value: number for number, value in enumerate(order)}
-        of = {name: place.get(value, -1) for name, value in values.items()}
+        numbers = [place.get(values[name], -1) for name in names]
         names = [str(value) for value in order]
     else:
-        names.sort()
-        of = {name: number for number, name in enumerate(names)}
-    of[""] = -1
-    return names, np.fromiter((of[label] for label in listed.labels), np.int64, len(listed.labels))
+        order_of = {name: number for number, name in enumerate(sorted(names))}
+        numbers, names = [order_of[name] for name in names], [*order_of]
+    return names, np.array([-1, *numbers], np.int32)[listed.labels]
 
 
-def _text(file: str) -> str:
+def _absolute(path: str, folder: str) -> str:
+    if not path.startswith("/"):
+        path = os.path.expanduser(path) if path.startswith("~/") else f"{folder}/{path}"
+    return path if "/." not in path and "//" not in path else os.path.normpath(path)
+
+
+def _lines(file: str, newline: str) -> Iterator[str]:
+    """Its lines, with their ends.
+
+    Raises:
+        UnicodeDecodeError: it is no UTF-8.
+        ValueError: a line holds a NUL.
+    """
+    with open(file, encoding="utf-8-sig", newline=newline) as text:
+        for number, line in enumerate(text, 1):
+            if "\0" in line:
+                raise ValueError(f"{file}, line {number}: a list must be text, got a NUL")
+            yield line
+
+
+def _undecodable(file: str) -> ValueError:
+    """What is told of a file that is no UTF-8."""
     content = Path(file).read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}, line {line}: a list must be UTF-8 text: {error.reason}") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{file}, line {line}: a list must be text, got a NUL")
-    return text
+        return ValueError(f"{file}, line {line}: a list must be UTF-8 text: {error.reason}")
+    return ValueError(f"{file} must not change while it is read")
 
 
-def _plain(text: str) -> list[tuple[int, str, str]]:
+def _plain(file: str) -> Iterator[_Row]:
     """Lines of a path; of a path, a tab and a label; or, if all are, of a path with an ending, a blank and a number."""
-    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    lines = [(number, line) for number, line in stripped if line and not line.startswith("#")]
+
+    def lines() -> Iterator[tuple[int, str]]:
+        stripped = ((number, line.strip()) for number, line in enumerate(_lines(file, "\n"), 1))
+        return ((number, line) for number, line in stripped if line and not line.startswith("#"))
+
     # A name may hold blanks and end in a number, but hardly all do behind what looks like an ending.
-    if all(_NUMBERED.fullmatch(line) for _, line in lines):
-        lines = [(number, "\t".join(line.rsplit(None, 1))) for number, line in lines]
-    parts = ((number, line.partition("\t")) for number, line in lines)
-    return [(number, path.rstrip(), label.strip()) for number, (path, _, label) in parts]
+    numbered = all(_NUMBERED.fullmatch(line) for _, line in lines())
+    for number, line in lines():
+        path, label = line.rsplit(None, 1) if numbered else line.partition("\t")[::2]
+        yield number, path.rstrip(), label.strip()
 
 
-def _table(file: str, text: str, delimiter: str) -> list[tuple[int, str, str]]:
+def _table(file: str, delimiter: str) -> Iterator[_Row]:
     """Rows of a CSV or TSV file with or without a header: the first column is the path, the second the label."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[tuple[int, str, str]] = []
+    reader = csv.reader(_lines(file, ""), delimiter=delimiter, strict=True)
     columns = (0, 1)
     begun = False
     try:
@@ -172,10 +219,9 @@ def _table(file: str, text: str, delimiter: str) -> list[tuple[int, str, str]]:
             if columns[0] >= len(row) or not (path := row[columns[0]].strip()):
                 raise ValueError(f"{file}, line {reader.line_num}: no path in column {columns[0] + 1}, got {row}")
             label = row[columns[1]].strip() if 0 <= columns[1] < len(row) else ""
-            rows.append((reader.line_num, path, label))
+            yield reader.line_num, path, label
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
-    return rows
 
 
 def _header(row: list[str]) -> tuple[int, int] | None:

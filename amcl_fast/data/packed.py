@@ -2,6 +2,7 @@
 
 import bisect
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import SupportsIndex, overload
@@ -66,13 +67,16 @@ class PackedPaths(Sequence[str]):
         if isinstance(paths, PackedPaths):
             return paths
         table: dict[bytes, int] = {}
-        numbers, rests = [], []
+        numbers, lengths, rests = array("i"), array("i"), bytearray()
         for path in paths:
             raw = os.fsencode(path)
             cut = (raw.find(b"\0") if b"\0" in raw else raw.rfind(b"/")) + 1
             numbers.append(table.setdefault(raw[:cut], len(table)))
-            rests.append(raw[cut:])
-        return cls._made([*table], numbers, _lengths(rests), b"".join(rests))
+            lengths.append(len(raw) - cut)
+            rests += raw[cut:]
+        return cls._made(
+            [*table], np.frombuffer(numbers, np.int32), np.frombuffer(lengths, np.int32), np.frombuffer(rests, np.uint8)
+        )
 
     @classmethod
     def in_folders(cls, folders: Sequence[tuple[str, bytes]]) -> "PackedPaths":

@@ -68,18 +68,33 @@ def expand(pattern: str) -> list[str]:
     return found
 
 
+def once(paths: Iterable[str], where: str) -> tuple[list[str], list[str]]:
+    """The shards, each real file once, and a line on those that are passed over."""
+    real: dict[str, str] = {}
+    again = []
+    for path in paths:
+        if (key := os.path.realpath(path)) in real:
+            again.append(path)
+        else:
+            real[key] = path
+    notes = [f"{len(again):,} shard(s) of {where} repeat others and are passed over: {few(again)}"] if again else []
+    return [*real.values()], notes
+
+
 def existing(paths: Sequence[str], where: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
-    """The shards that are there; those that are not, with the reason, and a line on them.
+    """The shards that are there, each once; those that are not, with the reason; lines on both.
 
     Raises:
         ValueError: none is.
     """
     if not paths:
         raise ValueError(f"no file is named like {where}")
+    paths, notes = once(paths, where)
     missing = [path for path in paths if not os.path.lexists(path)]
     if len(missing) == len(paths):
         raise ValueError(f"none of the {len(paths):,} shards of {where} exists: {few(missing)}")
-    notes = [f"{len(missing):,} of the {len(paths):,} shards of {where} are missing: {few(missing)}"] if missing else []
+    if missing:
+        notes.append(f"{len(missing):,} of the {len(paths):,} shards of {where} are missing: {few(missing)}")
     absent = set(missing)
     return [path for path in paths if path not in absent], [(path, "no such file") for path in missing], notes
 

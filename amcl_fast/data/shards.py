@@ -73,11 +73,23 @@ def read_shards(shards: Sequence[str], name: Callable[[int], str] = str, tell: b
         raise ValueError(
             f"{CLASSES} beside {shards[0]} must name all classes, got {len(names):,} and a {numbers.max():,}.cls"
         )
-    found = Found(PackedPaths.join(files), numbers, name if names is None else names.__getitem__, left_out)
+    found = Found(PackedPaths.join(files), numbers, name if names is None else _naming(names), left_out)
     odd = [f"{shard}/{label}" for shard, index in zip(shards, indices, strict=True) for label in index.not_numbers]
     if odd:
         found.notes.append(f"{len(odd):,} .cls hold no number of a class, so their images have no label: {few(odd)}")
     return found
+
+
+def _naming(names: Sequence[str]) -> Callable[[int], str]:
+    """The name of the class of a number; beyond the names, where shards to measure on have more, one of no class."""
+    known = set(names)
+
+    def name(number: int) -> str:
+        if number < len(names):
+            return names[number]
+        return f"number {number}" if str(number) in known else str(number)
+
+    return name
 
 
 def _indices(shards: Sequence[str], tell: bool) -> list[Index]:

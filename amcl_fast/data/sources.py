@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amcl_fast.data.found import no_labels
 from amcl_fast.data.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header
 from amcl_fast.data.left_out import LOOSE, NO_IMAGES, few
 from amcl_fast.data.packed import PackedPaths
@@ -22,7 +23,6 @@ UNLABELLED = ("unlabeled", "unlabelled")
 _NOT_TRAINING = (*HELD_OUT, *UNLABELLED)
 
 _LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, {SUPPORTED}"
-_NO_LABELS = "the images have no labels"
 # Files, and folders, that are looked at to tell whether a folder holds images.
 _MOST_LOOKS = 200
 
@@ -93,7 +93,9 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
     def check(path: str, groups: Mapping[str, PackedPaths]) -> dict[str, Group]:
         return check_files(path, groups, tell)
 
-    train, no_labels = _training(parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree, check)
+    train, unlabelled_why = _training(
+        parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree, check
+    )
     extra = [unlabelled(check(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
     if parts.base != folder:
         train.skipped.extend(_loose(folder, tree, check))
@@ -115,7 +117,7 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
         parts.notes.append(f"{path} is not used as the held-out part: {why}")
     told = {starts["", name] for name in parts.classes}
     parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
-    return Sources(train, held_out, _joined(extra), no_labels, parts.notes)
+    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes)
 
 
 def _find_parts(folder: str, tree: Tree) -> _Parts:
@@ -209,7 +211,7 @@ def _training(
 ) -> tuple[Images, str | None]:
     """The images of the folders of classes, and why they have no labels: fewer than two classes have a usable one."""
     if parts.base is None:
-        return Images([], [], []), _NO_LABELS
+        return Images([], [], []), no_labels()
     found = check(parts.base, {**groups, "": tree.direct_files(parts.base)})
     no_class = [name for name in groups if found[name].files and not _holds_meant(found[name])]
     passed_over = [
@@ -226,14 +228,13 @@ def _training(
     if vanished:
         parts.notes.append(f"not a class of {parts.base}: {few(vanished)}")
     if len(usable) - ("" in usable) < 2:
-        alone = len(usable) == 1 and usable[0]
-        images, no_labels = unlabelled(found, []), f"all images are of one class, {alone!r}" if alone else _NO_LABELS
+        images, why = unlabelled(found, []), no_labels(usable[0] if len(usable) == 1 and usable[0] else None)
     else:
         loose = found.pop("")
-        images, no_labels = labelled(found), None
+        images, why = labelled(found), None
         images.skipped.extend((path, LOOSE) for path in loose.good())
     images.skipped.extend(passed_over)
-    return images, no_labels
+    return images, why
 
 
 def _held_out(

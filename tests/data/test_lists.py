@@ -2,10 +2,12 @@
 
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from amcl_fast.data import lists
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.lists import read_lines
 
@@ -23,7 +25,8 @@ def write(tmp_path, make_folder):
 
 def said(file):
     listed = read_lines(str(file))
-    return list(zip((os.path.relpath(path, file.parent) for path in listed.paths), listed.labels, strict=True))
+    labels = (listed.names[label] for label in listed.labels)
+    return list(zip((os.path.relpath(path, file.parent) for path in listed.paths), labels, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -77,8 +80,9 @@ def test_tables(write, name, text, expected):
         (
             "l.txt",
             b"i/ant/000.png\t99999999999\n",
-            "a label that is a number must be below 2,147,483,648, got 99999999999",
+            "l.txt, line 1: a label that is a number must be below 2,147,483,648, got 99999999999$",
         ),
+        ("l.csv", b"a.jpg,1\nb.jpg,%s\n" % (b"9" * 5000), "l.csv, line 2: a label that is a number .* got 9{20}…$"),
         ("l.txt", b"gone.jpg\n", r"l.txt holds no usable image(.|\n)*gone.jpg: no such file"),
         ("l.txt", b"a.tar.gz\n", "a.tar.gz is compressed"),
         ("l.jpg", b"\xff\xd8\xff\xe0", "l.jpg, line 1: a list must be UTF-8 text"),
@@ -113,6 +117,21 @@ def test_integers_are_classes_in_numerical_order(write):
     assert (found.train.classes, list(found.train.labels)) == (["9", "10"], [1, 0, -1, 1])
 
 
+def test_what_only_looks_like_integers_are_names(write):
+    found = find_images(write("i/ant/000.png\t--1\ni/ant/001.png\t1\ni/bee/000.png\t-1\n"))
+    assert (found.train.classes, list(found.train.labels)) == (["--1", "-1", "1"], [0, 2, 1])
+    found = find_images(write(f"i/ant/000.png\t-{'9' * 5000}\ni/ant/001.png\t-0\ni/bee/000.png\t{'0' * 5000}7\n"))
+    assert (found.train.classes, list(found.train.labels)) == (["0", "7"], [-1, 0, 1])
+
+
+def test_a_list_is_read_once(write, monkeypatch):
+    read, opened = lists._lines, []
+    monkeypatch.setattr(lists, "_lines", lambda *arguments: opened.append(arguments) or read(*arguments))
+    root = write("path,label\ni/ant/000.png,ant\ni/bee/000.png,bee\n", "l.csv")
+    assert len(find_images(root, root).held_out.files) == 2
+    assert len(opened) == 2
+
+
 def test_a_list_without_labels_or_of_one_class(write):
     assert find_images(write("i/ant/000.png\ni/bee/000.png\n")).no_labels == "the images have no labels"
     found = find_images(write("i/ant/000.png\t1\ni/bee/000.png\t1\n"))
@@ -136,5 +155,13 @@ def test_a_long_list_is_read_fast(tmp_path):
     ):
         (tmp_path / name).write_text(text)
         started = time.process_time()
-        assert len(read_lines(str(tmp_path / name)).paths) == 200_000
+        listed = read_lines(str(tmp_path / name))
+        assert len(listed.paths) == 200_000 and lists._repeated("", listed) == []
         assert time.process_time() - started < 4
+        # What is kept, and what it takes to get there: no string, and no tuple, for each line.
+        tracemalloc.start()
+        listed = read_lines(str(tmp_path / name))
+        lists._repeated("", listed)
+        kept, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 60 * 200_000 and most < 120 * 200_000

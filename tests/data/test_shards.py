@@ -258,6 +258,34 @@ def test_patterns(make_shards, tmp_path):
         find_images(root / "list.txt")
 
 
+def test_a_tar_counts_once(make_shards, tmp_path):
+    """However often it is named, and by whatever name."""
+    root = make_shards({f"a-{number}.tar": samples(range(9 * number, 9 * number + 9)) for number in (1, 2)})
+    (root / "b-1.tar").symlink_to("a-1.tar")
+    (root / "list.txt").write_text("a-1.tar\n*.tar\n")
+    for given, again in (
+        ("list.txt", ["a-1.tar", "b-1.tar"]),
+        ("{a,a,b}-1.tar", ["a-1.tar", "b-1.tar"]),
+        ("", ["b-1.tar"]),
+    ):
+        found = find_images(root / given)
+        assert len(set(found.train.files)) == len(found.train.files) == (9 if "{" in given else 18)
+        told = ", ".join(f"{root}/{name}" for name in again)
+        assert found.notes == [f"{len(again)} shard(s) of {root / given} repeat others and are passed over: {told}"]
+
+
+def test_held_out_numbers_beyond_the_names_are_of_other_classes(make_shards):
+    training = make_shards({"train-0.tar": samples(range(9))})
+    (training / "classes.txt").write_text("ant\nbee\n4\n")
+    held = make_shards({"val-0.tar": samples(range(10), 5)}, "held")
+    found = find_images(training, held)
+    assert list(found.held_out.labels) == [0, 1, 2, 0, 1, 2]
+    assert sorted(reason for _, reason in found.held_out.skipped) == [
+        *["its class '3' is not one of the training classes"] * 2,
+        *["its class 'number 4' is not one of the training classes"] * 2,
+    ]
+
+
 def test_what_to_measure_on_can_be_of_any_kind(make_shards, make_folder, tmp_path):
     root = make_shards({"train/0.tar": samples(range(9)), "val/0.tar": samples(range(9))})
     (root / "classes.txt").write_text("ant\nbee\ncow\n")
