@@ -344,7 +344,7 @@ def _declare_pack(commands: Any) -> None:
         "what is held out as val-…; --data takes their folder. Stopped, it goes on with the same command.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, list or shards, as --data of pretrain")
+    parser.add_argument("source", metavar="SOURCE", help="folder, list, shards or a name, as --data of pretrain")
     parser.add_argument("target", type=_path, metavar="TARGET", help="folder of the shards; empty or not there")
     parser.add_argument(
         "--shorter_side",
@@ -368,18 +368,18 @@ def _declare_pack(commands: Any) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from .data.pack import SKIPPED, pack
     from .files import is_full
-    from .paths import expanded
+    from .paths import absolute_data
 
     _begins()
     try:
         packed = pack(
-            expanded(arguments.source),
+            absolute_data(arguments.source),
             arguments.target,
             shorter_side=arguments.shorter_side,
             shard_size=arguments.shard_size,
             shuffle=arguments.shuffle,
             seed=arguments.seed,
-            held_out=arguments.held_out and expanded(arguments.held_out),
+            held_out=arguments.held_out and absolute_data(arguments.held_out),
             workers=arguments.workers,
         )
     except OSError as error:

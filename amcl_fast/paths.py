@@ -3,11 +3,8 @@
 import os
 from pathlib import Path
 
-from .data.download import DOWNLOADS
+from .data.named import NAMES
 from .data.patterns import is_there
-
-DATA_NAMES = ("builtin", *DOWNLOADS)
-"""What data.root may be beside a path."""
 
 
 def expanded(path: str) -> str:
@@ -30,12 +27,12 @@ def expanded(path: str) -> str:
 
 
 def absolute_data(root: str) -> str:
-    """data.root as a run keeps it: a name as it is, a path absolute.
+    """data.root or data.held_out as a run keeps it: a name as it is, a path absolute.
 
     Raises:
         ValueError: see `expanded`.
     """
-    return root if root in DATA_NAMES else os.path.abspath(expanded(root))
+    return root if root in NAMES else os.path.abspath(expanded(root))
 
 
 def find_data(root: str, run_dir: Path) -> str:
@@ -46,7 +43,7 @@ def find_data(root: str, run_dir: Path) -> str:
         FileNotFoundError: a relative one is in none of these places.
         ValueError: it is in several, which may hold different data; or see `absolute_data`.
     """
-    if root in DATA_NAMES or not root or os.path.isabs(root) or root.startswith("~"):
+    if root in NAMES or not root or os.path.isabs(root) or root.startswith("~"):
         return absolute_data(root)
     own = run_dir.absolute()
     places = list(dict.fromkeys([*own.parents[:2], Path.cwd()]))  # --run_dir run, and runs/run

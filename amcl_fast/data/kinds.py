@@ -93,9 +93,20 @@ def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[I
     elif given is not None:
         found = read_list(root, given, tell)
     else:
-        return scan_classes(root, classes, tell=tell), "", []
+        return scan_classes(_held_out_part(root, classes), classes, tell=tell), "", []
     images, why = found.measured(classes)
     return images, why, found.notes
+
+
+def _held_out_part(folder: str, classes: list[str]) -> str:
+    """The folder of classes in a folder: the first held-out part of one that has no folder of a class."""
+    names = Tree().subfolders(folder) if os.path.isdir(folder) else []
+    if set(classes).isdisjoint(names):
+        for part in HELD_OUT:
+            for name in names:
+                if name.lower() == part:
+                    return os.path.join(folder, name)
+    return folder
 
 
 def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:

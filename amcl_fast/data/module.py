@@ -15,12 +15,12 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.download import DOWNLOADS, prepare_download
 from amcl_fast.data.headers import NoImageLeftError
 from amcl_fast.data.kept import keep, kept, machine
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import member, shown
+from amcl_fast.data.named import data_path
 from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
@@ -119,7 +119,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             reduce_above: images of more pixels than this are decoded at a half, a quarter or an eighth of their
                 size, as far as the smallest crop leaves room for, so that a batch of photographs fits into
                 memory; null: never.
-            held_out: what to measure on instead of a part of `root`: a path as `root` may be.
+            held_out: what to measure on instead of a part of `root`: a path or a name as `root` may be.
             dtype: of the views; "auto" is float16 where DALI runs on the GPU and the trainer's precision is of 16
                 bits, or else float32. What is evaluated is always float32.
             shuffle_pool: of shards on a disk or a network folder that reads one piece after the other fastest, how
@@ -401,20 +401,11 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
     def _data_set(self) -> str:
         """What tells these images from those of other settings."""
-        return "\0".join(os.path.abspath(place) for place in self._places() if place is not None)
+        return "\0".join(os.path.abspath(path) for path in self._places() if path is not None)
 
     def _places(self) -> tuple[Path, Path | None]:
         """Where the images lie, and those to measure on, if they lie elsewhere."""
-        return self._place(), Path(self.held_out).expanduser() if self.held_out else None
-
-    def _place(self) -> Path:
-        if self.root == "builtin":
-            from amcl_fast.data.builtin import prepare_builtin
-
-            return prepare_builtin()
-        if self.root in DOWNLOADS:
-            return prepare_download(self.root)
-        return Path(self.root).expanduser()
+        return data_path(self.root), data_path(self.held_out) if self.held_out else None
 
     def _in_dtype(self, output: Output) -> Output:
         """The same with the dtype of the views.

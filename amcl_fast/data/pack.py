@@ -19,6 +19,7 @@ from amcl_fast.data import packing
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.left_out import listed
 from amcl_fast.data.locations import member, shown
+from amcl_fast.data.named import data_path
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.pool import Pool
 from amcl_fast.data.shards import CLASSES
@@ -112,7 +113,7 @@ def pack(
     whole shards ever have their name.
 
     Args:
-        source: folder, list or shards, as data.root may be.
+        source: folder, list or shards, or a name, as data.root may be.
         target: folder; it is made.
         shorter_side: pixels to which a longer shorter side is scaled; None: images are copied.
         shard_size: of a shard at most, as bytes ("256MB", "1 GiB") or a number of images.
@@ -133,10 +134,11 @@ def pack(
     if shorter_side is not None:
         require("packing to a shorter side", "PIL")
     folder = Path(os.path.abspath(target))
+    source, held_out = data_path(source), data_path(held_out) if held_out else None
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} must be a folder or not there, got a file")
     for path in (source, held_out):
-        within = Path(path or os.devnull).resolve()
+        within = (path or Path(os.devnull)).resolve()
         if within.is_dir() and Path(os.path.realpath(folder)).is_relative_to(within):
             raise ValueError(f"{folder} must lie outside of what is packed, {within}")
     _read_manifest(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -183,7 +184,8 @@ def _table(found: Evaluation, half: bool) -> str:
 
 def _beside(weights: Path, data: str) -> Path:
     """Where the result goes: into the run directory if there is one."""
-    name = f"evaluation-{Path(data).resolve().name}.json"
+    plain = "-".join(re.findall(r"\w+", Path(data).resolve().name))  # a pattern has braces, and dots
+    name = f"evaluation-{plain or 'data'}.json"
     if weights.is_dir():
         return weights / name
     if weights.suffix == SUFFIX:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from small_shards import noise, samples
 
-from amcl_fast.data import Augmentation, ContrastiveDataModule, module
+from amcl_fast.data import Augmentation, ContrastiveDataModule, module, named
 
 
 def prepared(root, **options):
@@ -115,8 +115,12 @@ def test_views_by_number_and_letters_or_one_by_one(make_folder):
 
 def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monkeypatch):
     root = make_folder()
-    monkeypatch.setattr(module, "prepare_download", lambda name: {"cifar10": root}[name])
+    made = {"cifar10": root, "stl10": make_folder("parts/test", 2).parent}
+    make_folder("parts/train", 3)
+    monkeypatch.setattr(named, "prepare_download", made.__getitem__)
     assert prepared("cifar10").num_classes == 3
+    # Of what has parts the held-out one is measured on.
+    assert prepared("cifar10", held_out="stl10").measured_images()[1] == 6
     builtin = type(sys)("amcl_fast.data.builtin")
     builtin.prepare_builtin = lambda: root
     monkeypatch.setitem(sys.modules, "amcl_fast.data.builtin", builtin)

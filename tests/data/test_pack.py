@@ -21,6 +21,7 @@ from PIL import Image
 from small_shards import noise, picture, samples
 
 from amcl_fast.cli import main
+from amcl_fast.data import named
 from amcl_fast.data import pack as packing
 from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import shown
@@ -121,6 +122,13 @@ def test_shards_and_lists_are_packed_too(make_shards, tmp_path):
     pack(tmp_path / "list.txt", tmp_path / "listed", workers=1)
     assert [name for name, _ in members(tmp_path / "listed")] == ["00000000-one.png"]
     assert not (tmp_path / "listed" / "classes.txt").exists()
+
+
+def test_a_data_set_is_packed_by_its_name(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(named, "prepare_download", lambda name: {"cifar10": source / "train", "stl10": source}[name])
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", "cifar10", "target", "--held_out", "stl10", "--workers", "1"]) == 0
+    assert len(classes(tmp_path / "target")) == 40 and len(classes(tmp_path / "target", "val")) == 6
 
 
 def photographs(folder):

@@ -9,6 +9,7 @@ import pytest
 from command_line import NT_XENT, environment, image_folder
 
 from amcl_fast.cli import main
+from amcl_fast.evaluate import command
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,20 @@ def by_torchrun(folder, *options):
     return subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("/sets/train-{000000..000002}.tar", "evaluation-train-000000-000002-tar.json"),
+        ("/sets/my photos.csv", "evaluation-my-photos-csv.json"),
+        ("/sets/写真", "evaluation-写真.json"),
+        ("cifar10", "evaluation-cifar10.json"),
+        ("/", "evaluation-data.json"),
+    ],
+)
+def test_the_result_has_a_plain_name(tmp_path, data, name):
+    assert command._beside(tmp_path, data) == tmp_path / name
 
 
 def test_two_processes_find_what_one_finds(run, monkeypatch, capsys):
