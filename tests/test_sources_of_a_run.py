@@ -29,6 +29,29 @@ def shards(tmp_path):
     return write_shards(tmp_path / "shards", parts)
 
 
+@pytest.mark.parametrize("kind", ["folder without labels", "list", "list with labels"])
+def test_a_run_goes_on_in_mid_epoch_with_the_same_weights(tmp_path, monkeypatch, kind):
+    """On what is neither a folder of classes nor shards (below): 27 images, 3 steps an epoch, stopped after 4 steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amcl_fast.optim.lr_factor", lambda *place: 1.0)
+    lines = []
+    for number in range(27):
+        path = tmp_path / "images" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(noise(number))
+        lines.append(f"{path}\t{number % 2}\n" if kind == "list with labels" else f"{path}\n")
+    Path("list.txt").write_text("".join(lines))
+    Path("run.yaml").write_text(NT_XENT + STEPS)
+    start = ["pretrain", "--config", "run.yaml", "--data", "images" if kind == "folder without labels" else "list.txt"]
+    assert main([*start, "--run_dir", "whole"]) == 0
+    assert main([*start, "--run_dir", "parts", "--trainer.max_steps", "4"]) == 0
+    assert main(["pretrain", "--resume", "parts", "--trainer.max_steps", "6"]) == 0
+    ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
+    steps = {name: list(read_run(tmp_path / name).series("loss")[1]) for name in ("parts", "whole")}
+    assert steps["parts"] == steps["whole"] and len(set(steps["whole"])) == 6
+
+
 def test_a_run_on_shards_goes_on_in_mid_epoch_and_is_evaluated_from_anywhere(shards, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("amcl_fast.optim.lr_factor", lambda *place: 1.0)  # whatever the length of the training
