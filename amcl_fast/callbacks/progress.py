@@ -9,8 +9,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
 from ..progress import duration
-from ..steps import epoch_is_over
+from ..steps import at_logging_step, epoch_is_over, stepped
 from .knn import OnlineKNN
+from .throughput import Throughput
 
 
 class End(L.Callback):
@@ -31,12 +32,15 @@ class End(L.Callback):
         self._now = 0.0, 0  # when the last step was done, and its number
         self._closing = 0.0  # seconds between two epochs, without kNN
         self._measured = 0  # how often kNN was, when the last step was done
+        self._to_close = 0  # epochs whose steps are done, but not what follows them: 1 after the last step of one
+        self._logged: int | None = None  # the first step of this epoch whose metrics were due
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._forget()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now, step = time.monotonic(), trainer.global_step
+        self._logged = None
         if self._epoch is None:  # the first step is still to come
             return
         (began, first), (ended, last) = self._epoch, self._now
@@ -49,11 +53,23 @@ class End(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not stepped(trainer):  # a part of a step tells nothing of how long one takes
+            return
         self._now = time.monotonic(), trainer.global_step
-        if self._epoch is None and trainer.global_step:
+        if self._epoch is None:
             self._epoch = self._now
+        if self._logged is None and at_logging_step(trainer):
+            self._logged = trainer.global_step
+        self._to_close = int(epoch_is_over(trainer))
         knn = _knn(trainer)
         self._measured = len(knn.seconds) if knn else 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._to_close = 0
+
+    def has_logged(self, trainer: L.Trainer) -> bool:
+        """Whether the loss that was last logged is one of this epoch: that of a step is logged after its hooks."""
+        return self._logged is not None and self._logged < trainer.global_step
 
     def seconds_left(self, trainer: L.Trainer) -> float | None:
         """Seconds until training has ended, None where nothing is known: before the third step, or without an end."""
@@ -76,19 +92,19 @@ class End(L.Callback):
             return None
         step, per_epoch = trainer.global_step, steps_per_epoch(trainer)
         whole, rest = divmod(int(steps), per_epoch)
-        closings = max(whole + (rest > 0) - step // per_epoch, 0)
+        over = step // per_epoch - self._to_close
+        closings = max(whole + (rest > 0) - over, 0)
         knn = _knn(trainer)
-        measurings = (
-            0 if knn is None else knn.due(step // per_epoch, whole) + (rest > 0 or not knn.due(whole - 1, whole))
-        )
+        measurings = 0 if knn is None else knn.due(over, whole) + (rest > 0 or not knn.due(whole - 1, whole))
         return (int(steps) - step) * seconds / done + closings * self._closing + measurings * _of_one(knn)
 
 
 class EpochSummary(End):
     """Prints epoch, last logged loss, kNN, images per second, share of waiting, the estimate of the end and duration.
 
-    One line per epoch, for output that is not a terminal. kNN is that of this epoch. The line of an epoch in which
-    training stops names the step.
+    One line per epoch, for output that is not a terminal. All of it is of this epoch, loss and kNN are left out where
+    none was logged or measured in it. Images per second and waiting are `Throughput`'s of the whole epoch. The line of
+    an epoch in which training stops names the step.
     """
 
     def __init__(self) -> None:
@@ -104,6 +120,7 @@ class EpochSummary(End):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         formats = {
@@ -112,9 +129,11 @@ class EpochSummary(End):
             "images_per_second": "{:,.0f} images/s",
             "wait_share": "waiting {:.0%}",
         }
-        metrics = dict(trainer.callback_metrics)
-        if not _measured(trainer):
-            metrics.pop("knn", None)  # of an epoch before
+        metrics: dict[str, Any] = _of_this_epoch(trainer)
+        if self._logged is not None:
+            metrics |= {name: value for name, value in trainer.callback_metrics.items() if name == "loss"}
+        if (accuracy := _measured(trainer)) is not None:
+            metrics["knn"] = accuracy
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started
         epoch = f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}"
@@ -127,7 +146,7 @@ class EpochSummary(End):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's, with the estimate of the run's end.
+    """Lightning's, with the estimate of the run's end; images per second are of this epoch, and so is the loss.
 
     Args:
         end: what estimates it, another callback of the trainer.
@@ -138,7 +157,10 @@ class ProgressBar(TQDMProgressBar):
         self._end = end
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics = {**super().get_metrics(trainer, pl_module), **_of_this_epoch(trainer)}
+        metrics.pop("wait_share", None)
+        if not self._end.has_logged(trainer):
+            metrics.pop("loss", None)
         left = self._end.seconds_left(trainer)
         return metrics if left is None else {**metrics, "left": duration(left), "until": clock(left)}
 
@@ -166,10 +188,17 @@ def _of_one(knn: OnlineKNN | None) -> float:
     return knn.seconds[-1] if knn is not None and knn.seconds else 0.0
 
 
-def _measured(trainer: L.Trainer) -> bool:
-    """Whether kNN was measured after this epoch."""
+def _of_this_epoch(trainer: L.Trainer) -> dict[str, float]:
+    """`images_per_second` and `wait_share` of the epoch so far; {} without `Throughput`."""
+    found = (callback.epoch for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+    return next((dict(rates) for rates in found), {})
+
+
+def _measured(trainer: L.Trainer) -> float | None:
+    """kNN of this epoch, None where it was not measured."""
     histories = [knn.history for knn in trainer.callbacks if isinstance(knn, OnlineKNN)]  # type: ignore[attr-defined]
-    return any(history and history[-1][0] == trainer.current_epoch + 1 for history in histories)
+    last = [history[-1] for history in histories if history]
+    return next((accuracy for epoch, accuracy in last if epoch == trainer.current_epoch + 1), None)
 
 
 def _of_epochs(trainer: L.Trainer) -> str:

@@ -1,11 +1,29 @@
 """Images per second and the share of time spent waiting for them."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 
 from ..steps import at_logging_step
+
+
+@dataclass
+class _Span:
+    """What was trained on since a moment: source images of this process, and when that was by both clocks."""
+
+    started: float
+    waited: float
+    images: int = 0
+
+    def rates(self, trainer: L.Trainer) -> dict[str, float]:
+        """`images_per_second` and `wait_share` until now; {} without an image."""
+        seconds = time.perf_counter() - self.started
+        if not self.images or seconds <= 0:
+            return {}
+        waited = trainer.train_dataloader.wait_seconds - self.waited  # type: ignore[union-attr]
+        return {"images_per_second": self.images * trainer.world_size / seconds, "wait_share": waited / seconds}
 
 
 class Throughput(L.Callback):
@@ -15,39 +33,45 @@ class Throughput(L.Callback):
 
     `wait_share` is the part of the time, 0 to 1, in which training waited for the reader. The clock is read
     on the host without waiting for the device.
+
+    Attributes:
+        epoch: the same two figures of this epoch, up to its last batch so far, whether or not they were logged; {}
+            before that.
     """
 
     def __init__(self) -> None:
-        self._images = 0
-        self._started: float | None = None
-        self._waited = 0.0
+        self.epoch: dict[str, float] = {}
+        self._since: _Span | None = None
+        self._whole: _Span | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = None
+        self._since, self._whole, self.epoch = None, None, {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # What happens between epochs (kNN, checkpoints) is not training.
-        self._started = None
+        self._since, self._whole, self.epoch = None, None, {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._started is None:
-            self._restart(trainer)
+        if self._since is None:
+            self._since, self._whole = self._from_now(trainer), self._from_now(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[1])
-        if self._started is None or not at_logging_step(trainer):
+        if self._since is None or self._whole is None:
             return
-        seconds = time.perf_counter() - self._started
-        waited = trainer.train_dataloader.wait_seconds - self._waited  # type: ignore[union-attr]
-        pl_module.log("images_per_second", self._images * trainer.world_size / seconds, prog_bar=True)
-        pl_module.log("wait_share", waited / seconds)
-        self._restart(trainer)
+        self._since.images += len(batch[1])
+        self._whole.images += len(batch[1])
+        self.epoch = self._whole.rates(trainer)
+        if at_logging_step(trainer):
+            rates = self._since.rates(trainer)
+            if rates:
+                pl_module.log("images_per_second", rates["images_per_second"], prog_bar=True)
+                pl_module.log("wait_share", rates["wait_share"])
+            self._since = self._from_now(trainer)
 
-    def _restart(self, trainer: L.Trainer) -> None:
-        self._images = 0
-        self._started = time.perf_counter()
-        self._waited = trainer.train_dataloader.wait_seconds  # type: ignore[union-attr]
+    @staticmethod
+    def _from_now(trainer: L.Trainer) -> _Span:
+        return _Span(time.perf_counter(), trainer.train_dataloader.wait_seconds)  # type: ignore[union-attr]

@@ -70,11 +70,13 @@ def slow(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "every", "expected"),
     [
-        # What lies between epochs, and kNN, count once they were seen: 5 s from step 5 on, 30 s from step 9 on.
-        ({"max_epochs": 3}, 2, {2: 20, 4: 16, 5: 14 + 2 * 5, 8: 8 + 5, 9: 6 + 5 + 30}),
+        # What lies between epochs, and kNN, count once they were seen: 5 s from step 5 on, 30 s from step 9 on. After
+        # the last step of an epoch those of that epoch are still to come.
+        ({"max_epochs": 3}, 2, {2: 20, 4: 16, 5: 14 + 2 * 5, 8: 8 + 2 * 5, 9: 6 + 5 + 30}),
+        ({"max_epochs": 3}, 1, {5: 14 + 2 * 5 + 2 * 30, 8: 8 + 2 * 5 + 2 * 30, 9: 6 + 5 + 30, 12: 5 + 30}),
         ({"max_epochs": 3}, 0, {2: 20, 4: 16, 5: 14 + 2 * 5, 9: 6 + 5}),
         # The last epoch ends after one of its four steps, and kNN is measured there.
-        ({"max_epochs": -1, "max_steps": 9}, 2, {2: 14, 5: 8 + 2 * 5, 8: 2 + 5, 9: 5 + 30}),
+        ({"max_epochs": -1, "max_steps": 9}, 2, {2: 14, 5: 8 + 2 * 5, 8: 2 + 2 * 5, 9: 5 + 30}),
         ({"max_epochs": -1, "max_steps": 9}, 1, {2: 14, 5: 8 + 2 * 5 + 2 * 30, 9: 5 + 30}),
     ],
 )
@@ -84,6 +86,20 @@ def test_it_is_what_was_seen_times_what_is_left(tmp_path, slow, settings, every,
     left = callbacks[-1].left
     assert left[1] is None
     assert {step: left[step] for step in expected} == pytest.approx(expected)
+
+
+def test_a_part_of_a_step_is_no_step_yet(tmp_path, slow):
+    callbacks = slow(0, End())
+    told = []
+
+    class Batch(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            told.append(callbacks[2].seconds_left(trainer))
+
+    data = FakeDataModule(steps=9)
+    fit(tmp_path, data=data, extra=[*callbacks, Batch()], max_epochs=1, accumulate_grad_batches=3)
+    # Three steps of three batches of 2 s; the first step is left out, and nothing is known until the second.
+    assert told == [None] * 5 + [6] * 3 + [0]
 
 
 def test_a_run_that_goes_on_is_judged_anew(tmp_path, slow):

@@ -3,7 +3,7 @@ import pytest
 from fake_data import FakeDataModule, FakeLoader
 from running import fit
 
-from amcl_fast.callbacks import EpochSummary, SkippedFiles, Throughput
+from amcl_fast.callbacks import End, EpochSummary, ProgressBar, SkippedFiles, Throughput
 
 
 class Clock:
@@ -63,6 +63,58 @@ def test_summary_is_one_line_per_epoch(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("epoch 1/2  loss ") and second.startswith("epoch 2/2  loss ")
     assert "images/s" in first and "waiting" in first and first.endswith(" s")
+
+
+class Slower(SlowLoader):
+    """Waits 10 ms for a batch of the first epoch, 20 ms for one of the second, …"""
+
+    def _draw(self, position):
+        self.clock.now += 0.01 * self.epoch
+        self.wait_seconds += 0.01 * self.epoch
+        return super()._draw(position)
+
+
+def test_a_line_and_the_bar_are_of_their_own_epoch(tmp_path, monkeypatch, capsys):
+    """Metrics are due after steps 10 and 20, of 5 an epoch."""
+    clock = Clock()
+    monkeypatch.setattr("amcl_fast.callbacks.throughput.time", clock)
+    data = FakeDataModule(steps=5)
+    data.loader = Slower(5, 8)
+    data.loader.clock = clock
+    bar, shown = ProgressBar(summary := EpochSummary()), []
+
+    class Bar(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            told = bar.get_metrics(trainer, pl_module)
+            shown.append(("loss" in told, told["images_per_second"]))
+
+    extra = [SlowStep(clock), Throughput(), summary, Bar()]
+    fit(tmp_path, data=data, extra=extra, max_epochs=4, log_every_n_steps=10)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["loss" in line for line in lines] == [False, True, False, True]
+    # The first batch's wait is before the first step.
+    seconds = [5 * 0.03 + 4 * 0.01 * (epoch + 1) for epoch in range(4)]
+    told = [line.split("  ") for line in lines]
+    assert [next(part for part in parts if "images/s" in part) for parts in told] == [
+        f"{40 / each:,.0f} images/s" for each in seconds
+    ]
+    waited = [4 * 0.01 * (epoch + 1) / each for epoch, each in enumerate(seconds)]
+    assert [next(part for part in parts if "waiting" in part) for parts in told] == [
+        f"waiting {share:.0%}" for share in waited
+    ]
+    assert [rate for _, rate in shown][4::5] == pytest.approx([40 / each for each in seconds])
+    assert not any(loss for loss, _ in shown)  # of the last step of an epoch, which the bar shows no longer
+
+
+def test_the_bar_shows_the_loss_of_an_earlier_step_of_its_epoch_alone(tmp_path):
+    bar, shown = ProgressBar(end := End()), []
+
+    class Bar(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            shown.append("loss" in bar.get_metrics(trainer, pl_module))
+
+    fit(tmp_path, data=FakeDataModule(steps=4), extra=[end, Bar()], max_epochs=2, log_every_n_steps=3)
+    assert shown == [False, False, False, True, False, False, True, True]  # logged are steps 3 and 6
 
 
 def test_skipped_files_are_listed(tmp_path, capsys):
