@@ -247,6 +247,8 @@ def _declare_evaluate(commands: Any) -> None:
 @_in_one_line
 def _evaluate(arguments: argparse.Namespace) -> int:
     require("evaluation", "lightning", "torchvision", "tqdm", "nvidia.dali")
+    from torch import OutOfMemoryError
+
     from .distributed import ElsewhereError
     from .evaluate.command import run
     from .evaluate.linear import RATES
@@ -269,6 +271,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     except ElsewhereError:  # the other process tells of it
         return 2
+    except OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        return _refuse("evaluate", MemoryError(f"{said}; --half, a smaller --batch_size, or more processes take less"))
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            raise
+        return 128 + signal.SIGINT  # the first process tells of it
     return 0
 
 

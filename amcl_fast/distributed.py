@@ -126,6 +126,23 @@ def together(group: Any = None) -> Iterator[None]:
 
 
 @contextmanager
+def apart(shared: bool = True) -> Iterator[None]:
+    """`together` where several processes share the work, and nothing where one does it alone.
+
+    Args:
+        shared: whether they do, if there are several.
+
+    Raises:
+        ElsewhereError: as `together`.
+    """
+    if not shared or world()[1] == 1:
+        yield
+        return
+    with together():
+        yield
+
+
+@contextmanager
 def alike() -> Iterator[None]:
     """A block that fails in all processes or in none, for the same reason: the first raises the error itself.
 

@@ -1,69 +1,172 @@
 """Processes that torchrun or srun has started for a command without a trainer: their group, and how they wait."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from .distributed import together, world
 
 _WAITING = timedelta(days=30)
 
 
-def _environment() -> ClusterEnvironment | None:
-    """What the launcher says of this process; None without one, or where it has started this process alone."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            environment: ClusterEnvironment = kind()
-            return environment if environment.world_size() > 1 else None
-    return None
+@dataclass(frozen=True)
+class _Place:
+    """This process among those that a launcher has started, and where they meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    bound: bool
+    """Whether the launcher gives each process CPUs of its own, as srun does unless it is told not to."""
 
 
-def local_processes() -> int:
-    """How many processes the launcher has started on this machine."""
-    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or "1"
-    return int(told) if _environment() is not None else 1
+def _place() -> _Place | None:
+    """What the launcher says of this process; None without one, or where it has started this process alone.
+
+    Under SLURM srun is the launcher, and its step counts: a job's own variables are there as well in a shell of the
+    job, in which a command runs alone, and of another number of tasks.
+
+    Raises:
+        ValueError: a variable of the launcher's is missing or no number.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if _number("WORLD_SIZE", "torchrun") == 1:
+            return None
+        return _Place(
+            rank=_number("RANK", "torchrun"),
+            world_size=_number("WORLD_SIZE", "torchrun"),
+            local_rank=_number("LOCAL_RANK", "torchrun"),
+            local_size=_number("LOCAL_WORLD_SIZE", "torchrun"),
+            address=_told("MASTER_ADDR", "torchrun"),
+            port=_number("MASTER_PORT", "torchrun"),
+            bound=False,
+        )
+    if "SLURM_STEP_ID" not in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return None
+    nodes = os.environ.get("MASTER_ADDR") or _told("SLURM_STEP_NODELIST", "srun")
+    # Two steps of a job may run at once.
+    port = 15_000 + (_number("SLURM_JOB_ID", "srun") + _number("SLURM_STEP_ID", "srun")) % 10_000
+    return _Place(
+        rank=_number("SLURM_PROCID", "srun"),
+        world_size=_number("SLURM_STEP_NUM_TASKS", "srun"),
+        local_rank=_number("SLURM_LOCALID", "srun"),
+        local_size=_tasks_here(),
+        address=SLURMEnvironment.resolve_root_node_address(nodes),
+        port=_number("MASTER_PORT", "srun") if "MASTER_PORT" in os.environ else port,
+        bound=True,
+    )
+
+
+def _told(name: str, launcher: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(f"{name} must be set by {launcher}, got {'nothing' if value is None else repr(value)}")
+    return value
+
+
+def _number(name: str, launcher: str) -> int:
+    value = _told(name, launcher)
+    if not value.isdecimal():
+        raise ValueError(f"{name} must be the whole number that {launcher} sets, got {value!r}")
+    return int(value)
+
+
+def _tasks_here() -> int:
+    """Tasks of this process's step on its machine: of `2(x3),1` those of machine SLURM_NODEID."""
+    told, machine = _told("SLURM_STEP_TASKS_PER_NODE", "srun"), _number("SLURM_NODEID", "srun")
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in told.split(",")]
+    counts = [int(match[1]) for match in found if match for _ in range(int(match[2] or 1))]
+    if not all(found) or machine >= len(counts):
+        raise ValueError(f"SLURM_STEP_TASKS_PER_NODE must tell the tasks of machine {machine}, got {told!r}")
+    return counts[machine]
+
+
+def threads() -> int:
+    """Threads that this process may keep busy: its part of the machine's CPUs that it and its neighbours may use."""
+    allowed, place = len(os.sched_getaffinity(0)), _place()
+    if place is None:
+        return allowed
+    if place.bound:
+        if "SLURM_CPUS_PER_TASK" in os.environ:
+            return max(1, min(allowed, _number("SLURM_CPUS_PER_TASK", "srun")))
+        of_all = os.cpu_count() or 1
+        if "SLURM_CPUS_ON_NODE" in os.environ:
+            of_all = min(of_all, _number("SLURM_CPUS_ON_NODE", "srun"))
+        if allowed < of_all:
+            return allowed
+    return max(1, allowed // place.local_size)
 
 
 @contextmanager
 def launched() -> Iterator[torch.device]:
-    """A block in which the processes that a launcher has started are a group; yields this one's device."""
+    """A block in which the processes that a launcher has started are a group; yields this one's device.
+
+    Raises:
+        ValueError: what the launcher says of this process cannot be.
+        ConnectionError: the processes do not find each other, or one of them has ended.
+    """
     on_gpu = torch.cuda.is_available()
-    environment = _environment()
-    if environment is None:
+    place = _place()
+    if place is None:
         yield torch.device("cuda" if on_gpu else "cpu")
         return
-    device = (
-        torch.device("cuda", environment.local_rank() % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
-    )
+    device = torch.device("cuda", place.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     # As Lightning has it: both launchers tell these, srun by other names.
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-    rank, world_size = environment.global_rank(), environment.world_size()
-    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world_size)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place.address, str(place.port)
     try:
+        dist.init_process_group("nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world_size)
         yield device
+    except RuntimeError as error:
+        if not _is_of_connection(error):
+            raise
+        said = " ".join(str(error).split())
+        raise ConnectionError(f"process {place.rank} has lost another one, which has ended ({said[:200]})") from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            with suppress(RuntimeError):  # what ended the block is what to tell
+                dist.destroy_process_group()
 
 
-def once_a_machine(work: Callable[[], object]) -> None:
-    """Have the first process of every machine do something, while the others wait for however long that takes.
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Whether a collective has failed since another process is gone: gloo says so by a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or re.search(r"gloo/|Connection (closed|reset)", str(error)) is not None
+
+
+@contextmanager
+def patient() -> Iterator[Any]:
+    """A block with a group of all processes for which they wait however long it takes; None in a single one."""
+    if world()[1] == 1:
+        yield None
+        return
+    group = dist.new_group(backend="gloo", timeout=_WAITING)
+    yield group
+    dist.destroy_process_group(group)
+
+
+def once_a_machine(work: Callable[[], object], group: Any) -> None:
+    """Have the first process of every machine do something, while the others wait.
+
+    Args:
+        work: without collectives.
+        group: of all processes, whose timeout counts.
 
     Raises:
         ElsewhereError: it has failed in another process. The first that has failed raises its own error.
     """
-    environment = _environment()
-    if environment is None or world()[1] == 1:
-        work()
-        return
-    group = dist.new_group(backend="gloo", timeout=_WAITING)
+    place = _place()
     with together(group):
-        if not environment.local_rank():
+        if place is None or not place.local_rank:
             work()
-    dist.destroy_process_group(group)

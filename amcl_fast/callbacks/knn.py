@@ -9,7 +9,7 @@ import lightning as L
 
 from ..data.headers import NoImageLeftError
 from ..data.loader import NONE_MEASURED
-from ..distributed import exchange, world
+from ..distributed import apart, exchange, world
 from ..evaluate import knn_accuracy
 from ..evaluate.features import Extract, NothingToEvaluateError, collect, encoding, pixels
 from ..modes import in_mode
@@ -240,18 +240,23 @@ class OnlineKNN(L.Callback):
             if trainer.is_global_zero:
                 print(f"kNN is not measured any more: {NONE_MEASURED}", flush=True)
             return None
-        device = pl_module.device
-        self.neighbours = min(self.k, sum(exchange(len(bank_labels))))
-        return [
-            knn_accuracy(
-                *(part.to(device) for part in (own_bank, bank_labels, own_queries, query_labels)),
-                k=self.k,
-                temperature=self.temperature,
-                num_classes=datamodule.num_classes,
-                shared=True,
+        counts = exchange((len(bank_labels), len(query_labels)))
+        self.sampled = dict(zip(("bank", "queries"), map(sum, zip(*counts, strict=True)), strict=True))
+        self.neighbours = min(self.k, self.sampled["bank"])
+        accuracies = []
+        for own_bank, own_queries in zip(bank, queries, strict=True):
+            with apart():
+                parts = [part.to(pl_module.device) for part in (own_bank, bank_labels, own_queries, query_labels)]
+            accuracies.append(
+                knn_accuracy(
+                    *parts,
+                    k=self.k,
+                    temperature=self.temperature,
+                    num_classes=datamodule.num_classes,
+                    shared=True,
+                )
             )
-            for own_bank, own_queries in zip(bank, queries, strict=True)
-        ]
+        return accuracies
 
 
 def _log(trainer: L.Trainer, *, step: int, **metrics: float) -> None:

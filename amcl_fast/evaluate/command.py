@@ -1,7 +1,6 @@
 """`amcl-fast evaluate`: from a checkpoint and a folder to a table and a JSON file."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..data.module import UnequalImagesError
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..files import check_output, write_file
-from ..launch import launched, local_processes, once_a_machine
+from ..launch import launched, once_a_machine, patient, threads
 from ..paths import absolute_data, find_data
 from ..progress import Loop
 from .evaluation import Evaluation, evaluate
@@ -75,14 +74,10 @@ def run(
                 mean=encoder.mean,  # type: ignore[arg-type]
                 std=encoder.std,  # type: ignore[arg-type]
                 crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
-                num_threads=max(1, len(os.sched_getaffinity(0)) // local_processes()),
+                num_threads=threads(),
                 device="gpu" if device.type == "cuda" else "cpu",
             )
-        once_a_machine(datamodule.prepare_data)
-        with together():
-            datamodule.setup()
-            if datamodule.unmeasurable:
-                raise ValueError(_unmeasurable(data, datamodule.unmeasurable))
+        _find_images(datamodule, data)
         try:
             datamodule.check_equal()
         except UnequalImagesError as error:
@@ -135,6 +130,15 @@ def run(
         }
         write_file(path, json.dumps(content, indent=2) + "\n")
         print(f"written to  {path}")
+
+
+def _find_images(datamodule: ContrastiveDataModule, data: str) -> None:
+    with patient() as group:
+        once_a_machine(datamodule.prepare_data, group)
+        with together(group):  # each process looks for itself where the list could not be kept
+            datamodule.setup()
+            if datamodule.unmeasurable:
+                raise ValueError(_unmeasurable(data, datamodule.unmeasurable))
 
 
 def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | None) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed import exchange, together, world
+from ..distributed import apart, exchange, together, world
 from ..modes import in_mode
 from .features import Progress, encode, encoding, silent
 from .knn import knn_accuracy
@@ -113,12 +113,14 @@ def evaluate(
         TypeError, ValueError: as `knn_accuracy` and `linear_probe`, or a loader yields nothing.
         ElsewhereError: another process has failed.
     """
-    backbone = backbone.to(device)
-    bank_features, bank_labels, query_features, query_labels = (
-        part.to(device)
-        for loader, title in ((bank, "batches of training images"), (queries, "batches of held-out images"))
-        for part in encode(backbone, progress(loader, title), device, dtype=dtype, shared=shared)
-    )
+    with apart(shared):
+        backbone = backbone.to(device)
+    parts: list[Tensor] = []
+    for loader, title in ((bank, "batches of training images"), (queries, "batches of held-out images")):
+        found = encode(backbone, progress(loader, title), device, dtype=dtype, shared=shared)
+        with apart(shared):
+            parts += (part.to(device) for part in found)
+    bank_features, bank_labels, query_features, query_labels = parts
     knn = knn_accuracy(
         bank_features,
         bank_labels,
@@ -199,10 +201,10 @@ class EncodedBatches:
         while True:
             with together():
                 batch = next(own, None)
+                parts = [part.to(self._device).contiguous() for part in batch or ()]
+                whole = [part.new_empty(len(part) * world()[1], *part.shape[1:]) for part in parts]
             if batch is None:
                 return
-            parts = [part.to(self._device) for part in batch]
-            whole = [part.new_empty(len(part) * world()[1], *part.shape[1:]) for part in parts]
             for every, part in zip(whole, parts, strict=True):
-                dist.all_gather_into_tensor(every, part.contiguous())
+                dist.all_gather_into_tensor(every, part)
             yield whole[0], whole[1]

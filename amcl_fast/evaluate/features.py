@@ -1,6 +1,6 @@
 """The features that evaluations judge: of an encoder, or the pixels themselves."""
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def encode(
         Features (N, d) and labels (N,), both on the CPU.
 
     Raises:
-        ValueError: the loader yields nothing; if shared, all of them.
+        ValueError: the loader yields nothing; if shared, all of them; or a feature is beyond what `dtype` can hold.
         ElsewhereError: another process has failed.
     """
     with in_mode(backbone, training=False):
@@ -117,16 +117,24 @@ def collect(
 
     Raises:
         NothingToEvaluateError: the loader yields nothing; if shared, all of them.
+        ValueError: a feature is beyond what `dtype` can hold.
         ElsewhereError: another process has failed.
     """
-    found = (([extract(images) for extract in extracts], labels) for images, labels in loader)
     kept: list[_Rows] = []
-    for features, labels in in_step(found, meet) if shared else found:
-        if not kept:
-            capacity = len(labels) * (len(loader) if isinstance(loader, Sized) else 1)
-            kept = [_Rows(part, dtype, capacity) for part in features] + [_Rows(labels, labels.dtype, capacity)]
-        for rows, part in zip(kept, [*features, labels], strict=True):
-            rows.add(part)
+
+    def keep_all() -> Iterator[None]:
+        for images, labels in loader:
+            features = [extract(images) for extract in extracts]
+            if not kept:
+                capacity = len(labels) * (len(loader) if isinstance(loader, Sized) else 1)
+                kept.extend(_Rows(part, dtype, capacity) for part in features)
+                kept.append(_Rows(labels, labels.dtype, capacity))
+            for rows, part in zip(kept, [*features, labels], strict=True):
+                rows.add(part)
+            yield
+
+    for _ in in_step(keep_all(), meet) if shared else keep_all():
+        pass
     widths = [rows.values.shape[1:] for rows in kept]
     every = [own for own in (exchange(widths) if shared else [widths]) if own]
     if not every:
@@ -160,7 +168,18 @@ class _Rows:
             more[: self._count] = self.values
             self._memory = more
         self._memory[self._count : end] = rows
+        self._check_range(rows, self._memory[self._count : end])
         self._count = end
+
+    @staticmethod
+    def _check_range(rows: Tensor, kept: Tensor) -> None:
+        """Refuse finite values that are infinite once they are kept; those that are not finite are refused later."""
+        if kept.dtype == torch.promote_types(kept.dtype, rows.dtype) or bool(torch.isfinite(kept).all()):
+            return
+        largest = torch.where(torch.isfinite(rows), rows, 0).abs().max()
+        if largest > (ends := torch.finfo(kept.dtype).max):
+            name = str(kept.dtype).removeprefix("torch.")
+            raise ValueError(f"features reach {largest:,.0f}, and {name} ends at {ends:,.0f}: evaluate without --half")
 
 
 def check_features(

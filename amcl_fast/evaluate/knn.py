@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import exchange, together, world
+from ..distributed import apart, exchange, together, world
 from ..rows import unit
 from .features import Progress, check_features, silent
 
@@ -80,22 +80,33 @@ def knn_accuracy(
     passes = -(-most // chunk)
     tiles = max(1, -(-len(bank) // max(tile_size, k)))
     looks = iter(progress(range(passes * tiles), "tiles of kNN"))
-    correct = torch.zeros((), dtype=torch.int64, device=bank.device)
+    with apart(shared):
+        correct = torch.zeros((), dtype=torch.int64, device=bank.device)
     for number in range(passes):
         own, truth = (part[number * chunk : (number + 1) * chunk] for part in (queries, query_labels))
-        rows = unit(own.float())
+        with apart(shared):
+            rows = unit(own.float())
+            padded = every = rows
+            if world_size > 1:
+                padded = F.pad(rows, (0, 0, 0, chunk - len(rows)))
+                every = rows.new_empty(chunk * world_size, rows.shape[1])
         if world_size > 1:
-            rows = _gathered(rows, chunk)
-        nearest = _Nearest(len(rows), k, bank.device)
-        for tile in range(tiles):
-            next(looks)
-            # Every n-th row: those of a class, which lie together, are spread over the tiles, and the first tile
-            # already holds neighbours of every query that few of the next ones surpass.
-            nearest.look(rows, *_tile(bank[tile::tiles], bank_labels[tile::tiles]), width)
-        similarity, labels = nearest.similarity, nearest.labels
+            dist.all_gather_into_tensor(every, padded)
+        with apart(shared):
+            nearest = _Nearest(len(every), k, bank.device)
+            for tile in range(tiles):
+                next(looks)
+                # Every n-th row: those of a class, which lie together, are spread over the tiles, and the first tile
+                # already holds neighbours of every query that few of the next ones surpass.
+                nearest.look(every, *_tile(bank[tile::tiles], bank_labels[tile::tiles]), width)
+            found = [nearest.similarity, nearest.labels]
+            theirs = [torch.empty_like(part) for part in found] if world_size > 1 else found
         if world_size > 1:
-            similarity, labels = _merged(similarity, labels, world_size, k)
-        correct += _right(similarity[: len(own)], labels[: len(own)], truth, temperature, num_classes)
+            for part, of_all in zip(found, theirs, strict=True):
+                dist.all_to_all_single(of_all, part)
+        with apart(shared):
+            similarity, labels = _merged(theirs, world_size, k) if world_size > 1 else found
+            correct += _right(similarity[: len(own)], labels[: len(own)], truth, temperature, num_classes)
     next(looks, None)  # a progress bar ends
     if world_size > 1:
         dist.all_reduce(correct)
@@ -183,24 +194,13 @@ def _right(similarity: Tensor, labels: Tensor, truth: Tensor, temperature: float
     return right
 
 
-def _gathered(rows: Tensor, chunk: int) -> Tensor:
-    """Queries of all processes, (chunk * P, d), those of a process with zeros below them up to `chunk`."""
-    own = rows.new_zeros(chunk, rows.shape[1])
-    own[: len(rows)] = rows
-    every = rows.new_empty(chunk * world()[1], rows.shape[1])
-    dist.all_gather_into_tensor(every, own)
-    return every
-
-
-def _merged(similarity: Tensor, labels: Tensor, world_size: int, k: int) -> tuple[Tensor, Tensor]:
-    """The nearest neighbours of this process's queries, of those that each process has found for all queries."""
-    by_process = []
-    for own in (similarity, labels):
-        every = torch.empty_like(own)
-        dist.all_to_all_single(every, own)
-        by_process.append(every.unflatten(0, (world_size, -1)).transpose(0, 1).flatten(1))  # (chunk, P * k)
-    best, places = by_process[0].topk(k, dim=1, sorted=False)
-    return best, by_process[1].gather(1, places)
+def _merged(found: list[Tensor], world_size: int, k: int) -> list[Tensor]:
+    """Similarities and labels (chunk, k) of the nearest of what each process has found, (P * chunk, k)."""
+    similarity, labels = (  # (chunk, P * k)
+        part.unflatten(0, (world_size, -1)).transpose(0, 1).flatten(1) for part in found
+    )
+    best, places = similarity.topk(k, dim=1, sorted=False)
+    return [best, labels.gather(1, places)]
 
 
 def _counts(bank: Tensor, queries: Tensor) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import alike, exchange, together, world
+from ..distributed import alike, apart, exchange, together, world
 from .features import Progress, check_features, silent
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -22,6 +22,9 @@ TOP5_CLASSES = 10
 
 _CHUNK_ELEMENTS = 1 << 24
 """Logits in memory at a time when accuracies are counted: 64 MiB."""
+
+_MEETING = 64
+"""Steps after which processes tell each other whether theirs have failed."""
 
 _GATHERED = 1 << 22
 """Features that processes gather at a time: 16 MiB."""
@@ -73,13 +76,14 @@ class ShuffledFeatures:
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of all processes: each puts its own in place, and the sum with the zeros of the others is the whole."""
-        own = rows - self._first
-        mine = ((own >= 0) & (own < len(self._labels))).nonzero().squeeze(1)
-        dtype = torch.promote_types(self._features.dtype, torch.float32)
-        features = self._features.new_zeros(len(rows), self._features.shape[1], dtype=dtype)
-        labels = self._labels.new_zeros(len(rows))
-        features[mine] = self._features[own[mine]].to(dtype)
-        labels[mine] = self._labels[own[mine]]
+        with together():
+            own = rows - self._first
+            mine = ((own >= 0) & (own < len(self._labels))).nonzero().squeeze(1)
+            dtype = torch.promote_types(self._features.dtype, torch.float32)
+            features = self._features.new_zeros(len(rows), self._features.shape[1], dtype=dtype)
+            labels = self._labels.new_zeros(len(rows))
+            features[mine] = self._features[own[mine]].to(dtype)
+            labels[mine] = self._labels[own[mine]]
         dist.all_reduce(features)
         dist.all_reduce(labels)
         return features, labels
@@ -154,7 +158,7 @@ def linear_probe(
         ElsewhereError: what another process has given cannot be used.
     """
     rank, world_size = world() if shared else (0, 1)
-    with together() if world_size > 1 else nullcontext():
+    with apart(shared):
         _check(queries, query_labels, num_classes, rates, epochs, batch_size, momentum, weight_decay, world_size > 1)
         if not len(train):
             raise ValueError("train yields no batch: there is nothing to learn from")
@@ -164,21 +168,31 @@ def linear_probe(
 
     dtype = torch.promote_types(queries.dtype, torch.float32)
     own = rates[rank::world_size]
-    weight = torch.zeros(len(own), num_classes, queries.shape[1], dtype=dtype, device=device, requires_grad=True)
-    bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device, requires_grad=True)
-    rate = torch.tensor(own, dtype=dtype, device=device) * (batch_size / 256)
-    classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
-    for epoch, features, labels in progress(_Passes(train, epochs), "steps of the linear probe"):
+    with apart(shared):
+        weight = torch.zeros(len(own), num_classes, queries.shape[1], dtype=dtype, device=device, requires_grad=True)
+        bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device, requires_grad=True)
+        rate = torch.tensor(own, dtype=dtype, device=device) * (batch_size / 256)
+        classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
+    failure: Exception | None = None
+    passes = progress(_Passes(train, epochs), "steps of the linear probe")
+    for step, (epoch, features, labels) in enumerate(passes):
         if epoch == 0:  # a look at every value makes a GPU wait
             with alike() if world_size > 1 else nullcontext():
                 check_features("features of train", features, "labels of train", labels, num_classes)
                 if features.shape[1] != queries.shape[1]:
                     raise ValueError(f"train has {features.shape[1]} features, queries have {queries.shape[1]}")
-        if own:
-            classifiers.step(features.to(weight), labels.to(device))
+        try:
+            if own and failure is None:
+                classifiers.step(features.to(weight), labels.to(device))
+        except Exception as error:
+            failure = error
+        # A meeting at every step would take longer than the step.
+        if world_size == 1 or step % _MEETING == 0:
+            _meet(failure, shared)
+    _meet(failure, shared)
     weight, bias = weight.detach(), bias.detach()
     parts = [(queries, query_labels)] if world_size == 1 else _every_query(queries, query_labels, sizes, device)
-    top1, top5 = _accuracies(weight, bias, parts, sum(sizes))
+    top1, top5 = _accuracies(weight, bias, parts, sum(sizes), shared)
     if world_size > 1:
         weight, bias, top1, top5 = _joined(weight, bias, top1, top5, len(rates), world_size)
     best = max(range(len(rates)), key=lambda index: (top1[index], -rates[index]))
@@ -190,6 +204,13 @@ def linear_probe(
         weight=weight.cpu(),
         bias=bias.cpu(),
     )
+
+
+def _meet(failure: Exception | None, shared: bool) -> None:
+    """Raise what has failed in this process, and if shared in another one."""
+    with apart(shared):
+        if failure is not None:
+            raise failure
 
 
 def _check(
@@ -272,21 +293,28 @@ def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
 
 
 def _accuracies(
-    weight: Tensor, bias: Tensor, queries: Iterable[tuple[Tensor, Tensor]], count: int
+    weight: Tensor, bias: Tensor, queries: Iterable[tuple[Tensor, Tensor]], count: int, shared: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Top-1 and top-5 of every classifier, in percent, on so many queries, which come in parts."""
-    size = max(1, _CHUNK_ELEMENTS // max(bias.numel(), 1))
     right = torch.zeros(2, len(weight), dtype=torch.int64, device=weight.device)
     for part, labels in queries:
-        if not len(weight):
-            continue
-        for rows, truth in zip(part.split(size), labels.split(size), strict=True):
-            logits = _logits(weight, bias, rows.to(weight))
-            hits = logits.topk(min(5, logits.shape[2]), dim=2).indices == truth.to(weight.device)[:, None, None]
-            hits &= torch.isfinite(logits).all(2, keepdim=True)
-            right += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)])
+        with apart(shared):
+            if len(weight):
+                right += _hits(weight, bias, part, labels)
     top1, top5 = (100 * right.double() / count).tolist()
     return tuple(top1), tuple(top5)
+
+
+def _hits(weight: Tensor, bias: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
+    """How many queries each classifier gets right, (2, R): by its best class, and by its five best."""
+    size = max(1, _CHUNK_ELEMENTS // max(bias.numel(), 1))
+    right = torch.zeros(2, len(weight), dtype=torch.int64, device=weight.device)
+    for rows, truth in zip(queries.split(size), labels.split(size), strict=True):
+        logits = _logits(weight, bias, rows.to(weight))
+        hits = logits.topk(min(5, logits.shape[2]), dim=2).indices == truth.to(weight.device)[:, None, None]
+        hits &= torch.isfinite(logits).all(2, keepdim=True)
+        right += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)])
+    return right
 
 
 def _every_query(
@@ -296,14 +324,15 @@ def _every_query(
     at_once = max(1, _GATHERED // max(queries.shape[1], 1))
     for rank, size in enumerate(sizes):
         for start in range(0, size, at_once):
-            if rank == world()[0]:
-                part, truth = (rows[start : start + at_once].to(device) for rows in (queries, labels))
-            else:
-                rows = min(at_once, size - start)
-                part = torch.empty(rows, queries.shape[1], dtype=queries.dtype, device=device)
-                truth = torch.empty(rows, dtype=torch.int64, device=device)
-            dist.broadcast(part.contiguous(), rank)
-            dist.broadcast(truth.contiguous(), rank)
+            with together():
+                if rank == world()[0]:
+                    part, truth = (rows[start : start + at_once].to(device).contiguous() for rows in (queries, labels))
+                else:
+                    rows = min(at_once, size - start)
+                    part = torch.empty(rows, queries.shape[1], dtype=queries.dtype, device=device)
+                    truth = torch.empty(rows, dtype=torch.int64, device=device)
+            dist.broadcast(part, rank)
+            dist.broadcast(truth, rank)
             yield part, truth
 
 
@@ -311,7 +340,8 @@ def _joined(
     weight: Tensor, bias: Tensor, top1: tuple[float, ...], top5: tuple[float, ...], rates: int, world_size: int
 ) -> tuple[Tensor, Tensor, tuple[float, ...], tuple[float, ...]]:
     """Classifiers and accuracies of all rates, of which process p has trained every P-th from p on."""
-    every = [torch.empty(rates, *own.shape[1:], dtype=own.dtype, device=own.device) for own in (weight, bias)]
+    with together():
+        every = [torch.empty(rates, *own.shape[1:], dtype=own.dtype, device=own.device) for own in (weight, bias)]
     for index in range(rates):
         for whole, own in zip(every, (weight, bias), strict=True):
             if index % world_size == world()[0]:

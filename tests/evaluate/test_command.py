@@ -1,6 +1,7 @@
 """`amcl-fast evaluate` by two processes that torchrun starts: one's table and file, and one line where it cannot be."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -84,3 +85,41 @@ def test_what_cannot_be_is_told_once_and_ends_both(run):
     told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
     assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
     assert "encoder" not in done.stdout
+
+
+def by_srun(folder, *options):
+    """Two tasks of a step as srun starts them, without --ntasks-per-node."""
+    told = {
+        "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2",
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "amcl_fast.cli", "evaluate", "run", *options], cwd=folder, text=True,
+            env=environment(folder) | told | {"SLURM_PROCID": task, "SLURM_LOCALID": task},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for task in "01"
+    ]  # fmt: skip
+    try:
+        return [(*task.communicate(timeout=200), task.returncode) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+
+
+def test_srun_starts_several_without_a_number_a_machine(run):
+    options = ["--epochs", "1", "--batch_size", "10", "--k", "5", "--output", "srun.json"]
+    (told, _, code), (silent, _, other) = by_srun(run, *options)
+    assert (code, other, silent) == (0, 0, "") and "written to  srun.json" in told
+    assert json.loads((run / "srun.json").read_text())["processes"] == 2
+
+
+def test_a_command_in_a_shell_of_a_job_runs_alone(run):
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    command = [sys.executable, "-m", "amcl_fast.cli", "evaluate", "run", "--epochs", "1", "--output", "job.json"]
+    done = subprocess.run(command, cwd=run, env=environment(run) | job, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "job.json").read_text())["processes"] == 1

@@ -32,6 +32,26 @@ def test_images_get_the_type_of_the_weights(dtype):
     torch.testing.assert_close(found, expected, rtol=1e-1, atol=1e-4 if dtype == torch.float64 else 5e-2)
 
 
+def test_features_beyond_half_precision_are_refused_where_they_are_kept():
+    loader = DataLoader(images(20, 0), 8)
+    large = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4, bias=False))
+    torch.nn.init.constant_(large[1].weight, 3000.0)
+    taken = []
+
+    def counted():
+        for batch in loader:
+            taken.append(len(batch))
+            yield batch
+
+    with pytest.raises(ValueError, match=r"features reach \d+,\d+, and float16 ends at 65,504: .* without --half"):
+        encode(large, counted(), "cpu", dtype=torch.float16)
+    assert len(taken) == 1
+    assert torch.isfinite(encode(large, loader, "cpu")[0]).all()
+    # What is not finite to begin with is no matter of the type.
+    torch.nn.init.constant_(large[1].weight, float("nan"))
+    assert encode(large, loader, "cpu", dtype=torch.float16)[0].isnan().all()
+
+
 def test_numbers_are_those_of_its_parts():
     module = backbone()
     bank, queries = DataLoader(images(30, 0), 8), DataLoader(images(20, 1), 8)

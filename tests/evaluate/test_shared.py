@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from processes import end_group
 
 from amcl_fast.distributed import ElsewhereError, exchange, in_step, share, together
-from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, knn_accuracy, linear_probe
+from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, features, knn, knn_accuracy, linear, linear_probe
 
 CLASSES, WIDTH = 12, 8
 RATES = (0.03, 0.1, 1.0, 3.0, 10.0)
@@ -116,6 +116,10 @@ def failing(count, at):
         yield number
 
 
+def probe_of(bank, queries, epochs):
+    return linear_probe(ShuffledFeatures(*bank, 4, shared=True), *queries, shared=True, **{**PROBE, "epochs": epochs})
+
+
 def errors(rank):
     """What is wrong in one process is an error in both."""
     bank, queries = rows(20, 1), rows(8, 2)
@@ -135,6 +139,26 @@ def errors(rank):
     told = [pytest.raises(ValueError, match="train must be finite"), pytest.raises(ElsewhereError, match="be finite")]
     with told[rank]:
         linear_probe(train, *queries, shared=True, **PROBE)
+
+    # What fails between two collectives, for lack of memory say.
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    def at_step_70(self, *arguments, usual=linear._Classifiers.step):
+        out_of_memory() if self._done == 70 else usual(self, *arguments)
+
+    told = [pytest.raises(ElsewhereError, match="no memory"), pytest.raises(torch.OutOfMemoryError, match="no memory")]
+    some = batches(images(9, 1), 2)
+    for owner, name, fails, work in (
+        (knn._Nearest, "look", out_of_memory, lambda: knn_accuracy(*bank, *queries, num_classes=CLASSES, shared=True)),
+        (linear._Classifiers, "step", at_step_70, lambda: probe_of(bank, queries, epochs=20)),
+        (linear, "_hits", out_of_memory, lambda: probe_of(bank, queries, epochs=1)),
+        (features._Rows, "add", out_of_memory, lambda: encode(backbone(), some, "cpu", shared=True)),
+    ):
+        with pytest.MonkeyPatch.context() as patch, told[rank]:
+            if rank:
+                patch.setattr(owner, name, fails)
+            work()
     # One ends long before the other, which then fails.
     taken = []
     told = [pytest.raises(ElsewhereError, match="cannot read 30"), pytest.raises(OSError, match="cannot read 30")]

@@ -1,0 +1,138 @@
+"""What a process is told by torchrun and srun, and what it makes of it."""
+
+import os
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from processes import end_group, start
+
+from amcl_fast import launch
+from amcl_fast.distributed import together
+
+JOB = {
+    "SLURM_JOB_ID": "4712345", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "gpu[1-9]",
+}  # fmt: skip
+STEP = {
+    "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    "SLURM_STEP_NODELIST": "gpu[4-7]", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+}  # fmt: skip
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "host", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Sets the variables of a launcher in place of any that are there."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+
+    def tell(*of, **others):
+        for part in (*of, others):
+            for name, value in part.items():
+                monkeypatch.setenv(name, value)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {},
+        JOB,
+        {**JOB, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # a shell in a job
+        {**TORCHRUN, "WORLD_SIZE": "1"},
+    ],
+)
+def test_a_process_of_its_own_is_alone(told, of):
+    told(of)
+    with launch.launched() as device, launch.patient() as group:
+        assert device.type in ("cpu", "cuda") and group is None
+    assert launch.threads() == len(os.sched_getaffinity(0))
+
+
+def test_a_step_of_several_tasks_is_what_srun_started(told):
+    told(JOB, STEP)
+    place = launch._place()
+    assert (place.rank, place.world_size, place.local_rank, place.local_size) == (5, 7, 1, 2)
+    assert (place.address, place.port) == ("gpu4", 15_000 + 2348)
+    told(SLURM_NODEID="3", MASTER_ADDR="head", MASTER_PORT="4711")
+    place = launch._place()
+    assert (place.local_size, place.address, place.port) == (1, "head", 4711)
+    told(TORCHRUN)  # by torchrun within a step
+    place = launch._place()
+    assert (place.rank, place.world_size, place.local_rank, place.local_size) == (3, 4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SLURM_PROCID", "", "SLURM_PROCID must be set by srun, got ''"),
+        ("SLURM_LOCALID", "one", "SLURM_LOCALID must be the whole number that srun sets, got 'one'"),
+        ("SLURM_NODEID", "4", "SLURM_STEP_TASKS_PER_NODE must tell the tasks of machine 4"),
+        ("SLURM_STEP_TASKS_PER_NODE", "x", "SLURM_STEP_TASKS_PER_NODE must tell the tasks of machine 2, got 'x'"),
+        ("MASTER_PORT", "http", "MASTER_PORT must be the whole number"),
+    ],
+)
+def test_what_srun_does_not_tell_is_named(told, name, value, message):
+    told(JOB, STEP, **{name: value})
+    with pytest.raises(ValueError, match=message), launch.launched():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("of", "allowed", "expected"),
+    [
+        ({**TORCHRUN}, 16, 8),  # shares what it may use, all of the machine or not
+        ({**JOB, **STEP}, 64, 32),  # not bound: all CPUs of the machine
+        ({**JOB, **STEP}, 4, 4),  # bound by srun
+        ({**JOB, **STEP, "SLURM_CPUS_ON_NODE": "16"}, 16, 8),  # not bound: all CPUs of the job
+        ({**JOB, **STEP, "SLURM_CPUS_ON_NODE": "16", "SLURM_CPUS_PER_TASK": "6"}, 16, 6),
+        ({**JOB, **STEP, "SLURM_CPUS_PER_TASK": "6"}, 4, 4),
+        ({**JOB, **STEP, "SLURM_STEP_TASKS_PER_NODE": "100(x4)"}, 64, 1),
+    ],
+)
+def test_threads_are_those_of_this_process(told, monkeypatch, of, allowed, expected):
+    told(of)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert launch.threads() == expected
+
+
+def leaves(rank, port):
+    start(rank, 2, port)
+    with pytest.raises(ConnectionError, match="process 0 has lost another one"), launch.launched():
+        os._exit(0) if rank else dist.barrier()
+
+
+def test_a_process_that_has_lost_another_says_so(port):
+    mp.spawn(leaves, args=(port,), nprocs=2)
+
+
+def test_a_fault_stays_one(told):
+    told(TORCHRUN, WORLD_SIZE="1")
+    with pytest.raises(RuntimeError, match="a fault"), launch.launched():
+        raise RuntimeError("a fault")
+
+
+def one_is_late(rank, port):
+    start(rank, 2, port)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+    done = []
+    with launch.patient() as group:
+        launch.once_a_machine(lambda: (time.sleep(2), done.append(rank)), group)
+        with together(group):
+            time.sleep(2 * rank)
+    del group  # its threads end with the last who knows it
+    assert done == [0] * (1 - rank)
+    end_group()
+
+
+def test_they_wait_longer_than_a_collective_may_take(port):
+    mp.spawn(one_is_late, args=(port,), nprocs=2)
