@@ -42,14 +42,17 @@ class OnlineKNN(L.Callback):
     Measuring that was cut short after an epoch is made up for when the run goes on.
 
     Of a data module it takes `features_loaders`, `measured_images`, `num_classes` and `size`, as
-    `ContrastiveDataModule` has them.
+    `ContrastiveDataModule` has them. One without `measured_images` is measured whole, by the first process, with
+    `features_loaders()`.
 
     Attributes:
         between_batches: called with the trainer while an epoch is measured, in all processes at the same time; it may
             raise, in all of them.
         neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
         unmeasurable: why nothing is measured; None if something is, and before training.
-        sampled: images of bank and queries, where something is measured.
+        sampled: images of bank and queries, as they were measured last; before that, those that will be, if known.
+        before: what `sampled` was before a resume changed it, with the last `epoch` that it holds for, 0: the baselines
+            alone.
         closed: whether the last of `history` was measured because training ended, after any save of its epoch.
         pixels, untrained: the two baselines in percent, None before training, or if they are not measured.
         history: (epoch, accuracy in percent), epochs counted from 1. The last one is of the end of training, inside
@@ -81,6 +84,8 @@ class OnlineKNN(L.Callback):
         self.neighbours: int | None = None
         self.unmeasurable: str | None = None
         self.sampled: dict[str, int] = {}
+        self.before: list[dict[str, int]] = []
+        self._asked: dict[str, int] | None = None  # images, bad ones included; None: of an older run
         self.pixels: float | None = None
         self.untrained: float | None = None
         self.history: list[tuple[int, float]] = []
@@ -105,6 +110,7 @@ class OnlineKNN(L.Callback):
         if begins(trainer, stage):
             self.pixels = self.untrained = self.neighbours = self._pending = None
             self.history, self.closed, self.seconds = [], False, []
+            self.sampled, self.before, self._asked = {}, [], None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +120,9 @@ class OnlineKNN(L.Callback):
             "pending": self._pending,
             "neighbours": self.neighbours,
             "closed": self.closed,
+            "sampled": dict(self.sampled),
+            "before": [dict(entry) for entry in self.before],
+            "asked": None if self._asked is None else dict(self._asked),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,6 +131,9 @@ class OnlineKNN(L.Callback):
         self._pending = state_dict.get("pending")
         self.closed = state_dict.get("closed", False)
         self.neighbours = state_dict.get("neighbours")
+        self.sampled = dict(state_dict.get("sampled", {}))
+        self.before = [dict(entry) for entry in state_dict.get("before", [])]
+        self._asked = state_dict.get("asked")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.closed:
@@ -144,8 +156,8 @@ class OnlineKNN(L.Callback):
             if trainer.is_global_zero:
                 print(f"kNN is not measured: {self.unmeasurable}", flush=True)
             return
-        counts = datamodule.measured_images(self.bank, self.queries)
-        self.sampled = dict(zip(("bank", "queries"), counts, strict=True))
+        if hasattr(datamodule, "measured_images"):
+            self._note_sample(trainer, datamodule)
         if self._pending is not None:
             accuracy = self._measure(trainer, pl_module)
             if accuracy is not None:
@@ -154,6 +166,20 @@ class OnlineKNN(L.Callback):
             self._pending = None
         if self.before_training and trainer.global_step == 0 and self.untrained is None:
             self._measure_baselines(trainer, pl_module)
+
+    def _note_sample(self, trainer: L.Trainer, datamodule: Any) -> None:
+        """Take note of what will be measured, and say so where what was measured before is another sample."""
+        names = "bank", "queries"
+        asked = dict(zip(names, datamodule.measured_images(self.bank, self.queries), strict=True))
+        if self.history or self.untrained is not None:
+            if self._asked is None:  # earlier versions measured all images
+                self._asked = self.sampled = dict(zip(names, datamodule.measured_images(), strict=True))
+            if self._asked != asked:
+                self.before.append({"epoch": self.history[-1][0] if self.history else 0, **self.sampled})
+                if trainer.is_global_zero:
+                    print(f"kNN is now of {_counts(asked)}, before of {_counts(self._asked)}", flush=True)
+        self._asked = asked
+        self.sampled = self.sampled or dict(asked)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -179,11 +205,10 @@ class OnlineKNN(L.Callback):
     def _measure_baselines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         kinds = [encoding(pl_module.backbone, pl_module.device)]  # type: ignore[arg-type]
-        size = sum(self.sampled.values()) * 3 * min(datamodule.size, _PIXELS) ** 2 * 4
-        if size <= _MOST_PIXEL_BYTES:
+        images = sum((self._asked or {}).values())
+        if images == 0 or images * 3 * min(datamodule.size, _PIXELS) ** 2 * 4 <= _MOST_PIXEL_BYTES:
             kinds.insert(0, pixels(_PIXELS))
         elif trainer.is_global_zero:
-            images = sum(self.sampled.values())
             print(f"raw pixels are not compared: those of {images:,} images take more than 1 GiB", flush=True)
         found = self._accuracies(trainer, pl_module, kinds)
         if found is None:
@@ -230,7 +255,10 @@ class OnlineKNN(L.Callback):
 
         try:
             rank, world_size = world()
-            loaders = datamodule.features_loaders(self.bank, self.queries, shard=rank, num_shards=world_size)
+            if hasattr(datamodule, "measured_images"):
+                loaders = datamodule.features_loaders(self.bank, self.queries, shard=rank, num_shards=world_size)
+            else:
+                loaders = ((), ()) if rank else datamodule.features_loaders()
             with trainer.precision_plugin.forward_context(), in_mode(backbone, training=False):
                 (bank, bank_labels), (queries, query_labels) = (
                     collect(loader, kinds, shared=True, meet=meet) for loader in loaders
@@ -257,6 +285,10 @@ class OnlineKNN(L.Callback):
                 )
             )
         return accuracies
+
+
+def _counts(images: dict[str, int]) -> str:
+    return f"{images['queries']:,} held-out images, by {images['bank']:,} training images"
 
 
 def _log(trainer: L.Trainer, *, step: int, **metrics: float) -> None:

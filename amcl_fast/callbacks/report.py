@@ -131,7 +131,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
     versions = {"amcl_fast": __version__, "python": platform.python_version(), "numpy": np.__version__}
     versions |= {"torch": torch.__version__, "lightning": L.__version__}
-    measuring = [callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)]  # type: ignore[attr-defined]
+    knn = next((callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)), None)  # type: ignore[attr-defined]
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": trainer.world_size,
@@ -142,9 +142,11 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "data": getattr(datamodule, "root", None),
         "training_images": datamodule.num_train,
         "classes": datamodule.num_classes,
-        # What kNN was measured on: images of bank and queries.
-        "measured_images": next((dict(knn.sampled) for knn in measuring), {}),
-        "unmeasurable": next((knn.unmeasurable for knn in measuring), getattr(datamodule, "unmeasurable", None)),
+        # What kNN was measured on: images of bank and queries; and up to which epoch on others.
+        "measured_images": dict(knn.sampled) if knn else {},
+        "measured_before": [dict(entry) for entry in knn.before] if knn else [],
+        "measured_epoch": knn.history[-1][0] if knn and knn.history else None,
+        "unmeasurable": knn.unmeasurable if knn else getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
         "versions": versions,
         "machine": machine,

@@ -375,8 +375,11 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         """Those with a label, or a sample of them, which does not depend on what else has happened."""
         places = np.flatnonzero(images.labels >= 0)
         if most is not None and most < len(places):
-            ranks, _ = _ranks(images.labels[places])
-            places = np.sort(places[np.argsort(ranks, kind="stable")[:most]])
+            labels = images.labels[places]
+            ranks, _ = _ranks(labels)
+            # Of fewer images than classes not the first classes, and the same ones in bank and queries.
+            classes = np.random.default_rng(len(images.classes)).permutation(len(images.classes))
+            places = np.sort(places[np.lexsort((classes[labels], ranks))[:most]])
         return images.subset(places)
 
     def _labelled(self, images: Images) -> Images:

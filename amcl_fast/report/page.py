@@ -140,17 +140,40 @@ def _results(summary: dict[str, Any]) -> str:
         for key, label in labels.items()
         if (value := summary["knn"][key]) is not None
     ]
-    if boxes:
-        return f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>{_measured_on(summary)}"
     why = summary.get("unmeasurable")
+    if boxes:
+        parts = [f"<h2>kNN accuracy</h2><div class=results>{''.join(boxes)}</div>", _measured_on(summary)]
+        if why:
+            parts.append(f"<p>Not measured any more: {escape(str(why))}.{_last_measured(summary)}</p>")
+        return "".join(parts)
     return f"<h2>kNN accuracy</h2><p>Not measured: {escape(str(why))}.</p>" if why else ""
 
 
+def _last_measured(summary: dict[str, Any]) -> str:
+    epoch = summary.get("measured_epoch")
+    return f" The figure of the trained encoder is of epoch {epoch}." if isinstance(epoch, int) else ""
+
+
 def _measured_on(summary: dict[str, Any]) -> str:
-    counts = summary.get("measured_images")
-    if not isinstance(counts, dict) or not counts.keys() >= {"bank", "queries"}:  # of earlier versions
+    """What the figures are of, those of before a resume that took another sample included."""
+    counts = _images(summary.get("measured_images"))
+    if counts is None:  # of earlier versions
         return ""
-    return f"<p>Of {counts['queries']:,} held-out images, by {counts['bank']:,} training images.</p>"
+    told, since = [f"Of {counts}."], "Before training and up"
+    before = summary.get("measured_before")
+    for entry in before if isinstance(before, list) else ():
+        others = _images(entry)
+        if others is not None and others != counts:
+            when = f"{since} to epoch {epoch}" if (epoch := entry.get("epoch")) else "Before training"
+            told.append(f"{when}: of {others}.")
+        since = "Up"
+    return f"<p>{' '.join(told)}</p>"
+
+
+def _images(counts: Any) -> str | None:
+    if not isinstance(counts, dict) or not all(isinstance(counts.get(name), int) for name in ("bank", "queries")):
+        return None
+    return f"{counts['queries']:,} held-out images, by {counts['bank']:,} training images"
 
 
 def _speed(summary: dict[str, Any]) -> dict[str, str]:

@@ -146,6 +146,63 @@ def test_no_more_than_the_sample_is_measured(tmp_path):
     assert asked == [((14, 8), {"shard": 0, "num_shards": 1})] * 2
 
 
+class Sampled(FakeDataModule):
+    """Gives as many images as are asked for, and of the first held-out image finds out that it is bad."""
+
+    def measured_images(self, bank=None, queries=None):
+        return min(bank or 20, 20), min(queries or 10, 10)
+
+    def features_loaders(self, bank=None, queries=None, **part):
+        counts = self.measured_images(bank, queries)
+        loaders = zip(super().features_loaders(**part), counts, strict=True)
+        (bank, queries) = ([(images[:count], labels[:count])] for [(images, labels)], count in loaders)
+        return bank, [(images[1:], labels[1:]) for images, labels in queries]
+
+
+def test_what_was_measured_on_is_what_was_left(tmp_path):
+    knn = OnlineKNN(bank=12, queries=6)
+    fit(tmp_path, data=Sampled(), extra=[knn], max_epochs=1)
+    assert knn.sampled == {"bank": 12, "queries": 5}
+
+
+def test_a_resume_with_another_sample_says_so(tmp_path, capsys):
+    def go_on(epochs, **settings):
+        knn = OnlineKNN(**settings)
+        path = tmp_path / "checkpoints" / "last.ckpt"
+        fit(tmp_path, data=Sampled(), extra=[knn], max_epochs=epochs, ckpt_path=str(path) if path.exists() else None)
+        return knn, capsys.readouterr().out
+
+    knn, said = go_on(1)
+    assert (knn.before, said) == ([], "")
+    knn, said = go_on(2)
+    assert (knn.before, said) == ([], "")
+    knn, said = go_on(3, bank=12)
+    assert said == (
+        "kNN is now of 10 held-out images, by 12 training images, before of 10 held-out images, by 20 training images\n"
+    )
+    assert knn.before == [{"epoch": 2, "bank": 20, "queries": 9}] and knn.sampled == {"bank": 12, "queries": 9}
+    knn, said = go_on(4, bank=0)
+    assert said == "kNN is off: knn.bank is 0\n" and knn.sampled == {"bank": 12, "queries": 9}
+    knn, said = go_on(5, bank=12)
+    assert "now" not in said and knn.before == [{"epoch": 2, "bank": 20, "queries": 9}]
+
+
+def test_a_run_of_an_earlier_version_measured_all_images(tmp_path, capsys):
+    first = OnlineKNN()
+    fit(tmp_path, data=Sampled(), extra=[first], max_epochs=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for state in checkpoint["callbacks"].values():
+        if "pixels" in state:
+            for name in ("sampled", "before", "asked"):
+                del state[name]
+    torch.save(checkpoint, path)
+    knn = OnlineKNN(queries=4)
+    fit(tmp_path, data=Sampled(), extra=[knn], max_epochs=2, ckpt_path=str(path))
+    assert "kNN is now of 4 held-out images, by 20 training images, before of 10 " in capsys.readouterr().out
+    assert knn.before == [{"epoch": 1, "bank": 20, "queries": 10}]
+
+
 @pytest.mark.parametrize("name", ["bank", "queries", "every_n_epochs", "k", "temperature"])
 def test_settings_out_of_range_are_named(name):
     with pytest.raises(ValueError, match=rf"knn.{name} .*-1"):
@@ -172,9 +229,31 @@ class Batches(FakeDataModule):
         return one_by_one(bank), one_by_one(queries)
 
 
+class Plain(FakeDataModule):
+    """Of somebody else, which knows neither samples nor parts."""
+
+    measured_images = property()
+
+    def features_loaders(self):
+        return super().features_loaders()
+
+
+def test_a_data_module_of_others_is_measured_whole(tmp_path):
+    knn, usual = OnlineKNN(), OnlineKNN()
+    fit(tmp_path / "plain", data=Plain(), extra=[knn])
+    fit(tmp_path / "usual", extra=[usual])
+    assert (knn.history, knn.pixels, knn.untrained) == (usual.history, usual.pixels, usual.untrained)
+    assert knn.sampled == {"bank": 20, "queries": 10}
+
+
 def two_processes(rank, port, folder):
     start(rank, 2, port)
     settings = {"strategy": "ddp", "devices": 2}
+
+    # A data module that knows no parts.
+    knn = OnlineKNN(k=5)
+    fit(folder / "whole", data=Plain(), extra=[knn], max_epochs=1, **settings)
+    assert knn.sampled == {"bank": 20, "queries": 10} and len(knn.history) == 1
 
     # The same in both, and what one process finds.
     knn = OnlineKNN(k=5)

@@ -401,7 +401,7 @@ def test_samples_are_of_all_classes_and_always_the_same(make_folder):
     whole = [pixels_and_labels(loader) for loader in data.features_loaders(100, 100)]
     assert [labels.bincount().tolist() for _, labels in whole] == [[9, 9, 9], [4, 4, 4]]
     bank, queries = (pixels_and_labels(loader) for loader in data.features_loaders(7, 3))
-    assert bank[1].bincount().tolist() == [3, 2, 2] and queries[1].tolist() == [0, 1, 2]
+    assert sorted(bank[1].bincount().tolist()) == [2, 2, 3] and queries[1].tolist() == [0, 1, 2]
     again, other_seed = data.features_loaders(7, 3), prepared(root, seed=5).features_loaders(7, 3)
     for loaders in (again, other_seed):
         assert torch.equal(pixels_and_labels(loaders[0])[0], bank[0])
@@ -410,6 +410,19 @@ def test_samples_are_of_all_classes_and_always_the_same(make_folder):
     assert all((larger == image).flatten(1).all(1).any() for image in bank[0])
     # The limit is of what is trained on, and so of the bank.
     assert prepared(root, limit=6).measured_images(50, 50) == (6, 12)
+
+
+def test_a_sample_of_fewer_images_than_classes_is_not_of_the_first_ones(make_folder):
+    root = make_folder("set/train", classes="abcdefghij", per_class=3).parent
+    make_folder("set/test", classes="abcdefghij", per_class=2)
+    data = prepared(root)
+    bank, queries = (pixels_and_labels(loader)[1] for loader in data.features_loaders(14, 4))
+    assert len(queries.unique()) == 4 and queries.tolist() != [0, 1, 2, 3]
+    # The classes of which the bank has one more.
+    twice = (bank.bincount() == 2).nonzero().flatten().tolist()
+    assert bank.bincount().tolist().count(1) == 6 and twice == queries.tolist()
+    few = pixels_and_labels(data.features_loaders(5, 4)[0])[1].tolist()
+    assert len(few) == 5 and set(queries.tolist()) < set(few)
 
 
 @pytest.mark.parametrize("num_shards", [2, 5, 11])

@@ -170,3 +170,26 @@ def test_how_many_images_knn_was_measured_on_is_told(folder):
     write_facts(folder, {**facts, "measured_images": {"bank": 50_000, "queries": 10_000}})
     assert "Of 10,000 held-out images, by 50,000 training images." in Page(write_report(folder).read_text()).text
     assert json.loads((folder / "report" / "summary.json").read_text())["measured_images"]["bank"] == 50_000
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_each_figure_is_told_with_the_images_that_it_is_of(folder):
+    facts = json.loads((folder / "run.json").read_text())
+    before = [{"epoch": 3, "bank": 900, "queries": 90}, {"epoch": 5, "bank": 50, "queries": 10}]
+    facts |= {"measured_images": {"bank": 50, "queries": 10}, "measured_before": before}
+    write_facts(folder, facts)
+    text = " ".join(Page(write_report(folder).read_text()).text)
+    assert "Of 10 held-out images, by 50 training images. " in text
+    assert "Before training and up to epoch 3: of 90 held-out images, by 900 training images." in text
+    assert "epoch 5" not in text  # the same
+    write_facts(folder, facts | {"measured_before": [{"epoch": 0, "bank": 900, "queries": 90}]})
+    assert "Before training: of 90 held-out images" in write_report(folder).read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_is_not_measured_any_more_is_told_beside_the_figures(folder):
+    facts = json.loads((folder / "run.json").read_text())
+    write_facts(folder, {**facts, "unmeasurable": "kNN is off: knn.bank is 0", "measured_epoch": 2})
+    text = Page(write_report(folder).read_text()).text
+    assert "trained encoder" in text
+    assert "Not measured any more: kNN is off: knn.bank is 0. The figure of the trained encoder is of epoch 2." in text
