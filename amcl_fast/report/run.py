@@ -117,21 +117,21 @@ def read_run(run_dir: Path) -> Run:
     """Read a run directory, also one of a run that goes on or was stopped.
 
     Raises:
-        FileNotFoundError: not a run directory, or nothing was logged yet.
+        FileNotFoundError: not a run directory, or its training has not begun yet.
         ValueError: a file in it is damaged, or beyond what a run leaves.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / _METRICS).is_file():
+    facts, metrics = facts_path(run_dir), run_dir / _METRICS
+    if not metrics.is_file() and not facts.is_file():  # a short run may end before anything is logged
         what = "does not exist" if not run_dir.exists() else f"holds no {_METRICS}"
         raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
     snapshots = (snapshot_path(run_dir, moment) for moment in ("before", "after"))
     before, after = (Snapshot.load(path) if path.is_file() else None for path in snapshots)
-    facts = facts_path(run_dir)
     config = run_dir / _CONFIG
     return Run(
         folder=run_dir,
         settings=read_settings(config) if config.exists() else {},
-        metrics=_read_metrics(run_dir / _METRICS),
+        metrics=_read_metrics(metrics) if metrics.is_file() else {},
         facts=_read_json(facts) if facts.is_file() else {},
         skipped=_read_skipped(skipped_path(run_dir)),
         evaluations={

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from command_line import NT_XENT, environment, image_folder
@@ -87,8 +89,8 @@ def test_what_cannot_be_is_told_once_and_ends_both(run):
     assert "encoder" not in done.stdout
 
 
-def by_srun(folder, *options):
-    """Two tasks of a step as srun starts them, without --ntasks-per-node."""
+def by_srun(folder, *options, interrupted=False):
+    """Two tasks of a step as srun starts them, without --ntasks-per-node; a Ctrl-C ends both once they are at work."""
     told = {
         "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2",
         "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2",
@@ -103,6 +105,11 @@ def by_srun(folder, *options):
         for task in "01"
     ]  # fmt: skip
     try:
+        if interrupted:
+            assert tasks[0].stdout.readline().startswith("encoder")
+            time.sleep(1)
+            for task in tasks:
+                task.send_signal(signal.SIGINT)
         return [(*task.communicate(timeout=200), task.returncode) for task in tasks]
     finally:
         for task in tasks:
@@ -114,6 +121,13 @@ def test_srun_starts_several_without_a_number_a_machine(run):
     (told, _, code), (silent, _, other) = by_srun(run, *options)
     assert (code, other, silent) == (0, 0, "") and "written to  srun.json" in told
     assert json.loads((run / "srun.json").read_text())["processes"] == 2
+
+
+def test_a_ctrl_c_of_all_is_one_line(run):
+    (_, told, code), (silent, others, other) = by_srun(run, "--epochs", "100000", interrupted=True)
+    assert (code, other, silent) == (130, 130, "")
+    said = [line for line in (told + others).splitlines() if "left" not in line]  # of the progress
+    assert said == ["amcl-fast evaluate: stopped before its end: no result was written"]
 
 
 def test_a_command_in_a_shell_of_a_job_runs_alone(run, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shots import METRICS, run_directory, snapshot
 
-from amcl_fast.report import read_run
+from amcl_fast.report import read_run, write_comparison, write_report
 from amcl_fast.report.run import write_facts
 
 
@@ -37,6 +37,18 @@ def test_what_is_no_run_directory_is_refused_by_name(tmp_path, make):
         folder.write_text("")
     with pytest.raises(FileNotFoundError, match=r"here.*expected the folder of a run"):
         read_run(folder)
+
+
+def test_a_run_that_logged_nothing_has_a_report(tmp_path):
+    """It is off, kNN, and ended before the first step whose metrics were due."""
+    folder = run_directory(tmp_path / "short", after=snapshot())
+    (folder / "metrics.csv").unlink()
+    write_facts(folder, {"finished": True, "unmeasurable": "kNN is off: knn.bank is 0"})
+    run = read_run(folder)
+    assert run.metrics == {} and run.last("loss") is None
+    page = write_report(folder).read_text()
+    assert "0 optimiser steps logged" in page and "Not measured: kNN is off: knn.bank is 0." in page
+    assert write_comparison([folder, run_directory(tmp_path / "usual")], tmp_path / "both").is_file()
 
 
 @pytest.mark.parametrize("metrics", ["epoch,loss\n1,2\n", "step,loss\n1,abc\n", ""])
