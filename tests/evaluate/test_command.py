@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from command_line import NT_XENT, environment, image_folder
 
 from amcl_fast.cli import main
@@ -137,3 +138,14 @@ def test_a_command_in_a_shell_of_a_job_runs_alone(run, monkeypatch):
         monkeypatch.setenv(name, value)
     assert main(["evaluate", "run", "--epochs", "1", "--output", "job.json"]) == 0
     assert json.loads((run / "job.json").read_text())["processes"] == 1
+
+
+def test_too_little_memory_is_one_line(run, monkeypatch, capsys):
+    def evaluate(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has …")
+
+    monkeypatch.chdir(run)
+    monkeypatch.setattr("amcl_fast.evaluate.command.evaluate", evaluate)
+    assert main(["evaluate", "run"]) == 2
+    told = "CUDA out of memory; --half, a smaller --batch_size, or more processes take less"
+    assert capsys.readouterr().err == f"amcl-fast evaluate: error: {told}\n"
