@@ -97,7 +97,8 @@ def measure(
 ) -> bool:
     """Measure some of `SECTIONS`, a line a case, and write each into the machine's JSON when it is complete.
 
-    A section of which only a part was asked for, or in which a case failed, is printed and not written.
+    A section of which only a part was asked for, or in which a case failed, is printed and not written. Of `scale` and
+    the pipeline's storages what failed is a row that says so, and the section is written.
 
     Args:
         sections: what to measure.
@@ -118,6 +119,9 @@ def measure(
     """
     if seconds is not None and seconds <= 0:
         raise ValueError(f"seconds must be above 0, got {seconds:g}")
+    for name, value in (("--images", images), ("--queries", queries)):
+        if value is not None and "scale" not in sections:
+            raise ValueError(f"{name} is of the section scale, got {value:,} for {', '.join(sections)}")
     if data is not None and not data.is_dir():
         raise ValueError(f"data must be a folder of classes of images, got {str(data)!r}")
     asked = Asked(substring, backend, seconds, data, images, queries)
@@ -136,7 +140,9 @@ def measure(
         for message in wrong:
             print(f"FAILED  {message}", file=sys.stderr, flush=True)
         failed = failed or bool(wrong)
-        if rows and not (wrong or substring):
+        # Where a row says that it is missing, the others are worth keeping.
+        lost = any("failed" in row and "missing" not in row for row in rows)
+        if rows and not (lost or substring):
             results.save(path, device(), section, about, rows)
             print(f"written: {path}, {section}, after {about['seconds']:.0f} s", flush=True)
     return not failed
@@ -236,8 +242,7 @@ def _scale(asked: Asked) -> Rows:
     cases = [case for case, _ in _matching(dict.fromkeys(CASES), asked.substring)]
     images = FULL if asked.images is None else asked.images
     for row in measure(cases, images, asked.queries, asked.seconds, asked.data, device()):
-        if "failed" not in row:
-            print(scale_line(row), flush=True)
+        print(scale_line(row), flush=True)
         yield row
 
 

@@ -189,12 +189,19 @@ def scaling(rows: list[dict[str, Any]]) -> str:
 
 def scale(rows: list[dict[str, Any]]) -> str:
     """Table of the rehearsal at the size of ImageNet: what, its target, what was found."""
-    lines = [[row["what"], _scale_target(row), _scale_found(row), row["note"] or "–"] for row in rows]
+    lines = [
+        [row["what"], "–", "–", row["missing"]]
+        if "missing" in row
+        else [row["what"], _scale_target(row), _scale_found(row), row["note"] or "–"]
+        for row in rows
+    ]
     return _table(["what", "target", "found", "in detail"], lines)
 
 
 def scale_line(row: dict[str, Any]) -> str:
     """One line about one row of the rehearsal, for the terminal."""
+    if "missing" in row:
+        return f"{row['what']}: {row['missing']}"
     target = "" if row["target"] is None else f" (target {_scale_target(row)})"
     return f"{row['what']}: {_scale_found(row)}{target}" + (f"; {row['note']}" if row["note"] else "")
 
@@ -203,12 +210,16 @@ def _scale_target(row: dict[str, Any]) -> str:
     if row["target"] is None:
         return "–"
     verdict = {True: "met", False: "**missed**", None: "holds at full size"}[row["met"]]
-    return f"≤ {row['target']:g} {row['unit']}: {verdict}"
+    return f"≤ {row['target']:g}{_unit(row)}: {verdict}"
 
 
 def _scale_found(row: dict[str, Any]) -> str:
     basis = "" if row["basis"] == "measured" else f", {row['basis']}"
-    return f"{_three_digits(row['value'])} {row['unit']}{basis}"
+    return f"{_three_digits(row['value'])}{_unit(row)}{basis}"
+
+
+def _unit(row: dict[str, Any]) -> str:
+    return f" {row['unit']}" if row["unit"] else ""
 
 
 def _quartiles(run: dict[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
 A row: `case`, one of `CASES`; `what` was measured; `value` in `unit`; `basis`, `measured`, `extrapolated` or `at
 least`; `target`, the most that `value` may be, or null; `met`, null without a target and below full size; `note`, for
-people; and `details`, every figure that went into it. docs/benchmarks.md says how each is taken.
+people; and `details`, every figure that went into it. What was not run has `case`, `what` and `missing`, the reason;
+where that is an error, `failed` too. docs/benchmarks.md says how each is taken.
 """
 
 import json
-import os
-import re
+import math
 import subprocess
 import sys
 import time
@@ -17,7 +17,8 @@ from typing import Any
 
 from . import scale_process
 from .scale_process import BATCH, IMAGES, SIZE, Failed
-from .scale_tree import FULL, Tree, tree
+from .scale_room import memory_free
+from .scale_tree import FULL, LEAST, Tree, tree
 
 ROWS = 1_281_167
 """Images of ImageNet-1k's training part, as a bank and for a linear probe."""
@@ -37,10 +38,13 @@ CASES = (
 # Seconds that a run may take until its first step, kNN before training included.
 _LONGEST = 300
 _EPOCHS = 100
-_NOTICED = 0.1
+# Of what a start costs beyond 1,000 images, what nobody notices: it counts as this.
+_NOTICED_SECONDS, _NOTICED_BYTES, _NOTICED_STATE = 0.1, float(8 << 20), 1024.0
+# Linear growth has exponent 1; sorting's is 1.08 at this size.
+_LINEAR = 1.15
 _OF_THE_SLOWEST = ("product", "product_processor", "knn", "knn_processor", "beyond")
 _SETTINGS = {
-    "data.size": 64, "data.batch_size": 128, "data.num_threads": os.cpu_count() or 1,
+    "data.size": 64, "data.batch_size": 128, "data.num_threads": scale_process.cores(),
     "model.backbone.name": "resnet18", "model.backbone.width": 16, "model.compile": "false",
     "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true",
     "trainer.sync_batchnorm": "false",
@@ -52,7 +56,7 @@ Row = dict[str, Any]
 def measure(
     cases: Sequence[str], images: int, queries: int | None, seconds: float | None, data: Path | None, device: str
 ) -> Iterator[Row]:
-    """Measure some of `CASES`; rows as they are found.
+    """Measure some of `CASES`; rows as they are found, also of a part whose processes fail.
 
     Args:
         cases: which.
@@ -65,15 +69,17 @@ def measure(
     Raises:
         ValueError: there is no room or no hard link in TMPDIR, or a number is out of range.
     """
-    if queries is not None and queries < 1:
-        raise ValueError(f"--queries must be at least 1, got {queries}")
+    if queries is not None and not 1 <= queries <= QUERIES:
+        raise ValueError(f"--queries must be 1 to {QUERIES:,}, got {queries:,}")
+    from amcl_fast.evaluate.linear import RATES
+
     seconds = SECONDS if seconds is None else seconds
     if "start" in cases or "pretrain" in cases:
         with tree(images, data) as made:
             if "start" in cases:
-                yield from _told(_start(made))
+                yield from _told("start", "the start of a run", _start(made))
             if "pretrain" in cases:
-                yield from _told(_pretrain(made))
+                yield from _told("pretrain", "pretrain to its first step", _pretrain(made))
     rows = ROWS if images >= FULL else images
     for case in cases:
         kind, _, width = case.partition(", width ")
@@ -82,18 +88,28 @@ def measure(
             for dtype, processes in (("float32", 1), ("float32", 2), ("float16", 1)):
                 if processes == 1 or device == "cpu":
                     some = seconds if dtype == "float32" else seconds / 2
-                    yield from _told(_knn(case, rows, int(width), dtype, processes, queries, some, device))
+                    what = f"kNN, {QUERIES:,} × {rows:,} × {width}, {dtype}{_in(processes)}"
+                    request = {"rows": rows, "width": int(width), "dtype": dtype, "device": device, "seconds": some}
+                    request |= {"queries": queries, "most": QUERIES}
+                    yield from _told(case, what, _knn(case, what, request, processes))
         elif kind == "linear probe":
             for processes in (1, 2) if device == "cpu" else (1,):
-                yield from _told(_probe(case, rows, int(width), processes, seconds / 2, device))
+                what = f"linear probe, {rows:,} × {width}, {len(RATES)} rates{_in(processes)}"
+                request = {"rows": rows, "width": int(width), "dtype": "float32", "device": device}
+                request |= {"seconds": seconds / 4}
+                yield from _told(case, what, _probe(case, what, request, processes))
 
 
-def _told(rows: Iterator[Row]) -> Iterator[Row]:
+def _told(case: str, what: str, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows, and one that says so if a process fails; the cases after it are measured all the same."""
     try:
         yield from rows
     except Failed as error:
-        yield {"failed": str(error)}
+        yield {"case": case, "what": what, "missing": f"failed: {error}", "failed": f"{what}: {error}"}
+
+
+def _in(processes: int) -> str:
+    return f", {processes} processes" if processes > 1 else ""
 
 
 def _start(made: Tree) -> Iterator[Row]:
@@ -116,10 +132,14 @@ def _start(made: Tree) -> Iterator[Row]:
     def row(what: str, value: float, unit: str, target: float | None, note: str = "", **details: Any) -> Row:
         return _row("start", what, value, unit, target, enough=made.images >= FULL, note=note, details=details)
 
+    where = {"file_system": made.file_system, "sources": made.sources}
+    note = f"{made.file_system}; links to {made.sources} files"
+    yield row(f"making the folder of {made.images:,} images", made.seconds, "s", None, note, **where)
     for process, target in (("first scan", 60.0), ("later start", 15.0), ("another process", 15.0)):
         answer = full[process]
         who = f"later start in {process} of the machine" if process == "another process" else process
-        parts = f"prepare_data {answer['prepare']:.1f} s, setup {answer['setup']:.1f} s"
+        first = "waiting for the first" if process == "another process" else "prepare_data"
+        parts = f"{first} {answer['prepare'] + answer['waiting']:.1f} s, setup {answer['setup']:.1f} s"
         yield row(f"{who}, {made.images:,} images", _seconds(answer), "s", target, parts, answer=answer)
     for process, who in (
         ("first scan", "in the process of the first scan"),
@@ -139,27 +159,40 @@ def _start(made: Tree) -> Iterator[Row]:
     batch, batch_of_small = (of["loader"] + of["first_batch"] for of in (loading, of_small))
     what = f"from the list to the first batch, {IMAGES} images of {SIZE} pixels"
     yield row(what, batch, "s", None, f"of 1,000 images {batch_of_small:.1f} s", full=loading, small=of_small)
-    figures, of_tenth = _figures(full), _figures(tenth)
-    growth = {name: figures[name] / of_tenth[name] for name in figures}
-    worst = max(growth, key=growth.__getitem__)
-    listed = ", ".join(f"{name} × {value:.1f}" for name, value in growth.items())
-    what = "the most that anything grows by with ten times the images"
-    yield row(what, growth[worst], "×", 10.0, listed, growth=growth, full=figures, tenth=of_tenth)
+    what = "the most that anything grows by, as a power of the number of images"
+    if made.images // 10 < 2 * LEAST:
+        yield {"case": "start", "what": what, "missing": f"it wants {20 * LEAST:,} images at the least"}
+        return
+    figures = [_figures(of) for of in (small, tenth, full)]
+    exponents = {}
+    for name, (_, noticed) in figures[0].items():
+        at_1000, of_tenth, of_all = (of[name][0] for of in figures)
+        exponents[name] = _exponent(at_1000, of_tenth, of_all, noticed, made.images)
+    worst = max(exponents, key=exponents.__getitem__)
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in exponents.items())
+    yield row(what, exponents[worst], "", _LINEAR, listed, exponents=exponents, figures=figures)
 
 
-def _figures(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds and bytes of a start by name, for their growth; times that nobody notices count as `_NOTICED`."""
+def _figures(found: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """What a start costs by name, for its growth: seconds or bytes, and how many of them nobody notices."""
     loading = found["later start"]
     seconds = {f"{process}'s time": _seconds(answer) for process, answer in found.items()}
     seconds |= {"the loader's": loading["loader"], "the first batch's": loading["first_batch"]}
     seconds |= {"the state's": loading["state"]}
-    figures = {name: max(value, _NOTICED) for name, value in seconds.items()}
-    figures |= {f"{process}'s memory": float(answer["after"]["resident"]) for process, answer in found.items()}
-    return figures | {"the state's bytes": float(loading["state_bytes"])}
+    figures = {name: (value, _NOTICED_SECONDS) for name, value in seconds.items()}
+    for process, answer in found.items():
+        figures[f"{process}'s memory"] = float(answer["after"]["resident"]), _NOTICED_BYTES
+    return figures | {"the state's bytes": (float(loading["state_bytes"]), _NOTICED_STATE)}
+
+
+def _exponent(small: float, tenth: float, full: float, noticed: float, images: int) -> float:
+    """By which power of the images something grows, from a tenth of them to all, beyond what it is of 1,000."""
+    growth = max(full - small, noticed) / max(tenth - small, noticed)
+    return math.log(growth) / math.log((images - LEAST) / (images // 10 - LEAST))
 
 
 def _seconds(answer: dict[str, Any]) -> float:
-    return answer["prepare"] + answer["setup"]
+    return answer["prepare"] + answer["waiting"] + answer["setup"]
 
 
 def _pretrain(made: Tree) -> Iterator[Row]:
@@ -202,11 +235,11 @@ def _first_step(made: Tree, size: str, knn: bool) -> dict[str, Any]:
     output = made.folder / f"{name}.log"
     with output.open("wb") as log:
         started = time.monotonic()
-        process = scale_process.start(command, _environment(made, size), stdout=log, stderr=log)
+        process = scale_process.Process(command, _environment(made, size), stdout=log, stderr=log)
         try:
             code = process.wait(_LONGEST)
         finally:
-            scale_process.end(process)
+            process.end()
     if code or not told.exists():
         print(output.read_text(errors="replace")[-2000:], file=sys.stderr, flush=True)
         raise Failed(f"pretrain: the command ended with code {code} before its first step; its output is above")
@@ -219,35 +252,33 @@ def _environment(made: Tree, size: str) -> dict[str, str]:
     return {"AMCL_FAST_CACHE": str(made.folder / f"cache-{size}")}
 
 
-def _knn(
-    case: str, rows: int, width: int, dtype: str, processes: int, queries: int | None, seconds: float, device: str
-) -> Iterator[Row]:
-    what = f"kNN, {QUERIES:,} × {rows:,} × {width}, {dtype}{f', {processes} processes' * (processes > 1)}"
-    needed = rows * width * (4 if dtype == "float32" else 2) * 1.1 + (processes << 30)
-    if device == "cpu" and needed > _available():
-        print(f"{what}: not run: {needed / 2**30:.0f} GiB of memory must be free", flush=True)
+def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Iterator[Row]:
+    rows, width, dtype = request["rows"], request["width"], request["dtype"]
+    if missing := _no_room(rows * width * (4 if dtype == "float32" else 2), processes, request["device"]):
+        yield {"case": case, "what": what, "missing": missing}
         return
     print(f"    {what}", flush=True)
-    request = {"rows": rows, "width": width, "dtype": dtype, "device": device}
-    answers = scale_process.measure("knn", request | {"queries": queries, "seconds": seconds}, {}, processes)
+    answers = scale_process.measure("knn", request, {}, processes)
     if any(answer["error"] * answer["checked"] > 100.5 for answer in answers):  # more than one vote
-        yield {"failed": f"{what}: {answers[0]['error']:.1f} % off the accuracy in float64"}
-        return
+        raise Failed(f"{answers[0]['error']:.1f} % off the accuracy in float64")
     # The slowest process is what all wait for.
     timed = [
         {name: of[0][name] for name in ("queries", "accuracy")}
         | {name: max(one[name] for one in of) for name in _OF_THE_SLOWEST}
         for of in zip(*(answer["timed"] for answer in answers), strict=True)
     ]
-    last = timed[-1]
-    basis = "measured" if last["queries"] >= QUERIES else "extrapolated"
-    once, each = _costs(timed)
-    passes = -(-QUERIES // answers[0]["queries_per_pass"])
-    whole = last["knn"] * QUERIES / last["queries"] if len(timed) == 1 else passes * once + QUERIES * each
+    last, per_pass = timed[-1], answers[0]["queries_per_pass"]
+    of_pass = answers[0]["whole_pass"] | {"beyond": max(answer["whole_pass"]["beyond"] for answer in answers)}
+    once, each = _costs(timed, per_pass)
+    passes = _passes(QUERIES, per_pass)
+    basis, whole = "extrapolated", passes * once + QUERIES * each
+    if last["queries"] == QUERIES:
+        basis, whole = "measured", last["knn"]
     product = last["product"] * QUERIES / last["queries"]
+    details = {"timed": timed, "whole_pass": of_pass, "processes": processes, "passes": passes}
+    details |= {"once": once, "each": each}
 
     def row(of: str, value: float, unit: str, target: float | None, note: str, basis: str = "measured") -> Row:
-        details = {"timed": timed, "processes": processes, "passes": passes, "once": once, "each": each}
         enough = rows == ROWS
         return _row(case, f"{what}: {of}", value, unit, target, enough=enough, basis=basis, note=note, details=details)
 
@@ -256,32 +287,43 @@ def _knn(
     note = f"{ratios}; {last['accuracy']:.1f} % right"
     yield row("time as a multiple of the bare product", whole / product, "×", target, note, basis)
     note = _and(f"{one['knn']:.1f} s for {one['queries']:,}" for one in timed)
-    if len(timed) > 1:
+    if basis == "extrapolated":
         note += f": {passes} × {once:.1f} s for the bank and {1e3 * each:.2f} ms a query"
     yield row("time", whole / 60, "min", None, note, basis)
-    note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB"
+    beyond = {f"{one['queries']:,} queries": one["beyond"] for one in timed}
+    beyond |= {f"{of_pass['queries']:,} with {of_pass['rows']:,} rows": of_pass["beyond"]}
+    note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB; "
+    note += ", ".join(f"{name} {value / 2**20:,.0f} MiB" for name, value in beyond.items())
     target = 1024.0 if dtype == "float32" else None
     of_one = " of a process" * (processes > 1)
-    yield row(f"memory{of_one} beyond the bank", last["beyond"] / 2**20, "MiB", target, note)
+    yield row(f"memory{of_one} beyond the bank", max(beyond.values()) / 2**20, "MiB", target, note)
 
 
-def _costs(timed: list[dict[str, Any]]) -> tuple[float, float]:
+def _passes(queries: int, per_pass: int) -> int:
+    """Over the bank, for so many queries."""
+    return -(-queries // per_pass)
+
+
+def _costs(timed: list[dict[str, Any]], per_pass: int) -> tuple[float, float]:
     """Seconds of a pass over the bank whatever the queries, and of a query, which needs its product at the least."""
     few, many = timed[0], timed[-1]
+    passes, of_few = _passes(many["queries"], per_pass), _passes(few["queries"], per_pass)
     each = many["product"] / many["queries"]
-    if len(timed) > 1:
-        each = max(each, (many["knn"] - few["knn"]) / (many["queries"] - few["queries"]))
-    return max(0.0, many["knn"] - many["queries"] * each), each
+    # Without it the two are in proportion, and tell nothing of the parts.
+    if differ := of_few * many["queries"] - passes * few["queries"]:
+        each = max(each, (of_few * many["knn"] - passes * few["knn"]) / differ)
+    return max(0.0, many["knn"] - many["queries"] * each) / passes, each
 
 
-def _probe(case: str, rows: int, width: int, processes: int, seconds: float, device: str) -> Iterator[Row]:
-    print(f"    linear probe of width {width}{f', {processes} processes' * (processes > 1)}", flush=True)
-    request = {"rows": rows, "width": width, "dtype": "float32", "device": device, "seconds": seconds}
+def _probe(case: str, what: str, request: dict[str, Any], processes: int) -> Iterator[Row]:
+    if missing := _no_room(request["rows"] * request["width"] * 4, processes, request["device"]):
+        yield {"case": case, "what": what, "missing": missing}
+        return
+    print(f"    {what}", flush=True)
     answers = scale_process.measure("probe", request, {}, processes)
     about, details = answers[0], {"answers": answers, "processes": processes}
-    what = f"linear probe, {rows:,} × {width}, {about['rates']} rates{f', {processes} processes' * (processes > 1)}"
     step = max(answer["step"] for answer in answers)
-    note = f"{_and(str(one['steps']) for one in about['timed'])} steps"
+    note = f"median of {about['steps']} steps, {about['steps_of_a_block']} at a time"
     yield _row(case, f"{what}: a step of {BATCH}", step * 1e3, "ms", None, note=note, details=details)
     epoch = step * about["batches"]
     note = f"{about['batches']:,} steps an epoch, {epoch / 60:.1f} min"
@@ -290,6 +332,14 @@ def _probe(case: str, rows: int, width: int, processes: int, seconds: float, dev
     beyond = max(answer["beyond"] for answer in answers) / 2**20
     of_one = " of a process" * (processes > 1)
     yield _row(case, f"{what}: memory{of_one} beyond the features", beyond, "MiB", None, details=details)
+
+
+def _no_room(features: int, processes: int, device: str) -> str | None:
+    """Why so many bytes of features cannot be had, with what is needed beside them; None if they can."""
+    needed, free = features * 1.1 + (processes << 30), memory_free(device)
+    if needed <= free:
+        return None
+    return f"{needed / 2**30:.1f} GiB of memory must be free, got {free / 2**30:.1f}"
 
 
 def _row(
@@ -309,12 +359,6 @@ def _row(
         "case": case, "what": what, "value": value, "unit": unit, "basis": basis, "target": target, "met": met,
         "note": note, "details": details,
     }  # fmt: skip
-
-
-def _available() -> int:
-    """Bytes of memory that processes can have."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(found[1]) * 1024 if found else 1 << 60
 
 
 def _and(parts: Iterator[str]) -> str:

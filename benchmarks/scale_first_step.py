@@ -1,6 +1,7 @@
 """A callback for `bench scale`: ends a run at its first optimiser step, and says when that was."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,4 +38,4 @@ def _of_children() -> int:
                 pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             except OSError:  # it has ended since
                 continue
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -40,6 +40,10 @@ _TILE = 4096
 _BLOCK = 1 << 16
 # Queries whose votes are compared with float64, and rows of the bank for that.
 _CHECKED, _CHECKED_ROWS = 16, 1 << 18
+# Tiles of the bank with which a whole pass's memory is measured: the first, and others that are merged with it.
+_TILES = 3
+# Of a linear probe, timed steps and those before them, at the least.
+_BLOCKS = 6
 # Queries of the smaller number at the least.
 _LEAST = 128
 # Of the time of a kNN measurement: the product and kNN, of n and of 2n queries, kNN at the target.
@@ -61,9 +65,9 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, _running() as started:
         for rank in range(processes):
             about = {"rank": rank, "processes": processes, "group": f"{folder}/group"}
-            process = start(
+            process = Process(
                 [sys.executable, "-m", __name__, what],
-                dict(environment) | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))},
+                dict(environment) | {"OMP_NUM_THREADS": str(max(1, cores() // processes))},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -81,34 +85,49 @@ def measure(
     return answers
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
-    """Start a process that finds this package; a Ctrl-C reaches it only through whoever started it."""
-    path = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(
-        command, env=dict(os.environ) | {"PYTHONPATH": path} | dict(environment), start_new_session=True, **streams
-    )
+class Process(subprocess.Popen[bytes]):
+    """A process in a session of its own: a Ctrl-C reaches it only through whoever started it. It finds this package.
+
+    It ends with whoever started it, with those that it has started, whatever ends that one: a second process waits
+    for the end of a pipe, and kills them.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> None:
+        path = os.pathsep.join(filter(None, sys.path))
+        about = dict(os.environ) | {"PYTHONPATH": path} | dict(environment)
+        super().__init__(command, env=about, start_new_session=True, **streams)
+        self._guard: subprocess.Popen[bytes] = subprocess.Popen(
+            ["sh", "-c", 'read _; kill -KILL -- "-$1" 2>/dev/null', "sh", str(self.pid)],
+            stdin=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Kill it, with those that it has started, if it still runs."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+        self._guard.kill()
+        self._guard.wait()
+        for stream in (self.stdin, self.stdout, self._guard.stdin):
+            if stream is not None:
+                stream.close()
 
 
 @contextmanager
-def _running() -> Iterator[list[subprocess.Popen[bytes]]]:
+def _running() -> Iterator[list[Process]]:
     """Processes that are put into the list do not outlive the block."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Process] = []
     try:
         yield started
     finally:
         for process in started:
-            end(process)
+            process.end()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that `start` has started, with those that it has started, if it still runs."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def memory() -> dict[str, int]:
@@ -130,16 +149,16 @@ def _start(request: dict[str, Any]) -> dict[str, Any]:
         size=SIZE,
         batch_size=IMAGES,
         augmentation="abcde",
-        num_threads=os.cpu_count() or 1,
+        num_threads=cores(),
         device="cpu",
     )
     gc.collect()
+    _agreed(0)
     before, started = memory(), time.perf_counter()
     if not request["rank"]:
         data.prepare_data()
     prepared = time.perf_counter()
-    if request["processes"] > 1:
-        dist.barrier()
+    _agreed(0)
     begun = time.perf_counter()
     data.setup("fit")
     ready = time.perf_counter()
@@ -147,6 +166,7 @@ def _start(request: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "images": data.num_train,
         "prepare": prepared - started,
+        "waiting": begun - prepared,
         "setup": ready - begun,
         "before": before,
         "after": memory(),
@@ -205,17 +225,37 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
     """kNN beside the bare product of the same shapes, of two numbers of queries; the bank is shared by the processes.
 
     Of the request: `rows` of the bank, `width`, `dtype`, `device`; `queries`, a number, or null for as many as take
-    about `seconds`.
+    about `seconds`, `most` at the most.
     """
     from amcl_fast.evaluate import knn_accuracy
     from amcl_fast.evaluate.knn import _ON_CPU, _ON_GPU
 
     rank, processes, device = request["rank"], request["processes"], request["device"]
+    tile, _, per_pass = _ON_GPU if device == "cuda" else _ON_CPU
     features = _Features(request["width"], getattr(torch, request["dtype"]), device)
-    share = _share(request["rows"], request)
-    bank, labels = features.rows(share, seed=1 + rank)
+    bank, labels = features.rows(_share(request["rows"], request), seed=1 + rank)
     settings = {"k": min(K, request["rows"]), "num_classes": CLASSES}
     shared = processes > 1
+    _reset_peak(device)
+    before = _peak(device)
+
+    def knn(rows: int, count: int) -> dict[str, float]:
+        """kNN of so many queries, of all processes, with the first rows of this process's bank."""
+        own, of = features.rows(_share(count, request), seed=-3 - rank)
+        _reset_peak(device)
+        _agreed(0)
+        started, processor = time.perf_counter(), time.process_time()
+        accuracy = knn_accuracy(bank[:rows], labels[:rows], own, of, shared=shared, **settings)
+        return {
+            "queries": count,
+            "knn": time.perf_counter() - started,
+            "knn_processor": time.process_time() - processor,
+            "accuracy": accuracy,
+            "beyond": _peak(device) - before,
+        }
+
+    # The most memory: of all the queries of a pass. It takes no more for more tiles of the bank.
+    whole_pass = knn(_TILES * tile, min(per_pass, request["most"]))
     error = 0.0
     if processes == 1:
         data = bank[:_CHECKED_ROWS], labels[:_CHECKED_ROWS], *features.rows(_CHECKED, seed=-1)
@@ -225,31 +265,17 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
         some, _ = features.rows(_CHECKED * 16, seed=-1)
         of_one = _in_tiles(some, bank)["product"] / len(some)
         most = 2 * max(_LEAST, round(_agreed(request["seconds"] / _SHARES / of_one)))
-    counts = [most] if request["queries"] else [most // 2, most]
+    most = min(most, request["most"])
     timed = []
-    for count in counts:
+    for count in [most] if request["queries"] else [most // 2, most]:
         queries, _ = features.rows(count, seed=-2)
-        own, of = features.rows(_share(count, request), seed=-3 - rank)
         _agreed(0)
         product = _in_tiles(queries, bank)
-        _reset_peak()
-        before = _peak(device)
-        _agreed(0)
-        started, processor = time.perf_counter(), time.process_time()
-        accuracy = knn_accuracy(bank, labels, own, of, shared=shared, **settings)
-        timed.append(
-            {
-                "queries": count,
-                **product,
-                "knn": time.perf_counter() - started,
-                "knn_processor": time.process_time() - processor,
-                "accuracy": accuracy,
-                "beyond": _peak(device) - before,
-            }
-        )
-    per_pass = (_ON_GPU if device == "cuda" else _ON_CPU)[2]
+        del queries
+        timed.append(knn(len(bank), count) | product)
     return {
         "timed": timed,
+        "whole_pass": whole_pass | {"rows": min(len(bank), _TILES * tile)},
         "error": error,
         "checked": _CHECKED,
         "bank_bytes": bank.nbytes,
@@ -261,45 +287,47 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
     """Steps of a linear probe on features that are shared by the processes.
 
     Of the request: `rows`, `width`, `dtype`, `device`; `seconds` that the steps may take.
+
+    Steps are timed in blocks, for processes gather the rows of several batches at a time. The first block, with the
+    order of all rows in it, is none of them, and there are never more steps than an epoch has.
     """
-    from amcl_fast.evaluate.linear import RATES, ShuffledFeatures, linear_probe
+    from amcl_fast.evaluate.linear import _GATHERED, RATES, ShuffledFeatures, linear_probe
 
-    shared = request["processes"] > 1
-
-    class First(ShuffledFeatures):
-        """The first `count` batches of an epoch."""
-
-        count = 0
-
-        def __len__(self) -> int:
-            return self.count
-
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            return islice(super().__iter__(), self.count)
-
-    features = _Features(request["width"], getattr(torch, request["dtype"]), request["device"])
-    train = First(*features.rows(_share(request["rows"], request), seed=1 + request["rank"]), BATCH, shared=shared)
+    shared, device = request["processes"] > 1, request["device"]
+    features = _Features(request["width"], getattr(torch, request["dtype"]), device)
+    train = ShuffledFeatures(
+        *features.rows(_share(request["rows"], request), seed=1 + request["rank"]), BATCH, shared=shared
+    )
     queries, of = features.rows(_share(BATCH, request), seed=-3 - request["rank"])
+    block = max(1, min(_GATHERED // (BATCH * request["width"]), len(train) // _BLOCKS))
+    seconds: list[float] = []
 
-    def seconds(count: int) -> float:
-        train.count = count
-        _agreed(0)
-        started = time.perf_counter()
-        linear_probe(train, queries, of, num_classes=CLASSES, epochs=1, device=request["device"], shared=shared)
-        return time.perf_counter() - started
+    def timed(steps: Iterable[Any], _: str) -> Iterator[Any]:
+        """The first steps, as many as are timed; `seconds` of each block."""
+        left, iterator, most = 2, iter(steps), len(train) // block
+        while left > 0:
+            started = time.perf_counter()
+            yield from islice(iterator, block)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+            left -= 1
+            if len(seconds) == 2:
+                wanted = _agreed(request["seconds"] / seconds[1])
+                left = int(min(max(_BLOCKS - 2, wanted - 1), most - 2))
 
-    first = seconds(2)
-    count = max(4, round(_agreed(request["seconds"] / 3 / max(1e-3, (seconds(6) - seconds(2)) / 4))))
-    _reset_peak()
-    before = _peak(request["device"])
-    timed = [{"steps": steps, "seconds": seconds(steps)} for steps in (count, 2 * count)]
+    _reset_peak(device)
+    before = _peak(device)
+    _agreed(0)
+    linear_probe(train, queries, of, num_classes=CLASSES, epochs=1, device=device, shared=shared, progress=timed)
     return {
-        "timed": timed,
-        "step": (timed[1]["seconds"] - timed[0]["seconds"]) / count,
-        "first": first,
+        "step": statistics.median(seconds[1:]) / block,
+        "steps": block * (len(seconds) - 1),
+        "steps_of_a_block": block,
+        "blocks": seconds,
         "rates": len(RATES),
-        "batches": -(-request["rows"] // BATCH),
-        "beyond": _peak(request["device"]) - before,
+        "batches": len(train),
+        "beyond": _peak(device) - before,
     }
 
 
@@ -344,9 +372,9 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else memory()["peak"]
 
 
-def _reset_peak() -> None:
+def _reset_peak(device: str) -> None:
     gc.collect()
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
 

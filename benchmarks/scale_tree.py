@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from amcl_fast.progress import Progress
 
+from .scale_room import file_system
+
 FULL = 1_281_000
 """Images of the training part of ImageNet-1k, 1,281 in each of 1,000 classes."""
 
@@ -52,6 +54,8 @@ class Tree:
         small: the same with `LEAST`.
         images: number of them in `full`.
         seconds: what making it took.
+        sources: files that the links lead to.
+        file_system: that they lie on.
     """
 
     folder: Path
@@ -60,6 +64,8 @@ class Tree:
     small: Path
     images: int
     seconds: float
+    sources: int
+    file_system: str
 
 
 @contextmanager
@@ -78,7 +84,7 @@ def tree(images: int, data: Path | None) -> Iterator[Tree]:
     where = Path(tempfile.gettempdir())
     _check_room(where, images)
     started = time.monotonic()
-    with _removed(where) as folder:
+    with removed(where) as folder:
         count = max(_SOURCES if data is None else 1, -(-images // _MOST_LINKS))
         sources = _drawn(folder, count) if data is None else _copied(folder, data, count)
         print(f"{images:,} hard links to {len(sources)} images in {folder} (TMPDIR)", flush=True)
@@ -87,7 +93,15 @@ def tree(images: int, data: Path | None) -> Iterator[Tree]:
             _link(sources, folder / name, count)
         seconds = time.monotonic() - started
         print(f"    made in {seconds:.0f} s", flush=True)
-        yield Tree(folder, folder / "full", folder / "tenth", folder / "small", images, seconds)
+        made = Tree(
+            folder, folder / "full", folder / "tenth", folder / "small", images, seconds, len(sources),
+            file_system(folder),
+        )  # fmt: skip
+        try:
+            yield made
+        finally:
+            if sys.exc_info()[0] is not None:
+                print(f"removing {folder}", file=sys.stderr, flush=True)
 
 
 def photograph(random: np.random.Generator) -> NDArray[np.uint8]:
@@ -188,7 +202,7 @@ def _check_room(where: Path, images: int) -> None:
 
 
 @contextmanager
-def _removed(where: Path) -> Iterator[Path]:
+def removed(where: Path) -> Iterator[Path]:
     """A temporary folder; it goes when the block or the process ends."""
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=where)
     # A session of its own: neither a Ctrl-C nor a terminal that is closed reaches it.
@@ -200,6 +214,4 @@ def _removed(where: Path) -> Iterator[Path]:
     finally:
         assert remover.stdin is not None
         remover.stdin.close()
-        if sys.exc_info()[0] is not None:
-            print(f"removing {folder}", file=sys.stderr, flush=True)
         remover.wait()
