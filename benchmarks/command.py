@@ -190,7 +190,11 @@ def _pipeline(asked: Asked) -> Rows:
             continue
         if storages:
             assert asked.data is not None
-            rows = measure_storages(size, letters, asked.data, asked.of_rounds)
+            try:
+                rows = measure_storages(size, letters, asked.data, asked.of_rounds)
+            except (ValueError, OSError) as error:
+                about = {"size": size, "letters": letters, "library": "dali", "storage": "files and shards"}
+                rows = [about | {"missing": f"failed: {error}", "failed": f"{name}: {error}"}]
         else:
             rows = measure(size, letters, images(size, asked.data), asked.of_rounds)
         for row in rows:

@@ -7,6 +7,7 @@ letter costs what it adds to the crop alone. Rows that compare where the images 
 `STORAGES`, and `bytes` of an image.
 """
 
+import csv
 import os
 import re
 import statistics
@@ -22,6 +23,9 @@ import torch
 from amcl_fast.data import Augmentation
 from amcl_fast.data.scan import Images, scan_classes
 
+from .scale_process import cores
+from .scale_tree import removed
+
 LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
 BATCH = {32: 256, 224: 32}
 LIBRARIES = ("dali", "torchvision")
@@ -29,6 +33,8 @@ STORAGES: dict[str, int | None] = {"files": None, "shards": None, "shards, 256 p
 """Where photographs are kept, and the pixels of the shorter side to which they are scaled."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PREFETCH = 2
+# Bytes that a tar has besides an image and its class, at the most, and what lies beside the shards.
+_HEADERS, _ROOM = 4096, 64 << 20
 
 
 def images(size: int, data: Path | None) -> Images:
@@ -62,24 +68,44 @@ def measure(size: int, letters: str, source: Images, seconds: float, rounds: int
 def measure_storages(size: int, letters: str, data: Path, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
     """The rows of where photographs are kept, in turn: as files, and in shards that are packed from them.
 
+    All hold the same images, in the same order: 16 batches, evenly from the whole folder.
+
     Raises:
-        ValueError: `data` is no folder of classes of images.
+        ValueError: `data` is no folder of classes of images, or there is no room in TMPDIR.
+        OSError: the shards cannot be written.
     """
     from amcl_fast.data.kinds import find_images
     from amcl_fast.data.pack import pack
 
-    with tempfile.TemporaryDirectory() as folder, _cache(Path(folder, "cache")):
-        sources = {"files": scan_classes(_training(data))}
-        sizes = {"files": sum(os.path.getsize(path) for path in sources["files"].files) / len(sources["files"].files)}
+    where = Path(tempfile.gettempdir())
+    every = scan_classes(_training(data))
+    some = min(len(every.files), 16 * BATCH[size])
+    chosen = every.subset(number * len(every.files) // some for number in range(some))
+    taken = sum(os.path.getsize(path) for path in chosen.files)
+    _check_room(where, taken, some)
+    with removed(where) as folder, _cache(folder / "cache"):
+        sources, sizes = {"files": chosen}, {"files": taken / some}
+        listed = folder / "list.csv"
+        with listed.open("w", newline="") as table:
+            rows = zip(chosen.files, chosen.labels.tolist(), strict=True)
+            csv.writer(table).writerows([("path", "class"), *rows])
         for name, shorter_side in list(STORAGES.items())[1:]:
-            shards = Path(folder, name)
-            packed = pack(_training(data), shards, shorter_side=shorter_side)
+            shards = folder / name
+            packed = pack(listed, shards, shorter_side=shorter_side, shuffle=False)
             sources[name], sizes[name] = find_images(shards).train, packed.bytes / packed.images
         streams = {name: _dali(size, letters, _repeated(source, size)) for name, source in sources.items()}
         found = _in_turn(streams, BATCH[size], seconds, rounds)
         streams.clear()  # or they would read on where nothing is
     about = {"size": size, "letters": letters, "library": "dali"}
     return [about | {"storage": name, "bytes": sizes[name], **found[name]} for name in sources]
+
+
+def _check_room(where: Path, taken: int, images: int) -> None:
+    """Twice the bytes of the images, with a tar's headers, must fit."""
+    about = os.statvfs(where)
+    room, needed = about.f_bavail * about.f_frsize, 2 * (taken + images * _HEADERS) + _ROOM
+    if room < needed:
+        raise ValueError(f"TMPDIR must have {needed / 2**20:,.0f} MiB free, got {where} with {room / 2**20:,.0f} MiB")
 
 
 def _training(data: Path) -> Path:
@@ -122,7 +148,7 @@ def _in_turn(
 def _rate(stream: Iterator[Any], batch: int, seconds: float) -> tuple[float, float]:
     """(images a second, processor milliseconds an image) of an endless stream."""
     # What was prefetched while the stream stood still is not counted; nor is the start of a pipeline.
-    for _ in range(_PREFETCH * (os.cpu_count() or 1) + 1):
+    for _ in range(_PREFETCH * cores() + 1):
         next(stream)
     started, processor, count = time.monotonic(), _processor_seconds(), 0
     while count < 2 or time.monotonic() - started < seconds:
@@ -155,7 +181,7 @@ def _dali(size: int, letters: str, source: Images) -> Iterator[Any]:
         batch_size=BATCH[size],
         device="gpu" if cuda else "cpu",
         device_id=torch.cuda.current_device() if cuda else None,
-        num_threads=os.cpu_count() or 1,
+        num_threads=cores(),
         prefetch=_PREFETCH,
     )
     loader = ContrastiveLoader(source, [Augmentation.from_letters(letters)] * 2, output)
@@ -170,7 +196,7 @@ def _torchvision(size: int, letters: str, source: Images) -> Iterator[Any]:
         batch_size=BATCH[size],
         shuffle=True,
         drop_last=True,
-        num_workers=os.cpu_count() or 1,
+        num_workers=cores(),
         prefetch_factor=_PREFETCH,
         persistent_workers=True,
     )

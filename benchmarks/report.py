@@ -147,6 +147,8 @@ def pipeline(rows: list[dict[str, Any]]) -> str:
 
 def _storages(rows: list[dict[str, Any]]) -> str:
     """Table of where photographs are kept."""
+    if any("missing" in row for row in rows):
+        return _table(["kept as", "why not"], [[row["storage"], row.get("missing", "–")] for row in rows])
     base = rows[0]
     lines = [
         [

@@ -97,7 +97,7 @@ class Process(subprocess.Popen[bytes]):
         about = dict(os.environ) | {"PYTHONPATH": path} | dict(environment)
         super().__init__(command, env=about, start_new_session=True, **streams)
         self._guard: subprocess.Popen[bytes] = subprocess.Popen(
-            ["sh", "-c", 'read _; kill -KILL -- "-$1" 2>/dev/null', "sh", str(self.pid)],
+            ["sh", "-c", 'read _; kill -s KILL -- "-$1" 2>/dev/null', "sh", str(self.pid)],
             stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 

@@ -23,11 +23,13 @@ RECIPE=${RECIPE:-simclr-imagenet1k-amcl}
 PYTHON=${PYTHON:-python}
 
 if [ -f "$RUN/config.yaml" ]; then
-    how=(--resume "$RUN")
+    how=(--resume "$RUN" --data "$DATA")
 else
     how=(--recipe "$RECIPE" --data "$DATA" --run_dir "$RUN")
 fi
 
+# srun has not taken it from sbatch since SLURM 22.05.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 srun "$PYTHON" -m amcl_fast.cli pretrain "${how[@]}" --trainer.devices "$SLURM_NTASKS_PER_NODE" \
     --trainer.num_nodes "$SLURM_NNODES" --trainer.log_every_n_steps 10 "$@"
 code=$?

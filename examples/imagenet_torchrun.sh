@@ -5,8 +5,9 @@
 #   NODES=2 NODE=0 HEAD=host0:29500 DATA=/data/imagenet RUN=/shared/runs/mine ./imagenet_torchrun.sh  # 2 × 8, on host0
 #   NODES=2 NODE=1 HEAD=host0:29500 DATA=/data/imagenet RUN=/shared/runs/mine ./imagenet_torchrun.sh  # and on the other
 #
-# Given again, the same commands go on with a run that was stopped. RUN lies in a folder that all machines see; DATA may
-# be a copy on each. Further arguments are settings: --trainer.max_epochs 200
+# Given again, the same commands go on with a run that was stopped. RUN must lie in a folder that all machines see: each
+# looks there whether the run is begun or goes on, and they wait for one another in vain if they differ. DATA may be a
+# copy on each. Further arguments are settings: --trainer.max_epochs 200
 set -eu
 
 : "${DATA:?the folder of train/ and val/, or of shards}" "${RUN:?the folder of the run}"
@@ -14,18 +15,18 @@ RECIPE=${RECIPE:-simclr-imagenet1k-amcl}
 NODES=${NODES:-1}   # machines
 NODE=${NODE:-0}     # this one, from 0
 GPUS=${GPUS:-8}     # of each
-HEAD=${HEAD:-}      # HOST:PORT of machine 0
 PYTHON=${PYTHON:-python}
 
 if [ "$NODES" = 1 ]; then
     where=(--standalone)
 else
+    : "${HEAD:?HOST:PORT of machine 0}"
     where=(--nnodes "$NODES" --node_rank "$NODE" --master_addr "${HEAD%:*}" --master_port "${HEAD##*:}")
 fi
 
 # A checkpoint is there only once all machines have trained. Machine 0 also knows a run that was stopped before that.
 if [ -f "$RUN/checkpoints/last.ckpt" ] || { [ "$NODE" = 0 ] && [ -f "$RUN/config.yaml" ]; }; then
-    how=(--resume "$RUN")
+    how=(--resume "$RUN" --data "$DATA")
 else
     how=(--recipe "$RECIPE" --data "$DATA" --run_dir "$RUN")
 fi

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import time
@@ -9,7 +10,7 @@ from PIL import Image
 
 from amcl_fast.data import Augmentation
 from amcl_fast.data.scan import scan_classes
-from benchmarks import pipeline
+from benchmarks import command, pipeline, report
 
 
 @pytest.fixture
@@ -54,12 +55,62 @@ def test_files_and_shards(folder, monkeypatch):
     for path in folder.rglob("*.jpg"):
         Image.open(path).resize((240, 200)).save(path)
     before = dict(os.environ)
+    temporary = folder.with_name("temporary")
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    read = []
+    repeated = pipeline._repeated
+    monkeypatch.setattr(pipeline, "_repeated", lambda images, size: read.append(images) or repeated(images, size))
     rows = pipeline.measure_storages(32, "a", folder, seconds=0.2, rounds=2)
+    assert [len(images.files) for images in read] == [4] * 3
+    assert len({tuple(images.labels.tolist()) for images in read}) == 1  # the same ones, in the same order
+    assert not [path for path in temporary.iterdir() if path.is_dir()]
     assert [row["storage"] for row in rows] == list(pipeline.STORAGES) == ["files", "shards", "shards, 256 px"]
     files, shards, scaled = (row["bytes"] for row in rows)
     assert scaled < files < shards  # a tar has headers
     assert all(row["rounds"] == 2 and row["images_per_second"][1] > 0 for row in rows)
     assert dict(os.environ) == before
+
+
+def test_storages_take_evenly_what_a_measurement_reads(folder, monkeypatch):
+    """However large the data set, and only where there is room."""
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setitem(pipeline.BATCH, 32, 4)
+    for path in sorted(folder.rglob("0.jpg")):
+        for number in range(80):
+            os.link(path, path.with_name(f"more{number:03d}.jpg"))
+    packed = []
+
+    def pack(source, target, **settings):
+        packed.append([line.split(",") for line in source.read_text().splitlines()[1:]])
+        raise OSError("no more")
+
+    monkeypatch.setattr("amcl_fast.data.pack.pack", pack)
+    with pytest.raises(OSError, match="no more"):
+        pipeline.measure_storages(32, "a", folder, seconds=0.1)
+    assert len(packed[0]) == 64 and {label for _, label in packed[0]} == {"0", "1"}
+    monkeypatch.setattr(pipeline, "_ROOM", 1 << 60)
+    with pytest.raises(ValueError, match=r"TMPDIR must have [\d,]{9,} MiB free, got .* with [\d,]+ MiB"):
+        pipeline.measure_storages(32, "a", folder, seconds=0.1)
+
+
+def test_storages_that_fail_are_a_row_and_the_rest_is_kept(folder, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("nvidia.dali")
+
+    def failed(*_):
+        raise ValueError("no room")
+
+    row = {"size": 32, "letters": "a", "library": "dali", "images_per_second": [1.0] * 3, "processor_ms": [2.0] * 3}
+    monkeypatch.setattr(pipeline, "measure_storages", failed)
+    monkeypatch.setattr(pipeline, "measure", lambda *_: [row])
+    monkeypatch.setattr(command, "_pipelines", lambda: {"32 px": (32, "a", False), "kept": (224, "abcde", True)})
+    monkeypatch.setattr(pipeline, "images", lambda *_: None)
+    assert not command.measure(("pipeline",), "", "auto", 0.1, folder, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["sections"]["pipeline"]["rows"]
+    assert rows[0] == row and rows[1]["missing"] == "failed: no room"
+    assert "FAILED  kept: no room" in capsys.readouterr().err
+    assert "| files and shards | failed: no room |" in report.pipeline(rows)
 
 
 def test_a_missing_library_is_a_row(folder, monkeypatch):

@@ -1,11 +1,13 @@
 """`bench scale` at a tiny size: rows, JSON, table, targets that are missed, processes that fail."""
 
 import json
+import statistics
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from amcl_fast.benchmarks import command, report, scale, scale_process
+from amcl_fast.benchmarks import command, report, scale, scale_process, scale_room
 from amcl_fast.benchmarks.scale_tree import LEAST, tree
 from command_line import image_folder
 
@@ -46,7 +48,7 @@ def first_step(made, size, knn):
 def test_the_command(here, photographs, monkeypatch, capsys):
     monkeypatch.setattr(scale, "_first_step", first_step)
     monkeypatch.setattr(scale, "CASES", scale.CASES[:3])  # kNN of one width, in two processes too
-    arguments = ["bench", "scale", "--images", "2000", "--data", str(photographs), "--seconds", "0.5", "--output", "."]
+    arguments = ["bench", "scale", "--images", "2000", "--data", str(photographs), "--seconds", "0.2", "--output", "."]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     (path,) = here.glob("*.json")
@@ -54,8 +56,11 @@ def test_the_command(here, photographs, monkeypatch, capsys):
     document = json.loads(path.read_text())
     rows = document["sections"]["scale"]["rows"]
     assert {row["case"] for row in rows} == set(scale.CASES)
-    assert all(row["met"] is None for row in rows)  # the targets are of the full size
+    assert all(row.get("met") is None for row in rows)  # the targets are of the full size
     of = {row["what"]: row for row in rows}
+    growth = of.pop("the most that anything grows by, as a power of the number of images")
+    assert growth["missing"] == "it wants 20,000 images at the least"
+    assert "links to" in of["making the folder of 2,000 images"]["note"]
     for what, row in of.items():
         assert row["value"] > 0 or row["unit"] == "MiB", what
     assert of["a loader's state in a checkpoint"]["value"] < 64
@@ -68,6 +73,7 @@ def test_the_command(here, photographs, monkeypatch, capsys):
         assert row["basis"] == "extrapolated" and second["queries"] == pytest.approx(2 * first["queries"], abs=1)
         once, each = row["details"]["once"], row["details"]["each"]
         assert once + second["queries"] * each == pytest.approx(max(second["knn"], second["queries"] * each))
+        assert row["details"]["whole_pass"]["queries"] == 16_384
         assert row["value"] == pytest.approx((4 * once + 50_000 * each) / 60)
         assert 0 < second["accuracy"] < 100
     table = report.scale(rows)
@@ -95,8 +101,10 @@ def test_what_fails_is_told_and_the_rest_is_measured(here, photographs, monkeypa
     out, err = capsys.readouterr()
     assert "pretrain to its first step, 1,000 images, kNN off: 7.5 s; 3,072 MiB resident" in out
     assert "pretrain to its first step, 1,000 images, kNN off: 300 s, at least; it was ended then" in out
-    assert err.count("FAILED  no step") == 1 and err.count("FAILED  it ended") == 2
-    assert not list(here.glob("*.json"))
+    assert err.count("FAILED  pretrain to its first step: no step") == 1 and err.count(": it ended") == 2
+    (path,) = here.glob("*.json")
+    rows = json.loads(path.read_text())["sections"]["scale"]["rows"]
+    assert [row.get("missing") for row in rows] == [None, None, "failed: no step", *["failed: it ended"] * 2]
 
 
 def test_a_run_to_its_first_step(tmp_path, photographs, monkeypatch):
@@ -115,22 +123,77 @@ def test_a_run_to_its_first_step(tmp_path, photographs, monkeypatch):
 def test_an_exact_number_of_queries(here):
     """Then nothing is extrapolated; the bank's accuracy is checked against float64."""
     request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "queries": 300, "seconds": None}
+    request["most"] = 50_000
     (answer,) = scale_process.measure("knn", request, {})
     assert [one["queries"] for one in answer["timed"]] == [300] and answer["error"] == 0
     assert answer["timed"][0]["knn"] > 0 and answer["timed"][0]["product"] > 0
 
 
-@pytest.mark.parametrize(("second", "once", "each"), [(8.0, 2.0, 0.03), (5.2, 1.2, 0.02), (3.0, 0.0, 0.02)])
-def test_a_query_costs_its_product_at_the_least(second, once, each):
+@pytest.mark.parametrize(
+    ("second", "per_pass", "once", "each"),
+    [
+        (8.0, 1000, 2.0, 0.03),
+        (5.2, 1000, 1.2, 0.02),  # a query costs its product at the least
+        (3.0, 1000, 0.0, 0.02),
+        (9.0, 70, 1.0, 0.03),  # two passes and three
+        (12.0, 100, 4.0, 0.02),  # a pass and two of twice the queries: the product alone tells what a query costs
+    ],
+)
+def test_costs_of_a_pass_and_of_a_query(second, per_pass, once, each):
     timed = [{"queries": 100, "product": 2.0, "knn": 5.0}, {"queries": 200, "product": 4.0, "knn": second}]
-    assert scale._costs(timed) == pytest.approx((once, each))
+    assert scale._costs(timed, per_pass) == pytest.approx((once, each))
+
+
+def test_growth_that_is_more_than_linear_is_missed():
+    linear, square = (scale._exponent(5.0, 5.0 + x, 5.0 + y, 0.1, scale.FULL) for x, y in ((2.0, 20.0), (2.0, 200.0)))
+    assert 0.95 < linear < scale._LINEAR < 1.95 < square
+    assert scale._exponent(5.0, 5.01, 5.05, 0.1, scale.FULL) == 0  # nobody notices
+
+
+def test_what_does_not_fit_into_memory_is_a_row(here, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "memory_free", lambda device: 3 << 30)
+    monkeypatch.setattr(scale, "CASES", ("kNN, width 2048", "linear probe, width 2048"))
+    assert command.measure(("scale",), "", "auto", None, None, here)
+    (path,) = here.glob("*.json")
+    rows = json.loads(path.read_text())["sections"]["scale"]["rows"]
+    assert len(rows) == 5
+    assert rows[0]["missing"] == "11.8 GiB of memory must be free, got 3.0" in capsys.readouterr().out
+    assert "| kNN, 50,000 × 1,281,167 × 2048, float32 | – | – | 11.8 GiB of memory" in report.scale(rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/jobs/one", {"memory.max": "300", "memory.current": "200", "memory.stat": "anon 5\ninactive_file 50\n"}),
+        (
+            "4:memory:/jobs/one",
+            {
+                "memory/memory.limit_in_bytes": "300", "memory/memory.usage_in_bytes": "200",
+                "memory/memory.stat": "total_inactive_file 50\n",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_limit_of_a_group_counts(tmp_path, monkeypatch, line, files):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    read = Path.read_text
+    monkeypatch.setattr(scale_room, "_GROUPS", tmp_path)
+    monkeypatch.setattr(Path, "read_text", lambda path: line if str(path) == "/proc/self/cgroup" else read(path))
+    assert scale_room.memory_free("cpu") == 150
+
+
+def test_the_file_system_of_a_folder():
+    assert scale_room.file_system(Path("/proc/self")) == "proc"
 
 
 def test_steps_of_a_probe(here):
-    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 0.3}
+    """No more than an epoch has, however much time there is; the first are none of them."""
+    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 3600}
     (answer,) = scale_process.measure("probe", request, {})
-    first, second = answer["timed"]
-    assert second["steps"] == 2 * first["steps"] and answer["step"] > 0 and answer["batches"] == 12
+    assert answer["steps"] == 10 and answer["steps_of_a_block"] == 2 and answer["batches"] == 12
+    assert 0 < answer["step"] == pytest.approx(statistics.median(answer["blocks"][1:]) / 2)
 
 
 def test_a_process_that_fails_is_named():
@@ -162,7 +225,8 @@ def test_targets(value, enough, told):
     ("arguments", "message"),
     [
         (["--images", "999"], "--images must be at least 1,000, got 999"),
-        (["--queries", "0"], "--queries must be at least 1, got 0"),
+        (["--queries", "0"], "--queries must be 1 to 50,000, got 0"),
+        (["--queries", "50001"], "--queries must be 1 to 50,000, got 50,001"),
         (["--case", "nosuch"], "case must be part of one of these names: start, pretrain, kNN, width 512"),
     ],
 )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ def test_it_goes_with_the_process(photographs, temporary, signum):
     await_(lambda: not list(temporary.glob(f"{PREFIX}*")))
 
 
-def test_ctrl_c_removes_it_and_ends_what_measures(photographs, temporary, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_removes_it_and_ends_what_measures(photographs, temporary, tmp_path, signum):
     process = subprocess.Popen(
         [sys.executable, "-m", "amcl_fast.cli", "bench", "scale", "--case", "start", "--images", "1000", "--data",
          photographs, "--output", tmp_path],
@@ -132,15 +134,32 @@ def test_ctrl_c_removes_it_and_ends_what_measures(photographs, temporary, tmp_pa
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
     def measures():
-        pids = children.read_text().split()
-        return [pid for pid in pids if b"scale_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = []
+        for pid in children.read_text().split():
+            with suppress(OSError):  # it has ended since
+                if b"scale_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
     await_(measures)
     (measuring,) = measures()
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signum)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.rstrip().endswith("before its end: of the results, the sections that are said to be written are kept")
-    assert "Traceback" not in err
-    assert not Path(f"/proc/{measuring}").exists()
-    assert not list(temporary.glob(f"{PREFIX}*")) and not list(tmp_path.glob("*.json"))
+    if signum == signal.SIGINT:
+        assert "Traceback" not in err
+        assert process.returncode == 130, err
+        told = "before its end: of the results, the sections that are said to be written are kept"
+        assert err.rstrip().endswith(told)
+        assert not Path(f"/proc/{measuring}").exists() and not list(temporary.glob(f"{PREFIX}*"))
+    else:
+        assert process.returncode == -signum, err
+        await_(lambda: not runs(measuring) and not list(temporary.glob(f"{PREFIX}*")))
+    assert not list(tmp_path.glob("*.json"))
+
+
+def runs(pid):
+    """Whether there is such a process, other than as a zombie that nobody has waited for."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,16 @@ knn: {{every_n_epochs: 99}}
 """
 SLURM = {
     "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "imagenet", "SLURM_NNODES": "2",
-    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1",
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_CPUS_PER_TASK": "3",
 }  # fmt: skip
 ARGUMENTS = ("--config", "settings.yaml", "--trainer.log_every_n_steps", "1")
 # As SLURM's: a task a node, the signals of the job passed on to all, the highest exit code.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
+assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
+step = dict(os.environ, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS=os.environ["SLURM_NTASKS"], SLURM_LOCALID="0")
 tasks = [
-    subprocess.Popen(sys.argv[1:], env=os.environ | dict(SLURM_PROCID=str(n), SLURM_NODEID=str(n), SLURM_LOCALID="0"))
+    subprocess.Popen(sys.argv[1:], env=step | dict(SLURM_PROCID=str(n), SLURM_NODEID=str(n)))
     for n in range(int(os.environ["SLURM_NTASKS"]))
 ]
 for signum in (signal.SIGUSR1, signal.SIGTERM):
@@ -65,10 +68,27 @@ def job(tmp_path):
         return started[-1]
 
     yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    running = [process for process in started if process.poll() is None]
+    for process in running:
+        process.terminate()  # torchrun's processes have sessions of their own, and it ends them
+    below = [pid for process in running for pid in descendants(process.pid)]
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+    for pid in (*below, *(process.pid for process in running)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for process in running:
+        process.wait()
+
+
+def descendants(pid):
+    """Processes that it has started, and those that these have."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def await_steps(folder, count, *processes):
@@ -147,10 +167,16 @@ def test_a_run_is_begun_or_goes_on(tmp_path, script, variables, kept, expected):
         capture_output=True, text=True,
     ).stdout  # fmt: skip
     new = "-m amcl_fast.cli pretrain --recipe simclr-imagenet1k-amcl --data images --run_dir run"
-    old = "-m amcl_fast.cli pretrain --resume run"
+    old = "-m amcl_fast.cli pretrain --resume run --data images"
     pattern = re.escape(expected).replace("…", ".*").replace("new", new).replace("old", old)
     assert re.search(f"{pattern}.* --seed_everything 7\n$", told), told
     assert ("--master_addr host0 --master_port 29500" in told) == ("NODES" in variables)
+
+
+def test_several_machines_want_a_head(tmp_path):
+    about = {"PATH": os.defpath, "DATA": "images", "RUN": "run", "NODES": "2", "NODE": "1"}
+    done = subprocess.run(["bash", FOLDER / "imagenet_torchrun.sh"], env=about, capture_output=True, text=True)
+    assert done.returncode and "HEAD: HOST:PORT of machine 0" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["imagenet_torchrun.sh", "imagenet_slurm.sh"])
