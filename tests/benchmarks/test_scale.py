@@ -196,6 +196,22 @@ def test_steps_of_a_probe(here):
     assert 0 < answer["step"] == pytest.approx(statistics.median(answer["blocks"][1:]) / 2)
 
 
+def test_two_processes(photographs, tmp_path, monkeypatch):
+    """The second takes the first one's list, and waits for it; both take the same steps of a probe."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    environment = {"AMCL_FAST_CACHE": str(tmp_path / "cache")}
+    request = {"root": str(photographs), "loads": False}
+    first, second = scale_process.measure("start", request, environment, 2)
+    assert first["images"] == second["images"] > 0
+    # Both are counted from one moment on, and the list is there at another.
+    listed = [answer["prepare"] + answer["waiting"] for answer in (first, second)]
+    assert listed[0] == pytest.approx(listed[1], rel=0.5, abs=0.5) and second["waiting"] > 0.5 * first["prepare"]
+    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 0.1}
+    answers = scale_process.measure("probe", request, {}, 2)
+    assert [answer["batches"] for answer in answers] == [12, 12] and answers[0]["steps"] == answers[1]["steps"] >= 10
+    assert min(answer["step"] for answer in answers) > 0
+
+
 def test_a_process_that_fails_is_named():
     with pytest.raises(scale_process.Failed, match="nosuch: the process that measures it ended with code 1"):
         scale_process.measure("nosuch", {}, {})
