@@ -415,7 +415,7 @@ def _declare_bench(commands: Any) -> None:
     parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 45 for kNN)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 30 for kNN)")
     parser.add_argument(
         "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
     )

@@ -40,8 +40,8 @@ _TILE = 4096
 _BLOCK = 1 << 16
 # Queries whose votes are compared with float64, and rows of the bank for that.
 _CHECKED, _CHECKED_ROWS = 16, 1 << 18
-# Tiles of the bank with which a whole pass's memory is measured: the first, and others that are merged with it.
-_TILES = 3
+# Tiles of the bank with which a whole pass's memory is measured: the first, and one that is merged with it.
+_TILES = 2
 # Of a linear probe, timed steps and those before them, at the least.
 _BLOCKS = 6
 # Queries of the smaller number at the least.

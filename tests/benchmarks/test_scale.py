@@ -100,7 +100,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(here, photographs, monkeypa
     assert not command.measure(("scale",), "", "auto", None, photographs, here, 1000)
     out, err = capsys.readouterr()
     assert "pretrain to its first step, 1,000 images, kNN off: 7.5 s; 3,072 MiB resident" in out
-    assert "pretrain to its first step, 1,000 images, kNN off: 300 s, at least; it was ended then" in out
+    assert "pretrain to its first step, 1,000 images, kNN off: 240 s, at least; it was ended then" in out
     assert err.count("FAILED  pretrain to its first step: no step") == 1 and err.count(": it ended") == 2
     (path,) = here.glob("*.json")
     rows = json.loads(path.read_text())["sections"]["scale"]["rows"]
