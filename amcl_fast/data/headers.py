@@ -83,6 +83,9 @@ class BadImage(ValueError):
     """The file cannot be an image that can be trained on; the message says why."""
 
 
+NONE_MEASURED = "no file of those to be measured can be read and decoded any more"
+
+
 class NoImageLeftError(OSError, RuntimeError):
     """All files of a run have turned out to be bad; in one line, as errors of files are told."""
 

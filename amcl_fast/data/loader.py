@@ -21,7 +21,7 @@ from torch import Tensor
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.complaints import complaints
 from amcl_fast.data.damaged import Damaged
-from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.locations import shown
 from amcl_fast.data.order import Order
 from amcl_fast.data.pipeline import (
@@ -57,7 +57,6 @@ _SPARE = 2
 _DAMAGED = Damaged()
 
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
-NONE_MEASURED = "no file of those to be measured can be read and decoded any more"
 
 
 class _Checked:

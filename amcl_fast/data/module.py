@@ -15,10 +15,10 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.headers import NoImageLeftError
+from amcl_fast.data.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.kept import keep, kept, machine
 from amcl_fast.data.kinds import find_images
-from amcl_fast.data.loader import NONE_MEASURED, ContrastiveLoader, EvaluationLoader, SingleViewLoader
+from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.named import data_path
 from amcl_fast.data.pipeline import Device, Output

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from ..data import ContrastiveDataModule
-from ..data.headers import NoImageLeftError
+from ..data.headers import NONE_MEASURED, NoImageLeftError
 from ..data.left_out import shorten, summarise
-from ..data.loader import NONE_MEASURED
 from ..data.module import UnequalImagesError
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
