@@ -63,7 +63,7 @@ class Order:
         return self._epochs[epoch]
 
     def _permuted(self, epoch: int) -> np.ndarray:
-        return _short(np.argsort(_random((self._seed, epoch), self._count), kind="stable"), self._count)
+        return _short(permutation((self._seed, epoch), self._count), self._count)
 
     def _pooled(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         keys = _random((self._seed, epoch, 1), -(-self._count // BLOCK) + 1)
@@ -75,6 +75,11 @@ class Order:
         lying = _short(lying[self._share * own :][:own], self._count)
         pools = np.arange(own) // (self.ahead * self._batch_size)
         return lying[np.lexsort((_random((self._seed, epoch, 2, self._share), own), pools))], lying
+
+
+def permutation(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """Numbers below `count` in random order, (count,) int64, the same for ever."""
+    return np.argsort(_random(seed, count), kind="stable")
 
 
 def _random(seed: tuple[int, ...], count: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from amcl_fast.data.kinds import find_images
 from amcl_fast.data.left_out import listed
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.named import data_path
+from amcl_fast.data.order import permutation
 from amcl_fast.data.packed import PackedPaths
 from amcl_fast.data.pool import Pool
 from amcl_fast.data.shards import CLASSES
@@ -160,9 +161,7 @@ def pack(
         )
     ]
     if shuffle:
-        # As the loaders do: PCG64's stream is fixed for ever, that of numpy's `permutation` is not.
-        keys = np.random.PCG64(np.random.SeedSequence((seed,))).random_raw(len(parts[0].files))
-        order = np.argsort(keys, kind="stable")
+        order = permutation((seed,), len(parts[0].files))
         parts[0] = _Part("train", parts[0].files.take(order), parts[0].labels[order], parts[0].sizes[order])
     if found.held_out is not None:
         parts.append(_Part("val", found.held_out.files, found.held_out.labels, sizes["held_out"]))
