@@ -6,6 +6,7 @@ during the imports finds somebody who takes it.
 """
 
 import argparse
+import atexit
 import os
 import shlex
 import signal
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if end.code != 0 or not _untold("amcl-fast"):
                 raise
             return 1
+        finally:
+            if argv is None:  # the process is at its end, where a Ctrl-C has nothing to interrupt
+                atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return 1 if output_is_all and not code and _untold("amcl-fast") else code
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from .distributed import together, world
 
 _WAITING = timedelta(days=30)
+_CTRL_C_SECONDS = 2.0
+"""Within which a Ctrl-C has reached all processes: a launcher sends it to one after the other."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def launched() -> Iterator[torch.device]:
     except RuntimeError as error:
         if not _is_of_connection(error):
             raise
+        time.sleep(_CTRL_C_SECONDS)  # it may be why the other one has ended; then this is interrupted as well
         said = " ".join(str(error).split())
         raise ConnectionError(f"process {place.rank} has lost another one, which has ended ({said[:200]})") from error
     finally:

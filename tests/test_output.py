@@ -145,6 +145,18 @@ def test_an_interrupt_during_the_imports(command, told, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_of_a_process_that_has_done_its_work_tells_nothing(tmp_path):
+    code = (
+        "import atexit, os, signal, sys\n"
+        "import amcl_fast.cli\n"
+        "sys.argv = ['amcl-fast', 'bench', '--list']\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.exit(amcl_fast.cli.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def interrupting(monkeypatch, target):
     """Ctrl-C where a function is called."""
 

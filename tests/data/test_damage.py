@@ -24,6 +24,7 @@ from PIL import Image
 
 from amcl_fast.cli import main
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
+from amcl_fast.data.complaints import complaints
 from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
 from amcl_fast.data.loader import SingleViewLoader, _Pass
 from amcl_fast.data.pipeline import Output
@@ -252,6 +253,7 @@ def test_the_reader_is_started_again_and_reads_the_same(make_images):
             yield [view.clone() for view in views], labels
 
     gc.collect()  # loaders of tests before, which their errors hold
+    complaints()  # the first loader starts this process, which stays
     others, killed = children().keys(), []
     expected = list(batches(()))
     assert children().keys() == others  # a loader's processes go with it
