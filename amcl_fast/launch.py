@@ -132,21 +132,33 @@ def launched() -> Iterator[torch.device]:
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world_size)
         yield device
-    except RuntimeError as error:
-        if not _is_of_connection(error):
+    except Exception as error:
+        if (lost := lost_process(error, place.rank)) is None:
             raise
-        time.sleep(_CTRL_C_SECONDS)  # it may be why the other one has ended; then this is interrupted as well
-        said = " ".join(str(error).split())
-        raise ConnectionError(f"process {place.rank} has lost another one, which has ended ({said[:200]})") from error
+        raise lost from error
     finally:
         if dist.is_initialized():
             with suppress(RuntimeError):  # what ended the block is what to tell
                 dist.destroy_process_group()
 
 
-def _is_of_connection(error: RuntimeError) -> bool:
-    """Whether a collective has failed since another process is gone: gloo says so by a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or re.search(r"gloo/|Connection (closed|reset)", str(error)) is not None
+def lost_process(error: Exception, rank: int) -> ConnectionError | None:
+    """What to tell of an error of a collective that has failed since another process has ended; None of other errors.
+
+    Args:
+        error: whichever.
+        rank: of this process, which is interrupted here if the other one has ended by a Ctrl-C of all.
+    """
+    by_torch = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    # gloo says so by a plain RuntimeError, NCCL by an error of many causes.
+    by_others = isinstance(error, RuntimeError) and re.search(
+        r"gloo/|Connection (closed|reset)|remote process exit", str(error)
+    )
+    if not by_torch and not by_others:
+        return None
+    time.sleep(_CTRL_C_SECONDS)
+    said = " ".join(str(error).split())
+    return ConnectionError(f"process {rank} has lost another one, which has ended ({said[:200]})")
 
 
 @contextmanager
@@ -156,8 +168,11 @@ def patient() -> Iterator[Any]:
         yield None
         return
     group = dist.new_group(backend="gloo", timeout=_WAITING)
-    yield group
-    dist.destroy_process_group(group)
+    try:
+        yield group
+    finally:
+        with suppress(RuntimeError):  # what ended the block is what to tell
+            dist.destroy_process_group(group)
 
 
 def once_a_machine(work: Callable[[], object], group: Any) -> None:

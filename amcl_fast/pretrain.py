@@ -56,6 +56,7 @@ from .data.module import UnequalImagesError, UnevenBatchError
 from .distributed import ElsewhereError
 from .files import Unwritten, is_full, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
+from .launch import lost_process
 from .lock import RunLock
 from .methods import Method
 from .models.backbones import TIMM_PREFIX
@@ -416,6 +417,11 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
         return 1
     except Exception as error:
         if not cli.opening.opened:
+            with suppress(Interrupted):  # told below
+                error = lost_process(error, _rank()) or error
+            if signals.received:  # and the processes that it has ended have left each other in a barrier
+                tell_stopped()
+                return 128 + signals.received
             cli.discard()
             if resumed is None and not isinstance(error, _OF_SETTINGS):
                 raise
@@ -491,7 +497,8 @@ def _prepare(
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
-        if not _rank():
+        # Others that wait to meet this process give up after half an hour: then it looks for images when they have met.
+        if not _rank() and not _started_by_others() and cli.trainer.num_nodes == 1:
             cli.datamodule.prepare_data()
             cli.datamodule.setup("fit")
         cli.model.check_batch(cli.datamodule.batch_size)

@@ -25,6 +25,7 @@ from amcl_fast.data.pipeline import Device, Output
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources
 from amcl_fast.distributed import share, together, world
+from amcl_fast.launch import patient
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._found: Sources | None = None
+        self._failed: Exception | None = None  # what has come of looking for them
         self._list: str | None = None  # the name under which the images are kept
         self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
@@ -180,21 +182,41 @@ class ContrastiveDataModule(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Generate or download the data set and check its files, once a machine; all is kept in the cache.
 
-        The other processes of the machine map the list of images in `setup`.
+        The other processes of the machine map the list of images in `setup`. Of several processes of a trainer, where
+        Lightning calls this in some, `setup` raises what this would raise.
 
         Raises:
             ValueError: the folder holds no usable images.
             ConnectionError: a download failed.
         """
-        if self._found is None and self._train is None:
+        if self._found is not None or self._train is not None:
+            return
+        self._failed = None
+        try:
             self._found = self._find()
+        except Exception as error:
+            if self.trainer is None or world()[1] == 1:
+                raise
+            self._failed = error
 
     def setup(self, stage: str | None = None) -> None:
         """List the images of the training and of the held-out part.
 
+        All processes of a trainer call this, as Lightning does. They wait for each other however long it takes.
+
         Raises:
             ValueError: the folder holds no usable images.
+            ElsewhereError: another process of the trainer has failed; that one raises why.
         """
+        if self.trainer is None:
+            self._set_up()
+            return
+        with patient() as group, together(group):
+            if self._failed is not None:
+                raise self._failed
+            self._set_up()
+
+    def _set_up(self) -> None:
         if self._train is not None:
             return
         found = self._found
@@ -291,7 +313,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self._train = self._query = None
         self._is_kept = False
         self.skipped.clear()
-        self.setup()
+        self._set_up()
 
     def features_loaders(
         self, bank: int | None = None, queries: int | None = None, *, shard: int = 0, num_shards: int = 1
