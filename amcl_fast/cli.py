@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             return 1
         finally:
-            if argv is None:  # the process is at its end, where a Ctrl-C has nothing to interrupt
+            # The process is at its end, where a Ctrl-C has nothing to interrupt but the interpreter's own cleaning up.
+            if argv is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return 1 if output_is_all and not code and _untold("amcl-fast") else code
 
@@ -424,7 +425,7 @@ def _declare_bench(commands: Any) -> None:
         "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
     )
     parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
-    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (as many as fit into --seconds)")
+    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (what fits into --seconds, or all)")
     parser.add_argument(
         "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )

@@ -104,7 +104,7 @@ def measure(
         sections: what to measure.
         substring: part of the names of the cases to measure.
         backend: of our implementation.
-        seconds: time for the rounds of each case; None: 4, and `scale.SECONDS` for kNN at the size of ImageNet.
+        seconds: time for the rounds of each case; None: 4, and for `scale` what its `measure` says.
         data: folder of classes of photographs, for the pipeline at 224 pixels; `scale` links to them.
         output: folder of the JSON; None: `results.default_folder()`.
         images: of `scale`; None: those of ImageNet.

@@ -38,6 +38,7 @@ CASES = (
 # Seconds that a run may take until its first step, kNN before training included.
 _LONGEST = 240
 _EPOCHS = 100
+_WITH_TARGET = ("512", "float32")
 # Of what a start costs beyond 1,000 images, what nobody notices: it counts as this.
 _NOTICED_SECONDS, _NOTICED_BYTES, _NOTICED_STATE = 0.1, float(8 << 20), 1024.0
 # Linear growth has exponent 1; sorting's is 1.08 at this size.
@@ -62,7 +63,7 @@ def measure(
         cases: which.
         images: of the folder; targets hold from `FULL` on. The bank and the features of a probe are as many.
         queries: of kNN; None: as many as fit into `seconds`, and the rest is extrapolated.
-        seconds: of each measurement of kNN; None: `SECONDS`.
+        seconds: of each measurement of kNN; None: `SECONDS`, and all `QUERIES` in one process where there is a target.
         data: folder of classes of photographs to link to; None: they are drawn.
         device: of kNN and the linear probe.
 
@@ -73,7 +74,7 @@ def measure(
         raise ValueError(f"--queries must be 1 to {QUERIES:,}, got {queries:,}")
     from amcl_fast.evaluate.linear import RATES
 
-    seconds = SECONDS if seconds is None else seconds
+    in_whole, seconds = seconds is None, SECONDS if seconds is None else seconds
     if "start" in cases or "pretrain" in cases:
         with tree(images, data) as made:
             if "start" in cases:
@@ -90,7 +91,9 @@ def measure(
                     some = seconds if dtype == "float32" else seconds / 2
                     what = f"kNN, {QUERIES:,} × {rows:,} × {width}, {dtype}{_in(processes)}"
                     request = {"rows": rows, "width": int(width), "dtype": dtype, "device": device, "seconds": some}
-                    request |= {"queries": queries, "most": QUERIES}
+                    has_target = (width, dtype) == _WITH_TARGET and processes == 1 and rows == ROWS
+                    count = QUERIES if queries is None and in_whole and has_target else queries
+                    request |= {"queries": count, "most": QUERIES}
                     yield from _told(case, what, _knn(case, what, request, processes))
         elif kind == "linear probe":
             for processes in (1, 2) if device == "cpu" else (1,):
@@ -257,62 +260,50 @@ def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Itera
     if missing := _no_room(rows * width * (4 if dtype == "float32" else 2), processes, request["device"]):
         yield {"case": case, "what": what, "missing": missing}
         return
-    print(f"    {what}", flush=True)
+    whole = ": all of it, some ten minutes on two cores at width 512" if request["queries"] == QUERIES else ""
+    print(f"    {what}{whole}", flush=True)
     answers = scale_process.measure("knn", request, {}, processes)
     if any(answer["error"] * answer["checked"] > 100.5 for answer in answers):  # more than one vote
         raise Failed(f"{answers[0]['error']:.1f} % off the accuracy in float64")
     # The slowest process is what all wait for.
     timed = [
-        {name: of[0][name] for name in ("queries", "accuracy")}
+        {name: of[0][name] for name in ("queries", "rows", "accuracy")}
         | {name: max(one[name] for one in of) for name in _OF_THE_SLOWEST}
         for of in zip(*(answer["timed"] for answer in answers), strict=True)
     ]
-    last, per_pass = timed[-1], answers[0]["queries_per_pass"]
+    last, own = timed[-1], answers[0]["rows"]
     of_pass = answers[0]["whole_pass"] | {"beyond": max(answer["whole_pass"]["beyond"] for answer in answers)}
-    once, each = _costs(timed, per_pass)
-    passes = _passes(QUERIES, per_pass)
-    basis, whole = "extrapolated", passes * once + QUERIES * each
-    if last["queries"] == QUERIES:
-        basis, whole = "measured", last["knn"]
-    product = last["product"] * QUERIES / last["queries"]
-    details = {"timed": timed, "whole_pass": of_pass, "processes": processes, "passes": passes}
-    details |= {"once": once, "each": each}
+    basis = "measured" if (last["queries"], last["rows"]) == (QUERIES, own) else "extrapolated"
+    # A pass over the bank takes as long for queries of the next one. What it costs once is little beside.
+    times = QUERIES / last["queries"]
+    # Of a row its product at the least.
+    each = (last["knn"] - timed[0]["knn"]) / max(1, last["rows"] - timed[0]["rows"])
+    each = max(each, last["product"] / last["rows"])
+    whole = times * (last["knn"] + (own - last["rows"]) * each)
+    product = times * last["product"] * own / last["rows"]
+    details = {"timed": timed, "whole_pass": of_pass, "processes": processes, "rows": own, "each": each}
 
-    def row(of: str, value: float, unit: str, target: float | None, note: str, basis: str = "measured") -> Row:
-        enough = rows == ROWS
-        return _row(case, f"{what}: {of}", value, unit, target, enough=enough, basis=basis, note=note, details=details)
+    def of(one: dict[str, Any]) -> str:
+        queries = f"{one['queries']:,} queries"
+        return queries if one["rows"] == own else f"{queries} and {one['rows']:,} rows of the bank"
 
-    ratios = _and(f"{one['knn'] / one['product']:.2f} × with {one['queries']:,} queries" for one in timed)
-    target = 1.5 if (width, dtype) == (512, "float32") else None
-    note = f"{ratios}; {last['accuracy']:.1f} % right"
+    def row(told: str, value: float, unit: str, target: float | None, note: str, basis: str = "measured") -> Row:
+        about = {"enough": rows == ROWS, "basis": basis, "note": note, "details": details}
+        return _row(case, f"{what}: {told}", value, unit, target, **about)
+
+    target = 1.5 if (str(width), dtype) == _WITH_TARGET else None
+    ratios = [f"{one['knn'] / one['product']:.2f} × with {of(one)}" for one in timed]
+    note = f"{last['accuracy']:.1f} % right" if basis == "measured" else " and ".join(ratios)
     yield row("time as a multiple of the bare product", whole / product, "×", target, note, basis)
-    note = _and(f"{one['knn']:.1f} s for {one['queries']:,}" for one in timed)
-    if basis == "extrapolated":
-        note += f": {passes} × {once:.1f} s for the bank and {1e3 * each:.2f} ms a query"
+    seconds = [f"{one['knn']:.1f} s with {of(one)}" for one in timed]
+    note = "" if basis == "measured" else " and ".join(seconds)
     yield row("time", whole / 60, "min", None, note, basis)
-    beyond = {f"{one['queries']:,} queries": one["beyond"] for one in timed}
-    beyond |= {f"{of_pass['queries']:,} with {of_pass['rows']:,} rows": of_pass["beyond"]}
+    beyond = {of(one): one["beyond"] for one in (*timed, of_pass)}
     note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB; "
     note += ", ".join(f"{name} {value / 2**20:,.0f} MiB" for name, value in beyond.items())
     target = 1024.0 if dtype == "float32" else None
     of_one = " of a process" * (processes > 1)
     yield row(f"memory{of_one} beyond the bank", max(beyond.values()) / 2**20, "MiB", target, note)
-
-
-def _passes(queries: int, per_pass: int) -> int:
-    """Over the bank, for so many queries."""
-    return -(-queries // per_pass)
-
-
-def _costs(timed: list[dict[str, Any]], per_pass: int) -> tuple[float, float]:
-    """Seconds of a pass over the bank whatever the queries, and of a query, which needs its product at the least."""
-    few, many = timed[0], timed[-1]
-    passes, of_few = _passes(many["queries"], per_pass), _passes(few["queries"], per_pass)
-    each = many["product"] / many["queries"]
-    # Without it the two are in proportion, and tell nothing of the parts.
-    if differ := of_few * many["queries"] - passes * few["queries"]:
-        each = max(each, (of_few * many["knn"] - passes * few["knn"]) / differ)
-    return max(0.0, many["knn"] - many["queries"] * each) / passes, each
 
 
 def _probe(case: str, what: str, request: dict[str, Any], processes: int) -> Iterator[Row]:
@@ -359,7 +350,3 @@ def _row(
         "case": case, "what": what, "value": value, "unit": unit, "basis": basis, "target": target, "met": met,
         "note": note, "details": details,
     }  # fmt: skip
-
-
-def _and(parts: Iterator[str]) -> str:
-    return " and ".join(parts)

@@ -44,10 +44,8 @@ _CHECKED, _CHECKED_ROWS = 16, 1 << 18
 _TILES = 2
 # Of a linear probe, timed steps and those before them, at the least.
 _BLOCKS = 6
-# Queries of the smaller number at the least.
-_LEAST = 128
-# Of the time of a kNN measurement: the product and kNN, of n and of 2n queries, kNN at the target.
-_SHARES = 3 * (1 + 1.5)
+# Of the time of a kNN measurement: kNN and the product, a little faster, of a part of the bank and of half of it.
+_SHARES = 1.5 * (1 + 0.8)
 
 
 class Failed(Exception):
@@ -222,10 +220,11 @@ class _Features:
 
 
 def _knn(request: dict[str, Any]) -> dict[str, Any]:
-    """kNN beside the bare product of the same shapes, of two numbers of queries; the bank is shared by the processes.
+    """kNN beside the bare product of the same shapes; the bank is shared by the processes.
 
-    Of the request: `rows` of the bank, `width`, `dtype`, `device`; `queries`, a number, or null for as many as take
-    about `seconds`, `most` at the most.
+    Of the request: `rows` of the bank, `width`, `dtype`, `device`; `queries`, a number, which are compared with the
+    whole bank, or null: as many as kNN takes at a time, `most` at the most, with as much of the bank as takes about
+    `seconds`, and with half of that. Parts are every n-th row, so that rows of a tile are as far apart as in the whole.
     """
     from amcl_fast.evaluate import knn_accuracy
     from amcl_fast.evaluate.knn import _ON_CPU, _ON_GPU
@@ -239,15 +238,16 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
     _reset_peak(device)
     before = _peak(device)
 
-    def knn(rows: int, count: int) -> dict[str, float]:
-        """kNN of so many queries, of all processes, with the first rows of this process's bank."""
+    def knn(rows: slice, count: int) -> dict[str, float]:
+        """kNN of so many queries, of all processes, with some rows of this process's bank."""
         own, of = features.rows(_share(count, request), seed=-3 - rank)
         _reset_peak(device)
         _agreed(0)
         started, processor = time.perf_counter(), time.process_time()
-        accuracy = knn_accuracy(bank[:rows], labels[:rows], own, of, shared=shared, **settings)
+        accuracy = knn_accuracy(bank[rows], labels[rows], own, of, shared=shared, **settings)
         return {
             "queries": count,
+            "rows": len(labels[rows]),
             "knn": time.perf_counter() - started,
             "knn_processor": time.process_time() - processor,
             "accuracy": accuracy,
@@ -255,31 +255,34 @@ def _knn(request: dict[str, Any]) -> dict[str, Any]:
         }
 
     # The most memory: of all the queries of a pass. It takes no more for more tiles of the bank.
-    whole_pass = knn(_TILES * tile, min(per_pass, request["most"]))
+    count = min(per_pass, request["most"])
+    whole_pass = knn(slice(_TILES * tile), count)
     error = 0.0
     if processes == 1:
         data = bank[:_CHECKED_ROWS], labels[:_CHECKED_ROWS], *features.rows(_CHECKED, seed=-1)
         error = abs(knn_accuracy(*data, **settings) - _exact(*data, settings["k"]))
-    most = request["queries"]
-    if most is None:
-        some, _ = features.rows(_CHECKED * 16, seed=-1)
-        of_one = _in_tiles(some, bank)["product"] / len(some)
-        most = 2 * max(_LEAST, round(_agreed(request["seconds"] / _SHARES / of_one)))
-    most = min(most, request["most"])
+    steps = [1]
+    if request["queries"] is not None:
+        count = request["queries"]
+    else:
+        # Tiles after the first ones, in which fewer rows are near enough, take less.
+        some = request["seconds"] / _SHARES * whole_pass["rows"] / whole_pass["knn"]
+        step = round(_agreed(max(1, len(bank) // max(1, round(some)))))
+        steps = [2 * step, step] if step > 1 else [1]
     timed = []
-    for count in [most] if request["queries"] else [most // 2, most]:
+    for step in steps:
         queries, _ = features.rows(count, seed=-2)
         _agreed(0)
-        product = _in_tiles(queries, bank)
+        product = _in_tiles(queries, bank[: -(-len(bank) // step)])
         del queries
-        timed.append(knn(len(bank), count) | product)
+        timed.append(knn(slice(None, None, step), count) | product)
     return {
         "timed": timed,
-        "whole_pass": whole_pass | {"rows": min(len(bank), _TILES * tile)},
+        "whole_pass": whole_pass,
+        "rows": len(bank),
         "error": error,
         "checked": _CHECKED,
         "bank_bytes": bank.nbytes,
-        "queries_per_pass": per_pass,
     }
 
 

@@ -69,12 +69,13 @@ def test_the_command(here, photographs, monkeypatch, capsys):
     assert of["pretrain to its first step, 2,000 images, kNN as by default"]["details"]["seconds"] == 7.5
     for form in ("float32", "float32, 2 processes", "float16"):
         row = of[f"kNN, 50,000 × 2,000 × 512, {form}: time"]
-        first, second = row["details"]["timed"]
-        assert row["basis"] == "extrapolated" and second["queries"] == pytest.approx(2 * first["queries"], abs=1)
-        once, each = row["details"]["once"], row["details"]["each"]
-        assert once + second["queries"] * each == pytest.approx(max(second["knn"], second["queries"] * each))
-        assert row["details"]["whole_pass"]["queries"] == 16_384
-        assert row["value"] == pytest.approx((4 * once + 50_000 * each) / 60)
+        whole = row["details"]["rows"]
+        assert whole == 1_000 if "processes" in form else 2_000
+        assert row["basis"] == "extrapolated" and row["details"]["whole_pass"]["queries"] == 16_384
+        *_, second = row["details"]["timed"]
+        assert second["queries"] == 16_384 and second["rows"] <= whole
+        seconds = second["knn"] + (whole - second["rows"]) * row["details"]["each"]
+        assert row["value"] == pytest.approx(50_000 / 16_384 * seconds / 60)
         assert 0 < second["accuracy"] < 100
     table = report.scale(rows)
     assert "| first scan, 2,000 images | ≤ 60 s: holds at full size |" in table
@@ -125,23 +126,29 @@ def test_an_exact_number_of_queries(here):
     request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "queries": 300, "seconds": None}
     request["most"] = 50_000
     (answer,) = scale_process.measure("knn", request, {})
-    assert [one["queries"] for one in answer["timed"]] == [300] and answer["error"] == 0
+    assert [(one["queries"], one["rows"]) for one in answer["timed"]] == [(300, 3000)] and answer["error"] == 0
     assert answer["timed"][0]["knn"] > 0 and answer["timed"][0]["product"] > 0
 
 
 @pytest.mark.parametrize(
-    ("second", "per_pass", "once", "each"),
+    ("first", "seconds", "ratio"),
     [
-        (8.0, 1000, 2.0, 0.03),
-        (5.2, 1000, 1.2, 0.02),  # a query costs its product at the least
-        (3.0, 1000, 0.0, 0.02),
-        (9.0, 70, 1.0, 0.03),  # two passes and three
-        (12.0, 100, 4.0, 0.02),  # a pass and two of twice the queries: the product alone tells what a query costs
+        ({"queries": 1000, "rows": 50, "knn": 2.0, "product": 0.5}, 50 * (3 + 0.02 * 100), 50 * 5 / 100),
+        # A row costs its product at the least.
+        ({"queries": 1000, "rows": 50, "knn": 2.9, "product": 0.5}, 50 * (3 + 0.01 * 100), 50 * 4 / 100),
+        (None, 50 * (3 + 0.01 * 100), 2.0),
     ],
 )
-def test_costs_of_a_pass_and_of_a_query(second, per_pass, once, each):
-    timed = [{"queries": 100, "product": 2.0, "knn": 5.0}, {"queries": 200, "product": 4.0, "knn": second}]
-    assert scale._costs(timed, per_pass) == pytest.approx((once, each))
+def test_what_a_part_of_the_bank_tells_of_the_whole(monkeypatch, first, seconds, ratio):
+    second = {"queries": 1000, "rows": 100, "knn": 3.0, "product": 1.0}
+    others = {"accuracy": 50.0, "beyond": 1 << 20, "knn_processor": 1.0, "product_processor": 1.0}
+    timed = [one | others for one in (first, second) if one]
+    answer = {"timed": timed, "whole_pass": second | others, "rows": 200, "error": 0, "checked": 16, "bank_bytes": 1}
+    monkeypatch.setattr(scale_process, "measure", lambda *_: [answer])
+    request = {"rows": 200, "width": 512, "dtype": "float32", "device": "cpu", "queries": None}
+    of_product, time, memory = scale._knn("kNN, width 512", "kNN", request, 1)
+    assert of_product["value"] == pytest.approx(ratio) and time["value"] == pytest.approx(seconds / 60)
+    assert of_product["basis"] == time["basis"] == "extrapolated" and memory["basis"] == "measured"
 
 
 def test_growth_that_is_more_than_linear_is_missed():
@@ -249,3 +256,19 @@ def test_targets(value, enough, told):
 def test_errors_in_one_line(here, arguments, message, capsys):
     assert main(["bench", "scale", *arguments]) == 2
     assert f"amcl-fast bench: error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "queries", "seconds", "asked"),
+    [
+        (scale.FULL, None, None, [50_000, None, None]),
+        (scale.FULL, None, 30.0, [None, None, None]),
+        (scale.FULL, 7, None, [7, 7, 7]),
+        (2_000, None, None, [None, None, None]),
+    ],
+)
+def test_what_has_a_target_is_measured_whole(monkeypatch, images, queries, seconds, asked):
+    found = []
+    monkeypatch.setattr(scale, "_knn", lambda case, what, request, processes: found.append(request["queries"]) or [])
+    assert list(scale.measure(["kNN, width 512"], images, queries, seconds, None, "cpu")) == []
+    assert found == asked
