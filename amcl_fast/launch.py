@@ -18,6 +18,8 @@ from .distributed import together, world
 _WAITING = timedelta(days=30)
 _CTRL_C_SECONDS = 2.0
 """Within which a Ctrl-C has reached all processes: a launcher sends it to one after the other."""
+_LOST = re.compile("Connection (closed|reset|was likely closed)|Broken pipe|remote process exit")
+_OF_GLOO = re.compile(f"gloo/|{_LOST.pattern}")
 
 
 @dataclass(frozen=True)
@@ -133,31 +135,29 @@ def launched() -> Iterator[torch.device]:
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world_size)
         yield device
     except Exception as error:
-        if (lost := lost_process(error, place.rank)) is None:
+        if (told := group_error(error, place.rank)) is None:
             raise
-        raise lost from error
+        raise told from error
     finally:
         if dist.is_initialized():
             with suppress(RuntimeError):  # what ended the block is what to tell
                 dist.destroy_process_group()
 
 
-def lost_process(error: Exception, rank: int) -> ConnectionError | None:
-    """What to tell of an error of a collective that has failed since another process has ended; None of other errors.
+def group_error(error: Exception, rank: int) -> ConnectionError | None:
+    """What to tell of an error of the group's, in place of a traceback; None of other errors.
 
     Args:
         error: whichever.
-        rank: of this process, which is interrupted here if the other one has ended by a Ctrl-C of all.
+        rank: of this process, which is interrupted here if another one has ended by a Ctrl-C of all.
     """
-    by_torch = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-    # gloo says so by a plain RuntimeError, NCCL by an error of many causes.
-    by_others = isinstance(error, RuntimeError) and re.search(
-        r"gloo/|Connection (closed|reset)|remote process exit", str(error)
-    )
-    if not by_torch and not by_others:
-        return None
-    time.sleep(_CTRL_C_SECONDS)
     said = " ".join(str(error).split())
+    # gloo raises plain RuntimeErrors.
+    if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and _OF_GLOO.search(said)):
+        return None
+    if not _LOST.search(said):
+        return ConnectionError(f"process {rank} cannot work with the others ({said[:400]})")
+    time.sleep(_CTRL_C_SECONDS)
     return ConnectionError(f"process {rank} has lost another one, which has ended ({said[:200]})")
 
 

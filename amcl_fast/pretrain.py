@@ -56,7 +56,7 @@ from .data.module import UnequalImagesError, UnevenBatchError
 from .distributed import ElsewhereError
 from .files import Unwritten, is_full, write_file
 from .folder import CONFIG, RUNS, NewFolder, told_run_dir
-from .launch import lost_process
+from .launch import group_error
 from .lock import RunLock
 from .methods import Method
 from .models.backbones import TIMM_PREFIX
@@ -389,7 +389,9 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
     go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
 
     def tell_stopped() -> None:
-        if not _rank():
+        if not _rank() and resumed is not None and not cli.opening.opened:
+            print("stopped before the first step: the run is as it was; go on with the same command", flush=True)
+        elif not _rank():
             saved = cli.checkpoint.path is not None and cli.checkpoint.path.is_file()
             where = f"at step {cli.trainer.global_step}" if saved else "before anything was saved"
             beside_the_bar = "\n" if cli.trainer.progress_bar_callback is not None else ""
@@ -416,12 +418,13 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
         print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not cli.opening.opened:
+        if signals.at_once:  # until the first step
             with suppress(Interrupted):  # told below
-                error = lost_process(error, _rank()) or error
-            if signals.received:  # and the processes that it has ended have left each other in a barrier
+                error = group_error(error, _rank()) or error
+            if signals.received:  # and the processes that it has ended have left each other in a collective
                 tell_stopped()
                 return 128 + signals.received
+        if not cli.opening.opened:
             cli.discard()
             if resumed is None and not isinstance(error, _OF_SETTINGS):
                 raise

@@ -108,7 +108,7 @@ def measure(
         data: folder of classes of photographs, for the pipeline at 224 pixels; `scale` links to them.
         output: folder of the JSON; None: `results.default_folder()`.
         images: of `scale`; None: those of ImageNet.
-        queries: of kNN in `scale`; None: as many as the time allows.
+        queries: of kNN in `scale`; None: as its `measure` says.
 
     Returns:
         Whether every case was within its tolerance.

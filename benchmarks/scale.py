@@ -62,7 +62,8 @@ def measure(
     Args:
         cases: which.
         images: of the folder; targets hold from `FULL` on. The bank and the features of a probe are as many.
-        queries: of kNN; None: as many as fit into `seconds`, and the rest is extrapolated.
+        queries: of kNN with the whole bank; None: those of a pass, with the part of it that fits into `seconds`. The
+            rest is extrapolated.
         seconds: of each measurement of kNN; None: `SECONDS`, and all `QUERIES` in one process where there is a target.
         data: folder of classes of photographs to link to; None: they are drawn.
         device: of kNN and the linear probe.
@@ -274,12 +275,16 @@ def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Itera
     last, own = timed[-1], answers[0]["rows"]
     of_pass = answers[0]["whole_pass"] | {"beyond": max(answer["whole_pass"]["beyond"] for answer in answers)}
     basis = "measured" if (last["queries"], last["rows"]) == (QUERIES, own) else "extrapolated"
-    # A pass over the bank takes as long for queries of the next one. What it costs once is little beside.
-    times = QUERIES / last["queries"]
-    # Of a row its product at the least.
-    each = (last["knn"] - timed[0]["knn"]) / max(1, last["rows"] - timed[0]["rows"])
-    each = max(each, last["product"] / last["rows"])
-    whole = times * (last["knn"] + (own - last["rows"]) * each)
+    times, per_pass = QUERIES / last["queries"], of_pass["queries"]
+    if last["rows"] == own and last["queries"] < per_pass:
+        # What a pass costs whatever the queries, too often or too seldom said: it judges no target.
+        whole = -(-QUERIES // per_pass) * max(0.0, last["knn"] - last["product"]) + times * last["product"]
+        each = 0.0
+    else:
+        # Of a row its product at the least. What a pass costs whatever the queries is little beside.
+        each = (last["knn"] - timed[0]["knn"]) / max(1, last["rows"] - timed[0]["rows"])
+        each = max(each, last["product"] / last["rows"])
+        whole = times * (last["knn"] + (own - last["rows"]) * each)
     product = times * last["product"] * own / last["rows"]
     details = {"timed": timed, "whole_pass": of_pass, "processes": processes, "rows": own, "each": each}
 
@@ -288,8 +293,9 @@ def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Itera
         return queries if one["rows"] == own else f"{queries} and {one['rows']:,} rows of the bank"
 
     def row(told: str, value: float, unit: str, target: float | None, note: str, basis: str = "measured") -> Row:
-        about = {"enough": rows == ROWS, "basis": basis, "note": note, "details": details}
-        return _row(case, f"{what}: {told}", value, unit, target, **about)
+        enough = rows == ROWS and last["queries"] >= per_pass
+        about: Row = {"basis": basis, "note": note, "details": details}
+        return _row(case, f"{what}: {told}", value, unit, target, enough=enough, **about)
 
     target = 1.5 if (str(width), dtype) == _WITH_TARGET else None
     ratios = [f"{one['knn'] / one['product']:.2f} × with {of(one)}" for one in timed]
@@ -298,12 +304,12 @@ def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Itera
     seconds = [f"{one['knn']:.1f} s with {of(one)}" for one in timed]
     note = "" if basis == "measured" else " and ".join(seconds)
     yield row("time", whole / 60, "min", None, note, basis)
-    beyond = {of(one): one["beyond"] for one in (*timed, of_pass)}
+    peaks = [*timed, of_pass]
     note = f"bank {answers[0]['bank_bytes'] / 2**20:,.0f} MiB; "
-    note += ", ".join(f"{name} {value / 2**20:,.0f} MiB" for name, value in beyond.items())
+    note += ", ".join(f"{of(one)} {one['beyond'] / 2**20:,.0f} MiB" for one in peaks)
     target = 1024.0 if dtype == "float32" else None
     of_one = " of a process" * (processes > 1)
-    yield row(f"memory{of_one} beyond the bank", max(beyond.values()) / 2**20, "MiB", target, note)
+    yield row(f"memory{of_one} beyond the bank", max(one["beyond"] for one in peaks) / 2**20, "MiB", target, note)
 
 
 def _probe(case: str, what: str, request: dict[str, Any], processes: int) -> Iterator[Row]:

@@ -196,6 +196,26 @@ def test_an_interrupt_of_the_first_measuring_says_how_to_go_on(folder, monkeypat
     assert main(["pretrain", "--resume", "run"]) == 0 and steps(folder) == 4
 
 
+def test_an_interrupt_of_a_scan_in_a_group_says_how_to_go_on(folder, monkeypatch, capsys):
+    """Processes that a launcher has started look for images when they have met: the run's folder is there by then."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("amcl_fast.pretrain._started_by_others", lambda: True)
+    with monkeypatch.context() as patched:
+        interrupting(patched, "amcl_fast.data.module.find_images")
+        assert main(_PRETRAIN.split()[3:]) == 130
+    go_on = "stopped before anything was saved; go on with: amcl-fast pretrain --resume run\n"
+    assert capsys.readouterr().out == f"run directory: run\n{go_on}"
+    assert main(["pretrain", "--resume", "run"]) == 0 and steps(folder) == 4
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        interrupting(patched, "amcl_fast.data.module.find_images")
+        assert main(["pretrain", "--resume", "run", "--trainer.max_epochs", "9"]) == 130
+    told = "the run is as it was; go on with the same command"
+    assert capsys.readouterr().out == f"run directory: run\nstopped before the first step: {told}\n"
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("command", "where"),
     [("report run", "report.write_report"), ("bench --list", "benchmarks.command.list_cases")],

@@ -10,23 +10,30 @@ from pathlib import Path
 import pytest
 from command_line import NT_XENT, environment, image_folder
 
-# The first process takes longer to find the images than the processes of a group wait for each other.
+# The first process takes longer to find the images than the processes of a group wait for each other, or to measure.
 _SLOW = """
 import os, sys, time
 from datetime import timedelta
 import lightning.pytorch.strategies.ddp as ddp
+import torch.distributed as dist
+import amcl_fast.callbacks.knn as knn
 from amcl_fast.cli import main
 from amcl_fast.data import ContrastiveDataModule
 usual, (*others, timeout, start) = ContrastiveDataModule._find, ddp.DDPStrategy.__init__.__defaults__
 assert isinstance(timeout, timedelta)
-ddp.DDPStrategy.__init__.__defaults__ = (*others, timedelta(seconds=8), start)
+ddp.DDPStrategy.__init__.__defaults__ = (*others, timedelta(seconds=15), start)
 def slow(self):
     if os.environ["SLURM_PROCID"] == "0":
         print("looking", flush=True)
         time.sleep({seconds})
         {then}
     return usual(self)
-ContrastiveDataModule._find = slow
+def measuring(*_, **__):
+    if os.environ["SLURM_PROCID"] == "0":
+        print("measuring", flush=True)
+        time.sleep(99)
+    dist.barrier()
+ContrastiveDataModule._find, knn.knn_accuracy = slow, measuring
 sys.exit(main())
 """
 
@@ -46,9 +53,9 @@ def processes(tmp_path):
         "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": str(port),
     }  # fmt: skip
 
-    def start(seconds=0, then=""):
+    def start(*more, seconds=0, then=""):
         code = _SLOW.format(seconds=seconds, then=then)
-        options = ["pretrain", "--config", "settings.yaml", "--data", "images", "--run_dir", "run"]
+        options = ["pretrain", "--config", "settings.yaml", "--data", "images", "--run_dir", "run", *more]
         for rank in "01":
             started.append(
                 subprocess.Popen(
@@ -72,7 +79,7 @@ def ended(processes):
 
 
 def test_the_others_wait_as_long_as_it_takes(processes):
-    (told, said, code), (silent, others, other) = ended(processes(seconds=12))
+    (told, said, code), (silent, others, other) = ended(processes(seconds=18))
     assert (code, other, silent) == (0, 0, ""), said + others
     assert "run directory" in told
 
@@ -115,6 +122,23 @@ def test_a_ctrl_c_ends_those_that_wait(processes, order):
     for rank in order:
         started[rank].send_signal(signal.SIGINT)
         time.sleep(0.5)
+    stopped(started)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_ctrl_c_in_the_first_measuring(processes, order):
+    started = processes("--knn.every_n_epochs", "1")
+    while started[0].stdout.readline() != "measuring\n":
+        assert started[0].poll() is None
+    time.sleep(1)
+    for rank in order:
+        started[rank].send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    stopped(started)
+
+
+def stopped(started):
+    """See that both have ended alike, of which one tells."""
     (told, said, code), (silent, others, other) = ended(started)
     assert (code, other, silent) == (130, 130, ""), said + others
     assert "Traceback" not in said + others

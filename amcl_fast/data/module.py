@@ -287,7 +287,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         looked = {(one.machine, one.name) for one in found if not one.is_kept}
         stale = [one.is_kept and (one.machine, one.name) not in looked for one in found]
         if any(stale):
-            with together():
+            with patient() as group, together(group):
                 if stale[rank]:
                     self._look_again()
             found = self._found_by_all(world_size)

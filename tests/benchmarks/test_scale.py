@@ -70,7 +70,7 @@ def test_the_command(here, photographs, monkeypatch, capsys):
     for form in ("float32", "float32, 2 processes", "float16"):
         row = of[f"kNN, 50,000 × 2,000 × 512, {form}: time"]
         whole = row["details"]["rows"]
-        assert whole == 1_000 if "processes" in form else 2_000
+        assert whole == (1_000 if "processes" in form else 2_000)
         assert row["basis"] == "extrapolated" and row["details"]["whole_pass"]["queries"] == 16_384
         *_, second = row["details"]["timed"]
         assert second["queries"] == 16_384 and second["rows"] <= whole
