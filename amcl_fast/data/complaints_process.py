@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 
-from amcl_fast.data.complaints import HEARD, MARK, MARKED, OTHERS, PIXELS
+from amcl_fast.data.complaints import HEARD, MARK, MARKED, OTHERS, PIXELS, Lines
 from amcl_fast.data.worker import ignore_signals
 
 
@@ -17,10 +17,10 @@ def main(descriptors: list[str]) -> None:
         with suppress(OSError):  # nobody asks for answers, or the terminal is gone
             os.write(descriptor, content)
 
-    rest = b""
+    rest, of_threads = b"", Lines()
     while part := os.read(lines, 1 << 16):
         *whole, rest = (rest + part).split(b"\n")
-        for line in whole:
+        for line in (one for many in whole for one in of_threads.split(many)):
             if line + b"\n" == MARK:
                 tell(answers, MARKED)
             elif PIXELS.match(line):

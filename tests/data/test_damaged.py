@@ -12,6 +12,7 @@ from command_line import environment
 from PIL import Image
 
 from amcl_fast.data import damaged
+from amcl_fast.data.complaints import Lines
 from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.trial import Trial
@@ -122,6 +123,36 @@ def test_a_process_that_is_held_up_costs_a_second_once_and_loses_nothing(tmp_pat
         [sys.executable, "-c", HELD_UP], capture_output=True, text=True, env=environment(tmp_path), timeout=120
     )
     assert done.stdout == "[1, 22, 23, 24] True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("printed", "lines"),
+    [
+        # Ends of lines that libpng prints are those that come after another thread's line.
+        ([b"libpng warning: iCCPCorrupt JPEG data: 3", b""], [b"libpng warning: iCCP", b"Corrupt JPEG data: 3"]),
+        ([b"libpng warning: alibpng error: b", b"", b""], [b"libpng warning: a", b"libpng error: b", b""]),
+        ([b"libpng warning: a\1amcl-fast", b"", b"c"], [b"libpng warning: a", b"\1amcl-fast", b"c"]),
+        ([b"", b"libpng warning: a", b"", b"other"], [b"", b"libpng warning: a", b"", b"other"]),
+        ([b"of Corrupt JPEG data", b"Corrupt JPEG data: Corrupt JPEG data"],) * 2,
+    ],
+)
+def test_lines_of_threads_are_told_apart(printed, lines):
+    of_threads = Lines()
+    assert [line for one in printed for line in of_threads.split(one)] == lines
+
+
+def test_a_complaint_within_a_line_of_libpng_is_heard(tmp_path):
+    code = (
+        "import ctypes\n"
+        "from amcl_fast.data.complaints import complaints\n"
+        "counted, libc = complaints(), ctypes.CDLL(None)\n"
+        "parts = b'libpng warning: iCCP', b'Corrupt JPEG data: 3\\n', b'\\n', b'other\\n', b'libpng warning: a'\n"
+        "for part in parts:\n"
+        "    libc.fputs(part, ctypes.c_void_p.in_dll(libc, 'stderr'))\n"
+        "print(counted.heard(), counted._marked)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path))
+    assert (done.stdout, done.stderr) == ("1 1\n", "other\n")
 
 
 class Counted:
