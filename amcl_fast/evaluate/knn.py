@@ -42,7 +42,7 @@ def knn_accuracy(
     Which of several equal similarities are among the k nearest is not specified.
 
     Beyond the features it needs, for 16,384 queries at a time, their own copy and their neighbours, and a few tiles of
-    similarities: some 250 MiB on a CPU for d = 512 and 450 MiB for d = 2048, whatever the size of the bank.
+    similarities: some 250 MiB on a CPU for d = 512 and 400 MiB for d = 2048, whatever the size of the bank.
 
     Args:
         bank: (B, d) features with known classes, of any floating-point type; they are kept in it.
