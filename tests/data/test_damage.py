@@ -253,7 +253,7 @@ def test_the_reader_is_started_again_and_reads_the_same(make_images):
             yield [view.clone() for view in views], labels
 
     gc.collect()  # loaders of tests before, which their errors hold
-    complaints()  # the first loader starts this process, which stays
+    complaints().heard()  # the first loader starts this process, which stays; it is there when it has answered
     others, killed = children().keys(), []
     expected = list(batches(()))
     assert children().keys() == others  # a loader's processes go with it
