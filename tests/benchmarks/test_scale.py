@@ -3,15 +3,18 @@
 import json
 import statistics
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from amcl_fast.benchmarks import command, report, scale, scale_process, scale_room
 from amcl_fast.benchmarks.scale_tree import LEAST, tree
 from command_line import image_folder
 
 from amcl_fast.cli import main
+from amcl_fast.data import ContrastiveDataModule
 
 
 @pytest.fixture(scope="module")
@@ -203,16 +206,33 @@ def test_steps_of_a_probe(here):
     assert 0 < answer["step"] == pytest.approx(statistics.median(answer["blocks"][1:]) / 2)
 
 
-def test_two_processes(photographs, tmp_path, monkeypatch):
-    """The second takes the first one's list, and waits for it; both take the same steps of a probe."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    environment = {"AMCL_FAST_CACHE": str(tmp_path / "cache")}
-    request = {"root": str(photographs), "loads": False}
-    first, second = scale_process.measure("start", request, environment, 2)
+def slow_start(rank, request, folder):
+    usual = ContrastiveDataModule.prepare_data
+
+    def slow(data):
+        time.sleep(2)
+        usual(data)
+
+    ContrastiveDataModule.prepare_data = slow
+    answer = scale_process._answer("start", request | {"rank": rank})
+    (folder / f"{rank}.json").write_text(json.dumps(answer))
+
+
+def test_the_start_of_two_processes(photographs, tmp_path, monkeypatch):
+    """The second takes the first one's list, and waits for it."""
+    monkeypatch.setenv("AMCL_FAST_CACHE", str(tmp_path / "cache"))
+    request = {"root": str(photographs), "loads": False, "processes": 2, "group": str(tmp_path / "group")}
+    mp.spawn(slow_start, args=(request, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["images"] == second["images"] > 0
     # Both are counted from one moment on, and the list is there at another.
     listed = [answer["prepare"] + answer["waiting"] for answer in (first, second)]
-    assert listed[0] == pytest.approx(listed[1], rel=0.5, abs=0.5) and second["waiting"] > 0.5 * first["prepare"]
+    assert listed[0] == pytest.approx(listed[1], abs=1)
+    assert first["prepare"] > 2 and second["prepare"] < 1 < second["waiting"]
+
+
+def test_two_processes():
+    """Both take the same steps of a probe."""
     request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 0.1}
     answers = scale_process.measure("probe", request, {}, 2)
     assert [answer["batches"] for answer in answers] == [12, 12] and answers[0]["steps"] == answers[1]["steps"] >= 10
