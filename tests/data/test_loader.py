@@ -1,6 +1,6 @@
 import base64
 import gc
-import time
+import timeit
 from itertools import islice
 from pathlib import Path
 
@@ -506,9 +506,8 @@ def test_a_state_is_small_whatever_went_bad(tmp_path):
     reasons = [f"found during the run: not an image: it starts with b'{number:08}'" for number in range(1000)]
     data._replace(dict(zip(range(0, 100_000, 100), reasons, strict=True)))
     data._checkpoint = loaded = bytes(range(256)) * 10
-    started = time.perf_counter()
+    assert min(timeit.repeat(data.state_dict, number=1, repeat=5)) < 0.05
     state = data.state_dict()
-    assert time.perf_counter() - started < 0.05
     path = tmp_path / "state"
     torch.save(state, path)
     assert path.stat().st_size < 64 * 1024
