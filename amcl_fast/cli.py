@@ -425,7 +425,7 @@ def _declare_bench(commands: Any) -> None:
         "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
     )
     parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
-    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (what fits into --seconds, or all)")
+    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (50,000 for its target, or a pass)")
     parser.add_argument(
         "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )

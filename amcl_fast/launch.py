@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun has started for a command without a trainer: their group, and how they wait."""
+"""Processes that torchrun or srun has started: how they wait and fail, and their group where there is no trainer."""
 
 import os
 import re

@@ -277,7 +277,7 @@ def _knn(case: str, what: str, request: dict[str, Any], processes: int) -> Itera
     basis = "measured" if (last["queries"], last["rows"]) == (QUERIES, own) else "extrapolated"
     times, per_pass = QUERIES / last["queries"], of_pass["queries"]
     if last["rows"] == own and last["queries"] < per_pass:
-        # What a pass costs whatever the queries, too often or too seldom said: it judges no target.
+        # The part that is no product counts once a pass, though some of it grows with the queries: no target is judged.
         whole = -(-QUERIES // per_pass) * max(0.0, last["knn"] - last["product"]) + times * last["product"]
         each = 0.0
     else:
