@@ -1,0 +1,84 @@
+"""Launch parameters that a sweep on a device found, before those that the launchers would choose.
+
+`kernels/tuned/<device>.json`, written by `python -m benchmarks.gpu quick`, holds what won there:
+
+    {"device": "NVIDIA H100 80GB HBM3", "capability": [9, 0], "commit": str, "date": str,
+     "tables": {"select.similarities": {"bfloat16 d=128 full": {"num_warps": 4}}, …}}
+
+A table is one choice of a launcher. Its keys say for what kind of launch the winner was found. A device without a file,
+a table or a key that its file does not have: the launcher's own choice.
+"""
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).with_name("tuned")
+
+# Tables that are being swept, with what is tried; and the keys that each of them was asked for meanwhile.
+_trying: dict[str, dict[str, Any]] = {}
+_asked: dict[str, list[str]] = {}
+
+
+def chosen(table: str, key: str, default: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Launch parameters of `table` for a launch of the kind `key` on the device of `x`: `default` with the winners.
+
+    Args:
+        table: `module.name`, of the launcher that asks.
+        key: what the default depends on, in words: `bfloat16 d=128 full`.
+        default: parameters by name, as the kernel and Triton take them.
+        x: a tensor of the launch.
+    """
+    if _trying:
+        if table not in _trying:
+            return default
+        if key not in _asked[table]:
+            _asked[table].append(key)
+        return default | _trying[table]
+    won = winners(device_name(x)).get(table)
+    return default if won is None else default | won.get(key, {})
+
+
+@contextlib.contextmanager
+def trying(table: str, parameters: dict[str, Any]) -> Iterator[list[str]]:
+    """While it lasts `table` gives its default with `parameters`, and all other tables their defaults.
+
+    The list that it yields fills with the keys that the table was asked for.
+    """
+    _trying[table], _asked[table] = parameters, []
+    try:
+        yield _asked[table]
+    finally:
+        del _trying[table], _asked[table]
+
+
+@functools.cache
+def winners(device: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tables of a device by its name, as torch.cuda.get_device_name has it; none if it has no file."""
+    path = path_of(device)
+    if not device or not path.exists():
+        return {}
+    return json.loads(path.read_text())["tables"]
+
+
+def path_of(device: str, folder: Path = FOLDER) -> Path:
+    """The file of a device."""
+    name = re.sub(r"\W+", "-", device).strip("-").lower()
+    return folder / f"{name}.json"
+
+
+def device_name(x: Tensor) -> str:
+    """Name of the GPU that holds `x`; empty for CPU tensors, which only the interpreter takes."""
+    return _name(x.get_device()) if x.is_cuda else ""
+
+
+@functools.cache
+def _name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
