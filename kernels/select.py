@@ -1,15 +1,32 @@
 """The κ candidates of largest similarity, exactly, for every anchor (ties: lowest column).
 
-1. `_maxima`: columns j ≡ g (mod G) form group g, G ≥ 4κ. The κ-th largest of the G group maxima is a lower
-   bound of the κ-th largest similarity, since κ groups hold a value at least as large.
-2. `_bounds`: that bound, by bisection on the bits of the maxima.
-3. `_survivors`: recomputes the similarities and keeps what reaches the bound, 1.15·κ a row on average.
-4. `_exact`: rows with more survivors than the buffer holds (many equal similarities, or the best ones in few
-   groups) are done by counting instead, 32 passes. Blocks without such a row return at once.
-5. `_rank`: puts the survivors of a row in order: each counts how many go before it.
+1. `_maxima`: candidates are dealt into G ≥ 4κ groups; of each the largest similarity. The κ-th largest of the G
+   maxima is a lower bound of the κ-th largest similarity, since κ groups hold a value at least as large.
+2. `_bounds`: that bound, by bisection on the bits of the maxima until it is exact or few more than κ of them reach it.
+3. `_bits`: forms the similarities again; two bits of each: does it reach the bound, is it above.
+4. `_lists`: the columns above the bound, 1.15·κ a row on average, then as many at the bound as are missing.
+5. `_values`: forms what the maxima do not tell, by the same products: a group's maximum is the value of its column
+   above the bound if it has only one.
+6. `_pick`: the κ best of the list, by bisection.
 
-Similarities exist only as tiles. Survivors arrive in any order (an integer atomic counts them), but every
-run keeps the same set and their order has no ties, so the result is a function of the inputs alone.
+Similarities exist only as tiles, nothing is counted by atomics, and every list has a fixed order, so the result is a
+function of the inputs alone.
+
+**Equal similarities.** Let b be the bound, v the κ-th largest similarity, b ≤ v. If v = b, fewer than κ columns are
+above b: all of them are taken, and of those at b, whose value is known, the lowest. If v > b, at least κ are above b
+and none at b is taken. So what is at the bound need never be formed again or counted, however many there are: a row
+of equal similarities has b = v, nothing above, and its κ columns among the first G + S. For that b must be exact
+where many maxima are equal, and it is: bisection ends early only where few reach it.
+
+**Crowded rows** have more columns above the bound than their list holds. Those lie in fewer than κ·17/16 of the G
+groups, or the bisection had gone on: in about a quarter of the candidates at most, and ties at the bound are not
+among them. `_crowded` forms them again, one row a program, in the order of the columns, keeps what beats the κ-th
+best so far, and halves the list when it is full: work linear in their number. Which group a column goes into turns
+with every G columns, so that no period of the candidates, as of the two views of an image, crowds a group.
+
+**NaN** is above everything, one NaN equal to another, as a stable sort has it; so is ∞ but for NaN, and both have the
+bit of what is above any bound. A bound of −∞ means that fewer than κ groups have anything to show; then −∞ itself,
+which skipped columns have too, is at the bound, and what is taken from there is checked against them.
 """
 
 import torch
@@ -17,22 +34,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tile import (
-    is_touched,
-    load_tile,
-    products,
-    rows_of,
-    similarity_tiling,
-    skip_of,
-    streamed_products,
-    touched_tiles,
-    visible,
-)
+from . import tuning
+from .tile import is_touched, load_tile, products, rows_of, similarity_tiling, skip_of, visible
 
-# The work of `_rank` grows with κ²; larger κ are left to `_exact`.
-MAX_RANKED = 1024
-# Group maxima and survivors of this many bytes at once; more anchors are done in turns.
-WORKSPACE = 64 * 2**20
+# Bytes of maxima, bits and lists at once; more anchors are done in turns.
+WORKSPACE = 128 * 2**20
+# Candidates of a group in one word of bits: two bits each.
+MEMBERS = tl.constexpr(16)
+# Columns formed at once for a crowded row.
+STRIDE = tl.constexpr(32)
+# The largest finite number, which stands for all above it, and the one before it.
+LARGEST = tl.constexpr(3.4028234663852886e38)
+BELOW_LARGEST = tl.constexpr(3.4028232635611926e38)
+# The key of NaN.
+NAN = tl.constexpr(0xFFC00000)
 
 
 @triton.jit
@@ -50,165 +65,432 @@ def _value(ordered):
 
 
 @triton.jit
-def _trial(found, i):
-    """`found` with its i-th bit from the top set."""
-    return found | (tl.full(found.shape, 1, tl.uint32) << (31 - i))
+def _turned(member, shift):
+    """By how many tiles the `member`-th G columns are turned before they are dealt into groups: sum of its digits."""
+    return member + (member >> shift) + (member >> shift >> shift)
+
+
+@triton.jit
+def _start(member, tile, shift, N: tl.constexpr):
+    """First of the N columns that are the `member`-th of the groups of a tile; G = N << shift."""
+    return ((member << shift) + ((tile + _turned(member, shift)) & ((1 << shift) - 1))) * N
+
+
+@triton.jit
+def _group(member, place, shift, N: tl.constexpr):
+    """Inverse of `_start`: the group of the columns member·G + place."""
+    return ((place // N - _turned(member, shift)) & ((1 << shift) - 1)) * N + place % N
+
+
+@triton.jit
+def _touched(skip, row, rows, tile, shift, N: tl.constexpr):
+    """Bit m mod 64 is set if the m-th columns of the groups of a tile hold a skipped column of a row.
+
+    Masks in the inner loop would cost as much as the rest of it; with this, only a few tiles pay for them.
+    """
+    bits = tl.zeros(row.shape, tl.int64)
+    for i in tl.static_range(skip.each):
+        column = tl.load(skip.base + row.to(tl.int64) * skip.each + i, row < rows, other=-1).to(tl.int32)
+        member = column // N >> shift
+        start = _start(member, tile, shift, N)
+        hit = (column >= start) & (column < start + N)
+        bits |= tl.where(hit, 1, 0).to(tl.int64) << (member & 63).to(tl.int64)
+    return tl.reduce_or(bits, axis=0)
+
+
+@triton.jit
+def _skipped(skip, row, rows, i: tl.constexpr):
+    """The i-th skipped column of each row; one that does not exist if there is none."""
+    column = tl.full(row.shape, 0x7FFFFFFF, tl.int32)
+    if i < skip.each:
+        at = skip.base + row.to(tl.int64) * skip.each + i
+        column = tl.load(at, row < rows, other=0x7FFFFFFF).to(tl.int32)
+    return column
+
+
+@triton.jit
+def _unless_skipped(s, skip, first, second, row, rows, column):
+    """`s`, −∞ where a column is skipped. Two skipped columns come in registers: loads cost barriers in the loop."""
+    distance = tl.minimum((first ^ column[None, :]).to(tl.uint32), (second ^ column[None, :]).to(tl.uint32))
+    for i in tl.static_range(2, skip.each):
+        distance = tl.minimum(distance, (_skipped(skip, row, rows, i)[:, None] ^ column[None, :]).to(tl.uint32))
+    return tl.where(distance == 0, float("-inf"), s)
 
 
 @triton.jit
 def _maxima(
-    anchors, candidates, skip, maxima, groups,
+    anchors, candidates, skip, maxima, shift,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
-    first = tl.program_id(1) * N
+    tile = tl.program_id(1)
     lanes = tl.arange(0, N)
     depth = tl.arange(0, DEPTH)
-    anchor_tile = load_tile(anchors, head, row, depth)
-    touched = touched_tiles(skip, row, anchors.rows, first, groups, N)
+    x = load_tile(anchors, head, row, depth)
+    touched = _touched(skip, row, anchors.rows, tile, shift, N)
+    first = tl.broadcast_to(_skipped(skip, row, anchors.rows, 0)[:, None], (M, N))
+    second = tl.broadcast_to(_skipped(skip, row, anchors.rows, 1)[:, None], (M, N))
     best = tl.full((M, N), float("-inf"), tl.float32)
-    for member in range(tl.cdiv(candidates.rows - first, groups)):
-        start = member * groups + first
+    groups = N << shift
+    for member in range(tl.cdiv(candidates.rows, groups)):
+        start = _start(member, tile, shift, N)
         column = start + lanes
-        tile = load_tile(candidates, head, column, depth)
-        s = products(anchor_tile, tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+        y = load_tile(candidates, head, column, depth)
+        s = products(x, y, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
         if (start + N > candidates.rows) | is_touched(touched, member):
-            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
-            s = tl.where(shown, s, float("-inf"))
-        best = tl.maximum(best, s)
-    flat = head * anchors.rows + row.to(tl.int64)
-    tl.store(
-        maxima + flat[:, None] * groups + (first + lanes)[None, :],
-        best,
-        (row < anchors.rows)[:, None] & (first + lanes < groups)[None, :],
-    )
+            s = _unless_skipped(s, skip, first, second, row, anchors.rows, column)
+            s = tl.where((column < candidates.rows)[None, :], s, float("-inf"))
+        best = tl.maximum(best, s, propagate_nan=tl.PropagateNan.ALL)
+    at = (head * anchors.rows + row.to(tl.int64)) * groups + tile * N
+    tl.store(maxima + at[:, None] + lanes[None, :], _ordered(best), (row < anchors.rows)[:, None])
 
 
 @triton.jit
-def _bounds(maxima, bounds, count, groups, top_k, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+def _reaching(keys, count, trial, BLOCK: tl.constexpr):
+    """How many of the first `count` keys of each row are at least `trial`."""
+    reached = tl.zeros(count.shape, tl.int32)
+    for start in range(0, tl.max(count, axis=0), BLOCK):
+        lanes = start + tl.arange(0, BLOCK)[None, :]
+        key = tl.load(keys + lanes, lanes < count[:, None], other=0)
+        reached += tl.sum(((key >= trial[:, None]) & (lanes < count[:, None])).to(tl.int32), axis=1)
+    return reached
+
+
+@triton.jit
+def _kth(keys, count, top_k, enough, BLOCK: tl.constexpr, ONE: tl.constexpr):
+    """The κ-th largest of the first `count` keys of each row, or a smaller one that no more than `enough` reach.
+
+    Args:
+        keys: pointers to rows, (R, 1).
+        count: (R,), 0 in rows that do not exist.
+        ONE: BLOCK holds a row.
+
+    Returns:
+        the key and how many reach it, both (R,).
+    """
+    if ONE:
+        lanes = tl.arange(0, BLOCK)[None, :]
+        key = tl.load(keys + lanes, lanes < count[:, None], other=0)
+    found = tl.zeros(count.shape, tl.uint32)
+    reached = count
+    i = 0
+    while (i < 32) & (tl.max(reached, axis=0) > enough):
+        trial = found | (tl.full(count.shape, 1, tl.uint32) << (31 - i))
+        if ONE:  # noqa: SIM108 (a constant chooses which one is compiled)
+            # What is outside is 0, below every trial.
+            some = tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
+        else:
+            some = _reaching(keys, count, trial, BLOCK)
+        better = (some >= top_k) & (reached > enough)
+        found = tl.where(better, trial, found)
+        reached = tl.where(better, some, reached)
+        i += 1
+    return found, reached
+
+
+@triton.jit
+def _bounds(maxima, bounds, rows, groups, top_k, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    lanes = tl.arange(0, GROUPS)
-    mask = (row < count)[:, None] & (lanes < groups)[None, :]
-    key = _ordered(tl.load(maxima + row[:, None] * groups + lanes[None, :], mask, other=float("-inf")))
-    found = tl.zeros((ROWS,), tl.uint32)
-    for i in range(32):
-        trial = _trial(found, i)
-        reached = tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
-        found = tl.where(reached >= top_k, trial, found)
-    # Hidden columns are −∞ and must stay below the bound.
-    tl.store(bounds + row, tl.maximum(_value(found), -3.4e38), row < count)
+    # A few more than κ cost less than the steps that would exclude them.
+    count = tl.where(row < rows, groups, 0)
+    found, _ = _kth(maxima + (row * groups)[:, None], count, top_k, top_k + top_k // 16, BLOCK, ONE)
+    value = _value(found)
+    # The keys of NaN are those from −∞'s down, which no similarity has, and those above ∞'s.
+    bound = tl.where(value < BELOW_LARGEST.value, value, BELOW_LARGEST.value)
+    tl.store(bounds + row, tl.where(found > 0x007FFFFF, bound, float("-inf")), row < rows)
 
 
 @triton.jit
-def _survivors(
-    anchors, candidates, skip, bounds, counts, values, indices, groups, capacity,
+def _pushed(word, x):
+    """`word` with the sign of `x` as its new last bit."""
+    return (word << 1) | (x.to(tl.uint32, bitcast=True) >> 31).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _bits(
+    anchors, candidates, skip, bounds, words, shift,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(2)
+    head = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
-    first = tl.program_id(1) * N
+    tile = tl.program_id(1)
     lanes = tl.arange(0, N)
     depth = tl.arange(0, DEPTH)
-    anchor_tile = load_tile(anchors, head, row, depth)
-    touched = touched_tiles(skip, row, anchors.rows, first, groups, N)
-    # int32 reaches every survivor: WORKSPACE is far smaller.
-    flat = head * anchors.rows + row
-    inside = (row < anchors.rows)[:, None]
-    bound = tl.load(bounds + flat, row < anchors.rows, other=float("inf"))
-    counter = tl.broadcast_to((counts + flat)[:, None], (M, N))
-    for member in range(tl.cdiv(candidates.rows - first, groups)):
-        start = member * groups + first
-        column = start + lanes
-        tile = load_tile(candidates, head, column, depth)
-        s = products(anchor_tile, tile, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
-        if (start + N > candidates.rows) | is_touched(touched, member):
-            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
-            s = tl.where(shown, s, float("-inf"))
-        # Not `s >= bound`: a NaN must survive, to be seen in the result.
-        keep = ((s < bound[:, None]) == 0) & inside
-        slot = tl.atomic_add(counter, 1, keep, sem="relaxed")
-        fits = keep & (slot < capacity)
-        at = (flat * capacity)[:, None] + slot
-        tl.store(values + at, s, fits)
-        tl.store(indices + at, tl.broadcast_to(column[None, :], (M, N)), fits)
-
-
-@triton.jit
-def _exact(
-    anchors, candidates, skip, counts, values, indices, top_k, capacity,
-    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * M + tl.arange(0, M)
+    x = load_tile(anchors, head, row, depth)
+    touched = _touched(skip, row, anchors.rows, tile, shift, N)
+    first = tl.broadcast_to(_skipped(skip, row, anchors.rows, 0)[:, None], (M, N))
+    second = tl.broadcast_to(_skipped(skip, row, anchors.rows, 1)[:, None], (M, N))
     flat = head * anchors.rows + row.to(tl.int64)
-    count = tl.load(counts + flat, row < anchors.rows, other=top_k)
-    redo = (count < top_k) | (count > capacity)
-    if tl.max(redo.to(tl.int32), axis=0) > 0:
-        lanes = tl.arange(0, N)
-        found = tl.zeros((M,), tl.uint32)
-        above = tl.zeros((M,), tl.int32)
-        for i in range(32):
-            trial = _trial(found, i)
-            reached = tl.zeros((M,), tl.int32)
-            for start in range(0, candidates.rows, N):
-                column = start + lanes
-                s = streamed_products(anchors, row, candidates, column, head, DEPTH, PRECISION)
-                shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
-                key = _ordered(tl.where(shown, s, float("-inf")))
-                reached += tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
-            # The last trial that fails is found + 1, so this ends as the number of larger similarities.
-            above = tl.where(reached >= top_k, above, reached)
-            found = tl.where(reached >= top_k, trial, found)
-        used = tl.zeros((M,), tl.int32)
-        ties = above
-        for start in range(0, candidates.rows, N):
+    bound = tl.load(bounds + flat, row < anchors.rows, other=0.0)[:, None]
+    groups = N << shift
+    members = tl.cdiv(candidates.rows, groups)
+    count = tl.cdiv(members, MEMBERS.value)
+    for word in range(count):
+        found = tl.zeros((M, N), tl.int32)
+        last = tl.minimum(word * MEMBERS.value + MEMBERS.value, members)
+        for member in range(word * MEMBERS.value, last):
+            start = _start(member, tile, shift, N)
             column = start + lanes
-            s = streamed_products(anchors, row, candidates, column, head, DEPTH, PRECISION)
-            shown = visible(skip, row[:, None], anchors.rows, column[None, :], candidates.rows)
-            key = _ordered(tl.where(shown, s, float("-inf")))
-            tie = (key == found[:, None]).to(tl.int32)
-            rank = ties[:, None] + tl.cumsum(tie, axis=1)
-            take = (key > found[:, None]) | ((tie != 0) & (rank <= top_k))
-            taken = take.to(tl.int32)
-            at = (flat * capacity)[:, None] + used[:, None] + tl.cumsum(taken, axis=1) - 1
-            tl.store(values + at, s, take & redo[:, None])
-            tl.store(indices + at, tl.broadcast_to(column[None, :], (M, N)), take & redo[:, None])
-            used += tl.sum(taken, axis=1)
-            ties += tl.sum(tie, axis=1)
-        tl.store(counts + flat, used, redo)
+            y = load_tile(candidates, head, column, depth)
+            s = products(x, y, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+            if is_touched(touched, member):
+                s = _unless_skipped(s, skip, first, second, row, anchors.rows, column)
+            # NaN and ∞ are above any bound. Signs, not comparisons, which would hold a predicate for each similarity.
+            most = tl.where(column < candidates.rows, LARGEST.value, float("-inf"))[None, :]
+            s = tl.where(s < most, s, most)
+            found = _pushed(_pushed(found, bound - s), s - bound)
+        found <<= 2 * (MEMBERS.value - last + word * MEMBERS.value)
+        at = (flat * count + word) * groups + tile * N
+        tl.store(words + at[:, None] + lanes[None, :], found, (row < anchors.rows)[:, None])
 
 
 @triton.jit
-def _keys(values, indices, at, mask):
-    """int64 by similarity, then lowest column; where masked, below all others."""
-    value = _ordered(tl.load(values + at, mask, other=0.0)).to(tl.int64)
-    column = tl.load(indices + at, mask, other=0).to(tl.int64)
-    return tl.where(mask, (value << 31) | (0x7FFFFFFF - column), -1)
+def _population(x):
+    """Set bits among the even ones."""
+    x = (x & 0x11111111) + ((x >> 2) & 0x11111111)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return (x * 0x01010101) >> 24
 
 
 @triton.jit
-def _rank(
-    values, indices, counts, similarities, chosen, out_head, top_k, capacity,
-    BLOCK: tl.constexpr, OTHERS: tl.constexpr,
+def _above(word):
+    """Of a word of bits: bit 30 − 2j is set if its j-th candidate is above the bound."""
+    return (word >> 1) & ~word & 0x55555555
+
+
+@triton.jit
+def _pair(words, groups, group, member, mask):
+    """The two bits of a candidate: 1 below the bound, 2 above it, 0 or 3 at it."""
+    word = tl.load(words + (member // MEMBERS.value * groups + group), mask, other=0)
+    return (word >> (2 * (MEMBERS.value - 1 - member % MEMBERS.value))) & 3
+
+
+@triton.jit
+def _above_in_groups(words, count, groups, group, mask):
+    """Columns above the bound in each group."""
+    total = tl.load(words + group, mask, other=0)
+    total = _population(_above(total))
+    for word in range(1, count):
+        total += _population(_above(tl.load(words + (word * groups + group), mask, other=0)))
+    return total
+
+
+@triton.jit
+def _lists(
+    maxima, bounds, words, skip, counts, keys, columns, rows, candidates, shift, top_k, capacity,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    flat = tl.program_id(1).to(tl.int64) * rows + row
+    groups = N << shift
+    members = tl.cdiv(candidates, groups)
+    count = tl.cdiv(members, MEMBERS.value)
+    words += (flat * count * groups)[:, None]
+    maxima += (flat * groups)[:, None]
+    keys += (flat * capacity)[:, None]
+    columns += (flat * capacity)[:, None]
+    bound = tl.load(bounds + flat, inside, other=0.0)
+    lanes = tl.arange(0, BLOCK)[None, :]
+    alone = tl.zeros((ROWS,), tl.int32)
+    unknown = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, groups, BLOCK):
+        total = _above_in_groups(words, count, groups, start + lanes, inside[:, None])
+        alone += tl.sum((total == 1).to(tl.int32), axis=1)
+        unknown += tl.sum(tl.where(total > 1, total, 0), axis=1)
+    above = alone + unknown
+    listed = inside & (above <= capacity)
+    tl.store(counts + 2 * flat, tl.where(listed, unknown, 0), inside)
+    tl.store(counts + 2 * flat + 1, tl.maximum(above, top_k), inside)
+    first_unknown = tl.zeros((ROWS,), tl.int32)
+    first_known = unknown
+    for start in range(0, groups, BLOCK):
+        group = start + lanes
+        total = _above_in_groups(words, count, groups, group, listed[:, None])
+        single = (total == 1).to(tl.int32)
+        shared = tl.where(total > 1, total, 0)
+        slot = tl.where(
+            total == 1,
+            first_known[:, None] + tl.cumsum(single, axis=1) - 1,
+            first_unknown[:, None] + tl.cumsum(shared, axis=1) - shared,
+        )
+        best = tl.load(maxima + group, total == 1, other=0)
+        for word in range(count):
+            left = _above(tl.load(words + (word * groups + group), total > 0, other=0))
+            while tl.max(tl.max(left, axis=1), axis=0) > 0:
+                bit = left & -left
+                exponent = (bit.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+                member = word * MEMBERS.value + MEMBERS.value - 1 - exponent // 2
+                column = _start(member, group // N, shift, N) + group % N
+                tl.store(columns + slot, column, left != 0)
+                tl.store(keys + slot, best, (left != 0) & (total == 1))
+                slot += (left != 0).to(tl.int32)
+                left ^= bit
+        first_known += tl.sum(single, axis=1)
+        first_unknown += tl.sum(shared, axis=1)
+    # What is at the bound, in the order of the columns.
+    missing = tl.where(inside, top_k - above, 0)
+    key = tl.broadcast_to(_ordered(bound)[:, None], (ROWS, BLOCK))
+    member = tl.full((), 0, tl.int32)
+    start = tl.full((), 0, tl.int32)
+    while (tl.max(missing, axis=0) > 0) & (member < members):
+        place = start + lanes
+        pair = _pair(words, groups, _group(member, place, shift, N), member, (missing > 0)[:, None])
+        column = member * groups + place
+        tie = ((pair == 0) | (pair == 3)) & visible(skip, row[:, None], rows, column, candidates)
+        before = tl.cumsum(tie.to(tl.int32), axis=1) - 1
+        tie &= before < missing[:, None]
+        slot = (top_k - missing)[:, None] + before
+        tl.store(columns + slot, tl.broadcast_to(column, (ROWS, BLOCK)), tie)
+        tl.store(keys + slot, key, tie)
+        missing -= tl.sum(tie.to(tl.int32), axis=1)
+        start += BLOCK
+        member += tl.where(start >= groups, 1, 0)
+        start = tl.where(start >= groups, 0, start)
+
+
+@triton.jit
+def _values(
+    anchors, candidates, counts, keys, columns, capacity,
+    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(2).to(tl.int64)
+    rows = tl.arange(0, M)
+    row = tl.program_id(0) * M + rows
+    flat = head * anchors.rows + tl.program_id(0) * M
+    unknown = tl.load(counts + 2 * (flat + rows), row < anchors.rows, other=0)
+    end = tl.cumsum(unknown, axis=0)[:, None]
+    total = tl.sum(unknown, axis=0)
+    lanes = tl.arange(0, N)
+    depth = tl.arange(0, DEPTH)
+    if tl.program_id(1) * N < total:
+        x = load_tile(anchors, head, row, depth)
+        for start in range(tl.program_id(1) * N, total, tl.num_programs(1) * N):
+            # The unknown ones of all M rows, one after the other.
+            place = start + lanes
+            before = end <= place[None, :]
+            owner = tl.sum(before.to(tl.int32), axis=0)
+            at = (flat + owner) * capacity + place - tl.max(tl.where(before, end, 0), axis=0)
+            column = tl.load(columns + at, place < total, other=candidates.rows)
+            y = load_tile(candidates, head, column, depth)
+            s = products(x, y, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
+            value = tl.sum(tl.where(rows[:, None] == owner[None, :], s, 0.0), axis=0)
+            tl.store(keys + at, _ordered(value), place < total)
+
+
+@triton.jit
+def _last(keys, columns, count, top_k, BLOCK: tl.constexpr, ONE: tl.constexpr):
+    """The κ-th of each list by (key, lowest column): its key and its column."""
+    found, reached = _kth(keys, count, top_k, top_k, BLOCK, ONE)
+    limit = tl.zeros(count.shape, tl.int32)
+    if tl.max(reached, axis=0) > top_k:
+        # More equal ones than fit: the largest column that is not too many of them.
+        need = top_k - _reaching(keys, count, found + 1, BLOCK)
+        for i in range(31):
+            trial = limit | (1 << (30 - i))
+            below = tl.zeros(count.shape, tl.int32)
+            for start in range(0, tl.max(count, axis=0), BLOCK):
+                lanes = start + tl.arange(0, BLOCK)[None, :]
+                inside = lanes < count[:, None]
+                key = tl.load(keys + lanes, inside, other=0)
+                column = tl.load(columns + lanes, inside, other=0)
+                tie = inside & (key == found[:, None]) & (column < trial[:, None])
+                below += tl.sum(tie.to(tl.int32), axis=1)
+            limit = tl.where(below < need, trial, limit)
+    return found, tl.where(reached > top_k, limit, 0x7FFFFFFF)
+
+
+@triton.jit
+def _best(keys, columns, count, at, found, limit, BLOCK: tl.constexpr):
+    """Of BLOCK entries of each list from `at` on: key, column, whether it is among the κ."""
+    lanes = at + tl.arange(0, BLOCK)[None, :]
+    inside = lanes < count[:, None]
+    key = tl.load(keys + lanes, inside, other=0)
+    column = tl.load(columns + lanes, inside, other=0)
+    take = inside & ((key > found[:, None]) | ((key == found[:, None]) & (column <= limit[:, None])))
+    return key, column, take
+
+
+@triton.jit
+def _halve(keys, columns, count, top_k, BLOCK: tl.constexpr, ONE: tl.constexpr):
+    """Leaves the κ best of a list in their order. Returns the key of the last of them."""
+    tl.debug_barrier()
+    found, limit = _last(keys, columns, count, top_k, BLOCK, ONE)
+    kept = tl.full((), 0, tl.int32)
+    for at in range(0, tl.max(count, axis=0), BLOCK):
+        key, column, take = _best(keys, columns, count, at, found, limit, BLOCK)
+        slot = kept + tl.cumsum(take.to(tl.int32), axis=1) - 1
+        # Entries move down, to where all have been read.
+        tl.debug_barrier()
+        tl.store(keys + slot, key, take)
+        tl.store(columns + slot, column, take)
+        kept += tl.sum(tl.sum(take.to(tl.int32), axis=1), axis=0)
+    tl.debug_barrier()
+    return tl.max(found, axis=0)
+
+
+@triton.jit
+def _crowded(
+    anchors, candidates, words, counts, keys, columns, shift, top_k, capacity,
+    N: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) + tl.arange(0, 1)
     head = tl.program_id(1).to(tl.int64)
-    flat = head * tl.num_programs(0) + row
-    count = tl.load(counts + flat)
-    for start in range(0, count, BLOCK):
-        lanes = start + tl.arange(0, BLOCK)
-        key = _keys(values, indices, flat * capacity + lanes, lanes < count)
-        rank = tl.zeros((BLOCK,), tl.int32)
-        for other_start in range(0, count, OTHERS):
-            others = other_start + tl.arange(0, OTHERS)
-            other = _keys(values, indices, flat * capacity + others, others < count)
-            rank += tl.sum((other[None, :] > key[:, None]).to(tl.int32), axis=1)
-        at = flat * capacity + lanes
-        out = head * out_head + row * top_k + rank
-        mask = (lanes < count) & (rank < top_k)
-        tl.store(similarities + out, tl.load(values + at, mask), mask)
-        tl.store(chosen + out, tl.load(indices + at, mask), mask)
+    flat = head * anchors.rows + row
+    if tl.max(tl.load(counts + 2 * flat + 1), axis=0) > capacity:
+        groups = N << shift
+        bits = words + (flat * tl.cdiv(tl.cdiv(candidates.rows, groups), MEMBERS.value) * groups)[:, None]
+        list_keys = keys + (flat * capacity)[:, None]
+        list_columns = columns + (flat * capacity)[:, None]
+        lanes = tl.arange(0, STRIDE.value)[None, :]
+        used = tl.full((), 0, tl.int32)
+        least = tl.full((), 0, tl.uint32)
+        for begin in range(0, candidates.rows, STRIDE.value):
+            column = begin + lanes
+            member = begin // N >> shift
+            above = _pair(bits, groups, _group(member, column - member * groups, shift, N), member, lanes >= 0) == 2
+            # What is NaN is beaten by nothing after it.
+            if (tl.max(tl.max(above.to(tl.int32), axis=1), axis=0) > 0) & (least < NAN.value):
+                s = tl.zeros(column.shape, tl.float32)
+                place = tl.sum(tl.where(above, column, candidates.rows), axis=0)
+                for part in range(0, candidates.width, DEPTH):
+                    depth = part + tl.arange(0, DEPTH)
+                    x = load_tile(anchors, head, row, depth).to(tl.float32)
+                    y = load_tile(candidates, head, place, depth).to(tl.float32)
+                    s += tl.sum(x * y, axis=1)[None, :]
+                key = _ordered(s)
+                # Columns rise: what equals the κ-th so far comes after it.
+                keep = above & (key > least)
+                slot = used + tl.cumsum(keep.to(tl.int32), axis=1) - 1
+                tl.store(list_keys + slot, key, keep)
+                tl.store(list_columns + slot, column, keep)
+                used += tl.sum(tl.sum(keep.to(tl.int32), axis=1), axis=0)
+                if used > capacity - STRIDE.value:
+                    least = _halve(list_keys, list_columns, tl.zeros((1,), tl.int32) + used, top_k, BLOCK, ONE)
+                    used = top_k + used * 0
+        tl.store(counts + 2 * flat + 1, tl.zeros((1,), tl.int32) + used)
+
+
+@triton.jit
+def _pick(
+    counts, keys, columns, similarities, chosen, rows, out_head, top_k, capacity,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1).to(tl.int64)
+    flat = head * rows + row
+    keys += (flat * capacity)[:, None]
+    columns += (flat * capacity)[:, None]
+    count = tl.load(counts + 2 * flat + 1, row < rows, other=0)
+    found, limit = _last(keys, columns, count, top_k, BLOCK, ONE)
+    out = head * out_head + row.to(tl.int64) * top_k
+    for at in range(0, tl.max(count, axis=0), BLOCK):
+        key, column, take = _best(keys, columns, count, at, found, limit, BLOCK)
+        slot = out[:, None] + tl.cumsum(take.to(tl.int32), axis=1) - 1
+        tl.store(similarities + slot, _value(key), take)
+        tl.store(chosen + slot, column, take)
+        out += tl.sum(take.to(tl.int32), axis=1)
 
 
 def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
@@ -221,8 +503,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         top_k: 1 ≤ κ ≤ B − S.
 
     Returns:
-        similarities (C, A, κ) float32 and columns (C, A, κ) int32. By falling similarity, then column, for
-        κ ≤ `MAX_RANKED`; by column above.
+        similarities (C, A, κ) float32 and columns (C, A, κ) int32, in an order that is a function of the inputs.
     """
     heads, rows, width = anchors.shape
     device = anchors.device
@@ -231,57 +512,77 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     table = rows_of(candidates)
     similarities = torch.empty(heads, rows, top_k, device=device)
     chosen = torch.empty(heads, rows, top_k, dtype=torch.int32, device=device)
-    # Rarely run, so small: registers for its sums, and it need not repeat the bits of the other kernels.
-    counting = {"M": 32, "N": 32, "DEPTH": 32, "PRECISION": tiling["PRECISION"], "num_warps": 4, "num_stages": 2}
-    counting["maxnreg"] = 255
-    if top_k > MAX_RANKED:
-        todo = torch.full((heads, rows), -1, dtype=torch.int32, device=device)
-        _exact[triton.cdiv(rows, 32), heads](
-            rows_of(anchors), table, skip_of(skip, chosen), todo, similarities, chosen, top_k, top_k,
-            **counting,
-        )  # fmt: skip
-        return similarities, chosen
-
     groups = _groups(triton.cdiv(rows, m) * heads, table.rows, top_k, n)
-    capacity = max(32, triton.next_power_of_2(2 * top_k))
-    turn = max(m, WORKSPACE // (4 * heads * (groups + 2 * capacity)) // m * m)
+    words = triton.cdiv(triton.cdiv(table.rows, groups), MEMBERS.value)
+    # Twice what is expected, and so much more than κ that a crowded row gets on.
+    capacity = max(64, triton.next_power_of_2(2 * top_k))
+    # int32 or as large: maxima, words, keys, columns, counts (2), bounds.
+    sizes = (groups, words * groups, capacity, capacity, 2, 1)
+    turns = triton.cdiv(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
+    turn = triton.cdiv(triton.cdiv(rows, turns), m) * m
+    workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
+    shift = (groups // n).bit_length() - 1
+    # Values come from the same instructions of 64 rows and N columns as in the two passes.
+    few = {**tiling, "M": min(m, 64), "num_warps": 4}
+    of_groups, of_lists, in_crowds = (
+        _lanes(name, count, anchors) for name, count in (("bounds", groups), ("pick", capacity), ("crowded", capacity))
+    )
+    listing = _lanes("lists", groups, anchors)
     for start in range(0, rows, turn):
         part = rows_of(anchors[:, start : start + turn])
         size = part.rows
         hidden = skip_of(None if skip is None else skip[start : start + turn], chosen)
-        maxima = torch.empty(heads, size, groups, device=device)
-        bounds = torch.empty(heads, size, device=device)
-        counts = torch.zeros(heads, size, dtype=torch.int32, device=device)
-        values = torch.empty(heads, size, capacity, device=device)
-        indices = torch.empty(heads, size, capacity, dtype=torch.int32, device=device)
+        maxima, bits, keys, columns, counts, bounds = workspace[: heads * size * sum(sizes)].split(
+            [heads * size * each for each in sizes]
+        )
+        maxima, keys, bounds = maxima.view(torch.uint32), keys.view(torch.uint32), bounds.view(torch.float32)
 
-        grid = (triton.cdiv(size, m), triton.cdiv(groups, n), heads)
-        _maxima[grid](part, table, hidden, maxima, groups, **tiling)
-        together = max(1, 2048 // groups)
-        _bounds[triton.cdiv(heads * size, together),](
-            maxima, bounds, heads * size, groups, top_k, together, groups, num_warps=4
-        )
-        _survivors[grid](part, table, hidden, bounds, counts, values, indices, groups, capacity, **tiling)
-        _exact[triton.cdiv(size, 32), heads](part, table, hidden, counts, values, indices, top_k, capacity, **counting)
-        _rank[size, heads](
-            values,
-            indices,
-            counts,
-            similarities[:, start:],
-            chosen[:, start:],
-            rows * top_k,
-            top_k,
-            capacity,
-            BLOCK=128,
-            OTHERS=32,
-            num_warps=4,
-        )
+        grid = (triton.cdiv(size, m), groups // n, heads)
+        _maxima[grid](part, table, hidden, maxima, shift, **tiling)
+        _bounds[triton.cdiv(heads * size, of_groups["ROWS"]),](maxima, bounds, heads * size, groups, top_k, **of_groups)
+        _bits[grid](part, table, hidden, bounds, bits, shift, **tiling)
+        _lists[triton.cdiv(size, listing["ROWS"]), heads](
+            maxima, bounds, bits, hidden, counts, keys, columns, size, table.rows, shift, top_k, capacity,
+            N=n, **listing,
+        )  # fmt: skip
+        # A fifth of the list is expected to be unknown.
+        blocks = triton.cdiv(size, few["M"])
+        parts = max(1, min(1024 // (blocks * heads), few["M"] * top_k // (4 * n)))
+        _values[blocks, parts, heads](part, table, counts, keys, columns, capacity, **few)
+        _crowded[size, heads](
+            part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,
+        )  # fmt: skip
+        _pick[triton.cdiv(size, of_lists["ROWS"]), heads](
+            counts, keys, columns, similarities[:, start:], chosen[:, start:], size, rows * top_k, top_k, capacity,
+            **of_lists,
+        )  # fmt: skip
     return similarities, chosen
+
+
+def _lanes(kernel: str, count: int, x: Tensor) -> dict[str, int]:
+    """Launch parameters of a kernel that looks at `count` entries of each row, a power of two."""
+    warps = max(1, min(8, count // 1024))
+    if kernel == "lists":
+        block = min(count, 128 * warps)
+        default = {"ROWS": max(1, 256 // block), "BLOCK": block}
+    elif kernel == "crowded":
+        block = min(count, 512 * warps)
+        default = {"BLOCK": block, "ONE": count == block}
+    else:
+        block = min(count, 1024 * warps)
+        default = {
+            "ROWS": max(1, (2048 if kernel == "bounds" else 512) // block),
+            "BLOCK": block,
+            "ONE": count == block,
+        }
+    default["num_warps"] = warps
+    return tuning.chosen(f"select.{kernel}", f"{count} entries" if count <= 8192 else "more", default, x)
 
 
 def _groups(blocks: int, columns: int, top_k: int, tile: int) -> int:
     """Number of groups: a power of two, at least 4κ, and enough to fill a GPU if there are few anchors."""
-    groups = max(tile, triton.next_power_of_2(4 * top_k))
+    # Eight tiles at least: columns turn among them.
+    groups = max(8 * tile, triton.next_power_of_2(4 * top_k))
     while groups < 8192 and blocks * (groups // tile) < 256:
         groups *= 2
     return min(groups, max(tile, triton.next_power_of_2(columns)))

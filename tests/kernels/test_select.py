@@ -4,14 +4,16 @@ import triton
 import triton.language as tl
 from amcl_fast.kernels import select
 from compare import DEVICE
+from triton.runtime import interpreter
 
 
-def expected(anchors, candidates, skip, top_k):
-    s = anchors.double() @ candidates.double().mT
+def expected(s, skip, top_k):
+    """Columns, rising, of a stable sort by falling similarity: NaN first, skipped columns nowhere; s is (C, A, B)."""
+    s = s.double().nan_to_num(nan=1e300, posinf=1e200, neginf=-1e200)
     if skip is not None:
         s = s.scatter(-1, skip.expand(s.shape[0], -1, -1), float("-inf"))
-    values, columns = s.sort(dim=-1, descending=True, stable=True)
-    return values[..., :top_k], columns[..., :top_k]
+    columns = s.argsort(dim=-1, descending=True, stable=True)
+    return columns[..., :top_k].sort(dim=-1)[0]
 
 
 def unit(generator, *shape):
@@ -24,23 +26,28 @@ def pairs(rows):
 
 
 def check(anchors, candidates, skip, top_k):
-    values, columns = (
-        t.cpu()
-        for t in select.hardest(
-            anchors.to(DEVICE), candidates.to(DEVICE), None if skip is None else skip.to(DEVICE), top_k
-        )
+    on_device = (anchors.to(DEVICE), candidates.to(DEVICE), None if skip is None else skip.to(DEVICE))
+    values, columns = (t.cpu() for t in select.hardest(*on_device, top_k))
+    s = anchors.double() @ candidates.double().mT
+    columns, order = columns.long().sort(dim=-1)
+    assert torch.equal(columns, expected(s, skip, top_k))
+    torch.testing.assert_close(
+        values.gather(-1, order).double(), s.gather(-1, columns), rtol=0, atol=1e-6, equal_nan=True
     )
-    best, where = expected(anchors, candidates, skip, top_k)
-    if top_k > select.MAX_RANKED:
-        where, order = where.sort(dim=-1)
-        best = best.gather(-1, order)
-    torch.testing.assert_close(values.double(), best, rtol=0, atol=1e-6)
-    assert torch.equal(columns.long(), where)
 
 
 @pytest.mark.parametrize(
     ("heads", "rows", "columns", "d", "top_k"),
-    [(2, 30, 70, 32, 10), (1, 5, 300, 48, 1), (1, 9, 200, 16, 100), (1, 3, 33, 130, 33), (1, 20, 700, 20, 3)],
+    [
+        (2, 30, 70, 32, 10),
+        (1, 5, 300, 48, 1),
+        (1, 9, 200, 16, 100),
+        (1, 3, 33, 130, 33),
+        (1, 20, 700, 20, 3),
+        (3, 1, 5, 16, 2),
+        (1, 2, 1300, 16, 1100),
+        (1, 4, 4500, 16, 5),
+    ],
 )
 def test_random(heads, rows, columns, d, top_k):
     generator = torch.Generator().manual_seed(rows)
@@ -71,20 +78,13 @@ def test_all_equal():
     check(torch.ones(1, 3, 16), torch.ones(1, 200, 16), torch.arange(3)[:, None], 20)
 
 
-def test_best_ones_in_one_group():
-    # Every 64th column is the best: group maxima say nothing about the rest of their group.
+def test_a_period_of_the_candidates():
+    """Every 64th column is the best: the groups are not the columns of a period."""
     generator = torch.Generator().manual_seed(2)
     candidates = 0.1 * unit(generator, 1, 64 * 40, 16)
-    candidates[:, ::64] *= 10
     anchors = unit(generator, 1, 4, 16)
-    candidates[:, ::64] = anchors[:, :1] + 0.01 * candidates[:, ::64]
+    candidates[:, ::64] = anchors[:, :1] + 0.1 * candidates[:, ::64]
     check(anchors[:, :1], candidates, None, 35)
-
-
-def test_too_many_to_rank(monkeypatch):
-    monkeypatch.setattr(select, "MAX_RANKED", 4)
-    z = unit(torch.Generator().manual_seed(3), 1, 40, 16)
-    check(z, z, pairs(40), 9)
 
 
 def test_anchors_in_turns(monkeypatch):
@@ -105,12 +105,146 @@ def test_transposed_queue():
     check(unit(generator, 2, 6, 24), queue.mT, None, 12)
 
 
-def test_nan_is_seen():
+@pytest.mark.parametrize("nan", [0x7FC00000, -0x400000])
+def test_nan_is_seen(nan):
     candidates = unit(torch.Generator().manual_seed(7), 1, 150, 16)
-    candidates[0, 77] = torch.nan
-    values, columns = select.hardest(candidates[:, :2].to(DEVICE), candidates.to(DEVICE), None, 5)
-    assert values.isnan().any(-1).all()
-    assert (columns == 77).any(-1).all()
+    candidates[0, 77] = torch.tensor(nan, dtype=torch.int32).view(torch.float32)
+    assert candidates[0, 77].isnan().all()
+    check(candidates[:, 76:78], candidates, None, 5)
+
+
+# Row by row: what similarities may be like. One coordinate counts, so that they are what is written here.
+ROWS = {
+    "equal": lambda u, i: torch.full_like(u, 0.25),
+    "two values": lambda u, i: (u > 0.7).float(),
+    "few values": lambda u, i: (8 * u).floor(),
+    "equal but for thirty": lambda u, i: torch.where(i % 20 == 7, 2 + u, torch.ones_like(u)),
+    "rising": lambda u, i: i / 64.0,
+    "falling": lambda u, i: -i / 64.0,
+    "neighbouring floats": lambda u, i: 1 + (4 * u).floor() * 2**-23,
+    "zeros of both signs": lambda u, i: torch.where(u > 0.5, torch.zeros_like(u), -torch.zeros_like(u)),
+    "denormal": lambda u, i: (u - 0.5) * 1e-39,
+    "NaN": lambda u, i: torch.full_like(u, torch.nan),
+    "much NaN": lambda u, i: torch.where(u > 0.7, torch.nan, torch.where(u > 0.5, torch.inf, u)),
+    "some NaN": lambda u, i: torch.where(i % 97 == 5, torch.nan, u),
+    "infinite": lambda u, i: torch.where(u > 0.6, torch.inf, -torch.inf),
+    "hardly more than −∞": lambda u, i: torch.where(i % 50 == 3, u, -torch.inf),
+    "largest": lambda u, i: torch.where(u > 0.9, 3.4028235e38, -3.4028235e38),
+    "in few groups, rising": lambda u, i: torch.where(group(i, 512) < 19, 2 + i / 4096.0, u),
+    "in few groups, few values": lambda u, i: torch.where(group(i, 512) < 19, 2 + (4 * u).floor(), u),
+}
+
+
+def group(column, groups, tile=64):
+    """The group of a column, written anew."""
+    member, place = column // groups, column % groups
+    tiles = groups // tile
+    turn = member + member // tiles + member // tiles**2
+    return (place // tile - turn) % tiles * tile + place % tile
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 90])
+def test_similarities_of_every_kind(monkeypatch, top_k):
+    columns = 4600 if top_k == 20 else 700
+    # As for many anchors.
+    monkeypatch.setattr(select, "_groups", lambda *_: 512)
+    u = torch.rand(len(ROWS), columns, generator=torch.Generator().manual_seed(top_k))
+    column = torch.arange(columns)
+    candidates = torch.zeros(len(ROWS), columns, 16)
+    for head, make in enumerate(ROWS.values()):
+        candidates[head, :, 0] = make(u[head], column)
+    anchors = torch.zeros(len(ROWS), 1, 16)
+    anchors[..., 0] = 1
+    check(anchors, candidates, torch.tensor([[columns - 1, 3, 64]]), top_k)
+
+
+def test_crowded_rows_are_crowded(monkeypatch):
+    """The two kinds of rows above that mean to exceed their lists do."""
+    monkeypatch.setattr(select, "_groups", lambda *_: 512)
+    listed = []
+    run = select._crowded
+
+    class Watched:
+        def __getitem__(self, grid):
+            def launch(part, table, words, counts, *rest, **settings):
+                listed.append(counts.view(-1, 2)[:, 1].clone())
+                run[grid](part, table, words, counts, *rest, **settings)
+                listed.append(counts.view(-1, 2)[:, 1].clone())
+
+            return launch
+
+    monkeypatch.setattr(select, "_crowded", Watched())
+    u, column = torch.rand(4600, generator=torch.Generator().manual_seed(0)), torch.arange(4600)
+    kinds = [
+        ROWS[name](u, column) for name in ("in few groups, rising", "in few groups, few values", "rising", "equal")
+    ]
+    candidates = torch.zeros(len(kinds), 4600, 16)
+    candidates[..., 0] = torch.stack(kinds)
+    anchors = torch.zeros(len(kinds), 1, 16)
+    anchors[..., 0] = 1
+    check(anchors, candidates, None, 20)
+    before, after = listed
+    assert (before > 64).tolist() == [True, True, False, False]
+    assert (after <= 64).all()
+
+
+def work(memcheck, monkeypatch, anchors, candidates, skip, top_k):
+    """Elements read and written, and similarities formed by matrix products."""
+    formed = 0
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def counted(this, a, b, d, *rest):
+        nonlocal formed
+        formed += a.data.shape[0] * b.data.shape[1]
+        return dot(this, a, b, d, *rest)
+
+    before = memcheck.accesses
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
+        check(anchors, candidates, skip, top_k)
+    return memcheck.accesses - before, formed
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter counts")
+def test_equal_similarities_cost_no_more(memcheck, monkeypatch):
+    generator = torch.Generator().manual_seed(12)
+    rows, columns, top_k = 8, 1100, 20
+    monkeypatch.setattr(select, "_groups", lambda *_: 128)
+    anchors, keys = unit(generator, 1, rows, 16), unit(generator, 1, columns, 16)
+    ordinary = work(memcheck, monkeypatch, anchors, keys, pairs(rows), top_k)
+    blank = keys[:, :1].expand(1, columns, 16)
+    half = torch.where(torch.rand(1, columns, 1, generator=generator) < 0.5, keys, blank)
+    # All equal, and as many as can be above them without being the κ themselves.
+    most = blank.clone()
+    most[:, torch.randperm(columns, generator=generator)[: top_k - 1]] = anchors[:, :1]
+    cases = {
+        "all rows equal": (blank[:, :rows], blank),
+        "a queue of equal keys": (anchors, blank),
+        "half of them equal": (anchors, half),
+        "all but κ − 1 equal": (anchors[:, :1].expand(1, rows, 16), most),
+        "NaN": (anchors * torch.nan, keys),
+    }
+    for name, case in cases.items():
+        for found, usual in zip(work(memcheck, monkeypatch, *case, pairs(rows), top_k), ordinary, strict=True):
+            assert found <= (3 if name == "NaN" else 1.5) * usual, name
+
+
+def test_most_columns_skipped(monkeypatch):
+    """Skip lists longer than a tile, and what is left in fewer than κ groups."""
+    monkeypatch.setattr(select, "_groups", lambda *_: 512)
+    generator = torch.Generator().manual_seed(13)
+    anchors, candidates = unit(generator, 1, 2, 16), unit(generator, 1, 1100, 16)
+    left = group(torch.arange(1100), 512) < 12
+    skip = torch.arange(1100)[~left][torch.stack([torch.arange((~left).sum()), torch.arange((~left).sum()).flip(0)])]
+    assert left.sum() > 20
+    check(anchors, candidates, skip, 20)
+
+
+def test_any_strides():
+    generator = torch.Generator().manual_seed(14)
+    anchors = unit(generator, 9, 2, 48)[:, :, ::2].transpose(0, 1)
+    candidates = unit(generator, 24, 300).T.expand(2, 300, 24)[:, 1::2]
+    check(anchors, candidates, pairs(18)[::2], 12)
 
 
 @triton.jit
@@ -133,15 +267,3 @@ def test_keys_are_in_the_order_of_the_floats():
 def test_half_precision_tiles():
     z = unit(torch.Generator().manual_seed(8), 1, 40, 96).half()
     check(z, z, pairs(40), 9)
-
-
-def test_ordinary_rows_need_no_counting(monkeypatch):
-    class Idle:
-        def __getitem__(self, grid):
-            return lambda *arguments, **settings: None
-
-    monkeypatch.setattr(select, "_exact", Idle())
-    z = unit(torch.Generator().manual_seed(9), 1, 40, 32)
-    check(z, z, pairs(40), 12)
-    generator = torch.Generator().manual_seed(10)
-    check(unit(generator, 1, 5, 16), unit(generator, 1, 700, 16), None, 20)
