@@ -12,14 +12,48 @@ PARTIALS = 6
 BOUND_SHARE = tl.constexpr(0.01)
 
 
+# Launch options of kernels that must form the same bits from the same source: products and sums are fused only where
+# tl.fma says so, not wherever the compiler likes.
+FAITHFUL = {"enable_fp_fusion": False}
+
+# The interpreter has no machine instructions: it computes what they approximate.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def reciprocal(x):
+    """1/x to one unit in the last place, by one instruction where a division takes eight."""
+    if _INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def log2(x, FAST: tl.constexpr):
+    """log₂ x; FAST: within 2⁻²² by one instruction where all of float32 takes 27."""
+    if FAST and not _INTERPRETED:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def _logistic(r):
+    """σ(−r), and the larger and the smaller of σ(−r) and σ(r), each to full relative precision."""
+    e = tl.exp2(-tl.abs(r) * LOG2E)
+    near = reciprocal(1.0 + e)
+    far = e * near
+    return tl.where(r > 0, far, near), near, far
+
+
 @triton.jit
 def temperature(r, tau_min, tau_span):
     """τ = tau_min + tau_span·σ(−r), with σ(−r) and 1 − σ(−r), each to full relative precision."""
-    e = tl.exp(-tl.abs(r))
-    near = 1.0 / (1.0 + e)
-    far = e * near
-    sigma = tl.where(r > 0, far, near)
-    return tau_min + tau_span * sigma, sigma, tl.where(r > 0, near, far)
+    sigma, near, far = _logistic(r)
+    return tl.fma(sigma, tau_span, tau_min), sigma, tl.where(r > 0, near, far)
 
 
 @triton.jit
@@ -47,23 +81,28 @@ def at_bound(sigma, complement):
 
 
 @triton.jit
-def pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE: tl.constexpr):
-    """A negative pair: its value share·s/τ − β·Ω(τ), the value's slopes by s and r, τ, and `at_bound`.
+def pair_terms(
+    s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE: tl.constexpr, FAST: tl.constexpr = False
+):  # fmt: skip
+    """A negative pair: its value share·s/τ − β·Ω(τ) divided by ln 2, the undivided value's slopes by s and r, τ, and
+    1.0 where it is within `BOUND_SHARE` of an end of its range.
 
-    Constant temperature: τ = tau_min, no regulariser, and `r` is not looked at.
+    Constant temperature: τ = tau_min, no regulariser, and `r` is not looked at. FAST: `log2`'s.
     """
     if ADAPTIVE:
-        tau, sigma, complement = temperature(r, tau_min, tau_span)
-        inverse = 1.0 / tau
+        sigma, near, far = _logistic(r)
+        tau = tl.fma(sigma, tau_span, tau_min)
+        inverse = reciprocal(tau)
         by_s = share * inverse
-        value = s * by_s - beta * omega(tau, inverse, log_weight)
-        by_tau = -s * by_s * inverse - beta * omega_slope(inverse, log_weight)
-        by_r = by_tau * temperature_slope(sigma, complement, tau_span)
-        bound = at_bound(sigma, complement)
+        scaled = tl.fma(s, share, -beta) * inverse
+        value = tl.fma(scaled, LOG2E, log2(tau, FAST) * (-beta * log_weight))
+        # dτ/dr/τ, at most 1 in size, before it meets a value that 1/τ has made large.
+        by_r = (inverse * (near * far * tau_span)) * (scaled + beta * log_weight)
+        bound = tl.where(far < BOUND_SHARE, 1.0, 0.0)
     else:
         tau = tl.zeros(s.shape, tl.float32) + tau_min
         by_s = tl.zeros(s.shape, tl.float32) + share / tau_min
-        value = s * by_s
+        value = s * (share / tau_min * LOG2E)
         by_r = tl.zeros(s.shape, tl.float32)
         bound = by_r
     return value, by_s, by_r, tau, bound
@@ -105,7 +144,8 @@ def store_block_partial(partials, index, count, shown, s, tau, bound, centre):
 
 
 @triton.jit
-def _summarise(partials, stats, count, BLOCK: tl.constexpr):
+def summary(partials, stats, count, BLOCK: tl.constexpr):
+    """The work of `summarise`, by one program: so the order is fixed."""
     lanes = tl.arange(0, BLOCK)
     elements = tl.zeros((BLOCK,), tl.float32)
     s_sum = tl.zeros((BLOCK,), tl.float32)
@@ -137,6 +177,11 @@ def _summarise(partials, stats, count, BLOCK: tl.constexpr):
     tl.store(stats + 4, tl.sum(bound) / total)
 
 
+@triton.jit
+def _summarise(partials, stats, count, BLOCK: tl.constexpr):
+    summary(partials, stats, count, BLOCK)
+
+
 def summarise(partials: Tensor) -> Tensor:
     """Merge partial summaries (PARTIALS, P) in a fixed order.
 
@@ -146,6 +191,28 @@ def summarise(partials: Tensor) -> Tensor:
     # One block, so that the order is fixed: wide, since every turn of its loop waits for memory.
     _summarise[(1,)](partials, stats, partials.shape[1], BLOCK=2048, num_warps=16)
     return stats
+
+
+@triton.jit
+def negated_sum(scores, result, count, BLOCK: tl.constexpr):
+    """−Σ scores, by one program: the gradient of the offset in r = φ·φ − offset."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        total += tl.load(scores + at, at < count, other=0.0)
+    tl.store(result, (-tl.sum(total)).to(result.dtype.element_ty))
+
+
+@triton.jit
+def _negated_sum(scores, result, count, BLOCK: tl.constexpr):
+    negated_sum(scores, result, count, BLOCK)
+
+
+def offset_gradient(scores: Tensor, offset: Tensor) -> Tensor:
+    """−Σ scores, contiguous float32, like `offset`."""
+    result = torch.empty_like(offset)
+    _negated_sum[(1,)](scores, result, scores.numel(), BLOCK=2048, num_warps=8)
+    return result
 
 
 def unit_rows(x: Tensor) -> Tensor:

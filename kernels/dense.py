@@ -1,10 +1,14 @@
 """Contrast over all candidates: log Σ exp(s/τ − β·Ω(τ)), or the released mean (Eq. 2.4; NT-Xent and DCL).
 
 Tiles of s and r are formed, used and forgotten, as in flash attention. Forward: a running log-sum-exp per anchor.
-Backward: tiles are formed again, once for the rows of the anchors and once for those of the candidates, so each
-gradient has one owner and needs no atomics. All passes read the products at one depth and precision, for equal bits
-of s: 1/τ would amplify a difference. Few anchors against many candidates are split over the candidates, and the parts
-are added in a fixed order.
+Backward: tiles are formed again, and each gradient has one owner, so none needs atomics. Where anchors and candidates
+are one table, s and r are symmetric and a pair counts for both of its rows with the slopes of one tile: row i collects
+Σ_j (w_ij + w_ji)·slope_ij·z_j. Else there is one pass for the rows of the anchors and one for those of the candidates.
+Few anchors against many candidates are split over the candidates, and the parts are added in a fixed order.
+
+1/τ amplifies a difference of s between the passes, so all of them read the products at one depth and precision, and
+the kernels are compiled without contraction of products and sums: the same source gives the same bits of a value. What
+is fused is written as such, tl.fma.
 """
 
 import torch
@@ -13,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import PARTIALS, pair_terms, store_partial, summarise
+from .common import FAITHFUL, LN2, PARTIALS, negated_sum, pair_terms, store_partial, summary
 from .tile import (
     Rows,
     is_touched,
@@ -25,14 +29,35 @@ from .tile import (
     visible,
 )
 
+# Columns of a row of a tile that one thread holds are 8 apart, in pairs: four threads share a row, and each keeps sums
+# of its own, so that no tile waits for the others. A tile whose layout is another gives the same sums, only slower.
+LANES = tl.constexpr(4)
+# Elements of a block of `_collect`.
+_COLLECTED = 1024
+
+
+@triton.jit
+def _by_lanes(x):
+    """(M, N) as (M, N/8, 4, 2)."""
+    return tl.reshape(x, (x.shape[0], x.shape[1] // (2 * LANES), LANES, 2))
+
+
+@triton.jit
+def _lane_sums(x):
+    """(M, N/8, 4, 2) → (M, 4)."""
+    return tl.sum(tl.sum(x, axis=3), axis=1)
+
 
 @triton.jit
 def _forward(
-    anchors, candidates, phi_anchors, phi_candidates, offset, skip, result, tops, partials,
+    anchors, candidates, phi_anchors, phi_candidates, offset, skip, totals, tops, partials,
     span, tau_min, tau_span, beta, log_weight, share,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Of every anchor and a span of the candidates: the highest value over ln 2 and Σ exp2(value/ln 2 − highest), or
+    Σ value/ln 2; and the summary of s and τ.
+    """
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
     begin = tl.program_id(1) * span
@@ -41,22 +66,25 @@ def _forward(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset).to(tl.float32)
+    if not MEAN:
+        share = 1.0
     depth = tl.arange(0, DEPTH)
     anchor_tile = load_tile(anchors, head, row, depth)
     phi_tile = anchor_tile
     if ADAPTIVE:
         phi_tile = load_tile(phi_anchors, head, row, depth)
     touched = touched_tiles(skip, row, anchors.rows, begin, N, N)
+    fast: tl.constexpr = anchors.base.dtype.element_ty != tl.float32
 
-    total = tl.zeros((M,), tl.float32)
+    total = tl.zeros((M, LANES), tl.float32)
     # Finite, so that a tile without a negative adds exp(−∞) = 0 and not NaN.
-    top = tl.full((M,), -3.4e38, tl.float32)
-    elements = tl.zeros((M,), tl.float32)
-    s_sum = tl.zeros((M,), tl.float32)
-    tau_mean = tl.zeros((M,), tl.float32)
-    tau_m2 = tl.zeros((M,), tl.float32)
-    tau_low = tl.full((M,), float("inf"), tl.float32)
-    bounds = tl.zeros((M,), tl.float32)
+    top = tl.full((M, LANES), -3.4e38, tl.float32)
+    elements = tl.zeros((M, LANES), tl.float32)
+    s_sum = tl.zeros((M, LANES), tl.float32)
+    tau_mean = tl.zeros((M, LANES), tl.float32)
+    tau_m2 = tl.zeros((M, LANES), tl.float32)
+    tau_low = tl.full((M, LANES), float("inf"), tl.float32)
+    bounds = tl.zeros((M, LANES), tl.float32)
     for tile in range(tl.cdiv(end - begin, N)):
         column = begin + tile * N + lanes
         other_tile = load_tile(candidates, head, column, depth)
@@ -66,36 +94,42 @@ def _forward(
             other_tile = load_tile(phi_candidates, head, column, depth)
             r = products(phi_tile, other_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION)
             r -= shift
-        value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
-        size = tl.full((M,), 1.0, tl.float32) * N
-        low = tau
+        value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE, fast)
+        size = tl.full((M, LANES), N // LANES, tl.float32)
         if (begin + (tile + 1) * N > end) | is_touched(touched, tile):
             shown = visible(skip, row[:, None], anchors.rows, column[None, :], end)
-            size = tl.sum(tl.where(shown, 1.0, 0.0), axis=1)
+            size = _lane_sums(_by_lanes(tl.where(shown, 1.0, 0.0)))
             s = tl.where(shown, s, 0.0)
             value = tl.where(shown, value, 0.0 if MEAN else float("-inf"))
             if ADAPTIVE:
-                low = tl.where(shown, tau, float("inf"))
-                tau = tl.where(shown, tau, 0.0)
+                # The mean of the others neither moves it nor adds to the squares; nor, unless there are none, to the
+                # minimum.
+                mean = _lane_sums(_by_lanes(tl.where(shown, tau, 0.0))) / tl.maximum(size, 1.0)
+                mean = tl.broadcast_to(mean[:, None, :, None], (M, N // (2 * LANES), LANES, 2))
+                tau = tl.where(shown, tau, tl.reshape(mean, (M, N)))
                 bound = tl.where(shown, bound, 0.0)
+        value = _by_lanes(value)
         if MEAN:
-            total += tl.sum(value, axis=1)
+            total += _lane_sums(value)
         else:
-            higher = tl.maximum(top, tl.max(value, axis=1))
-            total = total * tl.exp(top - higher) + tl.sum(tl.exp(value - higher[:, None]), axis=1)
+            higher = tl.maximum(top, tl.max(tl.max(value, axis=3), axis=1))
+            exponentials = tl.exp2(value - higher[:, None, :, None])
+            total = tl.fma(total, tl.exp2(top - higher), _lane_sums(exponentials))
             top = higher
-        s_sum += tl.sum(s, axis=1)
+        s_sum += _lane_sums(_by_lanes(s))
         together = elements + size
         if ADAPTIVE:
             # Mean and spread of the tile joined to those so far (Chan et al.): no difference of large sums.
-            mean = tl.sum(tau, axis=1) / tl.maximum(size, 1.0)
-            deviation = tl.where(low < float("inf"), tau - mean[:, None], 0.0)
+            tau = _by_lanes(tau)
+            mean = _lane_sums(tau) * (LANES / N)
+            deviation = tau - mean[:, None, :, None]
             delta = mean - tau_mean
-            ratio = size / tl.maximum(together, 1.0)
-            tau_m2 += tl.sum(deviation * deviation, axis=1) + delta * delta * elements * ratio
-            tau_mean += delta * ratio
-            tau_low = tl.minimum(tau_low, tl.min(low, axis=1))
-            bounds += tl.sum(bound, axis=1)
+            ratio = size * common.reciprocal(tl.maximum(together, 1.0))
+            tau_m2 += tl.fma(delta * delta, elements * ratio, _lane_sums(deviation * deviation))
+            tau_mean = tl.fma(delta, ratio, tau_mean)
+            lowest = tl.min(tl.min(tau, axis=3), axis=1)
+            tau_low = tl.where(size > 0, tl.minimum(tau_low, lowest), tau_low)
+            bounds += _lane_sums(_by_lanes(bound))
         elements = together
     if not ADAPTIVE:
         tau_mean += tau_min
@@ -103,25 +137,85 @@ def _forward(
     parts = tl.num_programs(1) * tl.num_programs(2) * anchors.rows
     at = (tl.program_id(1) * tl.num_programs(2) + head).to(tl.int64) * anchors.rows + row
     inside = row < anchors.rows
-    tl.store(result + at, total, inside)
     if not MEAN:
-        tl.store(tops + at, top, inside)
-    store_partial(partials, at, parts, inside, elements, s_sum, tau_mean * elements, tau_m2, tau_low, bounds)
+        highest = tl.max(top, axis=1)
+        total *= tl.exp2(top - highest[:, None])
+        tl.store(tops + at, highest, inside)
+    tl.store(totals + at, tl.sum(total, axis=1), inside)
+    size = tl.sum(elements, axis=1)
+    mean = tl.sum(tau_mean * elements, axis=1) / tl.maximum(size, 1.0)
+    delta = tl.where(elements > 0, tau_mean - mean[:, None], 0.0)
+    m2 = tl.sum(tau_m2 + delta * delta * elements, axis=1)
+    low = tl.min(tau_low, axis=1)
+    store_partial(
+        partials, at, parts, inside, size, tl.sum(s_sum, axis=1), mean * size, m2, low, tl.sum(bounds, axis=1)
+    )
+
+
+@triton.jit
+def _finish(
+    totals, tops, rows, shares, partials, stats, count, splits, parts,
+    MEAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The parts of each row joined; the first program, which takes longest, merges the summaries."""
+    program = tl.program_id(0)
+    if program == 0:
+        summary(partials, stats, parts, BLOCK)
+    else:
+        row = (program - 1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = row < count
+        total = tl.zeros((ROWS,), tl.float32)
+        top = tl.full((ROWS,), -3.4e38, tl.float32)
+        for split in range(splits):
+            part = tl.load(totals + split * count + row, inside, other=1.0)
+            if MEAN:
+                total += part
+            else:
+                highest = tl.load(tops + split * count + row, inside, other=-3.4e38)
+                higher = tl.maximum(top, highest)
+                total = total * tl.exp2(top - higher) + part * tl.exp2(highest - higher)
+                top = higher
+        if MEAN:
+            tl.store(rows + row, total * LN2, inside)
+        else:
+            tl.store(rows + row, (top + tl.log2(total)) * LN2, inside)
+            tl.store(shares + row, top, inside)
+            tl.store(shares + count + row, 1.0 / total, inside)
+
+
+@triton.jit
+def _crossing_tiles(skip, first_row, rows: tl.constexpr, begin, end, step: tl.constexpr):
+    """`touched_tiles` the other way about: bit t mod 64 is set if one of the `step` rows of tile t from `begin` on, up
+    to `end`, skips a column among the `rows` from first_row on.
+    """
+    lanes = tl.arange(0, 1024)
+    bits = tl.zeros((1024,), tl.int64)
+    if skip.each > 0:
+        for start in range(begin, end, 1024):
+            index = start + lanes
+            hit = index < 0
+            for i in tl.static_range(skip.each):
+                distance = tl.load(skip.base + index.to(tl.int64) * skip.each + i, index < end, other=-1) - first_row
+                hit |= (index < end) & (distance >= 0) & (distance < rows)
+            bits |= tl.where(hit, 1, 0).to(tl.int64) << (((index - begin) // step) & 63).to(tl.int64)
+    return tl.reduce_or(bits, axis=0)
 
 
 @triton.jit
 def _gradient(
-    gradient, top, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, grad_score,
+    gradient, shares, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, scores,
     span, tau_min, tau_span, beta, log_weight, share,
-    BY_COLUMN: tl.constexpr, ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
-    X: tl.constexpr, PHI: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
+    BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr,
+    MEAN: tl.constexpr, SCORES: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr, CHUNKS: tl.constexpr,
+    OUT: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION: tl.constexpr, OUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """OUT columns of the gradients of M rows `own`, and the sum of each row's slopes by r, over a span of `other`.
 
-    BY_COLUMN: `own` are the candidates and `other` the anchors. Of a log-sum-exp, `gradient` is divided by the sum of
-    exp(value − top): for large values log Σ exp itself is rounded, and its exponential far off.
+    BY_ROW: `own` are anchors. BY_COLUMN: `own` are candidates and `other` the anchors. Both: they are one table. Of a
+    log-sum-exp the weights come from the highest value and the sum, the shares of `dense_forward`: for large values
+    log Σ exp itself is rounded, and its exponential far off.
     """
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
@@ -133,28 +227,26 @@ def _gradient(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset).to(tl.float32)
+    if not MEAN:
+        share = 1.0
     depth = tl.arange(0, DEPTH)
     own_tile = load_tile(own, head, row, depth)
     phi_tile = own_tile
     if ADAPTIVE:
         phi_tile = load_tile(phi_own, head, row, depth)
     inside = row < own.rows
-    if not BY_COLUMN:
-        flat = head.to(tl.int64) * own.rows + row
-        g = tl.load(gradient + flat, inside, other=0.0)[:, None]
-        highest = tl.load(top + flat, inside, other=float("inf"))[:, None]
+    touched = tl.zeros((), tl.int64)
+    if BY_ROW:
+        g, highest = _weights(gradient, shares, head, row, own.rows, MEAN)
+        touched |= touched_tiles(skip, row, own.rows, begin, N, N)
+    if BY_COLUMN:
+        touched |= _crossing_tiles(skip, tl.program_id(0) * M, M, begin, end, N)
+    fast: tl.constexpr = own.base.dtype.element_ty != tl.float32
     out = tl.zeros((M, OUT), tl.float32)
     phi_out = tl.zeros((M, OUT), tl.float32)
     score = tl.zeros((M,), tl.float32)
-    for start in range(begin, end, N):
-        index = start + tl.arange(0, N)
-        if BY_COLUMN:
-            flat = head.to(tl.int64) * other.rows + index
-            g = tl.load(gradient + flat, index < other.rows, other=0.0)[None, :]
-            highest = tl.load(top + flat, index < other.rows, other=float("inf"))[None, :]
-            shown = visible(skip, index[None, :], other.rows, row[:, None], own.rows)
-        else:
-            shown = visible(skip, row[:, None], own.rows, index[None, :], other.rows)
+    for tile in range(tl.cdiv(end - begin, N)):
+        index = begin + tile * N + tl.arange(0, N)
         other_tile = load_tile(other, head, index, depth)
         s = products(own_tile, other_tile, own, row, other, index, head, DEPTH, WHOLE, PRECISION)
         r = s
@@ -162,19 +254,30 @@ def _gradient(
             phi_other_tile = load_tile(phi_other, head, index, depth)
             r = products(phi_tile, phi_other_tile, phi_own, row, phi_other, index, head, DEPTH, WHOLE, PRECISION)
             r -= shift
-        value, by_s, by_r, _, _ = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
-        # No value is above the highest, but for rounding, which a small τ would raise to infinity.
-        weight = tl.where(shown, g if MEAN else g * tl.exp(tl.minimum(value - highest, 0.0)), 0.0)
+        value, by_s, by_r, _, _ = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE, fast)
+        masked = (begin + (tile + 1) * N > end) | is_touched(touched, tile)
+        if BY_ROW:
+            weight = _weight(value, g[:, None], highest[:, None], MEAN)
+            if masked:
+                weight = tl.where((index < end)[None, :], weight, 0.0)
+                weight = _without(skip, weight, row[:, None], own.rows, index[None, :])
+        if BY_COLUMN:
+            other_g, other_highest = _weights(gradient, shares, head, index, other.rows, MEAN)
+            reverse = _weight(value, other_g[None, :], other_highest[None, :], MEAN)
+            if masked:
+                reverse = _without(skip, reverse, index[None, :], end, row[:, None])
+            weight = weight + reverse if BY_ROW else reverse
         if X:
             if not WHOLE:
                 other_tile = load_tile(other, head, index, out_lanes)
             out = _accumulate(weight * by_s, other_tile, out, OUT_PRECISION)
         if PHI:
+            weight *= by_r
             if not WHOLE:
                 phi_other_tile = load_tile(phi_other, head, index, out_lanes)
-            phi_out = _accumulate(weight * by_r, phi_other_tile, phi_out, OUT_PRECISION)
-            if HAS_OFFSET:
-                score += tl.sum(weight * by_r, axis=1)
+            phi_out = _accumulate(weight, phi_other_tile, phi_out, OUT_PRECISION)
+            if SCORES:
+                score += tl.sum(weight, axis=1)
     at = (split * tl.num_programs(2) + head).to(tl.int64) * own.rows + row
     if X:
         place = grad_own + at[:, None] * own.width + out_lanes[None, :]
@@ -183,8 +286,41 @@ def _gradient(
         place = grad_phi + at[:, None] * phi_own.width + out_lanes[None, :]
         mask = inside[:, None] & (out_lanes < phi_own.width)[None, :]
         tl.store(place, phi_out.to(grad_phi.dtype.element_ty), mask)
-        if HAS_OFFSET:
-            tl.store(grad_score + at, score, inside & (chunk == 0))
+        if SCORES:
+            if BY_ROW and BY_COLUMN:  # each pair of rows was met in both orders, with both weights
+                score *= 0.5
+            tl.store(scores + at, score, inside & (chunk == 0))
+
+
+@triton.jit
+def _weights(gradient, shares, head, row, rows, MEAN: tl.constexpr):
+    """What the exponentials of a row's values are multiplied with, and the highest value; nothing past the end."""
+    flat = head.to(tl.int64) * rows + row
+    g = tl.load(gradient + flat, row < rows, other=0.0)
+    highest = g
+    if not MEAN:
+        highest = tl.load(shares + flat, row < rows, other=float("inf"))
+        g *= tl.load(shares + tl.num_programs(2) * rows + flat, row < rows, other=0.0)
+    return g, highest
+
+
+@triton.jit
+def _weight(value, g, highest, MEAN: tl.constexpr):
+    """∂loss/∂value."""
+    if MEAN:
+        return tl.broadcast_to(g, value.shape)
+    else:
+        # No value is above the highest, but for rounding, which a small τ would raise to infinity.
+        return g * tl.exp2(tl.minimum(value - highest, 0.0))
+
+
+@triton.jit
+def _without(skip, weight, anchor, anchors, column):
+    """`weight`, zero where the anchor skips the column; index tiles that broadcast."""
+    for i in tl.static_range(skip.each):
+        skipped = tl.load(skip.base + anchor.to(tl.int64) * skip.each + i, anchor < anchors, other=-1)
+        weight = tl.where(skipped.to(tl.int32) == column, 0.0, weight)
+    return weight
 
 
 @triton.jit
@@ -194,6 +330,32 @@ def _accumulate(weights, table, result, PRECISION: tl.constexpr):
         return tl.dot(weights.to(tl.bfloat16), table, result, out_dtype=tl.float32)
     else:
         return tl.dot(weights, table.to(tl.float32), result, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def _collect(
+    x_parts, phi_parts, scores, grad_x, grad_phi, of_offset, x_size, phi_size, splits, score_count, x_blocks,
+    SCORES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums over the splits of both gradients; the first program: the gradient of the offset, −Σ scores."""
+    program = tl.program_id(0)
+    if program == 0:
+        if SCORES:
+            negated_sum(scores, of_offset, score_count, BLOCK)
+    else:
+        if program <= x_blocks:
+            _sum_parts(x_parts, grad_x, (program - 1).to(tl.int64) * BLOCK, x_size, splits, BLOCK)
+        else:
+            _sum_parts(phi_parts, grad_phi, (program - 1 - x_blocks).to(tl.int64) * BLOCK, phi_size, splits, BLOCK)
+
+
+@triton.jit
+def _sum_parts(parts, result, first, size, splits, BLOCK: tl.constexpr):
+    at = first + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(parts + size * split + at, at < size, other=0.0)
+    tl.store(result + at, total.to(result.dtype.element_ty), at < size)
 
 
 def dense_forward(
@@ -220,7 +382,7 @@ def dense_forward(
 
     Returns:
         rows (C, A), stats (5,) of `common.summarise` and shares (2, C, A) for `dense_backward`, float32: the highest
-        exponent `top` of each row and Σ exp(exponent − top). Of a mean there are none: (0,).
+        exponent of each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top). Of a mean there are none: (0,).
     """
     heads, rows, dim = anchors.shape
     columns = candidates.shape[1]
@@ -228,14 +390,19 @@ def dense_forward(
     tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None)
     blocks = triton.cdiv(rows, int(tiling["M"]))
     span, splits = _split(blocks * heads, columns, int(tiling["N"]))
-    result = torch.empty(splits, heads, rows, device=anchors.device)
-    tops = result if mean else torch.empty_like(result)
-    partials = torch.empty(PARTIALS, splits * heads * rows, device=anchors.device)
+    device = anchors.device
+    parts = splits * heads * rows
+    totals = torch.empty(parts, device=device)
+    tops = totals if mean else torch.empty_like(totals)
+    partials = torch.empty(PARTIALS, parts, device=device)
+    result = torch.empty(heads, rows, device=device)
+    stats = torch.empty(5, device=device)
+    shares = torch.empty(0 if mean else (2, heads, rows), device=device)
     _forward[blocks, splits, heads](
         *inputs,
-        result if offset is None else offset,
-        skip_of(skip, result),
-        result,
+        totals if offset is None else offset,
+        skip_of(skip, totals),
+        totals,
         tops,
         partials,
         span,
@@ -244,20 +411,21 @@ def dense_forward(
         HAS_OFFSET=offset is not None,
         MEAN=mean,
         **tiling,
+        **FAITHFUL,
     )
-    stats = summarise(partials)
-    if mean:
-        return result.sum(0), stats, result.new_empty(0)
-    top = tops.amax(0)
-    total = (result * (tops - top).exp()).sum(0)
-    return top + total.log(), stats, torch.stack([top, total])
+    count = heads * rows
+    _finish[1 + triton.cdiv(count, 128),](
+        totals, tops, result, shares, partials, stats, count, splits, parts,
+        MEAN=mean, ROWS=128, BLOCK=1024, num_warps=8,
+    )  # fmt: skip
+    return result, stats, shares
 
 
 def dense_backward(
     gradient: Tensor,
     shares: Tensor,
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -266,83 +434,115 @@ def dense_backward(
     tau_min: float,
     tau_max: float,
     beta: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-    """Gradients of anchors, candidates, φ(anchors) and φ(candidates), each only if `needs` says so.
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of anchors, candidates, φ(anchors), φ(candidates) and the offset, each only if `needs` says so.
 
     Args:
         gradient: (C, A), of the rows.
         shares: of `dense_forward`.
-        needs: which of the four gradients are wanted.
+        candidates, phi_candidates: None if they are the anchors and φ(anchors); what these get is the sum of both then.
+        needs: which of the five gradients are wanted.
 
         The rest is as in `dense_forward`.
-
-    Returns:
-        The gradients, and Σ gradient·∂rows/∂r (0-dim; only with an offset and the third need, else of no meaning).
     """
-    top, gradient = (gradient, gradient.contiguous()) if mean else (shares[0], gradient / shares[1])
+    gradient = gradient.contiguous()
+    one = candidates is None
+    if candidates is None:
+        candidates, phi_candidates = anchors, phi_anchors
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
     settings = _settings(mean, count, tau_min, tau_max, beta, anchors.shape[2])
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
-    flags = {"ADAPTIVE": phi_anchors is not None, "HAS_OFFSET": offset is not None, "MEAN": mean}
-    shared = (gradient, top, offset, skip, settings, flags)
-    of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = None
-    score = gradient.new_empty(())
-    if needs[0] or needs[2]:
-        of_anchors, of_phi_anchors, score = _gradients(inputs, needs[0], needs[2], *shared, by_column=False)
+    flags = {"ADAPTIVE": phi_anchors is not None, "MEAN": mean}
+    shared = (gradient, shares, offset, skip, settings, flags)
+    of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = of_offset = None
+    if needs[0] or needs[2] or needs[4]:
+        sides = {"BY_ROW": True, "BY_COLUMN": one}
+        of_anchors, of_phi_anchors, of_offset = _gradients(inputs, needs[0], needs[2], needs[4], *shared, sides)
     if needs[1] or needs[3]:
         turned = (inputs[1], inputs[0], inputs[3], inputs[2])
-        of_candidates, of_phi_candidates, _ = _gradients(turned, needs[1], needs[3], *shared, by_column=True)
-    return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates, score
+        sides = {"BY_ROW": False, "BY_COLUMN": True}
+        of_candidates, of_phi_candidates, _ = _gradients(turned, needs[1], needs[3], False, *shared, sides)
+    return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates, of_offset
 
 
 def _gradients(
     inputs: tuple[Rows, Rows, Rows, Rows],
     x: bool,
     phi: bool,
+    of_offset: bool,
     gradient: Tensor,
-    top: Tensor,
+    shares: Tensor,
     offset: Tensor | None,
     skip: Tensor | None,
     settings: tuple[float, ...],
     flags: dict[str, bool],
-    by_column: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Launch `_gradient` for the rows inputs[0]; returns its gradient, φ's, and the sum of scores (with an offset)."""
+    sides: dict[str, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Launch `_gradient` for the rows inputs[0]; returns its gradient, φ's, and the offset's."""
     own, other, phi_own, _ = inputs
     heads = gradient.shape[0]
+    device = gradient.device
     width = max(own.width, phi_own.width)
     tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"])
     chunks = triton.cdiv(width, int(tiling["OUT"]))
     blocks = triton.cdiv(own.rows, int(tiling["M"]))
     span, splits = _split(blocks * heads * chunks, other.rows, int(tiling["N"]))
-    dtype = own.base.dtype if splits == 1 else torch.float32
 
-    def output(rows: Rows, wanted: bool) -> Tensor | None:
-        shape = (splits, heads, rows.rows, rows.width)
-        return torch.empty(shape, dtype=dtype, device=gradient.device) if wanted else None
+    def output(rows: Rows, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        """Where the kernel writes, and what is returned; the same if there is nothing to add up."""
+        if not wanted:
+            return gradient, None
+        shape = (heads, rows.rows, rows.width)
+        result = torch.empty(shape, dtype=rows.base.dtype, device=device)
+        return (result if splits == 1 else torch.empty(splits, *shape, device=device)), result
 
-    grads = output(own, x), output(phi_own, phi)
-    scores = torch.empty(splits, heads, own.rows, device=gradient.device)
+    phi |= of_offset
+    x_parts, of_x = output(own, x)
+    phi_parts, of_phi = output(phi_own, phi)
+    scores = torch.empty(splits, heads, own.rows, device=device) if of_offset else gradient
     _gradient[blocks, splits * chunks, heads](
         gradient,
-        top,
+        shares,
         *inputs,
-        scores if offset is None else offset,
-        skip_of(skip, scores),
-        *(scores if grad is None else grad for grad in grads),
+        gradient if offset is None else offset,
+        skip_of(skip, gradient),
+        x_parts,
+        phi_parts,
         scores,
         span,
         *settings,
-        BY_COLUMN=by_column,
+        **sides,
         **flags,
+        HAS_OFFSET=offset is not None,
+        SCORES=of_offset,
         X=x,
         PHI=phi,
         CHUNKS=chunks,
         **tiling,
+        **FAITHFUL,
     )
-    summed = [None if grad is None else grad[0] if splits == 1 else grad.sum(0).to(own.base.dtype) for grad in grads]
-    return summed[0], summed[1], scores if offset is None else scores.sum()
+    result = None if offset is None or not of_offset else torch.empty_like(offset)
+    # Nothing to add up: no launch.
+    sizes = [0 if of is None or splits == 1 else of.numel() for of in (of_x, of_phi)]
+    x_blocks, phi_blocks = (triton.cdiv(size, _COLLECTED) for size in sizes)
+    if of_offset or x_blocks + phi_blocks:
+        _collect[1 + x_blocks + phi_blocks,](
+            x_parts,
+            phi_parts,
+            scores,
+            gradient if of_x is None else of_x,
+            gradient if of_phi is None else of_phi,
+            gradient if result is None else result,
+            *sizes,
+            splits,
+            scores.numel(),
+            x_blocks,
+            SCORES=of_offset,
+            BLOCK=_COLLECTED,
+            num_warps=4,
+        )
+    return of_x, of_phi, result
 
 
 def _operands(
@@ -393,7 +593,7 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
         warps = 4 if recent else 8
     else:
         half = x.dtype == torch.float16  # its second products are tf32, which take twice the registers
-        columns = 64
+        columns = 32 if half else 64
         if adaptive:
             columns = 16 if recent and (half or width > 128) else 32
         whole = width <= 128 and (recent or not half)

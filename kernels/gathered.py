@@ -7,7 +7,7 @@ With κ ≪ B everything but the similarities is needed for κ columns a row onl
 - `_weighted_sums`: every gradient is a sum of gathered rows weighted by those slopes.
 
 Candidates collect from the anchors that chose them by a list sorted by column, not by atomics: the same bits every
-run.
+run. Where anchors and candidates are one table, a row collects its pairs of both kinds and is written once.
 """
 
 import torch
@@ -15,14 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
+    FAITHFUL,
+    LN2,
     PARTIALS,
+    offset_gradient,
     pair_terms,
     store_partial,
     summarise,
     unit_rows,
 )
 from .tile import load_tile, rows_of
+
+# Fewer pairs a candidate than this, and a program takes several candidates.
+_FEW = 4
 
 
 @triton.jit
@@ -76,7 +83,7 @@ def _rows(
         else:
             value = tl.where(mask, value, float("-inf"))
             higher = tl.maximum(top, tl.max(value, axis=1))
-            total = total * tl.exp(top - higher) + tl.sum(tl.exp(value - higher[:, None]), axis=1)
+            total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(value - higher[:, None]), axis=1)
             top = higher
         s_sum += tl.sum(tl.where(mask, s, 0.0), axis=1)
         tau_sum += tl.sum(tl.where(mask, tau, 0.0), axis=1)
@@ -84,8 +91,8 @@ def _rows(
         bounds += tl.sum(tl.where(mask, bound, 0.0), axis=1)
     final = total
     if not MEAN:
-        final = top + tl.log(total)
-    tl.store(result + row, final, inside)
+        final = top + tl.log2(total)
+    tl.store(result + row, final * LN2, inside)
 
     m2 = tl.zeros((ROWS,), tl.float32)
     for start in range(0, top_k, BLOCK):
@@ -99,7 +106,7 @@ def _rows(
         value, by_s, by_r, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE)
         if not MEAN:
             # Not exp(value − row): for large logits the row itself is rounded.
-            softmax = tl.exp(value - top[:, None]) / total[:, None]
+            softmax = tl.exp2(value - top[:, None]) / total[:, None]
             by_s *= softmax
             by_r *= softmax
         deviation = tl.where(mask, tau - (tau_sum / top_k)[:, None], 0.0)
@@ -112,63 +119,140 @@ def _rows(
 
 
 @triton.jit
+def _keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
+    """head·columns + column of every pair, less `lowest`, as the dtype of `keys` holds them; `pairs` to a head."""
+    pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    key = pair // pairs * columns + tl.load(chosen + pair, pair < count, other=0) + lowest
+    tl.store(keys + pair, key.to(keys.dtype.element_ty), pair < count)
+
+
+@triton.jit
+def _starts(keys, starts, rows, count, lowest, steps, BLOCK: tl.constexpr):
+    """For each of the rows + 1 first ones of the sorted keys how many are smaller, by bisection."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    low = tl.zeros((BLOCK,), tl.int64)
+    high = low + count
+    for _ in range(steps):
+        middle = (low + high) // 2
+        between = low < high
+        smaller = tl.load(keys + middle, between, other=0).to(tl.int64) < row + lowest
+        low = tl.where(between & smaller, middle + 1, low)
+        high = tl.where(between & (smaller == 0), middle, high)
+    tl.store(starts + row, low.to(starts.dtype.element_ty), row <= rows)
+
+
+@triton.jit
+def _listed(order, place, end, gradient, head, sources, top_k, NARROW: tl.constexpr):
+    """Pairs of a candidate from its list: the pair, its anchor's row and gradient; nothing from `end` on."""
+    mask = place < end
+    pair = tl.load(order + place, mask, other=0)
+    if NARROW:
+        pair = pair.to(tl.int32)
+    anchor = pair // top_k
+    # Past the end a row that load_tile takes for zeros: pair 0 is of head 0, and lies before this head's rows.
+    return pair, tl.where(mask, anchor - head * sources, sources), tl.load(gradient + anchor, mask, other=0.0)
+
+
+@triton.jit
 def _weighted_sums(
-    gradient, slope_s, slope_r, chosen, order, starts, x, phi, grad_x, grad_phi, sources, top_k,
-    BY_COLUMN: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-    PHI_WIDTH: tl.constexpr,
+    gradient, slope_s, slope_r, chosen, order, starts, x, phi, grad_x, grad_phi, scores, sources, top_k,
+    BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, SCORES: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr,
+    NARROW: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PHI_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Row of grad_x: Σ gradient·slope_s·x, of grad_phi: Σ gradient·slope_r·phi, over the pairs of one row.
 
-    Pair e = (head·sources + anchor)·κ + k. BY_COLUMN: the row is a candidate, its pairs are order[starts[row]:]
-    up to the next start, and x, phi are the anchors'. Else the row is an anchor with κ pairs, and x, phi are the
-    candidates'.
+    Pair e = (head·sources + anchor)·κ + k. BY_ROW: the row is an anchor with κ pairs, and x, phi are the candidates'.
+    BY_COLUMN: it is a candidate, its pairs are order[starts[row]:] up to the next start, and x, phi are the anchors'.
+    Both: it is both, of one table. SCORES: also Σ gradient·slope_r of the anchor's pairs.
     """
     row = tl.program_id(0)
     head = tl.program_id(1)
     flat = head.to(tl.int64) * tl.num_programs(0) + row
-    if BY_COLUMN:
-        begin = tl.load(starts + flat).to(tl.int64)
-        end = tl.load(starts + flat + 1).to(tl.int64)
-        own = 1.0
-    else:
-        begin = flat * top_k
-        end = begin + top_k
-        own = tl.load(gradient + flat)
     lanes = tl.arange(0, WIDTH)
     phi_lanes = tl.arange(0, PHI_WIDTH)
     x_sum = tl.zeros((BLOCK, WIDTH), tl.float32)
     phi_sum = tl.zeros((BLOCK, PHI_WIDTH), tl.float32)
-    for start in range(0, (end - begin).to(tl.int32), BLOCK):
-        place = begin + start + tl.arange(0, BLOCK)
-        mask = place < end
-        if BY_COLUMN:
-            pair = tl.load(order + place, mask, other=0)
-            anchor = pair // top_k
-            # Past the end a row that load_tile takes for zeros: pair 0 is of head 0, and lies before this head's rows.
-            source = tl.where(mask, anchor - head * sources, sources)
-            g = tl.load(gradient + anchor, mask, other=0.0)
-        else:
-            pair = place
-            source = tl.load(chosen + pair, mask, other=sources)
-            g = tl.where(mask, 1.0, 0.0)
-        if X:
-            weight = g * tl.load(slope_s + pair, mask, other=0.0)
-            x_sum += weight[:, None] * load_tile(x, head, source, lanes).to(tl.float32)
-        if PHI:
-            weight = g * tl.load(slope_r + pair, mask, other=0.0)
-            phi_sum += weight[:, None] * load_tile(phi, head, source, phi_lanes).to(tl.float32)
+    if BY_ROW:
+        own = tl.load(gradient + flat)
+        score = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, top_k, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            pair = flat * top_k + k
+            source = tl.load(chosen + pair, k < top_k, other=sources)
+            if X:
+                weight = own * tl.load(slope_s + pair, k < top_k, other=0.0)
+                x_sum += weight[:, None] * load_tile(x, head, source, lanes).to(tl.float32)
+            if PHI or SCORES:
+                weight = own * tl.load(slope_r + pair, k < top_k, other=0.0)
+                score += weight
+            if PHI:
+                phi_sum += weight[:, None] * load_tile(phi, head, source, phi_lanes).to(tl.float32)
+        if SCORES:
+            tl.store(scores + flat, tl.sum(score))
+    if BY_COLUMN:
+        begin = tl.load(starts + flat).to(tl.int64)
+        end = tl.load(starts + flat + 1).to(tl.int64)
+        for start in range(0, (end - begin).to(tl.int32), BLOCK):
+            place = begin + start + tl.arange(0, BLOCK)
+            pair, source, g = _listed(order, place, end, gradient, head, sources, top_k, NARROW)
+            if X:
+                weight = g * tl.load(slope_s + pair, place < end, other=0.0)
+                x_sum += weight[:, None] * load_tile(x, head, source, lanes).to(tl.float32)
+            if PHI:
+                weight = g * tl.load(slope_r + pair, place < end, other=0.0)
+                phi_sum += weight[:, None] * load_tile(phi, head, source, phi_lanes).to(tl.float32)
     if X:
-        value = own * tl.sum(x_sum, axis=0)
+        value = tl.sum(x_sum, axis=0)
         tl.store(grad_x + flat * x.width + lanes, value.to(grad_x.dtype.element_ty), lanes < x.width)
     if PHI:
-        value = own * tl.sum(phi_sum, axis=0)
+        value = tl.sum(phi_sum, axis=0)
         out = grad_phi + flat * phi.width + phi_lanes
         tl.store(out, value.to(grad_phi.dtype.element_ty), phi_lanes < phi.width)
 
 
-def _tiling(width: int) -> dict[str, int]:
-    """8 gathered rows in flight, 32 elements of each table a thread."""
-    return {"BLOCK": 8, "WIDTH": width, "num_warps": max(1, min(8, width // 128))}
+@triton.jit
+def _few_sums(
+    gradient, slope_s, slope_r, order, starts, x, phi, grad_x, grad_phi, columns, sources, top_k,
+    X: tl.constexpr, PHI: tl.constexpr, NARROW: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PHI_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """`_weighted_sums` BY_COLUMN for candidates with few pairs or none: COLUMNS of them a program.
+
+    Their lists lie one after the other. A product with a matrix of weights, each in the row of its candidate, adds
+    what belongs together.
+    """
+    head = tl.program_id(1)
+    first = tl.program_id(0) * COLUMNS
+    column = first + tl.arange(0, COLUMNS)
+    inside = column < columns
+    heads_first = head.to(tl.int64) * columns
+    end = tl.load(starts + heads_first + tl.minimum(first + COLUMNS, columns)).to(tl.int64)
+    begins = tl.load(starts + heads_first + column, inside, other=end).to(tl.int64)
+    ends = tl.load(starts + heads_first + column + 1, inside, other=end).to(tl.int64)
+    begin = tl.load(starts + heads_first + first).to(tl.int64)
+    lanes = tl.arange(0, WIDTH)
+    phi_lanes = tl.arange(0, PHI_WIDTH)
+    x_sum = tl.zeros((COLUMNS, WIDTH), tl.float32)
+    phi_sum = tl.zeros((COLUMNS, PHI_WIDTH), tl.float32)
+    for start in range(0, (end - begin).to(tl.int32), BLOCK):
+        place = begin + start + tl.arange(0, BLOCK)
+        pair, source, g = _listed(order, place, end, gradient, head, sources, top_k, NARROW)
+        mine = (place[None, :] >= begins[:, None]) & (place[None, :] < ends[:, None])
+        if X:
+            weight = g * tl.load(slope_s + pair, place < end, other=0.0)
+            tile = load_tile(x, head, source, lanes).to(tl.float32)
+            x_sum = tl.dot(tl.where(mine, weight[None, :], 0.0), tile, x_sum, input_precision="ieee")
+        if PHI:
+            weight = g * tl.load(slope_r + pair, place < end, other=0.0)
+            tile = load_tile(phi, head, source, phi_lanes).to(tl.float32)
+            phi_sum = tl.dot(tl.where(mine, weight[None, :], 0.0), tile, phi_sum, input_precision="ieee")
+    flat = (heads_first + column)[:, None]
+    if X:
+        mask = inside[:, None] & (lanes < x.width)[None, :]
+        tl.store(grad_x + flat * x.width + lanes[None, :], x_sum.to(grad_x.dtype.element_ty), mask)
+    if PHI:
+        mask = inside[:, None] & (phi_lanes < phi.width)[None, :]
+        tl.store(grad_phi + flat * phi.width + phi_lanes[None, :], phi_sum.to(grad_phi.dtype.element_ty), mask)
 
 
 def gathered_forward(
@@ -207,7 +291,8 @@ def gathered_forward(
             chosen,
             slope_r,
             top_k,
-            **_tiling(_padded(phi_anchors)),
+            WIDTH=_padded(phi_anchors),
+            **_tiling("gathered.scores", phi_anchors, _padded(phi_anchors), "rows"),
         )
     result = torch.empty(heads, rows, device=chosen.device)
     partials = torch.empty(PARTIALS, heads * rows, device=chosen.device)
@@ -232,6 +317,7 @@ def gathered_forward(
         ROWS=together,
         BLOCK=block,
         num_warps=4,
+        **FAITHFUL,
     )
     return result, slope_s, slope_r, summarise(partials)
 
@@ -242,72 +328,111 @@ def gathered_backward(
     slope_r: Tensor,
     chosen: Tensor,
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of anchors, candidates, φ(anchors) and φ(candidates), each only if `needs` says so.
+    offset: Tensor | None,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of anchors, candidates, φ(anchors), φ(candidates) and the offset, each only if `needs` says so.
 
     Args:
         gradient: (C, A), of the rows.
         slope_s, slope_r: of `gathered_forward`.
         chosen: of `select.hardest`.
-        anchors, candidates, phi_anchors, phi_candidates: (C, A, d), (C, B, d), (C, A, m), (C, B, m).
-        needs: which of the four gradients are wanted.
+        anchors, phi_anchors: (C, A, d), (C, A, m).
+        candidates, phi_candidates: (C, B, d), (C, B, m); None if they are the anchors and φ(anchors), and what these
+            get is the sum of both then.
+        offset: 0-dim tensor, or None.
+        needs: which of the five gradients are wanted.
     """
     gradient = gradient.contiguous()
-    heads, columns, _ = candidates.shape
-    of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = None
-    if needs[0] or needs[2]:
-        of_anchors, of_phi_anchors = _sums(
-            (gradient, slope_s, slope_r, chosen, chosen, chosen),
-            candidates if needs[0] else None,
-            phi_candidates if needs[2] else None,
-            chosen.shape[1],
-            by_column=False,
-        )
-    if needs[1] or needs[3]:
-        head = torch.arange(heads, device=chosen.device, dtype=_index_dtype(heads * columns))
-        key = (chosen + (head * columns)[:, None, None]).flatten()
-        key, order = key.sort(stable=True)
-        order = order.to(_index_dtype(order.numel()))
-        starts = torch.searchsorted(key, torch.arange(heads * columns + 1, device=key.device, dtype=key.dtype))
-        of_candidates, of_phi_candidates = _sums(
-            (gradient, slope_s, slope_r, chosen, order, starts),
-            anchors if needs[1] else None,
-            phi_anchors if needs[3] else None,
-            columns,
-            by_column=True,
-        )
-    return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates
+    pairs = (gradient, slope_s, slope_r, chosen)
+    scores = torch.empty_like(gradient) if needs[4] else None
+    of_candidates = of_phi_candidates = None
+    if candidates is None:
+        lists = _lists(chosen, anchors.shape[1]) if needs[0] or needs[2] else None
+        tables = (anchors if needs[0] else None, phi_anchors if needs[2] else None)
+        of_anchors, of_phi_anchors = _sums(pairs, lists, *tables, scores, chosen.shape[1], by_row=True)
+    else:
+        tables = (candidates if needs[0] else None, phi_candidates if needs[2] else None)
+        of_anchors, of_phi_anchors = _sums(pairs, None, *tables, scores, chosen.shape[1], by_row=True)
+        if needs[1] or needs[3]:
+            columns = candidates.shape[1]
+            tables = (anchors if needs[1] else None, phi_anchors if needs[3] else None)
+            lists = _lists(chosen, columns)
+            of_candidates, of_phi_candidates = _sums(pairs, lists, *tables, None, columns, by_row=False)
+    of_offset = None if offset is None or scores is None else offset_gradient(scores, offset)
+    return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates, of_offset
+
+
+def _lists(chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """The pairs sorted by head and column, stably, and where each column's begin: (C·A·κ,) and (C·columns + 1,)."""
+    heads, count, device = chosen.shape[0], chosen.numel(), chosen.device
+    rows = heads * columns
+    # The time of a radix sort grows with the bytes of a key.
+    dtype, lowest = (torch.int16, -(2**15)) if rows <= 2**16 else (_index_dtype(rows), 0)
+    keys = torch.empty(count, dtype=dtype, device=device)
+    _keys[triton.cdiv(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
+    keys, order = keys.sort(stable=True)
+    starts = torch.empty(rows + 1, dtype=_index_dtype(count), device=device)
+    _starts[triton.cdiv(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
+    return order, starts
 
 
 def _sums(
-    lists: tuple[Tensor, ...], x: Tensor | None, phi: Tensor | None, rows: int, by_column: bool
+    pairs: tuple[Tensor, ...],
+    lists: tuple[Tensor, Tensor] | None,
+    x: Tensor | None,
+    phi: Tensor | None,
+    scores: Tensor | None,
+    rows: int,
+    by_row: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Launch `_weighted_sums` for `rows` rows a head; a table that is None needs no gradient."""
-    heads, _, top_k = lists[3].shape
+    """Sums over the pairs of `rows` rows a head; a table that is None needs no gradient, scores that are are not."""
+    gradient, slope_s, slope_r, chosen = pairs
+    if x is None and phi is None and scores is None:
+        return None, None
+    heads, _, top_k = chosen.shape
     tables = [None if table is None else unit_rows(table) for table in (x, phi)]
     grads = [
         None if table is None else torch.empty(heads, rows, table.shape[2], dtype=table.dtype, device=table.device)
         for table in tables
     ]
-    one = next(table for table in tables if table is not None)
+    one = next((table for table in tables if table is not None), slope_s)
     width, phi_width = (16 if table is None else _padded(table) for table in tables)
-    _weighted_sums[rows, heads](
-        *lists,
-        *(rows_of(one if table is None else table) for table in tables),
-        *(one if grad is None else grad for grad in grads),
-        one.shape[1],
-        top_k,
-        BY_COLUMN=by_column,
-        X=x is not None,
-        PHI=phi is not None,
-        PHI_WIDTH=phi_width,
-        **_tiling(width) | {"num_warps": _tiling(max(width, phi_width))["num_warps"]},
-    )
+    order, starts = (chosen, chosen) if lists is None else lists
+    operands = [*(rows_of(one if table is None else table) for table in tables)]
+    outputs = [*(one if grad is None else grad for grad in grads)]
+    flags = {"X": x is not None, "PHI": phi is not None, "NARROW": chosen.numel() < 2**31}
+    widths = {"WIDTH": width, "PHI_WIDTH": phi_width}
+    widest = max(width, phi_width)
+    if not by_row and chosen.shape[1] * top_k < _FEW * rows and widest <= 512:
+        default = {"COLUMNS": 16, "BLOCK": 16, "num_warps": max(1, widest // 64)}
+        tiling = tuning.chosen("gathered.columns", _key(one, widest, "columns"), default, one)
+        _few_sums[triton.cdiv(rows, tiling["COLUMNS"]), heads](
+            gradient, slope_s, slope_r, order, starts, *operands, *outputs, rows, one.shape[1], top_k,
+            **flags, **widths, **tiling,
+        )  # fmt: skip
+    else:
+        kind = "columns" if not by_row else "rows" if lists is None else "one table"
+        _weighted_sums[rows, heads](
+            gradient, slope_s, slope_r, chosen, order, starts, *operands, *outputs,
+            gradient if scores is None else scores, one.shape[1], top_k,
+            BY_ROW=by_row, BY_COLUMN=lists is not None, SCORES=scores is not None, **flags, **widths,
+            **_tiling("gathered.sums", one, widest, kind),
+        )  # fmt: skip
     return grads[0], grads[1]
+
+
+def _tiling(table: str, x: Tensor, width: int, kind: str) -> dict[str, int]:
+    """8 gathered rows in flight, 32 elements of each table a thread."""
+    default = {"BLOCK": 8, "num_warps": max(1, min(8, width // 128))}
+    return tuning.chosen(table, _key(x, width, kind), default, x)
+
+
+def _key(x: Tensor, width: int, kind: str) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} d={width} {kind}"
 
 
 def _padded(x: Tensor) -> int:

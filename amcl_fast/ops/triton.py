@@ -59,11 +59,13 @@ def contrast(
     Raises:
         TypeError, ValueError: a dtype or device that the kernels do not take, or no negatives.
     """
+    # One table has one gradient.
+    one = candidates is anchors and phi_candidates is phi_anchors
     tensors = _checked(
         anchors=anchors,
-        candidates=candidates,
+        candidates=None if one else candidates,
         phi_anchors=phi_anchors,
-        phi_candidates=phi_candidates,
+        phi_candidates=None if one else phi_candidates,
         offset=offset,
     )
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
@@ -77,7 +79,7 @@ def contrast(
 @_operator("contrast")
 def _contrast(
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -88,8 +90,14 @@ def _contrast(
     tau_max: float,
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows, stats, and what the backward pass over `kept` chosen candidates needs; the shares alone if all are kept."""
-    if _all_kept(candidates, skip, kept):
+    """Rows, stats, and what the backward pass over `kept` chosen candidates needs; the shares alone if all are kept.
+
+    Without candidates the anchors are the candidates, and their gradients those of both.
+    """
+    every = _all_kept(anchors, candidates, skip, kept)
+    if candidates is None:
+        candidates, phi_candidates = anchors, phi_anchors
+    if every:
         rows, stats, shares = dense_forward(
             anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max, beta
         )
@@ -104,7 +112,7 @@ def _contrast(
 @_contrast.register_fake
 def _(
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -113,7 +121,7 @@ def _(
     mean: bool,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    every = _all_kept(candidates, skip, kept)
+    every = _all_kept(anchors, candidates, skip, kept)
     pairs = (0,) if every else (*anchors.shape[:2], kept)
     shares = (2, *anchors.shape[:2]) if every and not mean else pairs
     return (
@@ -132,7 +140,7 @@ def _contrast_backward(
     slope_s: Tensor,
     slope_r: Tensor,
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -145,22 +153,17 @@ def _contrast_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the four tables and of the offset."""
-    of_offset = needs[4]
-    if _all_kept(candidates, skip, kept):
-        wanted = (needs[0], needs[1], needs[2] or of_offset, needs[3])
-        *grads, score = dense_backward(
+    wanted = (needs[0], needs[1], needs[2], needs[3], needs[4])
+    if _all_kept(anchors, candidates, skip, kept):
+        grads = dense_backward(
             gradient, slope_s, anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max,
             beta, wanted,
         )  # fmt: skip
     else:
-        wanted = (needs[0], needs[1], needs[2], needs[3])
-        grads = [
-            *gathered_backward(
-                gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, wanted
-            )
-        ]
-        score = (gradient[..., None] * slope_r).sum() if of_offset else gradient.new_empty(())
-    a, b, c, d, e = stand_ins(anchors, masked([*grads, _of_offset(score, offset)], needs))
+        grads = gathered_backward(
+            gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, offset, wanted
+        )
+    a, b, c, d, e = stand_ins(anchors, masked(grads, needs))
     return a, b, c, d, e
 
 
@@ -171,7 +174,7 @@ def _(
     slope_s: Tensor,
     slope_r: Tensor,
     anchors: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | None,
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -204,8 +207,9 @@ def _contrast_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) ->
 _contrast.register_autograd(_contrast_gradients, setup_context=_contrast_setup)
 
 
-def _all_kept(candidates: Tensor, skip: Tensor | None, kept: int) -> bool:
-    return kept == candidates.shape[1] - (0 if skip is None else skip.shape[1])
+def _all_kept(anchors: Tensor, candidates: Tensor | None, skip: Tensor | None, kept: int) -> bool:
+    columns = (anchors if candidates is None else candidates).shape[1]
+    return kept == columns - (0 if skip is None else skip.shape[1])
 
 
 def align(

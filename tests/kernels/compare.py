@@ -30,14 +30,17 @@ def relative_error(found, expected):
     return (difference / expected.double().norm().clamp_min(1e-30)).item()
 
 
-def check(name, tensors, settings, dtype=torch.float32, floor=None):
-    """Compare every result of operator `name`; `tensors` are float64, rounded to `dtype` first."""
+def check(name, tensors, settings, dtype=torch.float32, floor=None, wrap=lambda operator: operator):
+    """Compare every result of operator `name`; `tensors` are float64, rounded to `dtype` first.
+
+    `wrap` makes of an operator, ours or the reference's, what takes these tensors.
+    """
     floor = FLOOR[dtype] if floor is None else floor
     rounded = [None if t is None else t.to(DEVICE, dtype if t.is_floating_point() else None) for t in tensors]
-    found = evaluate(getattr(backend, name), rounded, settings)
+    found = evaluate(wrap(getattr(backend, name)), rounded, settings)
     exact = [t.double() if t is not None and t.is_floating_point() else t for t in rounded]
-    expected = evaluate(getattr(reference, name), exact, settings)
-    same = evaluate(getattr(reference, name), rounded, settings)
+    expected = evaluate(wrap(getattr(reference, name)), exact, settings)
+    same = evaluate(wrap(getattr(reference, name)), rounded, settings)
     assert found.keys() == expected.keys()
     for key, value in found.items():
         assert torch.isfinite(value).all(), key
@@ -45,5 +48,5 @@ def check(name, tensors, settings, dtype=torch.float32, floor=None):
         allowed = 3 * relative_error(same[key], expected[key]) + floor
         error = relative_error(value, expected[key])
         assert error <= allowed, f"{key}: relative error {error:.2e}, allowed {allowed:.2e}"
-    for key, value in evaluate(getattr(backend, name), rounded, settings).items():
+    for key, value in evaluate(wrap(getattr(backend, name)), rounded, settings).items():
         assert torch.equal(value, found[key]), f"{key} differs between two runs"

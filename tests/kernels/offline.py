@@ -54,11 +54,13 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
                 for mean in (False, True):
                     label = f"all {name} d={d} {kind}{' mean' if mean else ''}"
                     yield label, lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m)
+                    yield f"{label}, one table", lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m, one=True)
             # MoCo: nothing to skip, no gradient of the queue; and the score without an offset.
             yield f"all of a queue {name} {kind}", lambda t=dtype, a=adaptive: _all(128, t, a, False, queue=True)
             for d in (128, 512):
                 yield f"top {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _top(d, t, a)
-            yield f"top of a queue {name} {kind}", lambda t=dtype, a=adaptive: _top(128, t, a, queue=True)
+                yield f"top {name} d={d} {kind}, one table", lambda d=d, t=dtype, a=adaptive: _top(d, t, a, one=True)
+                yield f"top of a queue {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _top(d, t, a, queue=True)
             for d in (128, 2048):
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
             yield f"decorrelate {name} {kind}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
@@ -73,8 +75,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     )
 
 
-def _tables(d: int, dtype: torch.dtype, adaptive: bool) -> tuple[torch.Tensor | None, ...]:
-    x, y = torch.empty(2, 512, d, dtype=dtype), torch.empty(2, 2048, d, dtype=dtype)
+def _tables(d: int, dtype: torch.dtype, adaptive: bool, rows: int) -> tuple[torch.Tensor | None, ...]:
+    x, y = torch.empty(2, 512, d, dtype=dtype), torch.empty(2, rows, d, dtype=dtype)
     return (x, y, x, y) if adaptive else (x, y, None, None)
 
 
@@ -91,22 +93,29 @@ def _select(d: int, dtype: torch.dtype, rows: int = 512) -> None:
     select.hardest(x, y, _skip(rows), 100)
 
 
-def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = False) -> None:
-    tables, gradient = _tables(d, dtype, adaptive), torch.empty(2, 512)
-    offset, skip = (None, None) if queue else (_offset(adaptive), _skip(512))
-    call = (*tables, offset, skip, mean, 0.1, 2.0, 1e-4)
-    _, _, shares = dense.dense_forward(*call)
-    dense.dense_backward(gradient, shares, *call, (True, not queue, adaptive, adaptive))
+def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = False, one: bool = False) -> None:
+    tables, gradient = _tables(d, dtype, adaptive, 512 if one else 2048), torch.empty(2, 512)
+    settings = (None, None) if queue else (_offset(adaptive), _skip(512))
+    settings += (mean, 0.1, 2.0, 1e-4)
+    _, _, shares = dense.dense_forward(*tables, *settings)
+    needs = (True, not (queue or one), adaptive, adaptive and not one, adaptive and not queue)
+    dense.dense_backward(gradient, shares, *_one(tables, one), *settings, needs)
 
 
-def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False) -> None:
-    tables, gradient = _tables(d, dtype, adaptive), torch.empty(2, 512)
+def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False, one: bool = False) -> None:
+    # Of a queue most keys have no pair or few.
+    tables, gradient = _tables(d, dtype, adaptive, 512 if one else 65536 if queue else 2048), torch.empty(2, 512)
     offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
     for mean in (False, True):
         _, slope_s, slope_r, _ = gathered.gathered_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d)
-    needs = (True, not queue, adaptive, adaptive)
-    gathered.gathered_backward(gradient, slope_s, slope_r, chosen, *tables, needs)
+    needs = (True, not (queue or one), adaptive, adaptive and not one, offset is not None)
+    gathered.gathered_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
+
+
+def _one(tables: tuple[torch.Tensor | None, ...], one: bool) -> tuple[torch.Tensor | None, ...]:
+    """As the backward passes take a table whose rows are anchors and candidates."""
+    return (tables[0], None, tables[2], None) if one else tables
 
 
 def _align(d: int, dtype: torch.dtype, adaptive: bool) -> None:

@@ -48,6 +48,61 @@ def test_simclr(form, constant):
     check("contrast", inputs(2, 22, None, 24, pairs(22), constant=constant), settings)
 
 
+def one_table(operator):
+    """`operator` of anchors that are their own candidates."""
+    return lambda x, p, offset, skip, **settings: operator(x, x, p, p, offset, skip, **settings)
+
+
+def uneven_skip(rows, each):
+    """Columns that an anchor skips; those that skip it are others."""
+    generator = torch.Generator().manual_seed(rows)
+    return torch.stack([torch.randperm(rows, generator=generator)[:each] for _ in range(rows)])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("constant", [False, True], ids=["adaptive", "constant"])
+def test_one_table(form, constant):
+    rows = 30 if form["top_k"] == 9 else 100
+    x, _, p, _, offset, _ = inputs(1, rows, None, 24, constant=constant)
+    settings = RANGE | form | ({"tau_min": 0.25, "tau_max": 0.25} if constant else {})
+    check("contrast", [x, p, offset, uneven_skip(rows, 3)], settings, wrap=one_table)
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+def test_one_table_of_two_heads_in_half_precision(form):
+    x, _, p, _, offset, _ = inputs(2, 30, None, 80)
+    check("contrast", [x, p, offset, uneven_skip(30, 2)], RANGE | form, torch.float16, wrap=one_table)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_one_table_is_two_with_their_gradients_added(form):
+    """Of float32 numbers whose products and sums are exact, so that s has the same bits whichever row comes first."""
+    rows = 30 if form["top_k"] == 9 else 70
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(-4, 5, (1, rows, 16), generator=generator).to(DEVICE) / 16
+    p = torch.randint(-2, 3, (1, rows, 16), generator=generator).to(DEVICE) / 8
+    offset, skip = torch.tensor(0.2, device=DEVICE), uneven_skip(rows, 2).to(DEVICE)
+    found = evaluate(one_table(backend.contrast), [x, p, offset, skip], RANGE | form)
+    two = evaluate(backend.contrast, [x, x.clone(), p, p.clone(), offset, skip], RANGE | form)
+    assert torch.equal(found["rows"], two["rows"])
+    for number, expected in enumerate([two["gradient_0"] + two["gradient_1"], two["gradient_2"] + two["gradient_3"]]):
+        assert relative_error(found[f"gradient_{number}"], expected) < 1e-6
+    assert relative_error(found["gradient_2"], two["gradient_4"]) < 1e-6
+
+
+@pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
+@pytest.mark.parametrize("wanted", range(3), ids=["table", "phi", "offset"])
+def test_one_gradient_of_one_table(form, wanted):
+    """One of the gradients alone is the one of all."""
+    x, _, p, _, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 20, None, 16))
+    leaves = [t.requires_grad_() for t in (x, p, offset)]
+    rows, _ = one_table(backend.contrast)(*leaves, None, **RANGE, **form)
+    expected = torch.autograd.grad(rows.sum(), leaves, retain_graph=True)
+    alone = [t.detach().requires_grad_(number == wanted) for number, t in enumerate(leaves)]
+    rows, _ = one_table(backend.contrast)(*alone, None, **RANGE, **form)
+    assert torch.equal(torch.autograd.grad(rows.sum(), alone[wanted])[0], expected[wanted])
+
+
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
 def test_queue(form):
     check("contrast", inputs(1, 5, 150, 48), RANGE | form)
@@ -174,6 +229,9 @@ def test_is_a_well_formed_operator(form):
     kept = form["top_k"] or 70
     for leaves in (tensors, [*tensors[:2], None, None, None]):
         torch.library.opcheck(backend._contrast, (*leaves, None, kept, False, 0.05, 2.0, 1e-2))
+    x, p = (t.detach()[:, :12].clone().requires_grad_() for t in (tensors[1], tensors[3]))
+    kept = form["top_k"] or 12
+    torch.library.opcheck(backend._contrast, (x, None, p, None, tensors[4], None, kept, False, 0.05, 2.0, 1e-2))
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
