@@ -109,6 +109,16 @@ def pair_terms(
 
 
 @triton.jit
+def joined(top, total, logit):
+    """A log-sum-exp with one more `logit`: new top and total, as `pair_terms` has them, and the logit's weight."""
+    logit = logit * LOG2E
+    higher = tl.maximum(top, logit)
+    exponential = tl.exp2(logit - higher)
+    total = total * tl.exp2(top - higher) + exponential
+    return higher, total, exponential / total
+
+
+@triton.jit
 def store_partial(partials, index, count, mask, elements, s_sum, tau_sum, tau_m2, tau_low, bound):
     """Write one summary, or a vector of them, as column `index` of the (PARTIALS, count) table."""
     tl.store(partials + index, elements, mask)

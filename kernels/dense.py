@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import common
-from .common import FAITHFUL, LN2, PARTIALS, negated_sum, pair_terms, store_partial, summary
+from . import common, tuning
+from .common import FAITHFUL, LN2, PARTIALS, joined, negated_sum, pair_terms, store_partial, summary
 from .tile import (
     Rows,
     is_touched,
@@ -154,8 +154,8 @@ def _forward(
 
 @triton.jit
 def _finish(
-    totals, tops, rows, shares, partials, stats, count, splits, parts,
-    MEAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    totals, tops, extra, rows, shares, extra_shares, partials, stats, count, splits, parts,
+    MEAN: tl.constexpr, HAS_EXTRA: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The parts of each row joined; the first program, which takes longest, merges the summaries."""
     program = tl.program_id(0)
@@ -178,6 +178,10 @@ def _finish(
         if MEAN:
             tl.store(rows + row, total * LN2, inside)
         else:
+            if HAS_EXTRA:
+                logit = tl.load(extra + row, inside, other=0.0).to(tl.float32)
+                top, total, share = joined(top, total, logit)
+                tl.store(extra_shares + row, share, inside)
             tl.store(rows + row, (top + tl.log2(total)) * LN2, inside)
             tl.store(shares + row, top, inside)
             tl.store(shares + count + row, 1.0 / total, inside)
@@ -369,7 +373,8 @@ def dense_forward(
     tau_min: float,
     tau_max: float,
     beta: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    extra: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Negative term of every anchor over all candidates but the skipped ones.
 
     Args:
@@ -379,15 +384,17 @@ def dense_forward(
         skip: (A, S) int64, distinct columns that are no negatives of the anchor, or None.
         mean: the released form, mean(s/τ) − β·Σ(log τ + 1/τ); else log Σ exp(s/τ − β·Ω(τ)).
         tau_min, tau_max, beta: range of τ and weight of its regulariser.
+        extra: (C, A), an exponent that joins the sum of its anchor, or None; not of a mean.
 
     Returns:
-        rows (C, A), stats (5,) of `common.summarise` and shares (2, C, A) for `dense_backward`, float32: the highest
-        exponent of each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top). Of a mean there are none: (0,).
+        rows (C, A), stats (5,) of `common.summarise`, shares (2, C, A) for `dense_backward`: the highest exponent of
+        each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top); and ∂rows/∂extra (C, A). All float32. Of a mean
+        there are no shares, (0,), without extra no slopes of it.
     """
     heads, rows, dim = anchors.shape
     columns = candidates.shape[1]
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
-    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None)
+    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None, _many(heads * rows))
     blocks = triton.cdiv(rows, int(tiling["M"]))
     span, splits = _split(blocks * heads, columns, int(tiling["N"]))
     device = anchors.device
@@ -398,6 +405,7 @@ def dense_forward(
     result = torch.empty(heads, rows, device=device)
     stats = torch.empty(5, device=device)
     shares = torch.empty(0 if mean else (2, heads, rows), device=device)
+    extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
     _forward[blocks, splits, heads](
         *inputs,
         totals if offset is None else offset,
@@ -415,10 +423,11 @@ def dense_forward(
     )
     count = heads * rows
     _finish[1 + triton.cdiv(count, 128),](
-        totals, tops, result, shares, partials, stats, count, splits, parts,
-        MEAN=mean, ROWS=128, BLOCK=1024, num_warps=8,
+        totals, tops, totals if extra is None else extra.contiguous(), result, shares, extra_shares, partials, stats,
+        count, splits, parts,
+        MEAN=mean, HAS_EXTRA=extra is not None, ROWS=128, BLOCK=1024, num_warps=8,
     )  # fmt: skip
-    return result, stats, shares
+    return result, stats, shares, extra_shares
 
 
 def dense_backward(
@@ -484,7 +493,8 @@ def _gradients(
     heads = gradient.shape[0]
     device = gradient.device
     width = max(own.width, phi_own.width)
-    tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"])
+    side = "one table" if sides["BY_ROW"] and sides["BY_COLUMN"] else "columns" if sides["BY_COLUMN"] else "rows"
+    tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"], f"{side} {_many(heads * own.rows)}")
     chunks = triton.cdiv(width, int(tiling["OUT"]))
     blocks = triton.cdiv(own.rows, int(tiling["M"]))
     span, splits = _split(blocks * heads * chunks, other.rows, int(tiling["N"]))
@@ -569,7 +579,7 @@ def _split(programs: int, columns: int, tile: int) -> tuple[int, int]:
     return span, max(1, triton.cdiv(columns, span))
 
 
-def _forward_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bool | str]:
+def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[str, int | bool | str]:
     """Launch parameters of `_forward`: the largest tiles whose statistics fit in registers."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False}
@@ -580,10 +590,11 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bo
     else:
         rows = 64 if common.capability(x) >= (10, 0) else 128
         shape = {"M": rows, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
-    return {**shape, "PRECISION": common.dot_precision(x), "num_warps": 8, "num_stages": 3}
+    default = {**shape, "PRECISION": common.dot_precision(x), "num_warps": 8, "num_stages": 3}
+    return tuning.chosen("dense.forward", _key(x, width, adaptive, many), default, x)
 
 
-def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | bool | str]:
+def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[str, int | bool | str]:
     """Launch parameters of `_gradient`: two sums of M × OUT and two tiles of M × N must fit in registers."""
     recent = common.capability(x) >= (9, 0)
     precision = common.dot_precision(x)
@@ -606,4 +617,15 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool) -> dict[str, int | b
         }
     out_precision = "tf32" if x.dtype == torch.float16 else precision
     launch = {"num_warps": warps, "num_stages": 3 if recent else 2, "maxnreg": 255}
-    return {**shape, **launch, "PRECISION": precision, "OUT_PRECISION": out_precision}
+    default = {**shape, **launch, "PRECISION": precision, "OUT_PRECISION": out_precision}
+    return tuning.chosen("dense.gradient", _key(x, width, adaptive, sides), default, x)
+
+
+def _many(rows: int) -> str:
+    """Whether blocks of rows alone fill a GPU."""
+    return "many" if rows >= 2**14 else "few"
+
+
+def _key(x: Tensor, width: int, adaptive: bool, kind: str) -> str:
+    columns = max(64, triton.next_power_of_2(width))
+    return f"{str(x.dtype).removeprefix('torch.')} d={columns} {'adaptive' if adaptive else 'constant'} {kind}"

@@ -20,6 +20,7 @@ from .common import (
     FAITHFUL,
     LN2,
     PARTIALS,
+    joined,
     offset_gradient,
     pair_terms,
     store_partial,
@@ -48,9 +49,10 @@ def _scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.conste
 
 @triton.jit
 def _rows(
-    similarities, slope_s, slope_r, offset, result, partials,
+    similarities, slope_s, slope_r, offset, extra, result, extra_shares, partials,
     count, top_k, tau_min, tau_span, beta, log_weight,
-    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_EXTRA: tl.constexpr, MEAN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < count
@@ -90,6 +92,9 @@ def _rows(
         tau_low = tl.minimum(tau_low, tl.min(tl.where(mask, tau, float("inf")), axis=1))
         bounds += tl.sum(tl.where(mask, bound, 0.0), axis=1)
     final = total
+    if HAS_EXTRA:
+        top, total, extra_share = joined(top, total, tl.load(extra + row, inside, other=0.0).to(tl.float32))
+        tl.store(extra_shares + row, extra_share, inside)
     if not MEAN:
         final = top + tl.log2(total)
     tl.store(result + row, final * LN2, inside)
@@ -266,7 +271,8 @@ def gathered_forward(
     tau_max: float,
     beta: float,
     dim: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    extra: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Negative term of every anchor over its chosen candidates.
 
     Args:
@@ -276,10 +282,11 @@ def gathered_forward(
         mean: the released form, mean_T(s/τ) − β·Σ_T(log τ + 1/τ); else log Σ_T exp(s/τ − β·Ω(τ)).
         tau_min, tau_max, beta: range of τ and weight of its regulariser.
         dim: d in Ω(τ).
+        extra: (C, A), a logit that joins the sum of its anchor, or None; not of a mean.
 
     Returns:
         rows (C, A); slopes ∂row/∂s and ∂row/∂r (C, A, κ), the latter empty for a constant temperature; stats (5,)
-        of `common.summarise`. All float32.
+        of `common.summarise`; ∂rows/∂extra (C, A), empty without. All float32.
     """
     heads, rows, top_k = chosen.shape
     slope_s = torch.empty_like(similarities)
@@ -295,6 +302,7 @@ def gathered_forward(
             **_tiling("gathered.scores", phi_anchors, _padded(phi_anchors), "rows"),
         )
     result = torch.empty(heads, rows, device=chosen.device)
+    extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
     partials = torch.empty(PARTIALS, heads * rows, device=chosen.device)
     block = min(1024, triton.next_power_of_2(top_k))
     together = max(1, 1024 // block)
@@ -303,7 +311,9 @@ def gathered_forward(
         slope_s,
         slope_r,
         result if offset is None else offset,
+        result if extra is None else extra.contiguous(),
         result,
+        extra_shares,
         partials,
         heads * rows,
         top_k,
@@ -313,13 +323,14 @@ def gathered_forward(
         1.0 if mean else 0.5 * dim,
         ADAPTIVE=phi_anchors is not None,
         HAS_OFFSET=offset is not None,
+        HAS_EXTRA=extra is not None,
         MEAN=mean,
         ROWS=together,
         BLOCK=block,
         num_warps=4,
         **FAITHFUL,
     )
-    return result, slope_s, slope_r, summarise(partials)
+    return result, slope_s, slope_r, summarise(partials), extra_shares
 
 
 def gathered_backward(

@@ -67,13 +67,15 @@ def contrast(
         phi_anchors=phi_anchors,
         phi_candidates=None if one else phi_candidates,
         offset=offset,
+        extra=None if negatives == "topk_mean" else extra,
     )
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
     if count < 1:
         raise ValueError(f"candidates must hold at least one negative, got {candidates.shape[1]} rows less skip")
     kept = count if negatives == "softmax" or top_k is None else min(top_k, count)
-    rows, stats, *_ = _contrast(*tensors, skip, kept, negatives == "topk_mean", tau_min, tau_max, beta)
-    return rows if extra is None else torch.logaddexp(rows, extra), named(stats)
+    *tables, extra = tensors
+    rows, stats, *_ = _contrast(*tables, skip, extra, kept, negatives == "topk_mean", tau_min, tau_max, beta)
+    return rows, named(stats)
 
 
 @_operator("contrast")
@@ -84,13 +86,15 @@ def _contrast(
     phi_candidates: Tensor | None,
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     kept: int,
     mean: bool,
     tau_min: float,
     tau_max: float,
     beta: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows, stats, and what the backward pass over `kept` chosen candidates needs; the shares alone if all are kept.
+    Last ∂rows/∂extra.
 
     Without candidates the anchors are the candidates, and their gradients those of both.
     """
@@ -98,15 +102,15 @@ def _contrast(
     if candidates is None:
         candidates, phi_candidates = anchors, phi_anchors
     if every:
-        rows, stats, shares = dense_forward(
-            anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max, beta
+        rows, stats, shares, extra_shares = dense_forward(
+            anchors, candidates, phi_anchors, phi_candidates, offset, skip, mean, tau_min, tau_max, beta, extra
         )
-        return rows, stats, rows.new_empty(0), shares, rows.new_empty(0)
+        return rows, stats, rows.new_empty(0), shares, rows.new_empty(0), extra_shares
     similarities, chosen = hardest(anchors, candidates, skip, kept)
-    rows, slope_s, slope_r, stats = gathered_forward(
-        phi_anchors, phi_candidates, offset, similarities, chosen, mean, tau_min, tau_max, beta, anchors.shape[2]
+    rows, slope_s, slope_r, stats, extra_shares = gathered_forward(
+        phi_anchors, phi_candidates, offset, similarities, chosen, mean, tau_min, tau_max, beta, anchors.shape[2], extra
     )
-    return rows, stats, chosen, slope_s, slope_r
+    return rows, stats, chosen, slope_s, slope_r, extra_shares
 
 
 @_contrast.register_fake
@@ -117,10 +121,11 @@ def _(
     phi_candidates: Tensor | None,
     offset: Tensor | None,
     skip: Tensor | None,
+    extra: Tensor | None,
     kept: int,
     mean: bool,
     *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     every = _all_kept(anchors, candidates, skip, kept)
     pairs = (0,) if every else (*anchors.shape[:2], kept)
     shares = (2, *anchors.shape[:2]) if every and not mean else pairs
@@ -130,6 +135,7 @@ def _(
         anchors.new_empty(pairs, dtype=torch.int32 if len(pairs) > 1 else torch.float32),
         _float32(anchors, shares),
         _float32(anchors, pairs if phi_anchors is not None else (0,)),
+        _float32(anchors, anchors.shape[:2] if extra is not None else (0,)),
     )
 
 
@@ -191,17 +197,23 @@ def _(
 
 def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:], *inputs[:6])
-    ctx.settings = inputs[6:]
+    *tensors, extra = inputs[:7]
+    ctx.save_for_backward(*output[2:], *tensors)
+    ctx.of_extra = None if extra is None else extra.dtype
+    ctx.settings = inputs[7:]
 
 
 @once
 def _contrast_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return 11 * (None,)
+        return 12 * (None,)
+    *pairs, extra_shares = ctx.saved_tensors[:4]
     needs = list(ctx.needs_input_grad[:5])
-    grads = _contrast_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
-    return *masked(grads, needs), *(None for _ in range(6))
+    grads: list[Tensor | None] = [None for _ in needs]
+    if any(needs):
+        grads = masked(_contrast_backward(gradient, *pairs, *ctx.saved_tensors[4:], *ctx.settings, needs), needs)
+    of_extra = (gradient * extra_shares).to(ctx.of_extra) if ctx.needs_input_grad[6] else None
+    return *grads, None, of_extra, *(None for _ in range(5))
 
 
 _contrast.register_autograd(_contrast_gradients, setup_context=_contrast_setup)

@@ -3,7 +3,8 @@
     python tests/kernels/offline.py [--part 0/2] 80 90 100
 
 The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
-tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block.
+tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block, and how
+many float32 products and sums the assembler is free to fuse.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
+
+# Those that say how they are rounded, mul.rn.f32, are left as they are.
+FUSIBLE = re.compile(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b")
 
 
 class _Offline:
@@ -50,17 +54,16 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"select of many {name} d={d}", lambda d=d, t=dtype: _select(d, t, 8192)
         for adaptive in (True, False):
             kind = "adaptive" if adaptive else "constant"
-            for d in (64, 128, 512):
-                for mean in (False, True):
-                    label = f"all {name} d={d} {kind}{' mean' if mean else ''}"
-                    yield label, lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m)
-                    yield f"{label}, one table", lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m, one=True)
+            for d, mean in ((64, False), (128, False), (512, False), (128, True), (512, True)):
+                label = f"all {name} d={d} {kind}{' mean' if mean else ''}"
+                yield label, lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m)
+                yield f"{label}, one table", lambda d=d, t=dtype, a=adaptive, m=mean: _all(d, t, a, m, one=True)
             # MoCo: nothing to skip, no gradient of the queue; and the score without an offset.
             yield f"all of a queue {name} {kind}", lambda t=dtype, a=adaptive: _all(128, t, a, False, queue=True)
             for d in (128, 512):
                 yield f"top {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _top(d, t, a)
-                yield f"top {name} d={d} {kind}, one table", lambda d=d, t=dtype, a=adaptive: _top(d, t, a, one=True)
                 yield f"top of a queue {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _top(d, t, a, queue=True)
+            yield f"top {name} {kind}, one table", lambda t=dtype, a=adaptive: _top(512, t, a, one=True)
             for d in (128, 2048):
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
             yield f"decorrelate {name} {kind}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
@@ -97,7 +100,8 @@ def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = F
     tables, gradient = _tables(d, dtype, adaptive, 512 if one else 2048), torch.empty(2, 512)
     settings = (None, None) if queue else (_offset(adaptive), _skip(512))
     settings += (mean, 0.1, 2.0, 1e-4)
-    _, _, shares = dense.dense_forward(*tables, *settings)
+    extra = None if mean else gradient
+    _, _, shares, _ = dense.dense_forward(*tables, *settings, extra)
     needs = (True, not (queue or one), adaptive, adaptive and not one, adaptive and not queue)
     dense.dense_backward(gradient, shares, *_one(tables, one), *settings, needs)
 
@@ -107,8 +111,10 @@ def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False, one: b
     tables, gradient = _tables(d, dtype, adaptive, 512 if one else 65536 if queue else 2048), torch.empty(2, 512)
     offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
-    for mean in (False, True):
-        _, slope_s, slope_r, _ = gathered.gathered_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d)
+    for mean, extra in ((False, gradient), (False, None), (True, None)):
+        _, slope_s, slope_r, _, _ = gathered.gathered_forward(
+            *tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra
+        )
     needs = (True, not (queue or one), adaptive, adaptive and not one, offset is not None)
     gathered.gathered_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
 
@@ -166,6 +172,7 @@ def main() -> None:
                 "case": label,
                 "warps": kernel.metadata.num_warps,
                 "shared": kernel.metadata.shared,
+                "fusible": len(FUSIBLE.findall(kernel.asm["ptx"])),
                 **usage(kernel.asm["cubin"]),
             }
             print(json.dumps(line), flush=True)

@@ -11,6 +11,8 @@ import pytest
 # Usable by one block, bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PARTS = 2
+# Both passes, or both loops of one kernel, must form the same bits of s/τ − β·Ω(τ), which 1/τ makes large.
+FAITHFUL = {"dense.forward", "dense.gradient", "gathered.rows"}
 
 
 def kernels():
@@ -50,3 +52,5 @@ def test_resources():
         for kernel in of_arch:
             assert kernel["stack"] == 0, kernel
             assert kernel["shared"] <= shared, kernel
+            assert kernel["fusible"] == 0 or kernel["kernel"] not in FAITHFUL, kernel
+        assert any(kernel["fusible"] for kernel in of_arch)
