@@ -26,7 +26,6 @@ from .tile import (
     rows_of,
     skip_of,
     touched_tiles,
-    visible,
 )
 
 # Columns of a row of a tile that one thread holds are 8 apart, in pairs: four threads share a row, and each keeps sums
@@ -46,6 +45,15 @@ def _by_lanes(x):
 def _lane_sums(x):
     """(M, N/8, 4, 2) → (M, 4)."""
     return tl.sum(tl.sum(x, axis=3), axis=1)
+
+
+@triton.jit
+def _without(skip, x, anchor, anchors, column, fill):
+    """`x`, `fill` where the anchor skips the column; index tiles that broadcast."""
+    for i in tl.static_range(skip.each):
+        skipped = tl.load(skip.base + anchor.to(tl.int64) * skip.each + i, anchor < anchors, other=-1)
+        x = tl.where(skipped.to(tl.int32) == column, fill, x)
+    return x
 
 
 @triton.jit
@@ -97,17 +105,21 @@ def _forward(
         value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE, fast)
         size = tl.full((M, LANES), N // LANES, tl.float32)
         if (begin + (tile + 1) * N > end) | is_touched(touched, tile):
-            shown = visible(skip, row[:, None], anchors.rows, column[None, :], end)
-            size = _lane_sums(_by_lanes(tl.where(shown, 1.0, 0.0)))
-            s = tl.where(shown, s, 0.0)
-            value = tl.where(shown, value, 0.0 if MEAN else float("-inf"))
+            # The values tell what is hidden: they have the layout of all that follows, which masks would not have.
+            value = tl.where((column < end)[None, :], value, float("-inf"))
+            value = _without(skip, value, row[:, None], anchors.rows, column[None, :], float("-inf"))
+            hidden = value == float("-inf")
+            size -= _lane_sums(_by_lanes(tl.where(hidden, 1.0, 0.0)))
+            s = tl.where(hidden, 0.0, s)
+            if MEAN:
+                value = tl.where(hidden, 0.0, value)
             if ADAPTIVE:
                 # The mean of the others neither moves it nor adds to the squares; nor, unless there are none, to the
                 # minimum.
-                mean = _lane_sums(_by_lanes(tl.where(shown, tau, 0.0))) / tl.maximum(size, 1.0)
+                mean = _lane_sums(_by_lanes(tl.where(hidden, 0.0, tau))) * common.reciprocal(tl.maximum(size, 1.0))
                 mean = tl.broadcast_to(mean[:, None, :, None], (M, N // (2 * LANES), LANES, 2))
-                tau = tl.where(shown, tau, tl.reshape(mean, (M, N)))
-                bound = tl.where(shown, bound, 0.0)
+                tau = tl.where(hidden, tl.reshape(mean, (M, N)), tau)
+                bound = tl.where(hidden, 0.0, bound)
         value = _by_lanes(value)
         if MEAN:
             total += _lane_sums(value)
@@ -264,12 +276,12 @@ def _gradient(
             weight = _weight(value, g[:, None], highest[:, None], MEAN)
             if masked:
                 weight = tl.where((index < end)[None, :], weight, 0.0)
-                weight = _without(skip, weight, row[:, None], own.rows, index[None, :])
+                weight = _without(skip, weight, row[:, None], own.rows, index[None, :], 0.0)
         if BY_COLUMN:
             other_g, other_highest = _weights(gradient, shares, head, index, other.rows, MEAN)
             reverse = _weight(value, other_g[None, :], other_highest[None, :], MEAN)
             if masked:
-                reverse = _without(skip, reverse, index[None, :], end, row[:, None])
+                reverse = _without(skip, reverse, index[None, :], end, row[:, None], 0.0)
             weight = weight + reverse if BY_ROW else reverse
         if X:
             if not WHOLE:
@@ -319,15 +331,6 @@ def _weight(value, g, highest, MEAN: tl.constexpr):
 
 
 @triton.jit
-def _without(skip, weight, anchor, anchors, column):
-    """`weight`, zero where the anchor skips the column; index tiles that broadcast."""
-    for i in tl.static_range(skip.each):
-        skipped = tl.load(skip.base + anchor.to(tl.int64) * skip.each + i, anchor < anchors, other=-1)
-        weight = tl.where(skipped.to(tl.int32) == column, 0.0, weight)
-    return weight
-
-
-@triton.jit
 def _accumulate(weights, table, result, PRECISION: tl.constexpr):
     """result + weights·table, in the dtype of the table; float16 as tf32, which holds it and any weight."""
     if table.dtype == tl.bfloat16:
@@ -343,14 +346,14 @@ def _collect(
 ):  # fmt: skip
     """Sums over the splits of both gradients; the first program: the gradient of the offset, −Σ scores."""
     program = tl.program_id(0)
-    if program == 0:
-        if SCORES:
+    if SCORES:  # noqa: SIM102 (of the compiler and of the program)
+        if program == 0:
             negated_sum(scores, of_offset, score_count, BLOCK)
-    else:
-        if program <= x_blocks:
-            _sum_parts(x_parts, grad_x, (program - 1).to(tl.int64) * BLOCK, x_size, splits, BLOCK)
-        else:
-            _sum_parts(phi_parts, grad_phi, (program - 1 - x_blocks).to(tl.int64) * BLOCK, phi_size, splits, BLOCK)
+    first = (program - 1).to(tl.int64) * BLOCK
+    if (program > 0) & (program <= x_blocks):
+        _sum_parts(x_parts, grad_x, first, x_size, splits, BLOCK)
+    if program > x_blocks:
+        _sum_parts(phi_parts, grad_phi, first - x_blocks * BLOCK, phi_size, splits, BLOCK)
 
 
 @triton.jit
@@ -591,6 +594,8 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[st
         rows = 64 if common.capability(x) >= (10, 0) else 128
         shape = {"M": rows, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
     default = {**shape, "PRECISION": common.dot_precision(x), "num_warps": 8, "num_stages": 3}
+    if shape["WHOLE"] and common.capability(x)[0] == 9:
+        default["maxnreg"] = 128  # two blocks a multiprocessor
     return tuning.chosen("dense.forward", _key(x, width, adaptive, many), default, x)
 
 
@@ -607,7 +612,9 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[
         columns = 32 if half else 64
         if adaptive:
             columns = 16 if recent and (half or width > 128) else 32
-        whole = width <= 128 and (recent or not half)
+        # Older tensor cores take both operands from registers. Rows that stay there leave no room for float16's wide
+        # weights, nor for the weights of both orders of a pair.
+        whole = width <= 128 and (recent or not (half or (adaptive and sides.startswith("one table"))))
         shape = {
             "M": 128 if recent and (whole or not adaptive) else 64,
             "N": columns,

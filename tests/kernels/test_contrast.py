@@ -121,7 +121,7 @@ def test_released_range(form):
 
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("constant", [False, True], ids=["adaptive", "constant"])
-@pytest.mark.parametrize("anchors", [70, 6])
+@pytest.mark.parametrize("anchors", [70, 6, None], ids=["many", "few", "one table"])
 def test_weights_of_large_logits(anchors, constant, copies):
     """Their sum is 1 however large s/τ is; exp(logit − log Σ exp) would be off by what rounding left of the logarithm.
 
@@ -133,13 +133,18 @@ def test_weights_of_large_logits(anchors, constant, copies):
     def grid(rows, top, scale):
         return torch.randint(-top, top + 1, (1, rows, 16), generator=generator).double() * scale
 
-    x, y = grid(anchors, 4, 2**-4), grid(100, 4, 2**-4).repeat(1, copies, 1)
-    p, q = grid(anchors, 2, 0.5).abs(), grid(100, 2, 0.5).abs().repeat(1, copies, 1)
+    columns = 100 if anchors else 30
+    y = grid(columns, 4, 2**-4).repeat(1, copies, 1)
+    q = None if constant else grid(columns, 2, 0.5).abs().repeat(1, copies, 1)
     settings = {"tau_min": 1e-5, "tau_max": 1e-5 if constant else 2.0, "beta": 1e-4} | FORMS[2]
-    tensors = [x, y, None, None, None, None] if constant else [x, y, p, q, None, None]
+    if anchors is None:
+        wrap, tensors = one_table, [y, q, None, None]
+    else:
+        x, p = grid(anchors, 4, 2**-4), None if constant else grid(anchors, 2, 0.5).abs()
+        wrap, tensors = lambda operator: operator, [x, y, p, q, None, None]
     # Not `check`: float32 PyTorch, its yardstick, is off itself.
-    found = evaluate(backend.contrast, [None if t is None else t.float().to(DEVICE) for t in tensors], settings)
-    for key, value in evaluate(reference.contrast, tensors, settings).items():
+    found = evaluate(wrap(backend.contrast), [None if t is None else t.float().to(DEVICE) for t in tensors], settings)
+    for key, value in evaluate(wrap(reference.contrast), tensors, settings).items():
         if key == "rows" or key.startswith("gradient"):
             assert relative_error(found[key].cpu(), value) < 2e-6, key
 
