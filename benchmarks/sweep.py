@@ -75,11 +75,12 @@ _SUMS = ({}, *_grid(BLOCK=(8, 16, 32), num_warps=(1, 2, 4)))
 _FORWARD = _tiles(((128, 32, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), (64, 64, 8)), num_stages=(2, 3))
 _GRADIENT = _tiles(((128, 32, 8), (128, 16, 8), (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8)), num_stages=(2, 3))
 _CONSTANT = _tiles(((128, 64, 8), (128, 128, 8), (64, 64, 4), (64, 128, 4), (128, 64, 4)), num_stages=(2, 3, 4))
-_CORRELATIONS = _tiles(
-    ((64, 64, 8), (64, 64, 4), (128, 64, 8), (128, 64, 16), (128, 32, 8), (128, 128, 16)),
-    DEPTH=(32, 64, 128),
-    num_stages=(3,),
-)
+_ELEMENTS = (
+    {},
+    *({"BLOCK": block, "M": m, "num_warps": warps} for block, m, warps in (
+        (2048, 1, 4), (2048, 2, 8), (2048, 2, 16), (1024, 1, 4), (1024, 2, 8), (2048, 1, 16)
+    )),
+)  # fmt: skip
 
 _ALL = "SimCLR, N = 4096, softmax over all"
 _NT_XENT = "NT-Xent, N = 4096"
@@ -95,8 +96,7 @@ SWEEPS = (
     Sweep("all, gradient", _ALL, dense, "_gradient_tiling", ("_gradient",), _GRADIENT),
     Sweep("all, constant, forward", _NT_XENT, dense, "_forward_tiling", ("_forward",), _CONSTANT),
     Sweep("all, constant, gradient", _NT_XENT, dense, "_gradient_tiling", ("_gradient",), _CONSTANT),
-    Sweep("correlations", _BARLOW, decorrelate, "_tiling", ("_forward",), _CORRELATIONS, only=(("forward", True),)),
-    Sweep("slopes", _BARLOW, decorrelate, "_tiling", ("_slopes",), _CORRELATIONS, only=(("forward", False),)),
+    Sweep("correlations", _BARLOW, decorrelate, "_launch", ("_elements",), _ELEMENTS),
 )
 
 

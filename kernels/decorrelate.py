@@ -1,121 +1,166 @@
-"""Barlow Twins with a temperature per pair of channels (Eq. 1.3, 2.3), without a d × d matrix in memory.
+"""Barlow Twins with a temperature per pair of channels (Eq. 1.3, 2.3), a strip of the d × d pairs at a time.
 
-Forward: each program forms a tile of 𝒞 = x·yᵀ/N and of r, and leaves its share of the loss. Backward: tiles are
-formed again, a strip of rows at a time; the strip of slopes (rows × d) is multiplied with y and φ(y) by the library's
-matrix product. Rows are N = 1024 to 4096 long, so keeping their gradient in registers, as `dense` does, would form
-each tile N/128 times. The loss is symmetric in (x, y), so the gradients of y and φ(y) are those of x and φ(x) with
-the arguments exchanged: no accumulation across strips.
+The products are the library's: 𝒞 = x·yᵀ/N and r = φ(x)·φ(y)ᵀ of a strip into float32. One kernel passes over them once:
+it sums the loss and what the statistics need, and leaves the slopes of the loss by 𝒞 and by r where 𝒞 and r stood. From
+those come the gradients, four more products: six in all, as few as a dense pass has. They are formed with the loss,
+since its upstream gradient is one number a head; the backward pass only multiplies by it.
+
+A strip is about as high as it is wide: the gradients of its rows are summed over the strips beside it, those of its
+columns over the strips above it, and a sum costs traffic each time it is taken up again. All sums are float32, and
+strips follow in one order.
 """
+
+import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     PARTIALS,
     at_bound,
-    dot_precision,
     omega,
     omega_slope,
-    store_block_partial,
+    store_partial,
     summarise,
     temperature,
     temperature_slope,
 )
-from .tile import Rows, rows_of, streamed_products
 
-# Bytes of slopes at once.
-WORKSPACE = 32 * 2**20
-
-
-@triton.jit
-def _pair(
-    x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span,
-    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A tile of 𝒞, τ, σ(−r) and 1 − σ(−r), and its first τ."""
-    c = scale * streamed_products(x, row, y, column, head, DEPTH, PRECISION)
-    if ADAPTIVE:
-        r = streamed_products(phi_x, row, phi_y, column, head, DEPTH, PRECISION)
-        if HAS_OFFSET:
-            r -= tl.load(offset).to(tl.float32)
-        tau, sigma, complement = temperature(r, tau_min, tau_span)
-        corner = (row == tl.min(row))[:, None] & (column == tl.min(column))[None, :]
-        first, _, _ = temperature(tl.sum(tl.where(corner, r, 0.0)), tau_min, tau_span)
-    else:
-        first = tau_min
-        tau = tl.zeros(c.shape, tl.float32) + tau_min
-        sigma = tl.zeros(c.shape, tl.float32) + 0.5
-        complement = sigma
-    return c, tau, sigma, complement, first
+# Bytes of 𝒞 and r at once.
+WORKSPACE = 50 * 10**6
+# The sides of strips are multiples of this, so that products have whole tiles and programs whole rows.
+_SIDE = 128
 
 
-@triton.jit
-def _forward(
-    x, y, phi_x, phi_y, offset, result, on, off, scale, tau_min, tau_span, lambd, beta, half_d,
-    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    head = tl.program_id(2)
-    row = tl.program_id(0) * M + tl.arange(0, M)
-    column = tl.program_id(1) * N + tl.arange(0, N)
-    c, tau, sigma, complement, centre = _pair(
-        x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span, ADAPTIVE, HAS_OFFSET, DEPTH,
-        PRECISION,
-    )  # fmt: skip
-    inverse = 1.0 / tau
-    diagonal = row[:, None] == column[None, :]
-    residual = 1.0 - c * inverse
-    value = tl.where(diagonal, residual * residual, lambd * c * c * inverse)
-    if ADAPTIVE:
-        penalty = beta * omega(tau, inverse, half_d)
-        value += tl.where(diagonal, penalty, -penalty)
-    inside = (row < x.rows)[:, None] & (column < y.rows)[None, :]
-    tile = (head * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
-    tiles = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
-    tl.store(result + tile, tl.sum(tl.where(inside, value, 0.0)))
-    bound = at_bound(sigma, complement)
-    store_block_partial(on, tile, tiles, inside & diagonal, c, tau, bound, centre)
-    store_block_partial(off, tile, tiles, inside & (row[:, None] != column[None, :]), c, tau, bound, centre)
-
-
-@triton.jit
-def _slopes(
-    gradient, x, y, phi_x, phi_y, offset, by_c, by_r, scores, first,
+@triton.jit(do_not_specialize=["head", "heads", "rows", "first_row", "shift", "dim", "slot", "slots"])
+def _elements(
+    c, r, by_c, by_r, offset, sums, on, off,
+    head, heads, rows, columns, first_row, shift, dim, slot, slots,
     scale, tau_min, tau_span, lambd, beta, half_d,
-    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, SLOPES: tl.constexpr,
+    M: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Slopes of the loss by x·yᵀ and r, for the rows of x, which are rows `first` on of the whole; (C, rows, d)."""
-    head = tl.program_id(2)
+    """Loss, statistics and slopes of M rows of a strip.
+
+    `by_c` and `by_r` are the memory of `c` and `r`, read as the slopes' type: a row of slopes fills the first part of
+    the row that it replaces, no element of which is written before the whole block has read it. Row i of the strip
+    meets the diagonal in its column i + shift.
+    """
+    local = tl.program_id(1)
+    head += local
     row = tl.program_id(0) * M + tl.arange(0, M)
-    column = tl.program_id(1) * N + tl.arange(0, N)
-    c, tau, sigma, complement, _ = _pair(
-        x, y, phi_x, phi_y, offset, row, column, head, scale, tau_min, tau_span, ADAPTIVE, HAS_OFFSET, DEPTH,
-        PRECISION,
-    )  # fmt: skip
-    g = tl.load(gradient + head)
-    inverse = 1.0 / tau
-    diagonal = (first + row)[:, None] == column[None, :]
-    residual = 1.0 - c * inverse
-    slope = g * scale * tl.where(diagonal, -2.0 * residual * inverse, 2.0 * lambd * c * inverse)
-    inside = (row < x.rows)[:, None] & (column < y.rows)[None, :]
-    at = (head.to(tl.int64) * x.rows + row)[:, None] * y.rows + column[None, :]
-    tl.store(by_c + at, slope.to(by_c.dtype.element_ty), inside)
+    start_of = tl.arange(0, M) * columns
+    corner = (local.to(tl.int64) * rows + tl.program_id(0) * M) * columns
+    pitch: tl.constexpr = 32 // by_c.dtype.element_ty.primitive_bitwidth
+    c += corner
+    r += corner
+    by_c += corner * pitch
+    by_r += corner * pitch
+    own = row + shift
+    on_diagonal = (row < rows) & (own >= 0) & (own < columns)
+    own_c = tl.load(c + start_of + own, on_diagonal, other=0.0)
+    own_r = tl.load(r + start_of + own, on_diagonal, other=0.0)
+    shifted = tl.load(offset).to(tl.float32) if HAS_OFFSET else 0.0
+    centre = tau_min
     if ADAPTIVE:
-        penalty = beta * omega_slope(inverse, half_d)
-        by_tau = tl.where(
-            diagonal, 2.0 * residual * c * inverse * inverse + penalty, -lambd * c * c * inverse * inverse - penalty
+        centre, _, _ = temperature(tl.load(r) - shifted, tau_min, tau_span)
+
+    # Off the diagonal.
+    value = 0.0
+    score = 0.0
+    c_sum = 0.0
+    lean = 0.0
+    squares = 0.0
+    bounds = 0.0
+    low = float("inf")
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        beside = inside & (own[:, None] != column[None, :])
+        at = start_of[:, None] + column[None, :]
+        s = scale * tl.where(beside, tl.load(c + at, inside, other=0.0), 0.0)
+        if ADAPTIVE:
+            tau, sigma, complement = temperature(tl.load(r + at, inside, other=0.0) - shifted, tau_min, tau_span)
+        else:
+            tau = tl.zeros((M, BLOCK), tl.float32) + tau_min
+        inverse = 1.0 / tau
+        weighted = lambd * s * inverse
+        term = weighted * s
+        if ADAPTIVE:
+            by_tau = -weighted * s * inverse - beta * omega_slope(inverse, half_d)
+            slope = tl.where(beside, by_tau * temperature_slope(sigma, complement, tau_span), 0.0)
+            term -= tl.where(beside, beta * omega(tau, inverse, half_d), 0.0)
+            deviation = tl.where(beside, tau - centre, 0.0)
+            lean += tl.sum(deviation)
+            squares += tl.sum(deviation * deviation)
+            bounds += tl.sum(tl.where(beside, at_bound(sigma, complement), 0.0))
+            if SLOPES and HAS_OFFSET:
+                score += tl.sum(slope)
+        value += tl.sum(term)
+        c_sum += tl.sum(s)
+        low = tl.minimum(low, tl.min(tl.where(beside, tau, float("inf"))))
+        if SLOPES:
+            # Other threads may not have read yet what stands where this one writes.
+            tl.debug_barrier()
+            to = pitch * start_of[:, None] + column[None, :]
+            tl.store(by_c + to, (2.0 * scale * weighted).to(by_c.dtype.element_ty), inside)
+            if ADAPTIVE:
+                tl.store(by_r + to, slope.to(by_r.dtype.element_ty), inside)
+
+    first = tl.program_id(0) * M + shift
+    if (first < columns) & (first + M > 0):
+        s = scale * own_c
+        tau = tl.zeros((M,), tl.float32) + tau_min
+        bound = tl.zeros((M,), tl.float32)
+        if ADAPTIVE:
+            tau, sigma, complement = temperature(own_r - shifted, tau_min, tau_span)
+            bound = at_bound(sigma, complement)
+        inverse = 1.0 / tau
+        residual = 1.0 - s * inverse
+        term = residual * residual
+        to = pitch * start_of + own
+        if SLOPES:
+            tl.debug_barrier()
+            tl.store(by_c + to, (-2.0 * scale * residual * inverse).to(by_c.dtype.element_ty), on_diagonal)
+        if ADAPTIVE:
+            term += beta * omega(tau, inverse, half_d)
+            by_tau = 2.0 * residual * s * inverse * inverse + beta * omega_slope(inverse, half_d)
+            slope = tl.where(on_diagonal, by_tau * temperature_slope(sigma, complement, tau_span), 0.0)
+            if SLOPES:
+                tl.store(by_r + to, slope.to(by_r.dtype.element_ty), on_diagonal)
+                if HAS_OFFSET:
+                    score += tl.sum(slope)
+        value += tl.sum(tl.where(on_diagonal, term, 0.0))
+        one = tl.full((M,), 1.0, tl.float32)
+        store_partial(
+            on, head * dim + first_row + row, heads * dim, on_diagonal, one, s, tau, tl.zeros_like(one), tau, bound
         )
-        slope = g * by_tau * temperature_slope(sigma, complement, tau_span)
-        tl.store(by_r + at, slope.to(by_r.dtype.element_ty), inside)
-        if HAS_OFFSET:
-            tile = (head * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
-            tl.store(scores + tile, tl.sum(tl.where(inside, slope, 0.0)))
+
+    place = head * slots + slot + tl.program_id(0)
+    tl.store(sums + place, value)
+    tl.store(sums + heads * slots + place, score)
+    height = tl.minimum(rows - tl.program_id(0) * M, M)
+    elements = (height * columns - tl.sum(on_diagonal.to(tl.int32))).to(tl.float32)
+    squares -= lean * lean / tl.maximum(elements, 1.0)
+    store_partial(
+        off,
+        place,
+        heads * slots,
+        True,
+        elements,
+        c_sum,
+        centre * elements + lean,
+        tl.maximum(squares, 0.0),
+        low,
+        bounds,
+    )
 
 
-def decorrelate_forward(
+def decorrelate(
     x: Tensor,
     y: Tensor,
     phi_x: Tensor | None,
@@ -125,141 +170,162 @@ def decorrelate_forward(
     tau_max: float,
     lambd: float,
     beta: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_l (1 − 𝒞_ll/τ_ll)² + λ·Σ_{l≠m} 𝒞_lm²/τ_lm + β·Σ_l Ω(τ_ll) − β·Σ_{l≠m} Ω(τ_lm) of every head.
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Σ_l (1 − 𝒞_ll/τ_ll)² + λ·Σ_{l≠m} 𝒞_lm²/τ_lm + β·Σ_l Ω(τ_ll) − β·Σ_{l≠m} Ω(τ_lm) of every head, and its gradients.
 
     Args:
         x, y: (C, d, N), channel vectors standardised along the batch.
         phi_x, phi_y: (C, d, m), or None for a constant temperature.
         offset: 0-dim tensor subtracted from every r, or None.
         tau_min, tau_max, lambd, beta: range of τ, λ and β.
+        needs: of which of the five tensors the gradient is wanted.
 
     Returns:
-        (C,) losses, and stats (5,) of `common.summarise` of 𝒞 and τ on the diagonal and off it. All float32.
+        (C,) losses, and stats (5,) of `common.summarise` of 𝒞 and τ on the diagonal and off it, float32. The gradients
+        of each head's loss by x, y, φ(x) and φ(y), those that are needed: bfloat16 as x, or else float32, as float16
+        has no room for what an upstream gradient would scale. Where the offset's is needed, (C,) sums of the slopes by
+        r.
     """
-    heads = x.shape[0]
-    operands = _operands(x, y, phi_x, phi_y)
-    tiling = _tiling(x, phi_x is not None, forward=True)
-    grid = (*(triton.cdiv(x.shape[1], int(tiling[side])) for side in "MN"), heads)
-    tiles = grid[0] * grid[1]
-    result = torch.empty(heads, tiles, device=x.device)
-    on, off = (torch.empty(PARTIALS, heads * tiles, device=x.device) for _ in range(2))
-    _forward[grid](
-        *operands,
-        result if offset is None else offset,
-        result,
-        on,
-        off,
-        *_settings(x, tau_min, tau_max, lambd, beta),
-        ADAPTIVE=phi_x is not None,
-        HAS_OFFSET=offset is not None,
-        **tiling,
+    heads, dim, batch = x.shape
+    lefts, rights = ([t for t in pair if t is not None] for pair in ((x, phi_x), (y, phi_y)))
+    adaptive = len(lefts) == 2
+    dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+    # What slopes are multiplied with.
+    of_left, of_right = ([t.to(dtype) if any(needs[:4]) else t for t in tables] for tables in (lefts, rights))
+    by_left, by_right = (
+        [
+            torch.empty(t.shape, dtype=dtype, device=t.device) if needs[2 * i + side] else None
+            for i, t in enumerate(pair)
+        ]
+        for side, pair in enumerate((lefts, rights))
     )
-    return result.sum(1), summarise(on), summarise(off)
+    group, height, width = _strips(x, adaptive)
+    across = _parts(dim, width)
+    launch = _launch(x, adaptive, width)
+    programs = triton.cdiv(dim, launch["M"])
+    slots = programs * len(across)
+    sums = torch.empty(2, heads, slots, device=x.device)
+    on = torch.empty(PARTIALS, heads * dim, device=x.device)
+    off = torch.empty(PARTIALS, heads * slots, device=x.device)
+    memory = torch.empty(len(lefts), group * height * width, device=x.device)
+    for some in _parts(heads, group):
+        below = [_begun(whole, some, slice(0, dim)) for whole in by_right]
+        for rows in _parts(dim, height):
+            beside = [_begun(whole, some, rows) for whole in by_left]
+            for number, columns in enumerate(across):
+                shape = tuple(part.stop - part.start for part in (some, rows, columns))
+                strips = [strip[: math.prod(shape)].view(shape) for strip in memory]
+                for left, right, strip in zip(lefts, rights, strips, strict=True):
+                    _multiply(left[some, rows], right[some, columns].mT, strip)
+                slopes = [strip.view(dtype) for strip in strips]
+                _elements[(triton.cdiv(shape[1], launch["M"]), shape[0])](
+                    strips[0],
+                    strips[-1],
+                    slopes[0],
+                    slopes[-1],
+                    sums if offset is None else offset,
+                    sums,
+                    on,
+                    off,
+                    some.start,
+                    heads,
+                    shape[1],
+                    shape[2],
+                    rows.start,
+                    rows.start - columns.start,
+                    dim,
+                    number * programs + rows.start // launch["M"],
+                    slots,
+                    1.0 / batch,
+                    tau_min,
+                    tau_max - tau_min,
+                    lambd,
+                    beta,
+                    0.5 * dim,
+                    ADAPTIVE=adaptive,
+                    HAS_OFFSET=offset is not None,
+                    SLOPES=any(needs),
+                    **launch,
+                )
+                for i, slope in enumerate(slopes):
+                    slope = slope[..., : shape[2]]
+                    _multiply(slope, of_right[i][some, columns], beside[i], columns.start > 0)
+                    whole = below[i]
+                    _multiply(
+                        slope.mT, of_left[i][some, rows], None if whole is None else whole[:, columns], rows.start > 0
+                    )
+            for whole, part in zip(by_left, beside, strict=True):
+                _keep(part, whole, some, rows)
+        for whole, part in zip(by_right, below, strict=True):
+            _keep(part, whole, some, slice(0, dim))
+    losses, scores = sums[0].sum(-1), sums[1].sum(-1) if needs[4] else None
+    gradients = [t for pair in zip(by_left, by_right, strict=True) for t in pair]
+    by_x, by_y, by_phi_x, by_phi_y = (*gradients, None, None)[:4]
+    return losses, summarise(on), summarise(off), by_x, by_y, by_phi_x, by_phi_y, scores
 
 
-def decorrelate_backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    phi_x: Tensor | None,
-    phi_y: Tensor | None,
-    offset: Tensor | None,
-    tau_min: float,
-    tau_max: float,
-    lambd: float,
-    beta: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-    """Gradients of x, y, φ(x) and φ(y), each only if `needs` says so.
-
-    Args:
-        gradient: (C,), of the losses.
-        needs: which of the four gradients are wanted.
-
-        The rest is as in `decorrelate_forward`.
-
-    Returns:
-        The gradients, and Σ gradient·∂loss/∂r (0-dim; only with an offset and the third need, else unset).
-    """
-    gradient = gradient.contiguous()
-    settings = _settings(x, tau_min, tau_max, lambd, beta)
-    of_x = of_y = of_phi_x = of_phi_y = None
-    score = gradient.new_empty(())
-    if needs[0] or needs[2]:
-        of_x, of_phi_x, score = _gradients(gradient, x, y, phi_x, phi_y, offset, settings, needs[0], needs[2])
-    if needs[1] or needs[3]:
-        of_y, of_phi_y, _ = _gradients(gradient, y, x, phi_y, phi_x, offset, settings, needs[1], needs[3])
-    return of_x, of_y, of_phi_x, of_phi_y, score
-
-
-def _gradients(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    phi_x: Tensor | None,
-    phi_y: Tensor | None,
-    offset: Tensor | None,
-    settings: tuple[float, ...],
-    need_x: bool,
-    need_phi: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Gradients of x and φ(x), and the sum of all slopes by r."""
-    heads, dim, _ = x.shape
-    # float16 has no room for slopes as large as 1/τ², nor for ones as small as 1/N.
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    tiling = _tiling(x, phi_x is not None, forward=False)
-    m = int(tiling["M"])
-    strip = max(m, WORKSPACE // (2 * heads * dim * dtype.itemsize) // m * m)
-    of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
-    of_phi = torch.empty(phi_x.shape, dtype=phi_x.dtype, device=x.device) if need_phi and phi_x is not None else None
-    table, phi_table = y.to(dtype), None if phi_y is None else phi_y.to(dtype)
-    score = torch.zeros((), device=x.device)
-    for first in range(0, dim, strip):
-        rows = slice(first, min(first + strip, dim))
-        size = rows.stop - first
-        by_c = torch.empty(heads, size, dim, dtype=dtype, device=x.device)
-        by_r = torch.empty_like(by_c) if phi_x is not None else by_c
-        grid = (triton.cdiv(size, m), triton.cdiv(dim, int(tiling["N"])), heads)
-        scores = torch.empty(grid, device=x.device)
-        _slopes[grid](
-            gradient,
-            *_operands(x[:, rows], y, None if phi_x is None else phi_x[:, rows], phi_y),
-            scores if offset is None else offset,
-            by_c,
-            by_r,
-            scores,
-            first,
-            *settings,
-            ADAPTIVE=phi_x is not None,
-            HAS_OFFSET=offset is not None,
-            **tiling,
-        )
-        if of_x is not None:
-            of_x[:, rows] = by_c @ table
-        if of_phi is not None and phi_table is not None:
-            of_phi[:, rows] = by_r @ phi_table
-        if offset is not None:
-            score += scores.sum()
-    return of_x, of_phi, score
-
-
-def _operands(x: Tensor, y: Tensor, phi_x: Tensor | None, phi_y: Tensor | None) -> tuple[Rows, ...]:
-    return tuple(rows_of(tensor) for tensor in (x, y, x if phi_x is None else phi_x, y if phi_y is None else phi_y))
-
-
-def _settings(x: Tensor, tau_min: float, tau_max: float, lambd: float, beta: float) -> tuple[float, ...]:
-    """1/N, tau_min, tau_span, lambd, beta and d/2, as the kernels take them."""
-    return 1.0 / x.shape[2], tau_min, tau_max - tau_min, lambd, beta, 0.5 * x.shape[1]
-
-
-def _tiling(x: Tensor, adaptive: bool, forward: bool) -> dict[str, int | str]:
-    """Launch parameters: the largest tiles whose 𝒞, r and τ, and statistics or float32 slopes, fit in registers."""
-    if x.dtype == torch.float32:
-        shape = {"M": 64, "N": 32, "DEPTH": 32, "num_warps": 8}
-    elif forward or adaptive or x.dtype == torch.float16:
-        # Of what fits without a stack; the slopes of d = 8192 on an H100: 2.37 ms by 128 x 64, 1.94 by this.
-        shape = {"M": 64 if adaptive else 128, "N": 64, "DEPTH": 64, "num_warps": 8}
+def _multiply(left: Tensor, right: Tensor, result: Tensor | None, begun: bool = False) -> None:
+    """result = left·right in float32, added to what is there if that has `begun`; nothing without a result."""
+    if result is None:
+        return
+    form: dict[str, Any] = {"out_dtype": torch.float32} if left.is_cuda and left.dtype != torch.float32 else {}
+    if not form:
+        left, right = left.float(), right.float()
+    if begun:
+        torch.baddbmm(result, left, right, out=result, **form)
     else:
-        shape = {"M": 128, "N": 128, "DEPTH": 64, "num_warps": 16}
-    return {**shape, "num_stages": 3, "PRECISION": dot_precision(x)}
+        torch.bmm(left, right, out=result, **form)
+
+
+def _begun(whole: Tensor | None, heads: slice, rows: slice) -> Tensor | None:
+    """Where float32 sums of a part of a gradient stand until they are complete: in it, or apart from it."""
+    if whole is None or whole.dtype == torch.float32:
+        return None if whole is None else whole[heads, rows]
+    return torch.empty(whole[heads, rows].shape, device=whole.device)
+
+
+def _keep(part: Tensor | None, whole: Tensor | None, heads: slice, rows: slice) -> None:
+    """Round complete sums that stand apart."""
+    if part is not None and whole is not None and part.dtype != whole.dtype:
+        whole[heads, rows] = part
+
+
+def _parts(size: int, part: int) -> list[slice]:
+    return [slice(start, min(start + part, size)) for start in range(0, size, part)]
+
+
+def _strips(x: Tensor, adaptive: bool) -> tuple[int, int, int]:
+    """Heads, rows and columns of a strip; its float32 products fit in WORKSPACE if 128 × 128 of them do.
+
+    On an H100 a product of 2048 × 1024 has a tile of 128 × 128 for nearly every multiprocessor, and the sums of
+    gradients are taken up again as seldom as the memory allows.
+    """
+    dim = x.shape[1]
+    key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}"
+    most = tuning.chosen("decorrelate.strips", key, {"ROWS": 2048, "COLUMNS": 2048}, x)
+    pairs = WORKSPACE // (8 if adaptive else 4)
+    width = _side(dim, min(most["COLUMNS"], pairs // _SIDE))
+    height = _side(dim, min(most["ROWS"], pairs // width))
+    return max(1, min(x.shape[0], pairs // (height * width))), height, width
+
+
+def _side(dim: int, most: int) -> int:
+    """The side of the fewest equal parts of `dim`, a multiple of _SIDE unless it is all."""
+    parts = triton.cdiv(dim, max(_SIDE, most // _SIDE * _SIDE))
+    return min(dim, triton.cdiv(triton.cdiv(dim, parts), _SIDE) * _SIDE)
+
+
+def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
+    """Launch parameters of `_elements`: whole rows where they fit in registers, 8 elements a thread.
+
+    Left to itself ptxas spills a register or two to fit one more block.
+    """
+    block = max(256, min(2048, triton.next_power_of_2(width)))
+    key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}, {block} columns"
+    default = {"BLOCK": block, "M": 2048 // block, "num_warps": 8, "maxnreg": 128}
+    return tuning.chosen("decorrelate.elements", key, default, x)
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

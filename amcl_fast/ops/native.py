@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference import NEGATIVES, Stats
-from .tensors import fake_gradients, masked, named, once, stand_ins
+from .tensors import fake_gradients, masked, named, needed, once, stand_ins
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -91,12 +91,12 @@ def contrast(
     top_k = min(top_k, available)
     tensors = (anchors, candidates, phi_anchors, phi_candidates, None if phi_anchors is None else offset)
     if negatives == "topk_mean" or top_k < available:
-        keep = any(_wanted(*tensors))
+        keep = any(needed(*tensors))
         values, summary, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *temperature, keep)
         if extra is not None:
             values = torch.logaddexp(values, extra)
     else:
-        values, summary, *_ = _contrast_softmax(*tensors, skip, extra, *temperature, _wanted(*tensors))
+        values, summary, *_ = _contrast_softmax(*tensors, skip, extra, *temperature, needed(*tensors))
     return values, named(summary)
 
 
@@ -149,7 +149,7 @@ def decorrelate(
     _expect_phi("phi_x", phi_x, (heads, channels), "phi_y", phi_y, (heads, channels))
     temperature = _temperature(tau_min, tau_max, beta, offset, adaptive=phi_x is not None)
     tensors = (x, y, phi_x, phi_y, None if phi_x is None else offset)
-    values, on, off, *_ = _decorrelate(*tensors, lambd, *temperature, _wanted(*tensors))
+    values, on, off, *_ = _decorrelate(*tensors, lambd, *temperature, needed(*tensors))
     return values, named(on), named(off)
 
 
@@ -165,11 +165,6 @@ def _temperature(
     if offset is not None and offset.dim() != 0:
         raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
     return (tau_min, tau_max - tau_min, beta) if adaptive else (tau_min, 0.0, 0.0)
-
-
-def _wanted(*tensors: Tensor | None) -> list[bool]:
-    """Of which tensors a backward pass will want the gradient."""
-    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 class _Outputs:

@@ -53,6 +53,11 @@ def stand_ins(like: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [like.new_empty(0) if tensor is None else tensor for tensor in tensors]
 
 
+def needed(*tensors: Tensor | None) -> list[bool]:
+    """Of which tensors a backward pass will want the gradient."""
+    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
 def masked(tensors: Sequence[Tensor | None], present: Sequence[bool]) -> list[Tensor | None]:
     """`tensors`, None where they are not `present`: the inverse of `stand_ins`."""
     return [tensor if there else None for tensor, there in zip(tensors, present, strict=True)]

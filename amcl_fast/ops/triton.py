@@ -14,12 +14,12 @@ import triton
 from torch import Tensor
 
 from ..kernels.align import align_backward, align_forward
-from ..kernels.decorrelate import decorrelate_backward, decorrelate_forward
+from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.select import hardest
 from ..reference import Stats
-from .tensors import fake_gradients, masked, named, once, stand_ins
+from .tensors import fake_gradients, masked, named, needed, once, stand_ins
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -323,8 +323,8 @@ def decorrelate(
     beta: float,
 ) -> tuple[Tensor, Stats, Stats]:
     """`amcl_fast.reference.decorrelate`."""
-    tensors = _checked(x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
-    heads, on, off = _decorrelate(*tensors, tau_min, tau_max, lambd, beta)
+    tensors = _checked(False, x=x, y=y, phi_x=phi_x, phi_y=phi_y, offset=offset)
+    heads, on, off, *_ = _decorrelate(*tensors, tau_min, tau_max, lambd, beta, needed(*tensors))
     return heads, named(on), named(off)
 
 
@@ -339,39 +339,18 @@ def _decorrelate(
     tau_max: float,
     lambd: float,
     beta: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return decorrelate_forward(x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta)
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Heads, stats on and off the diagonal, and the gradients of each head that are needed, which a backward scales."""
+    heads, on, off, *made = decorrelate_strips(
+        x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, (needs[0], needs[1], needs[2], needs[3], needs[4])
+    )
+    a, b, c, d, e = stand_ins(heads, made)
+    return heads, on, off, a, b, c, d, e
 
 
 @_decorrelate.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _float32(x, x.shape[:1]), _float32(x, (5,)), _float32(x, (5,))
-
-
-@_operator("decorrelate_backward")
-def _decorrelate_backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    phi_x: Tensor | None,
-    phi_y: Tensor | None,
-    offset: Tensor | None,
-    tau_min: float,
-    tau_max: float,
-    lambd: float,
-    beta: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the four tables and of the offset."""
-    wanted = (needs[0], needs[1], needs[2] or needs[4], needs[3])
-    *grads, score = decorrelate_backward(gradient, x, y, phi_x, phi_y, offset, tau_min, tau_max, lambd, beta, wanted)
-    a, b, c, d, e = stand_ins(x, masked([*grads, _of_offset(score, offset)], needs))
-    return a, b, c, d, e
-
-
-@_decorrelate_backward.register_fake
 def _(
-    gradient: Tensor,
     x: Tensor,
     y: Tensor,
     phi_x: Tensor | None,
@@ -383,29 +362,45 @@ def _(
     beta: float,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    return fake_gradients(x, (x, y, phi_x, phi_y, offset), needs)
+    heads = _float32(x, x.shape[:1])
+    like = x if x.dtype == torch.bfloat16 else heads
+    made = (
+        like.new_empty(t.shape) if t is not None and need else heads.new_empty(0)
+        for t, need in zip((x, y, phi_x, phi_y), needs[:4], strict=True)
+    )
+    return heads, _float32(x, (5,)), _float32(x, (5,)), *made, heads.new_empty(heads.shape if needs[4] else 0)
 
 
 def _decorrelate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:5])
-    ctx.settings = inputs[5:]
+    ctx.save_for_backward(*output[3:])
+    ctx.dtypes = [None if t is None else t.dtype for t in inputs[:5]]
 
 
 @once
 def _decorrelate_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return 9 * (None,)
-    needs = list(ctx.needs_input_grad[:5])
-    grads = _decorrelate_backward(gradient, *ctx.saved_tensors, *ctx.settings, needs)
-    return *masked(grads, needs), *(None for _ in range(4))
+        return 10 * (None,)
+    *made, scores = masked(ctx.saved_tensors, ctx.needs_input_grad[:5])
+    scaled = [
+        # One pass, rounded once.
+        None if t is None else torch.mul(t, gradient[:, None, None], out=t.new_empty(t.shape, dtype=dtype))
+        for t, dtype in zip(made, ctx.dtypes, strict=False)
+    ]
+    of_offset = None if scores is None else -(scores * gradient).sum().to(ctx.dtypes[4])
+    return *scaled, of_offset, *(None for _ in range(5))
 
 
 _decorrelate.register_autograd(_decorrelate_gradients, setup_context=_decorrelate_setup)
 
 
-def _checked(**tensors: Tensor | None) -> list[Tensor | None]:
-    """The floating tensors of a call, after a check of what only this backend refuses."""
+def _checked(multiplied: bool = True, **tensors: Tensor | None) -> list[Tensor | None]:
+    """The floating tensors of a call, after a check of what only this backend refuses.
+
+    Args:
+        multiplied: whether kernels form their products, and not the library.
+        tensors: by name.
+    """
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     for name, tensor in given.items():
         if tensor.dtype not in _DTYPES:
@@ -416,7 +411,7 @@ def _checked(**tensors: Tensor | None) -> list[Tensor | None]:
         if not tensor.is_cuda and not _INTERPRETED:
             raise ValueError(f"{name} must be on a CUDA device for backend 'triton', got {tensor.device}")
     # The interpreter computes bfloat16 products wrongly.
-    if _INTERPRETED and any(tensor.dtype == torch.bfloat16 for tensor in given.values()):
+    if _INTERPRETED and multiplied and any(tensor.dtype == torch.bfloat16 for tensor in given.values()):
         return [None if tensor is None else tensor.float() for tensor in tensors.values()]
     return list(tensors.values())
 

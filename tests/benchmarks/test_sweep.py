@@ -26,10 +26,12 @@ def test_parameters_reach_the_launcher(monkeypatch):
     one = sweep.SWEEPS[0]
     with one.applied({"M": 32}):
         assert one.owner.similarity_tiling(x, 64)["M"] == 32
-    slopes = next(one for one in sweep.SWEEPS if one.name == "slopes")
-    with slopes.applied({"M": 32}):
-        assert slopes.owner._tiling(x, True, forward=False)["M"] == 32
-        assert slopes.owner._tiling(x, True, forward=True)["M"] != 32
+    # A table that is asked by keyword can be swept in part.
+    part = replace(sweep.SWEEPS[1], function="_tiling", only=(("heads", 2),))
+    original = lambda **_: {"BLOCK": 16}  # noqa: E731
+    monkeypatch.setattr(part.owner, "_tiling", original)
+    with part.applied({"BLOCK": 8}):
+        assert part.owner._tiling(heads=2) == {"BLOCK": 8} and part.owner._tiling(heads=3) == {"BLOCK": 16}
 
 
 def test_rows_hold_times_and_differences(monkeypatch):

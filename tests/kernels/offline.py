@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -66,7 +67,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"top {name} {kind}, one table", lambda t=dtype, a=adaptive: _top(512, t, a, one=True)
             for d in (128, 2048):
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
-            yield f"decorrelate {name} {kind}", lambda t=dtype, a=adaptive: _decorrelate(t, a)
+            for d in (200, 400, 1000, 2048):
+                yield f"decorrelate {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _decorrelate(d, t, a)
     yield (
         "select of a queue",
         lambda: select.hardest(
@@ -132,12 +134,12 @@ def _align(d: int, dtype: torch.dtype, adaptive: bool) -> None:
         align.align_backward(torch.empty(2, 256), saved, x, x, phi, phi, (True, y_needs, adaptive, adaptive))
 
 
-def _decorrelate(dtype: torch.dtype, adaptive: bool) -> None:
-    x = torch.empty(2, 300, 256, dtype=dtype)
+def _decorrelate(d: int, dtype: torch.dtype, adaptive: bool) -> None:
+    x = torch.empty(2, d, 16, dtype=dtype)
     phi = x if adaptive else None
-    call = (x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 5e-3, 1e-6)
-    decorrelate.decorrelate_forward(*call)
-    decorrelate.decorrelate_backward(torch.empty(2), *call, (True, True, adaptive, adaptive))
+    for need, offset in product((False, True), (None, torch.zeros(())) if adaptive else (None,)):
+        needs = (need, need, need and adaptive, need and adaptive, False)
+        decorrelate.decorrelate(x, x, phi, phi, offset, 0.1, 2.0, 5e-3, 1e-6, needs)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
