@@ -437,7 +437,10 @@ def _declare_bench(commands: Any) -> None:
         help="draw the tables of README.md and docs/ and docs/benchmarks/ from the JSON",
     )
     modes.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="two JSON files, or two commits, measured here in turn"
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two JSON files; or two commits, measured here in turn, into the JSON",
     )
     parser.set_defaults(run=_bench)
 
@@ -457,8 +460,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         command.report(arguments.output)
         return 0
     if arguments.compare:
-        seconds = 4.0 if arguments.seconds is None else arguments.seconds
-        command.compare(*arguments.compare, arguments.case, arguments.backend, seconds)
+        command.compare(*arguments.compare, arguments.case, arguments.backend, arguments.seconds, arguments.output)
         return 0
     sections = command.SECTIONS if arguments.section == "all" else (arguments.section,)
     passed = command.measure(

@@ -74,15 +74,16 @@ def report(output: Path | None) -> None:
         print(path)
 
 
-def compare(a: str, b: str, substring: str, backend: str, seconds: float) -> None:
-    """Print two result files, or two commits that are measured now, side by side.
+def compare(a: str, b: str, substring: str, backend: str, seconds: float | None, output: Path | None) -> None:
+    """Print two result files, or two commits that are measured now, side by side; commits also into the JSON.
 
     Raises:
-        ValueError: see `benchmarks.compare.compare`.
+        ValueError: seconds is not above 0; see also `benchmarks.compare.compare`.
     """
     from .compare import compare as table
 
-    print(table(a, b, device(), substring, backend, seconds))
+    _check_seconds(seconds)
+    print(table(a, b, device(), substring, backend, _SECONDS if seconds is None else seconds, output))
 
 
 def measure(
@@ -117,8 +118,7 @@ def measure(
         ValueError: no case has such a name, or a setting is out of range, or the backend cannot run here.
         ImportError: the packages of the only section are missing; of several, that one is left out.
     """
-    if seconds is not None and seconds <= 0:
-        raise ValueError(f"seconds must be above 0, got {seconds:g}")
+    _check_seconds(seconds)
     for name, value in (("--images", images), ("--queries", queries)):
         if value is not None and "scale" not in sections:
             raise ValueError(f"{name} is of the section scale, got {value:,} for {', '.join(sections)}")
@@ -146,6 +146,11 @@ def measure(
             results.save(path, device(), section, about, rows)
             print(f"written: {path}, {section}, after {about['seconds']:.0f} s", flush=True)
     return not failed
+
+
+def _check_seconds(seconds: float | None) -> None:
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"seconds must be above 0, got {seconds:g}")
 
 
 def _operators(asked: Asked) -> Rows:

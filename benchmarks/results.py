@@ -4,7 +4,7 @@
       "schema": 1,
       "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
       "sections": {
-        NAME: {                      # operators, pipeline, training, scaling; checks and memcheck on a GPU
+        NAME: {                      # operators, pipeline, training, scaling, compare; checks and memcheck on a GPU
           "environment": {
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,

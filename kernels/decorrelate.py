@@ -321,7 +321,7 @@ def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
 
     Left to itself ptxas spills a register or two to fit one more block.
     """
-    block = max(256, min(2048, triton.next_power_of_2(width)))
+    block = max(512, min(2048, triton.next_power_of_2(width)))
     key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}, {block} columns"
     default = {"BLOCK": block, "M": 2048 // block, "num_warps": 8, "maxnreg": 128}
     return tuning.chosen("decorrelate.elements", key, default, x)

@@ -1,12 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import SIMCLR, document
 
 import amcl_fast
-from benchmarks import compare
+from benchmarks import compare, results
 
 
 @pytest.fixture
@@ -45,22 +46,59 @@ def site(tmp_path):
     return tmp_path
 
 
-def test_two_processes_in_turn(site):
-    sides = [compare._Side("it", site, "cpu", "reference") for _ in range(2)]
-    try:
-        medians = compare._in_turn(sides, SIMCLR, 0.0)
-        assert len(medians) == 2 and all(0 < median < 1000 for median in medians)
-    finally:
-        for side in sides:
-            side.close()
+@pytest.fixture
+def sides(site):
+    found = [compare._Side(site, "cpu", "reference") for _ in range(2)]
+    yield found
+    for side in found:
+        side.close()
+
+
+def test_two_processes_in_turn(sides):
+    row = compare._in_turn(sides, SIMCLR, 0.0)
+    for name in "ab":
+        run = row["runs"][name]
+        assert 0 < run["q1_ms"] <= run["median_ms"] <= run["q3_ms"] < 1000 and run["rounds"] == 3
+    assert 0 < row["ratio_q1"] <= row["ratio"] <= row["ratio_q3"]
+    # What a commit cannot run is a line: an option that it does not know, or a process that ends.
+    newer = replace(SIMCLR, name="newer", settings=SIMCLR.settings | {"nosuch": 1})
+    row = compare._in_turn(sides, newer, 0.0)
+    assert "nosuch" in row["runs"]["a"]["failed"] and "ratio" not in row
+    sides[1]._process.kill()
+    sides[1]._process.wait()
+    row = compare._in_turn(sides, SIMCLR, 0.0)
+    assert row["runs"]["a"]["rounds"] == 3 and "ratio" not in row
+    assert row["runs"]["b"] == {"failed": "its process ended with exit code -9; its error is above"}
+    table = compare._table("old", "new", [{"case": "SimCLR"} | row])
+    assert table.splitlines()[-1].endswith(" | failed: its process ended with exit code -9; its error is above |  |")
+    assert "ratio" in compare._in_turn(sides, SIMCLR, 0.0)  # by a new process
 
 
 def test_a_wrong_commit_is_not_timed(site):
     check = site / "benchmarks" / "check.py"
     check.write_text(check.read_text() + "\nOracle.error = lambda self, run: 1.0\n")
-    side = compare._Side("it", site, "cpu", "reference")
+    side = compare._Side(site, "cpu", "reference")
     try:
-        with pytest.raises(ValueError, match=r"SimCLR, N = 512: relative error 1.0e\+00, .* not timed"):
-            compare._in_turn([side], SIMCLR, 0.0)
+        row = compare._in_turn([side, side], SIMCLR, 0.0)
     finally:
         side.close()
+    assert row["runs"]["a"]["failed"].startswith("relative error 1.0e+00, tolerance ")
+
+
+def test_commits_are_a_section_of_the_machine(tmp_path, monkeypatch, capsys):
+    """All cases, with the commits in full; some of them are printed only."""
+    commit = "1234567890" * 4
+    timing = {"median_ms": 2.0, "q1_ms": 1.0, "q3_ms": 3.0, "rounds": 5}
+    row = {"case": "SimCLR", "dtype": "float32", "runs": {"a": timing, "b": {"failed": "TypeError: no"}}}
+    monkeypatch.setattr(compare, "_commit", lambda name: commit)
+    monkeypatch.setattr(compare, "_of_commits", lambda *_: [row])
+    printed = compare.compare("old", "new", "cpu", "SimCLR", "auto", 0.0, tmp_path).splitlines()
+    assert printed == ["| case | old, ms | new, ms | old / new |", "|---|---|---|---|",
+                       "| SimCLR | 2.000 | failed: TypeError: no |  |"]  # fmt: skip
+    assert not list(tmp_path.iterdir())
+    compare.compare("old", "new", "cpu", "", "auto", 0.0, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    section = results.load(path)["sections"]["compare"]
+    assert section["rows"] == [row]
+    assert section["environment"]["compared"] == [commit, commit] and section["environment"]["threads"]
+    assert f"written: {path}, compare" in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_list(capsys):
         (["--data", "nowhere"], "data must be a folder of classes of images, got 'nowhere'"),
         (["--report"], "must hold the JSON of a machine"),
         (["--compare", "a", "b"], "could not check out 'a'"),
+        (["--compare", "a", "b", "--seconds", "-1"], "seconds must be above 0, got -1"),
     ],
 )
 def test_errors_in_one_line(arguments, message, capsys):

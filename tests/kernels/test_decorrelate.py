@@ -56,7 +56,7 @@ def test_rows_longer_than_a_block(dtype):
     """Slopes of half the size go where other blocks of the same row were."""
     with tuning.trying("decorrelate.elements", {"BLOCK": 16, "M": 32}) as asked:
         check("decorrelate", inputs(1, 60, 20), SETTINGS, dtype)
-    assert asked == [f"{str(dtype).removeprefix('torch.')} adaptive, 256 columns"]
+    assert asked == [f"{str(dtype).removeprefix('torch.')} adaptive, 512 columns"]
 
 
 def test_sides_of_strips_are_a_choice_within_the_workspace():
