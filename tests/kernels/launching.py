@@ -1,0 +1,177 @@
+"""Steps of the losses at the sizes of real training, launched by the stand-in of `standin`.
+
+    python tests/kernels/launching.py [--arch 90] [--only SimCLR]
+
+Prints one JSON line per case: launches by kernel, and calls of torch's operators that launch.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from standin import StandIn, unfilled
+
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Step = Callable[[], None]
+
+
+def cases() -> Iterator[tuple[str, Callable[[], Step]]]:
+    """A name and what makes a step, forward and backward: every operator, form and dtype, at the largest sizes."""
+    for name, dtype in DTYPES.items():
+        yield f"SimCLR N=256 softmax {name}", lambda t=dtype: simclr(256, t, "softmax", positive=True)
+        yield f"SimCLR N=65536 topk_mean {name}", lambda t=dtype: simclr(65_536, t, "topk_mean", score="dot")
+    for form in ("topk_softmax", "topk_mean"):
+        yield f"SimCLR N=256 {form}", lambda f=form: simclr(256, torch.bfloat16, f)
+    yield "NT-Xent N=256", lambda: simclr(256, torch.bfloat16, "softmax", positive=True, tau=0.5)
+    yield "SimCLR N=65536 softmax", lambda: simclr(65_536, torch.bfloat16, "softmax", positive=True)
+    yield "SimCLR N=65536 top 2000", lambda: simclr(65_536, torch.bfloat16, "topk_softmax", top_k=2000)
+    yield "SimCLR N=4096 C=16", lambda: simclr(4096, torch.bfloat16, "topk_softmax", heads=16)
+    for d in (512, 8192):
+        for form in ("softmax", "topk_softmax"):
+            yield f"SimCLR N=512 d={d} {form}", lambda f=form, d=d: simclr(512, torch.bfloat16, f, dim=d)
+    for form in ("softmax", "topk_softmax"):
+        yield f"MoCo N=256 K=262144 {form}", lambda f=form: moco(256, 262_144, torch.bfloat16, f)
+    yield "MoCo N=256 K=65536", lambda: moco(256, 65_536, torch.bfloat16, "topk_softmax")
+    for name, dtype in DTYPES.items():
+        yield f"SimSiam N=4096 d=8192 {name}", lambda t=dtype: simsiam(4096, 8192, t)
+        yield f"Barlow d=8192 N=1024 {name}", lambda t=dtype: barlow(1024, 8192, t)
+    yield "Barlow d=2048 N=512 C=16", lambda: barlow(512, 2048, torch.bfloat16, heads=16)
+
+
+def temperature(dim: int, tau: float | None, score: str) -> float | AdaptiveTemperature:
+    return AdaptiveTemperature(dim, score=score) if tau is None else tau
+
+
+def projections(n: int, heads: int, dim: int, dtype: torch.dtype, count: int = 2) -> list[torch.Tensor]:
+    return [torch.empty(n, heads, dim, dtype=dtype).requires_grad_() for _ in range(count)]
+
+
+def simclr(n, dtype, negatives, heads=3, dim=128, top_k=100, positive=False, tau=None, score="cosine") -> Step:
+    criterion = SimCLRLoss(
+        temperature(dim, tau, score), negatives=negatives, top_k=top_k, include_positive=positive, backend="triton"
+    )
+    return stepping(criterion, projections(n, heads, dim, dtype))
+
+
+def moco(n, keys, dtype, negatives, heads=3, dim=128, score="cosine") -> Step:
+    criterion = MoCoLoss(temperature(dim, None, score), negatives=negatives, backend="triton")
+    return stepping(criterion, [*projections(n, heads, dim, dtype), torch.empty(heads, dim, keys, dtype=dtype)])
+
+
+def simsiam(n, dim, dtype, heads=3) -> Step:
+    criterion = SimSiamLoss(temperature(dim, None, "cosine"), backend="triton")
+    return stepping(criterion, projections(n, heads, dim, dtype, 4))
+
+
+def barlow(n, dim, dtype, heads=1) -> Step:
+    criterion = BarlowTwinsLoss(temperature(n, None, "cosine"), backend="triton")
+    return stepping(criterion, projections(n, heads, dim, dtype))
+
+
+def stepping(criterion: torch.nn.Module, inputs: list[torch.Tensor]) -> Step:
+    """A step: the loss of `inputs` and its gradients, which are new ones each time."""
+    leaves = [leaf for leaf in (*inputs, *criterion.parameters()) if leaf.requires_grad]
+
+    def step() -> None:
+        torch.autograd.grad(criterion(*inputs), leaves, allow_unused=True)
+
+    return step
+
+
+def refusals(standin: StandIn) -> Iterator[tuple[str, str]]:
+    """What is wrong with a launch, and what Triton raises."""
+    x = torch.zeros(128, 128)
+    fill = _fill[(1,)](x, 1.5, BLOCK=64, num_warps=4)
+    product = _product[(1,)](x, S=128, num_warps=4)
+    registers = standin.last()[0].registers
+    assert 64 < registers < 256
+    assert product.metadata.shared > 48 * 1024
+
+    def launch(kernel, *grid: int, warps: int = 4, shared: int = 0) -> None:
+        constants = (1.5, 64) if kernel is fill else (128,)
+        kernel.run.launch(
+            *grid, 0, kernel.function, False, False, None, None, (warps, 1, shared), None, None, None, x, *constants
+        )
+
+    launch(fill, 2**31 - 1, 1, 1)
+    launch(fill, 1, 65535, 32767)
+    launch(fill, 1, 1, 1, warps=32, shared=48 * 1024)
+    launch(product, 1, 1, 1, warps=65536 // (32 * -(-registers // 8) * 8), shared=227 * 1024)
+    bad = {
+        "65,536 rows of blocks": lambda: launch(fill, 1, 65536, 1),
+        "65,536 layers of blocks": lambda: launch(fill, 1, 1, 65536),
+        "2³² blocks": lambda: launch(fill, 65537, 65535, 1),
+        "1056 threads": lambda: launch(fill, 1, 1, 1, warps=33),
+        "more shared memory than was asked for": lambda: launch(fill, 1, 1, 1, shared=48 * 1024 + 1),
+        "more shared memory than there is": lambda: launch(product, 1, 1, 1, shared=227 * 1024 + 1),
+        "more registers than there are": lambda: launch(product, 1, 1, 1, warps=32),
+    }
+    for name, call in bad.items():
+        before = standin.count
+        try:
+            call()
+        except Exception as error:
+            yield name, f"{type(error).__name__}: {error}"
+        else:
+            yield name, "no error"
+        assert standin.count == before
+
+
+@triton.jit
+def _fill(x, value, BLOCK: tl.constexpr):
+    tl.store(x + tl.arange(0, BLOCK), value)
+
+
+@triton.jit
+def _product(x, S: tl.constexpr):
+    at = x + tl.arange(0, S)[:, None] * S + tl.arange(0, S)[None, :]
+    tile = tl.load(at)
+    tl.store(at, tl.dot(tile, tl.trans(tile), input_precision="tf32"))
+
+
+def main() -> None:
+    """Launch and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, default=90, help="compute capability, times ten")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--table", action="store_true", help="print the table of test_launches.py")
+    parser.add_argument("--refusals", action="store_true", help="launches that must fail, instead")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        standin = StandIn(Path(folder))
+        standin.install(arguments.arch)
+        if arguments.refusals:
+            print(json.dumps(dict(refusals(standin))))
+            return
+        for name, build in cases():
+            if arguments.only not in name:
+                continue
+            found = counted(standin, build())
+            row = f'    "{name}": ({found["triton"]}, {found["torch"]}),'
+            print(row if arguments.table else json.dumps({"case": name} | found), flush=True)
+
+
+def counted(standin: StandIn, step: Step) -> dict[str, object]:
+    """What a step launches, and what the process has held of the machine's memory, in MiB."""
+    standin.clear()
+    with unfilled() as torchs:
+        step()
+    return {
+        "triton": sum(standin.kernels.values()),
+        "torch": sum(torchs.operators.values()),
+        "kernels": dict(standin.kernels),
+        "operators": dict(torchs.operators),
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Every launch of real sizes through Triton's own launcher, with a libcuda that refuses what the driver refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from standin import compiler
+
+# (Triton's launches, calls of torch's operators that launch) of a step, forward and backward: a change is meant.
+# `python tests/kernels/launching.py --table` prints it.
+STEPS = {
+    "SimCLR N=256 softmax float32": (7, 118),
+    "SimCLR N=65536 topk_mean float32": (133, 91),
+    "SimCLR N=256 softmax bfloat16": (7, 132),
+    "SimCLR N=65536 topk_mean bfloat16": (133, 101),
+    "SimCLR N=256 softmax float16": (7, 132),
+    "SimCLR N=65536 topk_mean float16": (133, 101),
+    "SimCLR N=256 topk_softmax": (13, 112),
+    "SimCLR N=256 topk_mean": (13, 112),
+    "NT-Xent N=256": (7, 73),
+    "SimCLR N=65536 softmax": (7, 124),
+    "SimCLR N=65536 top 2000": (9, 112),
+    "SimCLR N=4096 C=16": (48, 119),
+    "SimCLR N=512 d=512 softmax": (7, 120),
+    "SimCLR N=512 d=512 topk_softmax": (13, 112),
+    "SimCLR N=512 d=8192 softmax": (7, 112),
+    "SimCLR N=512 d=8192 topk_softmax": (13, 112),
+    "MoCo N=256 K=262144 softmax": (7, 199),
+    "MoCo N=256 K=262144 topk_softmax": (13, 195),
+    "MoCo N=256 K=65536": (13, 195),
+    "SimSiam N=4096 d=8192 float32": (6, 269),
+    "Barlow d=8192 N=1024 float32": (35, 344),
+    "SimSiam N=4096 d=8192 bfloat16": (6, 277),
+    "Barlow d=8192 N=1024 bfloat16": (19, 260),
+    "SimSiam N=4096 d=8192 float16": (6, 277),
+    "Barlow d=8192 N=1024 float16": (35, 360),
+    "Barlow d=2048 N=512 C=16": (19, 261),
+}
+
+
+def launching(*arguments):
+    """What `launching.py` prints, a JSON line each."""
+    # Not in this process: the interpreter, once chosen, holds for all of it.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("launching.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def able():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, and its libcuda in this process's children")
+    if compiler() is None:
+        pytest.skip("no C compiler: Triton's launchers cannot be built")
+
+
+# Where nothing is in Triton's cache a minute of compilation, which the offline compilation shares.
+@pytest.mark.timeout(1800)
+def test_launches_of_a_step():
+    found = launching("--arch", "90")
+    assert {line["case"]: (line["triton"], line["torch"]) for line in found} == STEPS
+    assert max(line["resident"] for line in found) < 2048  # MiB: of N = 65,536, nothing is filled
+
+
+@pytest.mark.timeout(1800)
+def test_another_architecture_launches_the_same():
+    found = launching("--arch", "80", "--only", "bfloat16")
+    assert {line["case"]: (line["triton"], line["torch"]) for line in found} == {
+        name: numbers for name, numbers in STEPS.items() if "bfloat16" in name
+    }
+
+
+def test_refusals():
+    (found,) = launching("--refusals")
+    skipped = found.pop("2³² blocks")
+    assert skipped == "OverflowError: __main__.fill was not launched: its grid is (65537, 65535, 1)"
+    crowded = found.pop("more registers than there are")
+    assert crowded == "RuntimeError: Triton Error [CUDA]: too many resources requested for launch"
+    assert found
+    assert set(found.values()) == {"RuntimeError: Triton Error [CUDA]: invalid argument"}
