@@ -20,6 +20,7 @@ from .common import (
     temperature_slope,
     unit_rows,
 )
+from .launch import launched
 from .tile import load_tile, rows_of
 
 # As torch.nn.functional.normalize: x̂ = x / max(‖x‖, EPS).
@@ -28,6 +29,7 @@ EPS = tl.constexpr(1e-12)
 LONGEST = tl.constexpr(2.0**40)
 
 
+@launched("rows")
 @triton.jit
 def _forward(
     x, y, phi_x, phi_y, offset, result, saved, partials, tau_min, tau_span, weight, beta,
@@ -107,6 +109,7 @@ def _forward(
     store_block_partial(partials, program, heads * tl.num_programs(0), inside, s, tau, bound, centre)
 
 
+@launched("rows")
 @triton.jit
 def _backward(
     gradient, saved, x, y, phi_x, phi_y, grad_x, grad_y, grad_phi_x, grad_phi_y,

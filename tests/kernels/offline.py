@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import triton
-from amcl_fast.kernels import align, common, decorrelate, dense, gathered, select
+from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, select
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
@@ -165,7 +165,7 @@ def main() -> None:
     run, arch, label = JITFunction.run, 0, ""
 
     def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        kernel = run(self, *launch.general(self, args), grid=grid, warmup=True, **kwargs)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
             line = {

@@ -10,6 +10,8 @@ import pytest
 import torch
 from standin import compiler
 
+HERE = Path(__file__).parent
+
 # (Triton's launches, calls of torch's operators that launch) of a step, forward and backward: a change is meant.
 # `python tests/kernels/launching.py --table` prints it.
 STEPS = {
@@ -42,18 +44,17 @@ STEPS = {
 }
 
 
-def launching(*arguments):
-    """What `launching.py` prints, a JSON line each."""
-    # Not in this process: the interpreter, once chosen, holds for all of it.
+def alone(*arguments):
+    """What a Python of its own prints: the interpreter of Triton, once chosen, holds for all of a process."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("launching.py"), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def steps(*arguments):
+    """What `launching.py` counts in a step of every case."""
+    return [json.loads(line) for line in alone(HERE / "launching.py", *arguments).splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +68,21 @@ def able():
 # Where nothing is in Triton's cache a minute of compilation, which the offline compilation shares.
 @pytest.mark.timeout(1800)
 def test_launches_of_a_step():
-    found = launching("--arch", "90")
+    found = steps("--arch", "90")
     assert {line["case"]: (line["triton"], line["torch"]) for line in found} == STEPS
     assert max(line["resident"] for line in found) < 2048  # MiB: of N = 65,536, nothing is filled
 
 
 @pytest.mark.timeout(1800)
 def test_another_architecture_launches_the_same():
-    found = launching("--arch", "80", "--only", "bfloat16")
+    found = steps("--arch", "80", "--only", "bfloat16")
     assert {line["case"]: (line["triton"], line["torch"]) for line in found} == {
         name: numbers for name, numbers in STEPS.items() if "bfloat16" in name
     }
 
 
-def test_refusals():
-    (found,) = launching("--refusals")
-    skipped = found.pop("2³² blocks")
-    assert skipped == "OverflowError: __main__.fill was not launched: its grid is (65537, 65535, 1)"
-    crowded = found.pop("more registers than there are")
-    assert crowded == "RuntimeError: Triton Error [CUDA]: too many resources requested for launch"
-    assert found
-    assert set(found.values()) == {"RuntimeError: Triton Error [CUDA]: invalid argument"}
+@pytest.mark.timeout(600)
+def test_in_a_process_with_the_stand_in():
+    """The tests of `launched.py`, which no other process can run."""
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--noconftest")
+    assert "16 passed" in alone("-m", "pytest", *options, HERE / "launched.py").splitlines()[-1]
