@@ -4,6 +4,8 @@ Bound by memory: the forward pass reads x, y and their φ once, normalisation in
 them once more and writes only the gradients that are asked for.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,7 @@ from .common import (
     temperature_slope,
     unit_rows,
 )
-from .launch import launched
+from .launch import blocks, launched, power_of_two
 from .tile import load_tile, rows_of
 
 # As torch.nn.functional.normalize: x̂ = x / max(‖x‖, EPS).
@@ -100,7 +102,7 @@ def _forward(
     tl.store(saved + count + flat, inverse_x, inside)
     tl.store(saved + 2 * count + flat, inverse_y, inside)
     tl.store(saved + 3 * count + flat, -weight * inverse, inside)
-    tl.store(saved + 4 * count + flat, by_r, inside)
+    tl.store(saved + 4 * count + flat, -by_r, inside)
     tl.store(saved + 5 * count + flat, scale_x, inside)
     tl.store(saved + 6 * count + flat, scale_y, inside)
 
@@ -146,7 +148,7 @@ def _backward(
                 _store_rows(grad_y, value * scale_y, flat, inside, column, x.width)
 
     if PHI_X or PHI_Y:
-        by_r = (g * tl.load(saved + 4 * count + flat, inside, other=0.0))[:, None]
+        by_r = (-g * tl.load(saved + 4 * count + flat, inside, other=0.0))[:, None]
         for start in range(0, phi_x.width, BLOCK):
             column = start + lanes
             if PHI_X:
@@ -164,9 +166,10 @@ def _store_rows(out, value, flat, inside, column, width):
     tl.store(at, value.to(out.dtype.element_ty), inside[:, None] & (column < width)[None, :])
 
 
+@functools.cache
 def _tiling(width: int) -> dict[str, int]:
     """About 2048 elements of each tensor per program: enough loads in flight, few enough registers."""
-    block = max(16, min(2048, triton.next_power_of_2(width)))
+    block = max(16, min(2048, power_of_two(width)))
     return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": 4}
 
 
@@ -184,15 +187,15 @@ def align_forward(
     """Attraction of paired rows x, y (C, N, d), φ (C, N, m) or None for a constant temperature.
 
     Returns:
-        rows (C, N) float32; saved (7, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂r, and what
-        x and y were scaled by before the norm, 1 but for rows too long to be squared; stats (5,) of
-        `common.summarise`.
+        rows (C, N) float32; saved (7, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂offset,
+        which is −∂rows/∂r, and what x and y were scaled by before the norm, 1 but for rows too long to be squared;
+        stats (5,) of `common.summarise`.
     """
     heads, n, _ = x.shape
     phi = (x, y) if phi_x is None or phi_y is None else (phi_x, phi_y)
     inputs = [rows_of(unit_rows(tensor)) for tensor in (x, y, *phi)]
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
-    grid = (triton.cdiv(n, tiling["ROWS"]), heads)
+    grid = (blocks(n, tiling["ROWS"]), heads)
     rows = torch.empty(heads, n, device=x.device)
     saved = torch.empty(7, heads, n, device=x.device)
     partials = torch.empty(PARTIALS, grid[0] * grid[1], device=x.device)
@@ -239,7 +242,7 @@ def align_backward(
     )
     grads = (x_grad, y_grad, phi_x_grad, phi_y_grad)
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
-    _backward[triton.cdiv(n, tiling["ROWS"]), heads](
+    _backward[blocks(n, tiling["ROWS"]), heads](
         gradient.contiguous(),
         saved,
         *inputs,

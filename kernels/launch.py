@@ -28,6 +28,16 @@ _MOST = 1024
 _SIZE, _LONG_SIZE = 3, 2**31 + 3
 
 
+def blocks(count: int, size: int) -> int:
+    """⌈count / size⌉: triton.cdiv, which is made for kernels as well, takes 1.5 µs."""
+    return -(-count // size)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is at least `n`, as triton.next_power_of_2, for n ≥ 1."""
+    return 1 << (n - 1).bit_length()
+
+
 def launched(*sizes: str) -> Callable[[Any], Any]:
     """Decorates a kernel that is launched, above @triton.jit; kernel[grid](…) stays the call.
 

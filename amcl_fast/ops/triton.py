@@ -19,22 +19,25 @@ from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.select import hardest
 from ..reference import Stats
+from .registration import Operator
 from .tensors import fake_gradients, masked, named, needed, once, stand_ins
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED = triton.knobs.runtime.interpret
 
 
-def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """torch.library.custom_op, on the GPU that holds the tensors: Triton launches on the current one."""
+def _operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """An `Operator`, on the GPU that holds the tensors: Triton launches on the current one."""
 
-    def register(function: Callable[..., Any]) -> Any:
+    def register(function: Callable[..., Any]) -> Operator:
         @functools.wraps(function)
         def on_its_device(first: Tensor, *rest: Any) -> Any:
+            if not first.is_cuda or first.get_device() == torch.cuda.current_device():
+                return function(first, *rest)
             with torch.cuda.device_of(first):
                 return function(first, *rest)
 
-        return torch.library.custom_op(f"amcl_fast::triton_{name}", on_its_device, mutates_args=())
+        return Operator(f"triton_{name}", on_its_device)
 
     return register
 
@@ -303,7 +306,7 @@ def _align_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tu
     saved, x, y, phi_x, phi_y, offset = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     grads = _align_backward(gradient, saved, x, y, phi_x, phi_y, needs)
-    of_offset = _of_offset((gradient * saved[4]).sum(), offset) if ctx.needs_input_grad[4] else None
+    of_offset = (gradient * saved[4]).sum().to(offset.dtype) if ctx.needs_input_grad[4] else None
     return *masked(grads, needs), of_offset, None, None, None, None
 
 

@@ -1,19 +1,24 @@
 """Steps of the losses at the sizes of real training, launched by the stand-in of `standin`.
 
-    python tests/kernels/launching.py [--arch 90] [--only SimCLR]
+    python tests/kernels/launching.py [--arch 90] [--only SimCLR] [--table | --host]
 
-Prints one JSON line per case: launches by kernel, and calls of torch's operators that launch.
+Prints one JSON line per case: launches by kernel, and calls of torch's operators that launch. `--table`: as
+test_launches.py holds them. `--host`: the µs of the host that a step of a small batch takes, and of these the launches
+of Triton's kernels.
 """
 
 import argparse
 import json
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from standin import StandIn, unfilled
+from triton.runtime.jit import JITFunction
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
 
@@ -84,17 +89,58 @@ def stepping(criterion: torch.nn.Module, inputs: list[torch.Tensor]) -> Step:
     return step
 
 
+# Tensors so small that the CPU's arithmetic takes no time; the launches are those of N = 256 but for sums over parts.
+SMALL = {
+    "SimCLR softmax, positive": lambda: simclr(16, torch.bfloat16, "softmax", dim=16, positive=True),
+    "SimCLR topk_softmax, positive": lambda: simclr(16, torch.bfloat16, "topk_softmax", dim=16, top_k=4, positive=True),
+    "NT-Xent": lambda: simclr(16, torch.bfloat16, "softmax", dim=16, positive=True, tau=0.5),
+    "MoCo topk_softmax": lambda: moco(16, 256, torch.bfloat16, "topk_softmax", dim=16),
+    "SimSiam": lambda: simsiam(16, 16, torch.bfloat16),
+    "Barlow Twins": lambda: barlow(16, 16, torch.bfloat16),
+}
+
+
+def host(standin: StandIn, arch: int) -> Iterator[dict[str, object]]:
+    """What a step costs the host, in µs; the least of many, since others may use the machine."""
+    for name, build in SMALL.items():
+        step = build()
+        standin.install(arch)
+        counts = counted(standin, step)
+        standin.install(arch, named=False)
+        whole = least(step)
+        with mock.patch.object(JITFunction, "run", return_value=None):
+            without = least(step)
+        launches = {"launches": whole - without, "of one": (whole - without) / counts["triton"]}
+        yield {
+            "case": name, "triton": counts["triton"], "torch": counts["torch"], "step": round(whole),
+            **{key: round(value, 1) for key, value in launches.items()},
+        }  # fmt: skip
+
+
+def least(step: Step, runs: int = 500) -> float:
+    """The shortest of some steps, in µs."""
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return 1e6 * min(times)
+
+
 def main() -> None:
     """Launch and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, default=90, help="compute capability, times ten")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--table", action="store_true", help="print the table of test_launches.py")
+    parser.add_argument("--host", action="store_true", help="print what a step costs the host")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         standin = StandIn(Path(folder))
         standin.install(arguments.arch)
-        for name, build in cases():
+        for line in host(standin, arguments.arch) if arguments.host else ():
+            print(json.dumps(line), flush=True)
+        for name, build in () if arguments.host else cases():
             if arguments.only not in name:
                 continue
             found = counted(standin, build())
