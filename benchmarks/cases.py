@@ -11,7 +11,7 @@ from amcl_fast import AdaptiveTemperature
 
 Operands = list[Tensor | None]
 
-LOSSES = ("simclr", "barlow")
+LOSSES = ("simclr", "moco", "barlow", "infonce")
 # What a case runs in, unless it names a dtype: the dtype in which people train there.
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 # Products per second, of the order of what a few cores and a GPU reach: they decide which cases a device gets.
@@ -27,7 +27,7 @@ class Case:
     Attributes:
         name: what the tables call it.
         operator: `contrast`, `align` or `decorrelate` of `amcl_fast.reference`; or one of `LOSSES`, from projections
-            to the scalar.
+            to the scalar (`infonce`: from unit rows, one way, as libraries for two modalities have it).
         heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: as many as anchors, with SimCLR's
             skipped columns) and d (the batch for `decorrelate` and `barlow`).
         settings: keyword arguments of the operator or, but for the range of τ, of the loss.
@@ -37,6 +37,8 @@ class Case:
             `products`: most times the bare matrix products; `bandwidth`: least share of the device's copy
             bandwidth; `gib`: most memory beside inputs and gradients. A device with an entry always gets the case.
         dtype: of the operands; empty: the device's in `DTYPES`.
+        shared: the anchors of a contrast are its candidates, the same tensors with one gradient, as `SimCLRLoss` has
+            it; or else tensors of equal values.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Case:
     peers: tuple[str, ...] = ("dense", "compiled", "products")
     targets: dict[str, dict[str, float]] = field(default_factory=dict)
     dtype: str = ""
+    shared: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -94,12 +97,12 @@ class Case:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, device=device, generator=generator)
 
-        if self.operator in LOSSES:
+        if self.operator in LOSSES and self.operator != "infonce":
             return self._projections(normal, dtype)
 
         def table(count: int) -> Tensor:
             z = normal(self.heads, count, self.width)
-            if self.operator != "contrast":
+            if self.operator not in ("contrast", "infonce"):
                 return z
             z = F.normalize(z, dim=-1)
             # 2^-9 at d = 128: entries of up to five standard deviations have eight bits, as bfloat16 has.
@@ -108,15 +111,19 @@ class Case:
 
         own = self.operator == "contrast" and not self.candidates
         x = table(self.rows)
+        if self.operator == "infonce":
+            return [z[0].to(dtype).requires_grad_() for z in (x, table(self.columns))]
         y = x.clone() if own else table(self.columns)
         phi: Operands = [None, None]
         if self.adaptive:
             scale = 2 / self.width**0.25
             phi = [scale * normal(*z.shape) for z in (x, y)]
-        tensors = [None if z is None else z.to(dtype) for z in (x, y, *phi)]
+        tensors: Operands = [None if z is None else z.to(dtype) for z in (x, y, *phi)]
         for tensor, needed in zip(tensors, self.gradients, strict=True):
             if tensor is not None:
                 tensor.requires_grad_(needed)
+        if self.shared:
+            tensors = [tensors[0], tensors[0], tensors[2], tensors[2]]
         if self.operator != "contrast":
             return [*tensors, None]
         index = torch.arange(self.rows, device=device)
@@ -124,14 +131,21 @@ class Case:
         return [*tensors, None, pairs if own else None]
 
     def _projections(self, normal: Any, dtype: torch.dtype) -> Operands:
-        """Two views' projections, (N, C, d) or (N, d) for one head, and φ's weights in the order of `PHI`."""
-        batch, width = (self.rows // 2, self.width) if self.operator == "simclr" else (self.width, self.rows)
+        """Two views' projections, (N, C, d) or (N, d) for one head, and φ's weights in the order of `PHI`.
+
+        `moco`: queries and keys, then the queue (C, d, K) or (d, K), a view of the rows that it is filled by.
+        """
+        batch, width = (self.width, self.rows) if self.operator == "barlow" else (self.rows // 2, self.width)
         z1 = normal(*((batch, self.heads, width) if self.heads > 1 else (batch, width)))
         tensors = [z1, z1 + normal(*z1.shape)]
         if self.adaptive:
             weights = AdaptiveTemperature(self.width).phi.state_dict()
             tensors += [normal(*weights[name].shape) / self.width**0.5 for name in PHI]
-        return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        operands: Operands = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        if self.operator == "moco":
+            keys = F.normalize(normal(*((self.heads,) if self.heads > 1 else ()), self.columns, self.width), dim=-1)
+            operands.insert(2, keys.to(dtype).mT)
+        return operands
 
 
 _AMCL = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-4}
@@ -203,7 +217,34 @@ CASES = (
         "Whole loss: Barlow Twins, τ = 1, d = 2048, N = 512", "barlow", 1, 2048, 0, 512,
         {"tau_min": 1.0, "tau_max": 1.0, "beta": 0.0, "lambd": 5e-3}, peers=("dense", "lightly"),
     ),
+    Case(
+        "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "moco", 3, 512, 65_536, 128, _TOPK, peers=("dense",),
+        targets={"cpu": {}, "cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 4096, one table", "contrast", 3, 8192, 0, 128, _TOPK, shared=True, targets={"cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 4096, softmax over all, one table", "contrast", 3, 8192, 0, 128, _ALL, shared=True,
+        targets={"cuda": {}},
+    ),
+    Case(
+        "NT-Xent, N = 4096, one table", "contrast", 3, 8192, 0, 128, _NT_XENT, shared=True, targets={"cuda": {}},
+    ),
+    Case(
+        "InfoNCE one way, N = 16,384, τ = 0.07", "infonce", 1, 16_384, 0, 128,
+        {"tau_min": 0.07, "tau_max": 0.07}, peers=("dense", "compiled", "inf_cl", "liger"), targets={"cuda": {}},
+    ),
 )  # fmt: skip
+
+
+def named(name: str) -> Case:
+    """The case of a name.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    return next(case for case in CASES if case.name == name)
 
 
 def select(device: str, substring: str = "") -> list[Case]:

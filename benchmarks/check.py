@@ -25,14 +25,26 @@ def evaluate(run: Run, operands: Operands, upstream: Tensor | None = None) -> li
         operands: of a case.
         upstream: gradient of the result. None: unequal weights, so that errors do not cancel.
     """
-    leaves = [
-        t.detach().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t for t in operands
-    ]
+    leaves = _renewed(operands)
     result = run(*leaves)
     if upstream is None:
         upstream = torch.linspace(0.5, 1.5, result.numel(), device=result.device).reshape(result.shape)
     (result * upstream.to(result.dtype)).sum().backward()
-    return [result.detach(), *(t.grad for t in leaves if t is not None and t.grad is not None)]
+    return [result.detach(), *(t.grad for t in distinct(leaves) if t.grad is not None)]
+
+
+def distinct(operands: Operands) -> list[Tensor]:
+    """The tensors among the operands, each once."""
+    return list({id(t): t for t in operands if t is not None}.values())
+
+
+def _renewed(operands: Operands, dtype: torch.dtype | None = None) -> Operands:
+    """Leaves of the same values, in `dtype` if one is given; one tensor stays one."""
+    new = {
+        id(t): t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) if t.is_floating_point() else t
+        for t in distinct(operands)
+    }
+    return [None if t is None else new[id(t)] for t in operands]
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -72,6 +84,7 @@ class Oracle:
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
         self._operands = case.operands(device, dtype, on_grid=True)
+        self._shared = case.shared
         self._rows: Tensor | None = None
         limit = _LARGEST[device] // (case.heads * case.columns)
         if case.operator == "contrast" and case.rows > limit:
@@ -84,11 +97,11 @@ class Oracle:
             # Equal gradients, as a mean over anchors sends them; a backend may have a faster path for these.
             self._upstreams.append(torch.ones((), device=device))
         sampled = self._sampled(self._operands)
-        exact = self._converted(sampled, torch.float64)
-        own = self._converted(sampled, arithmetic)
-        self._expected = [evaluate(reference, exact, upstream) for upstream in self._upstreams]
+        exact = _renewed(sampled, torch.float64)
+        own = _renewed(sampled, arithmetic)
+        self._expected = [self._merged(evaluate(reference, exact, upstream)) for upstream in self._upstreams]
         errors = [
-            relative_error(evaluate(reference, own, upstream), expected)
+            relative_error(self._merged(evaluate(reference, own, upstream)), expected)
             for upstream, expected in zip(self._upstreams, self._expected, strict=True)
         ]
         self.tolerance = FLOOR[dtype] + 3 * max(errors)
@@ -116,8 +129,17 @@ class Oracle:
     @property
     def _by_row(self) -> set[int]:
         """Places in what `evaluate` returns that have a row for each anchor: the result, gradients of x and φ(x)."""
+        if self._shared:
+            return {0}
         given = [place for place, t in enumerate(self._operands[:4]) if t is not None and t.requires_grad]
         return {0} | {1 + number for number, place in enumerate(given) if place in (0, 2)}
+
+    def _merged(self, found: list[Tensor]) -> list[Tensor]:
+        """Where anchors are candidates and a sample of them stood apart for the reference: one gradient of both."""
+        if self._rows is None or not self._shared:
+            return found
+        result, *gradients = found
+        return [result, *(y.index_add(1, self._rows, x) for x, y in zip(gradients[::2], gradients[1::2], strict=True))]
 
     def _sampled(self, operands: Operands) -> Operands:
         if self._rows is None:
@@ -128,13 +150,6 @@ class Oracle:
             _rows(anchors, rows), candidates, _rows(phi_anchors, rows), phi_candidates, offset,
             None if skip is None else skip[rows],
         ]  # fmt: skip
-
-    @staticmethod
-    def _converted(operands: Operands, dtype: torch.dtype) -> Operands:
-        return [
-            t.detach().to(dtype).requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
-            for t in operands
-        ]
 
 
 def _rows(table: Tensor | None, rows: Tensor) -> Tensor | None:

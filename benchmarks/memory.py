@@ -79,6 +79,7 @@ def _status(field: str) -> int:
 
 
 def _answer(request: dict[str, Any]) -> int | None:
+    from .check import distinct
     from .operators import step_of
     from .peers import implementation
 
@@ -86,7 +87,7 @@ def _answer(request: dict[str, Any]) -> int | None:
     case, device = Case(**request["case"]), request["device"]
     operands = case.operands(device, case.dtype_on(device))
     measured = extra_bytes(step_of(implementation(request["name"], case), [operands]), device)
-    gradients = sum(t.nbytes for t in operands if t is not None and t.requires_grad)
+    gradients = sum(t.nbytes for t in distinct(operands) if t.requires_grad)
     return None if measured is None else max(0, measured - gradients)
 
 

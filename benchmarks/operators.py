@@ -17,7 +17,7 @@ from amcl_fast import ops
 
 from . import memory
 from .cases import Case, Operands
-from .check import Oracle, granted
+from .check import Oracle, distinct, granted
 from .peers import NotInstalled, Run, implementation, products
 from .timing import interleaved, once
 
@@ -37,7 +37,7 @@ def step_of(run: Run, sets: list[Operands]) -> Callable[[], tuple[Tensor | None,
         nonlocal count
         operands = sets[count % len(sets)]
         count += 1
-        leaves = [t for t in operands if t is not None and t.requires_grad]
+        leaves = [t for t in distinct(operands) if t.requires_grad]
         return torch.autograd.grad(run(*operands).mean(), leaves)
 
     return step
@@ -158,6 +158,6 @@ def _memory(
 ) -> int | None:
     if device == "cpu":
         return memory.in_fresh_process(case, backend if name == "ours" else name)
-    gradients = sum(t.nbytes for t in operands if t is not None and t.requires_grad)
+    gradients = sum(t.nbytes for t in distinct(operands) if t.requires_grad)
     measured = memory.extra_bytes(step, device)
     return None if measured is None else max(0, measured - gradients)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss, ops
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, ops
 
 from .cases import LOSSES, PHI, Case, Operands
 
@@ -132,6 +132,26 @@ def simclr(z1: Tensor, z2: Tensor, *phi: Tensor, **settings: Any) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), target.flatten()) * len(z)
 
 
+def moco(q: Tensor, k: Tensor, queue: Tensor, *phi: Tensor, **settings: Any) -> Tensor:
+    """`MoCoLoss` of a form without the positive in its log-sum-exp, dense, for (N, C, d) or (N, d)."""
+    n = len(q)
+    x, y = (F.normalize(z.reshape(n, -1, z.shape[-1]).transpose(0, 1), dim=-1) for z in (q, k.detach()))
+    anchors = torch.cat([x, y], dim=1)
+    keys = queue.reshape(len(x), *queue.shape[-2:]).mT
+    features: list[Tensor | None] = [None, None]
+    if phi:
+        features = [F.linear(F.relu(F.linear(z, phi[0], phi[1])), phi[2], phi[3]) for z in (anchors, keys)]
+    of_x, of_y = (None, None) if features[0] is None else features[0].split(n, dim=1)
+    positive = align(x, y, of_x, of_y, None, **settings | {"weight": 1.0})
+    negative = contrast(anchors, keys, features[0], features[1], None, None, **settings)
+    return (torch.cat([positive, positive], dim=1) + negative).mean(1).sum()
+
+
+def infonce(x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """Cross-entropy of x's rows over all of y, each row's own the right one: (N, d), normalised already."""
+    return F.cross_entropy((x @ y.mT / settings["tau_min"]).float(), torch.arange(len(x), device=x.device))
+
+
 def barlow(z1: Tensor, z2: Tensor, **settings: Any) -> Tensor:
     """`BarlowTwinsLoss` of a constant temperature, dense, for (N, d)."""
     x, y = (((z - z.mean(0)) / (z.std(0) + 1e-9)).mT.unsqueeze(0) for z in (z1, z2))
@@ -146,6 +166,29 @@ def _lightly(case: Case) -> Run:
     if case.operator == "simclr":
         return NTXentLoss(case.settings["tau_min"])
     return BarlowTwinsLoss(case.settings["lambd"])
+
+
+def _inf_cl(case: Case) -> Run:
+    """Inf-CL's kernels (arXiv 2410.17243): tiles of logits, exact, in tf32."""
+    try:
+        from inf_cl import cal_flash_loss
+    except ImportError:
+        raise NotInstalled("not installed: pip install inf_cl") from None
+    return lambda x, y: cal_flash_loss(x, y, scale=1 / case.settings["tau_min"], head_dim=case.width).mean()
+
+
+def _liger(case: Case) -> Run:
+    """Liger's linear layer with cross-entropy: the candidates are the weights of the classes."""
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        raise NotInstalled("not installed: pip install liger-kernel") from None
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        target = torch.arange(len(x), device=x.device)
+        return liger_fused_linear_cross_entropy(x / case.settings["tau_min"], y, target)
+
+    return run
 
 
 def products(case: Case, operands: Operands, rows_at_once: int | None = None) -> Callable[[], None]:
@@ -176,7 +219,8 @@ def peer(name: str, case: Case) -> Run:
         ValueError: there is no such peer of this operator.
     """
     operators: dict[str, Run] = {
-        "contrast": contrast, "align": align, "decorrelate": decorrelate, "simclr": simclr, "barlow": barlow
+        "contrast": contrast, "align": align, "decorrelate": decorrelate, "simclr": simclr, "moco": moco,
+        "barlow": barlow, "infonce": infonce,
     }  # fmt: skip
     dense = operators[case.operator]
     if name == "dense":
@@ -186,8 +230,10 @@ def peer(name: str, case: Case) -> Run:
         return partial(torch.compile(dense, dynamic=False), **case.settings)
     if name == "chunked" and case.operator == "contrast":
         return partial(contrast_chunked, **case.settings)
-    if name == "lightly" and case.operator in LOSSES and not case.adaptive:
+    if name == "lightly" and case.operator in ("simclr", "barlow") and not case.adaptive:
         return _lightly(case)
+    if name in ("inf_cl", "liger") and case.operator == "infonce":
+        return _inf_cl(case) if name == "inf_cl" else _liger(case)
     raise ValueError(f"no peer {name!r} of {case.operator}")
 
 
@@ -205,20 +251,37 @@ def implementation(name: str, case: Case) -> Run:
     return lambda *operands: operator(*operands, backend=name, **case.settings)[0]
 
 
-def _loss(backend: str, case: Case) -> Run:
+def module_of(backend: str, case: Case) -> nn.Module:
+    """The loss of a case of `LOSSES` as its users have it, with φ of its own."""
     settings = {key: value for key, value in case.settings.items() if not key.startswith("tau")} | {"backend": backend}
-    low, high = case.settings["tau_min"], case.settings["tau_max"]
-    temperature: float | AdaptiveTemperature = low
-    if case.adaptive:
-        temperature = AdaptiveTemperature(case.width, tau_min=low, tau_max=high)
+    ranges = {"tau_min": case.settings["tau_min"], "tau_max": case.settings["tau_max"]}
+    if "precision" in settings:
+        ranges["precision"] = settings.pop("precision")
+    temperature = AdaptiveTemperature(case.width, **ranges) if case.adaptive else ranges["tau_min"]
     if case.operator == "simclr":
-        module: nn.Module = SimCLRLoss(temperature, include_positive=True, **settings)
-    else:
-        module = BarlowTwinsLoss(temperature, **settings)
-    names = [f"temperature.phi.{name}" for name in PHI]
+        return SimCLRLoss(temperature, include_positive=True, **settings)
+    return {"moco": MoCoLoss, "barlow": BarlowTwinsLoss}[case.operator](temperature, **settings)
 
-    def run(z1: Tensor, z2: Tensor, *phi: Tensor) -> Tensor:
+
+def _loss(backend: str, case: Case) -> Run:
+    if case.operator == "infonce":
+        tau = case.settings["tau_min"]
+
+        def one_way(x: Tensor, y: Tensor) -> Tensor:
+            settings = {"tau_min": tau, "tau_max": tau, "negatives": "softmax", "top_k": None, "beta": 0.0}
+            rows, _ = ops.contrast(x[None], y[None], None, None, None, None, backend=backend, **settings)
+            # float64 in float64, and float32 for halves.
+            own = (x * y if x.dtype == torch.float64 else x.float() * y.float()).sum(-1)
+            return (rows[0] - own / tau).mean()
+
+        return one_way
+    module = module_of(backend, case)
+    names = [f"temperature.phi.{name}" for name in PHI]
+    inputs = 3 if case.operator == "moco" else 2
+
+    def run(*operands: Tensor) -> Tensor:
         # φ's weights are operands, so that every implementation is asked for the same gradients.
-        return torch.func.functional_call(module, dict(zip(names, phi, strict=False)), (z1, z2))
+        phi = dict(zip(names, operands[inputs:], strict=False))
+        return torch.func.functional_call(module, phi, operands[:inputs])
 
     return run

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import ALL, SIMCLR
@@ -49,3 +51,22 @@ def test_a_swapped_candidate_is_an_error():
 
 def test_nan_is_an_error():
     assert check.relative_error([torch.tensor([torch.nan])], [torch.ones(1)]) == float("inf")
+
+
+@pytest.mark.parametrize("largest", [10**6, 200])
+@pytest.mark.parametrize("part", [0, 1])
+def test_one_table_has_one_gradient_of_both_its_parts(monkeypatch, largest, part):
+    """At full size, and on a sample of the anchors; what either part lacks is seen."""
+    monkeypatch.setitem(check._LARGEST, "cpu", largest)
+    case = replace(SIMCLR, shared=True)
+    x, y, phi_x, phi_y, *_ = case.operands("cpu", torch.float32)
+    assert x is y and phi_x is phi_y
+    oracle, ours = check.Oracle(case, "cpu", torch.float32), implementation("auto", case)
+    assert oracle.error(ours) <= oracle.tolerance < 1e-4
+
+    def lacks(*operands):
+        changed = list(operands)
+        changed[part] = 1.001 * operands[part] - 0.001 * operands[part].detach()
+        return ours(*changed)
+
+    assert oracle.tolerance < oracle.error(lacks) < 2e-3

@@ -1,8 +1,10 @@
 import sys
+import types
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import ALL
 
 from benchmarks import peers
@@ -56,3 +58,41 @@ def test_missing_package_and_unknown_peer(monkeypatch):
         peers.implementation("lightly", case)
     with pytest.raises(ValueError, match="no peer 'chunked' of barlow"):
         peers.implementation("chunked", next(case for case in ALL if case.operator == "barlow"))
+
+
+def packages(monkeypatch, calls):
+    """Inf-CL and Liger by stand-ins that compute, in PyTorch, what their documentation says."""
+
+    def cal_flash_loss(q, k, labels=None, scale=1.0, head_dim=256):
+        assert q.shape[-1] % head_dim == 0
+        calls.append("inf_cl")
+        return F.cross_entropy(scale * q @ k.mT, torch.arange(len(q)), reduction="none")
+
+    def liger(input, weight, target):
+        calls.append("liger")
+        return F.cross_entropy(input @ weight.mT, target)
+
+    modules = {
+        "inf_cl": types.SimpleNamespace(cal_flash_loss=cal_flash_loss),
+        "liger_kernel": types.SimpleNamespace(),
+        "liger_kernel.transformers": types.SimpleNamespace(),
+        "liger_kernel.transformers.functional": types.SimpleNamespace(liger_fused_linear_cross_entropy=liger),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("name", ["inf_cl", "liger"])
+def test_kernels_of_others_are_asked_for_what_they_have(monkeypatch, name):
+    calls = []
+    packages(monkeypatch, calls)
+    case = next(case for case in ALL if name in case.peers)
+    oracle = Oracle(case, "cpu", torch.float32)
+    assert oracle.error(peers.implementation(name, case)) <= oracle.tolerance
+    assert set(calls) == {name}
+    for missing in ("inf_cl", "liger_kernel.transformers.functional"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(peers.NotInstalled, match="pip install"):
+        peers.implementation(name, case)
+    with pytest.raises(ValueError, match=f"no peer '{name}' of contrast"):
+        peers.implementation(name, ALL[0])

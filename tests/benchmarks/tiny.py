@@ -8,7 +8,7 @@ from benchmarks.cases import CASES, Case
 def tiny(case: Case) -> Case:
     """`case` at a size for tests: the same operator, form and settings."""
     settings = case.settings | ({"top_k": 5} if case.settings.get("top_k") else {})
-    contrast = case.operator in ("contrast", "simclr")
+    contrast = case.operator in ("contrast", "simclr", "moco", "infonce")
     return replace(
         case, rows=20 if contrast else 12, candidates=min(case.candidates, 40), width=16, settings=settings, targets={}
     )
