@@ -144,6 +144,7 @@ class Case:
         operands: Operands = [tensor.to(dtype).requires_grad_() for tensor in tensors]
         if self.operator == "moco":
             keys = F.normalize(normal(*((self.heads,) if self.heads > 1 else ()), self.columns, self.width), dim=-1)
+            operands[1] = tensors[1].detach().to(dtype)  # keys carry no gradient
             operands.insert(2, keys.to(dtype).mT)
         return operands
 

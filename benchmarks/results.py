@@ -4,7 +4,7 @@
       "schema": 1,
       "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
       "sections": {
-        NAME: {                      # operators, pipeline, training, scaling, compare; checks and memcheck on a GPU
+        NAME: {                      # operators, pipeline, training, scaling, scale, compare; on a GPU benchmarks.parts'
           "environment": {
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,
@@ -68,15 +68,19 @@ def slug(about: dict[str, Any]) -> str:
     return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
-@contextlib.contextmanager
-def environment() -> Iterator[dict[str, Any]]:
-    """Versions, commit, date and load; what the machine did besides is filled in at the end of the block."""
+def commit() -> str:
+    """The commit of the sources, `unknown` if nothing names it."""
+    return os.environ.get(_COMMIT_VARIABLE) or _output("git", "rev-parse", "HEAD") or "unknown"
+
+
+def versions() -> dict[str, Any]:
+    """Commit and versions, which stay while a process lives."""
     named = os.environ.get(_COMMIT_VARIABLE)
     status = None if named else _output("git", "status", "--porcelain", "--untracked-files=no")
-    about: dict[str, Any] = {
-        "commit": named or _output("git", "rev-parse", "HEAD") or "unknown",
+    return {
+        "commit": commit(),
         "dirty": bool(status),
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "date": "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": _version("numpy"),
@@ -84,20 +88,35 @@ def environment() -> Iterator[dict[str, Any]]:
         "amcl_fast": _version("amcl-fast") or "source",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
+    }
+
+
+@contextlib.contextmanager
+def environment(known: dict[str, Any] | None = None, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
+    """Versions, commit, date and load; what the machine did besides is filled in at the end of the block.
+
+    Args:
+        known: `versions` that were asked for before; None: ask now.
+        quiet: do not warn of a load, which may be this command's own.
+    """
+    about: dict[str, Any] = (known or versions()) | {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2),
         "elsewhere": None,
         "seconds": None,
     }
-    if about["load"] > _QUIET * (os.cpu_count() or 1):
+    if not quiet and about["load"] > _QUIET * (os.cpu_count() or 1):
         print(f"warning: this machine is not quiet: load average {about['load']}", file=sys.stderr)
     started, before, own = time.monotonic(), _processor_seconds(), _own_seconds()
-    yield about
-    about["seconds"] = round(time.monotonic() - started, 1)
-    after = _processor_seconds()
-    if before and after:
-        total = after[0] - before[0]
-        elsewhere = (after[1] - before[1]) - (_own_seconds() - own)
-        about["elsewhere"] = round(max(0.0, elsewhere / total), 3) if total else 0.0
+    try:
+        yield about
+    finally:
+        about["seconds"] = round(time.monotonic() - started, 1)
+        after = _processor_seconds()
+        if before and after:
+            total = after[0] - before[0]
+            elsewhere = (after[1] - before[1]) - (_own_seconds() - own)
+            about["elsewhere"] = round(max(0.0, elsewhere / total), 3) if total else 0.0
 
 
 def save(path: Path, device: str, section: str, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -1,60 +1,58 @@
-"""Other launch parameters of the kernels than their launchers choose, timed on the GPU at hand.
+"""Other launch parameters than the launchers choose, timed; what wins becomes kernels/tuned/<device>.json.
 
-A row: `sweep`, `parameters` (what differs from the launchers' choice; empty: nothing), `us` by kernel, a step, and
-`error`, the relative difference of result and gradients from those of the launchers' choice; or `failed`.
+A row of a variant: `sweep`, `table`, `parameters` (what differs from the launchers' choice; empty: nothing), `us` by
+kernel, a step, and `difference`, the relative one of result and gradients from those of the launchers' choice; or
+`failed`. The last row of a sweep holds `winner` instead of `parameters` (null: the launchers' choice stays), `keys` (of
+the table, that were asked for), `us` and `default_us` (both measured once more, in turn), `error` against float64 with
+its `tolerance`, `compiled` (registers, bytes of stack, warps and bytes of shared memory by kernel) and `variants`, how
+many of how many were measured.
 """
 
 import contextlib
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import datetime as dt
+import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
-from amcl_fast.kernels import decorrelate, dense, gathered, select
+from amcl_fast.kernels import tuning
 
-from .breakdown import break_down, step_of_case, told
-from .cases import CASES
-from .check import relative_error
+from . import device, results
+from .breakdown import short, step_of_case
+from .cases import Case, named
+from .check import FLOOR, Oracle, relative_error
+from .peers import implementation
+from .workers import told
 
 Parameters = dict[str, int]
+# A winner is faster by more than this: what two measurements of the same thing may differ by.
+NOISE = 0.03
+# Rounds in which the fastest variants and the launchers' choice are measured once more, in turn.
+_ROUNDS, _FINALISTS = 3, 3
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One table of launch parameters.
+    """One table of `kernels.tuning`, and what is tried in it.
 
     Attributes:
         name: what the output calls it.
+        table: `module.name`, as the launcher asks for it.
         case: name of the case that is timed.
-        owner, function: module and name of the launcher's table, which is replaced.
-        kernels: names of the kernels whose time counts.
-        variants: what to put into the table.
-        only: keyword arguments with which the table is asked for what is swept; all others are left alone.
+        kernels: names of the kernels whose time counts; none: all of the step.
+        variants: what to try, the launchers' choice ({}) first.
     """
 
     name: str
+    table: str
     case: str
-    owner: Any
-    function: str
     kernels: tuple[str, ...]
     variants: tuple[Parameters, ...]
-    only: tuple[tuple[str, object], ...] = ()
-
-    @contextlib.contextmanager
-    def applied(self, parameters: Parameters) -> Iterator[None]:
-        """The launchers' table with `parameters` in it."""
-        original = getattr(self.owner, self.function)
-
-        def changed(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            found = original(*args, **kwargs)
-            return {**found, **parameters} if all(kwargs.get(k) == v for k, v in self.only) else found
-
-        with mock.patch.object(self.owner, self.function, changed):
-            yield
 
 
 def _grid(**choices: tuple[int, ...]) -> Iterator[Parameters]:
@@ -71,82 +69,165 @@ def _tiles(shapes: tuple[tuple[int, int, int], ...], **others: tuple[int, ...]) 
 
 
 _SIMILARITIES = _tiles(((128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 64, 4)), num_stages=(2, 3, 4), maxnreg=(0, 128))
+_FEW_ROWS = _tiles(((128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 64, 4)), num_stages=(3,), maxnreg=(0, 128))
 _SUMS = ({}, *_grid(BLOCK=(8, 16, 32), num_warps=(1, 2, 4)))
 _FORWARD = _tiles(((128, 32, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), (64, 64, 8)), num_stages=(2, 3))
 _GRADIENT = _tiles(((128, 32, 8), (128, 16, 8), (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8)), num_stages=(2, 3))
 _CONSTANT = _tiles(((128, 64, 8), (128, 128, 8), (64, 64, 4), (64, 128, 4), (128, 64, 4)), num_stages=(2, 3, 4))
-_ELEMENTS = (
-    {},
-    *({"BLOCK": block, "M": m, "num_warps": warps} for block, m, warps in (
-        (2048, 1, 4), (2048, 2, 8), (2048, 2, 16), (1024, 1, 4), (1024, 2, 8), (2048, 1, 16)
-    )),
-)  # fmt: skip
+_ELEMENTS = ({}, *_grid(BLOCK=(512, 1024, 2048), M=(2, 4, 8), num_warps=(4, 8)))
+_STRIPS = ({}, *_grid(ROWS=(512, 1024, 2048), COLUMNS=(1024, 2048, 4096, 8192)))
 
-_ALL = "SimCLR, N = 4096, softmax over all"
-_NT_XENT = "NT-Xent, N = 4096"
+_TOPK = "SimCLR, N = 4096, one table"
+_ALL = "SimCLR, N = 4096, softmax over all, one table"
+_NT_XENT = "NT-Xent, N = 4096, one table"
 _BARLOW = "Barlow Twins, d = 8192, N = 1024"
 _MOCO = "MoCo, N = 256, queue 65,536"
-_SELECT = ("_maxima", "_bounds", "_survivors")
 
 SWEEPS = (
-    Sweep("similarities", "SimCLR, N = 4096", select, "similarity_tiling", _SELECT, _SIMILARITIES),
-    Sweep("weighted sums", "SimCLR, N = 4096", gathered, "_tiling", ("_weighted_sums", "_scores"), _SUMS),
-    Sweep("weighted sums, queue", _MOCO, gathered, "_tiling", ("_weighted_sums", "_scores"), _SUMS),
-    Sweep("all, forward", _ALL, dense, "_forward_tiling", ("_forward",), _FORWARD),
-    Sweep("all, gradient", _ALL, dense, "_gradient_tiling", ("_gradient",), _GRADIENT),
-    Sweep("all, constant, forward", _NT_XENT, dense, "_forward_tiling", ("_forward",), _CONSTANT),
-    Sweep("all, constant, gradient", _NT_XENT, dense, "_gradient_tiling", ("_gradient",), _CONSTANT),
-    Sweep("correlations", _BARLOW, decorrelate, "_launch", ("_elements",), _ELEMENTS),
+    Sweep("similarities", "select.similarities", _TOPK, ("_maxima", "_bits"), _SIMILARITIES),
+    Sweep("similarities of a queue", "select.similarities", _MOCO, ("_maxima", "_bits"), _FEW_ROWS),
+    Sweep("sums", "gathered.sums", _TOPK, ("_weighted_sums",), _SUMS),
+    Sweep("sums of a queue", "gathered.sums", _MOCO, ("_weighted_sums",), _SUMS),
+    Sweep("scores", "gathered.scores", _TOPK, ("_scores",), _SUMS),
+    Sweep("all, forward", "dense.forward", _ALL, ("_forward",), _FORWARD),
+    Sweep("all, gradient", "dense.gradient", _ALL, ("_gradient",), _GRADIENT),
+    Sweep("all, constant, forward", "dense.forward", _NT_XENT, ("_forward",), _CONSTANT),
+    Sweep("all, constant, gradient", "dense.gradient", _NT_XENT, ("_gradient",), _CONSTANT),
+    Sweep("elements", "decorrelate.elements", _BARLOW, ("_elements",), _ELEMENTS),
+    Sweep("strips", "decorrelate.strips", _BARLOW, (), _STRIPS),
 )
 
 
-def rows(jobs: int) -> Iterator[dict[str, Any]]:
-    """A row for each variant of each sweep; all are compiled first, in `jobs` processes side by side."""
-    tasks = [(number, variant) for number, sweep in enumerate(SWEEPS) for variant in range(len(sweep.variants))]
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_compile, tasks))
-    for sweep in SWEEPS:
-        expected: list[torch.Tensor] = []
-        for parameters in sweep.variants:
-            row: dict[str, Any] = {"sweep": sweep.name, "parameters": parameters}
-            try:
-                with sweep.applied(parameters):
-                    step = step_of_case(_case(sweep), "ours")
-                    found = [t for t in step() if t is not None]
-                    expected = expected or found
-                    times = {kernel["name"]: kernel["us"] for kernel in break_down(step, times=False)["kernels"]}
-                row["us"] = {name: times[name] for name in sweep.kernels}
-                row["error"] = relative_error(found, [t.double() for t in expected])
-            except Exception as failure:
-                row["failed"] = told(failure)
-            torch.cuda.empty_cache()
-            yield row
+def compilations() -> dict[str, Callable[[], object]]:
+    """By name, what compiles the kernels of one variant."""
+    return {
+        f"{sweep.name} {parameters}": lambda sweep=sweep, parameters=parameters: _once(sweep, parameters)  # type: ignore[misc]
+        for sweep in SWEEPS
+        for parameters in sweep.variants
+    }
 
 
-def table(found: list[dict[str, Any]], most: int = 5) -> str:
-    """The launchers' choice and the fastest variants of each sweep."""
-    lines = []
-    for sweep in SWEEPS:
-        measured = [row for row in found if row["sweep"] == sweep.name and "us" in row]
-        failed = [row for row in found if row["sweep"] == sweep.name and "failed" in row]
-        lines.append(f"{sweep.name}: {len(measured)} variants, {len(failed)} do not run")
-        chosen = [row for row in measured if not row["parameters"]]
-        for row in chosen + sorted(measured, key=lambda row: sum(row["us"].values()))[:most]:
-            times = ", ".join(f"{name} {us:.1f} us" for name, us in row["us"].items())
-            lines.append(f"    {times}  {row['parameters'] or 'as chosen'}  (difference {row['error']:.1e})")
-    return "\n".join(lines)
+def rows(sweep: Sweep, folder: Path, until: float) -> Iterator[dict[str, Any]]:
+    """A row for each variant, then one about the winner, which is put into the device's file in `folder`.
+
+    Args:
+        sweep: what to try.
+        folder: of the tuned tables.
+        until: time.monotonic() after which no further variant is tried.
+    """
+    case = device.sized(named(sweep.case))
+    measured: list[dict[str, Any]] = []
+    expected: list[torch.Tensor] = []
+    keys: list[str] = []
+    for parameters in sweep.variants:
+        if measured and time.monotonic() > until:
+            break
+        row: dict[str, Any] = {"sweep": sweep.name, "table": sweep.table, "parameters": parameters}
+        try:
+            with tuning.trying(sweep.table, parameters) as asked, device.compiled() as compiled:
+                step = step_of_case(case, "ours")
+                found = [t for t in step() if t is not None]
+                expected = expected or found
+                row["us"] = _times(step, sweep)
+            row["difference"] = relative_error(found, [t.double() for t in expected])
+            row["compiled"] = {name: of for name, of in compiled.items() if name in (sweep.kernels or compiled)}
+            keys = keys or list(asked)
+            if not keys:
+                raise LookupError(f"no launcher of {sweep.case!r} asks for the table {sweep.table!r}")
+        except Exception as failure:
+            if not parameters:
+                raise
+            row["failed"] = told(failure)
+            device.settle()
+        device.release()
+        measured.append(row)
+        yield row
+    yield _decided(sweep, case, keys, measured, folder)
 
 
-def _case(sweep: Sweep) -> Any:
-    return next(case for case in CASES if case.name == sweep.case)
+def _decided(sweep: Sweep, case: Case, keys: list[str], measured: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The last row; the device's file has the winner when it is there."""
+    dtype = case.dtype_on("cuda")
+    usable = [row for row in measured if "us" in row and row["difference"] <= FLOOR[dtype]]
+    best = sorted(usable, key=lambda row: sum(row["us"].values()))[:_FINALISTS]
+    finalists = [usable[0], *(row for row in best if row["parameters"])]
+    times: list[list[float]] = [[] for _ in finalists]
+    for _ in range(_ROUNDS):
+        for row, of_row in zip(finalists, times, strict=True):
+            with tuning.trying(sweep.table, row["parameters"]):
+                of_row.append(sum(_times(step_of_case(case, "ours"), sweep).values()))
+    default, *others = (median(of_row) for of_row in times)
+    found: dict[str, Any] = {
+        "sweep": sweep.name, "table": sweep.table, "winner": None, "keys": keys, "default_us": default,
+        "variants": [len(measured), len(sweep.variants)],
+    }  # fmt: skip
+    for us, row in sorted(zip(others, finalists[1:], strict=True), key=lambda pair: pair[0]):
+        if us > (1 - NOISE) * default:
+            break
+        with tuning.trying(sweep.table, row["parameters"]):
+            oracle = Oracle(case, device.KIND, dtype)
+            error = oracle.error(implementation(device.BACKEND, case))
+        if error <= oracle.tolerance:
+            found |= {"winner": row["parameters"], "us": us, "error": error, "tolerance": oracle.tolerance}
+            found["compiled"] = row["compiled"]
+            break
+    write(folder, found)
+    return found
 
 
-def _compile(task: tuple[int, int]) -> None:
-    number, variant = task
-    sweep = SWEEPS[number]
+def write(folder: Path, found: dict[str, Any]) -> None:
+    """Put a sweep's winner into the device's file, or take out what an earlier one has put there.
+
+    Beside the tables, `measured` has for each key that was swept the sweep, its commit and what its last row says.
+
+    Raises:
+        ValueError: another sweep of this commit was of the same key, and would lose its winner.
+    """
+    name = tuning.device_name(torch.empty(0, device=device.KIND))
+    path = tuning.path_of(name, folder)
+    document = json.loads(path.read_text()) if path.exists() else {}
+    tables, measured = document.get("tables", {}), document.get("measured", {})
+    commit = results.commit()
+    of_table, about_table = tables.pop(found["table"], {}), measured.setdefault(found["table"], {})
+    for key in found["keys"]:
+        other = about_table.get(key, {})
+        if other.get("commit") == commit and other["sweep"] != found["sweep"]:
+            raise ValueError(f"the sweeps {other['sweep']!r} and {found['sweep']!r} are of one key, {key!r}")
+        about = {name: value for name, value in found.items() if name not in ("table", "keys", "winner")}
+        about_table[key] = about | {"commit": commit}
+        of_table.pop(key, None)
+        if found["winner"]:
+            of_table[key] = found["winner"]
+    if of_table:
+        tables[found["table"]] = of_table
+    document = {
+        "device": name, "capability": device.capability(), "commit": commit,
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "tables": tables, "measured": measured,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """What the last row of a sweep says; of the others, nothing."""
+    if "winner" not in row:
+        return ""
+    done, all_ = row["variants"]
+    verdict = f"{row['winner']}: {row['us']:.1f} us" if row["winner"] else "as chosen"
+    cut = "" if done == all_ else f", {done} of {all_} variants, the time was up"
+    return f"{row['sweep']}: {verdict}; chosen without the table {row['default_us']:.1f} us{cut}"
+
+
+def _times(step: Callable[[], object], sweep: Sweep) -> dict[str, float]:
+    times: dict[str, float] = {}
+    for kernel in device.kernels(step):
+        name = short(kernel["name"])
+        times[name] = times.get(name, 0.0) + kernel["us"]
+    return {name: times[name] for name in sweep.kernels} if sweep.kernels else {"all": sum(times.values())}
+
+
+def _once(sweep: Sweep, parameters: Parameters) -> None:
     # What does not compile is told when it is timed.
-    with contextlib.suppress(Exception), sweep.applied(sweep.variants[variant]):
-        step_of_case(_case(sweep), "ours")()
-        torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    with contextlib.suppress(Exception), tuning.trying(sweep.table, parameters):
+        step_of_case(device.sized(named(sweep.case)), "ours")()
+        device.settle()

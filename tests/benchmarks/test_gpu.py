@@ -1,192 +1,382 @@
+"""The command on a GPU that is not there: `standin` says what is replaced."""
+
 import importlib.util
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
-from tiny import SIMCLR, document
+from amcl_fast.kernels import tuning
+from standin import COMMIT, NAME, Faults
+from test_results import check_schema
+from tiny import document
 
-from benchmarks import check, gpu
+from benchmarks import breakdown, checks, device, gpu, parts, results, sweep, tools, whole
 from benchmarks.cases import CASES
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
 
-def test_checks_pass_in_the_interpreter_and_can_fail(monkeypatch):
-    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
-    problems = []
-    [row] = gpu.check("cpu", [case], (torch.float32,), problems)
-    assert row["error"] < 1e-5 and row["same_twice"] and problems == []
-    monkeypatch.setitem(check.FLOOR, torch.float32, -1.0)
-    [row] = gpu.check("cpu", [case], (torch.float32,), problems)
-    assert len(problems) == 1 and problems[0].startswith(f"{case.name}, float32: relative error {row['error']:.2e}")
+@pytest.fixture
+def pretend(monkeypatch):
+    """A GPU that is not there."""
+    standin.install(monkeypatch.setattr)
+    return monkeypatch
 
 
-def test_a_check_that_raises_leaves_the_others(monkeypatch):
-    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
-    broken = replace(case, name="broken", operator="none")
-    problems = []
-    rows = gpu.check("cpu", [broken, case], (torch.float32,), problems)
-    assert [row["case"] for row in rows] == [f"{case.name}, float32"]
-    assert len(problems) == 1 and problems[0].startswith("broken, float32: ")
+@pytest.fixture
+def call(tmp_path, capfd):
+    """The command with its output in a folder of the test: exit code, JSON and what was printed."""
+
+    def of(*arguments):
+        before = time.monotonic()
+        with pytest.raises(SystemExit) as end:
+            gpu.main([*arguments, "--output", str(tmp_path), "--tuned", str(tmp_path / "tuned"), "--jobs", "2"])
+        of.seconds = time.monotonic() - before
+        printed = capfd.readouterr()
+        path = tmp_path / "nvidia-stand-in-1.json"
+        return end.value.code, results.load(path)["sections"] if path.exists() else {}, printed.out, printed.err
+
+    return of
 
 
-@pytest.mark.parametrize("case", gpu.unusual_cases(), ids=lambda case: case.name)
-def test_unusual_inputs(case):
-    small = replace(case, heads=min(case.heads, 2), rows=6, width=24, candidates=150 if case.candidates else 0)
-    x, y, *_, offset = small.operands("cpu", torch.float32)[:5]
-    assert x.requires_grad and x.is_leaf
-    if isinstance(case, gpu.UnusualCase):
-        assert x.stride(-1) != 1 and offset.requires_grad
-        if case.candidates:
-            assert torch.equal(y[:, 3], y[:, 147])
-    if isinstance(case, gpu.breakdown.EqualRows):
-        assert torch.equal(x, y) and torch.equal(x[:, 0], x[:, 5])
-    problems = []
-    [row] = gpu.check("cpu", [small], (torch.float32,), problems)
-    if case.name.startswith("τ from 1e-5") and "softmax" in case.name:
-        # Over all, r is formed again in the backward pass, and numpy's products round by their shape: half a unit in
-        # the last place of r = 8, in an exponent of 2,000.
-        assert row["error"] < 5e-3
-    else:
-        assert problems == [] and row["error"] < 1e-4
+def rows_of_parts(sections):
+    return {row["part"]: row for row in sections["parts"]["rows"]}
 
 
-def test_checks_side_by_side(monkeypatch):
-    """Each process does its share; one that dies takes only its own share with it."""
-    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
-    monkeypatch.setattr(gpu, "small_cases", lambda: [case, case])
-    monkeypatch.setattr(gpu, "unusual_cases", list)
-    problems = []
-    assert gpu.all_checks(problems, jobs=2) == []
-    assert len(problems) == 2 and all("cuda" in problem.lower() for problem in problems)
+def test_quick(pretend, call, tmp_path):
+    code, sections, printed, complaints = call("quick")
+    assert (code, complaints) == (0, "")
+    assert sections.keys() == {*parts.QUICK, "parts"}
+    check_schema(results.load(tmp_path / "nvidia-stand-in-1.json"))
+    # In the order of the parts, and every item of each.
+    told = rows_of_parts(sections)
+    assert list(told) == list(parts.QUICK)
+    for name, row in told.items():
+        assert row["done"] and not row["failed"] and not row["left_out"], name
+        assert {r["item"] for r in sections[parts.PARTS[name].section]["rows"]} == set(row["done"])
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"written: {tmp_path / 'nvidia-stand-in-1.json'}; compile ")
+    assert re.search(r"compile \d+ s, smoke \d+ s, .*, ncu \d+ s; nothing failed$", last)
+    assert sections["sweep"]["environment"]["commit"] == COMMIT
+
+    smoke = sections["smoke"]["rows"]
+    assert len(smoke) >= 12 and all(row.get("same_twice", True) for row in smoke)
+    assert sum(row.get("found") == "NaN" for row in smoke) == 6
+    assert {row["unit"] for row in sections["ceilings"]["rows"]} == {"FLOP/s", "bytes/s"}
+    broken = {(row["case"], row["run"]) for row in sections["breakdown"]["rows"]}
+    assert {(case, run) for case in breakdown.CASES for run in ("ours", "dense")} < broken
+    losses = {(row["case"], row["run"]): row for row in sections["losses"]["rows"]}
+    for name in whole.cases():
+        assert losses[name, "ours"]["busy_ms"] == pytest.approx(len(standin.KERNELS) / 100)
+        assert losses[name, "graphed"]["same_bits"] is True
+    assert "Whole loss: AMCL-MoCo, N = 256, queue 65,536" in whole.cases()
+    assert [row["run"] for row in sections["resnet50"]["rows"]] == ["none", "ours", "ours", "dense", "none again"]
+    assert sections["ncu"]["rows"] == [{"item": "the slowest kernels", "kernel": "–", "refused": "no ncu"}]
+
+    # What the sweeps say, and what the launchers will read.
+    verdicts = {row["sweep"]: row for row in sections["sweep"]["rows"] if "winner" in row}
+    assert verdicts.keys() == {one.name for one in sweep.SWEEPS}
+    assert verdicts["strips"]["winner"] is None
+    won = verdicts["similarities"]
+    assert won["winner"]["num_warps"] == 4 and won["us"] == 0.5 * won["default_us"] and won["error"] <= won["tolerance"]
+    # One warp is fastest of all, and wrong.
+    assert verdicts["sums"]["winner"]["num_warps"] == 4
+    tuned = json.loads((tmp_path / "tuned" / "nvidia-stand-in-1.json").read_text())
+    assert (tuned["device"], tuned["capability"], tuned["commit"]) == (NAME, [9, 0], COMMIT)
+    assert tuned["tables"]["select.similarities"] == {
+        "d=8 adaptive": verdicts["similarities"]["winner"],
+        "d=8 adaptive, queue": verdicts["similarities of a queue"]["winner"],
+    }
+    assert tuned["measured"]["gathered.sums"]["d=8 adaptive"]["default_us"] == 10.0
+    assert "decorrelate.strips" not in tuned["tables"]
+    pretend.setattr(tuning, "FOLDER", tmp_path / "tuned")
+    pretend.setattr(tuning, "path_of", lambda device, of=tuning.path_of: of(device, tmp_path / "tuned"))
+    tuning.winners.cache_clear()
+    assert tuning.chosen("gathered.sums", "d=8 adaptive", {"num_warps": 8}, standin.X)["num_warps"] == 4
+    tuning.winners.cache_clear()
 
 
-def test_small_cases_cover_every_form():
-    cases = gpu.small_cases()
-    assert {case.operator for case in cases} == {"contrast", "align", "decorrelate"}
-    assert {case.adaptive for case in cases} == {True, False}
-    assert len({case.name for case in cases}) == len(cases)
+def test_full(pretend, call, tmp_path):
+    pretend.setattr(parts.operators.memory, "in_fresh_process", lambda case, name: 1000)
+    pretend.setattr(parts.operators, "interleaved", lambda runs, *_: dict.fromkeys(runs, document_timing()))
+    code, sections, printed, complaints = call("full", "--seconds", "0")
+    # Inf-CL and Liger are not installed, and none of ours is a failure.
+    assert code == 0, complaints
+    assert sections.keys() == {part.section for part in parts.PARTS.values()} | {"parts"}
+    timed = {row["case"] for row in sections["operators"]["rows"]}
+    assert timed == {case.name for case in CASES if "cuda" in case.targets}
+    one_way = next(row for row in sections["operators"]["rows"] if row["operator"] == "infonce")
+    assert one_way["runs"].keys() == {"ours", "dense", "compiled", "inf_cl", "liger"}
+    assert {row["part"] for row in sections["parts"]["rows"]} == set(parts.FULL)
+    assert sections["memcheck"]["rows"] == [{"item": "memcheck", "summary": "not run: no compute-sanitizer"}]
+    assert len(sections["checks"]["rows"]) == len(checks.all_checks())
+    assert "| SimCLR, N = 4096 | " in printed
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "nvidia-stand-in-1-speed-up.png").stat().st_size > 1000
+
+
+def document_timing():
+    return {"median_ms": 2.0, "q1_ms": 1.0, "q3_ms": 3.0, "rounds": 3}
+
+
+FAULTS = {
+    "compile": ("smoke: one table, softmax None, float32", "dies"),
+    "smoke": ("one table, softmax None, float32", "poisons"),
+    "ceilings": ("copy", "dies"),
+    "breakdown": ("NT-Xent, N = 4096, one table, ours", "ends"),
+    "sweep": ("scores", "raises"),
+    "losses": ("Whole loss: AMCL-SimCLR, N = 512, InfoNCE, graphed", "hangs"),
+    "resnet50": ("InfoNCE over the 100 hardest, ours", "raises"),
+    "ncu": ("the slowest kernels", "dies"),
+}
+HOW = {
+    "dies": "its process ended: SIGKILL",
+    "ends": "its process ended: exit code 3",
+    "raises": "ValueError: no such tile",
+    "poisons": "RuntimeError: CUDA error: an illegal memory access was encountered",
+    "hangs": r"ended after 1\.\d s, its time was up",
+}
+
+
+def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
+    faults = Faults(FAULTS)
+    pretend.setattr(parts, "WORK", parts.Work(faults.perform, faults.unusable))
+    pretend.setattr("benchmarks.run.WORK", parts.WORK)
+    pretend.setattr(gpu, "_LONGEST", 1.0)
+    code, sections, printed, complaints = call("quick")
+    assert code == 1
+    for name, row in rows_of_parts(sections).items():
+        ((item, message),) = row["failed"].items()
+        assert item == FAULTS[name][0] and re.fullmatch(HOW[FAULTS[name][1]], message), (name, message)
+        every = parts.PARTS[name].items(parts.Place(Path(), Path(), 0.0, parts.QUICK))
+        assert set(row["done"]) == set(every) - {item} and not row["left_out"], name
+        assert f"{name}, {item}: {message}" in complaints
+    # What does not compile shows again where it is measured.
+    assert "not done  compile, " in complaints and "7 failed:" in complaints
+    assert printed.splitlines()[-1].endswith("ncu 0 s (1 failed); 7 failed")
+
+
+def test_the_time_that_is_given_is_kept(pretend, call):
+    pretend.setattr(gpu, "_RESERVE", 0.5)
+    pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: standin.perform(0.15, *task)))
+    code, sections, printed, _ = call("quick", "--minutes", "0.1")
+    assert code == 0 and call.seconds < 6.0
+    told = rows_of_parts(sections)
+    assert list(told) == list(parts.QUICK)
+    # Every part has had its turn, and says what was left out.
+    for name in ("compile", "smoke", "breakdown", "sweep", "losses"):
+        row = told[name]
+        assert row["done"] and row["left_out"] and not row["failed"], name
+        assert f"{name}: left out, the time was up: {row['left_out'][0]}" in printed
+        assert set(row["done"]).isdisjoint(row["left_out"])
+    assert re.search(r"sweep \d+ s \(\d+ left out\)", printed.splitlines()[-1])
+    # A sweep ends in time with what it has, and says so.
+    cut = [row for row in sections["sweep"]["rows"] if "winner" in row]
+    assert all(row["variants"][0] <= row["variants"][1] for row in cut)
+
+
+def test_a_second_run_goes_on_where_the_first_one_ended(pretend, call, tmp_path):
+    code, sections, *_ = call("ceilings", "smoke", "--only", "one table")
+    assert code == 0 and "ceilings" not in sections
+    first = {row["item"] for row in sections["smoke"]["rows"]}
+    assert first and all("one table" in item for item in first)
+    done = []
+    pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: noted(tmp_path / "begun", *task)))
+    code, sections, *_ = call("ceilings", "smoke", "--resume")
+    begun = (tmp_path / "begun").read_text().splitlines()
+    assert code == 0 and first.isdisjoint(begun) and "product" in begun
+    assert {row["item"] for row in sections["smoke"]["rows"]} == set(checks.smoke())
+    assert set(rows_of_parts(sections)["smoke"]["done"]) == set(checks.smoke())
+    # Measured again at this commit, rows replace those of their item.
+    _, sections, *_ = call("smoke", "--only", "unusual align")
+    assert len(sections["smoke"]["rows"]) == len(checks.smoke())
+    # What another commit has found is kept under its name.
+    pretend.setattr(results, "_output", lambda *command: "f" * 40)
+    _, sections, *_ = call("ceilings", "--only", "copy")
+    assert [row["item"] for row in sections["ceilings"]["rows"]] == ["copy"]
+    assert len(sections["ceilings-0123456"]["rows"]) == 4 and len(sections["smoke"]["rows"]) == len(checks.smoke())
+    assert done == []
+
+
+def noted(path, part, item, place, until):
+    with path.open("a") as file:
+        print(item, file=file)
+    yield from standin.perform(0.0, part, item, place, until)
+
+
+def test_what_is_there_is_kept_when_it_is_interrupted(tmp_path):
+    script = [sys.executable, standin.__file__, "0.2", "quick", "--output", str(tmp_path), "--only", "one table"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("one table"):
+            break
+    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent_of(path) == process.pid]
+    os.killpg(process.pid, signal.SIGINT)
+    printed, complaints = process.communicate(timeout=30)
+    assert process.returncode == 130 and complaints == ""
+    assert printed.splitlines()[-1].endswith("; nothing failed; interrupted")
+    found = results.load(tmp_path / "nvidia-stand-in-1.json")
+    check_schema(found)
+    assert [row["item"] for row in found["sections"]["smoke"]["rows"]]
+    told = rows_of_parts(found["sections"])
+    assert told["smoke"]["left_out"] and "breakdown" not in told
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_sigterm_is_a_ctrl_c():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), gpu._interruptible():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def parent_of(path):
+    try:
+        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def test_parts_and_items_can_be_chosen(pretend, call, capfd):
+    code, sections, *_ = call("resnet50", "--only", "NONE")
+    assert code == 0 and sections.keys() == {"resnet50", "parts"}
+    assert [row["run"] for row in sections["resnet50"]["rows"]] == ["none", "none again"]
+    # A sweep alone has its kernels compiled before, and no others.
+    code, sections, *_ = call("sweep", "--only", "scores")
+    assert sections.keys() == {"resnet50", "compile", "sweep", "parts"}
+    assert all(row["item"].startswith("sweep: scores") for row in sections["compile"]["rows"])
+    gpu.main(["breakdown", "--list"])
+    assert "breakdown\n  SimCLR, N = 4096, one table, ours\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["timing"], "PART must be one of quick, full, compile, smoke, .*, got timing"),
+        (["quick", "--minutes", "0"], "--minutes must be above 0, got 0"),
+        (["quick", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["quick", "--only", "nosuch"], "--only must be part of an item's name .*, got 'nosuch'"),
+        (["--table", "nowhere.json"], "--table must be the JSON of a machine with predictions, got 'nowhere.json'"),
+    ],
+)
+def test_errors_in_one_line(pretend, arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        gpu.main(arguments)
+    told = capsys.readouterr().err if end.value.code == 2 else str(end.value.code)
+    assert re.search(message, told.splitlines()[-1])
 
 
 def test_says_what_is_missing():
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True)
-    assert done.returncode == 1
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "quick"], capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "needs an NVIDIA GPU" in done.stderr
 
 
 def test_needs_neither_trainer_nor_pipeline_nor_plots():
     """What a GPU machine may lack."""
     absent = ("lightning", "nvidia.dali", "torchvision", "matplotlib", "yaml", "jsonargparse", "lightly", "tqdm", "PIL")
-    program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import benchmarks.gpu"
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import benchmarks.gpu, benchmarks.run"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def pretend(monkeypatch):
-    """A GPU that is not there: `main` runs, and what would touch the device is replaced."""
-    rows = document()["sections"]["operators"]["rows"]
-    timed = []
-
-    def measure(case, device, backend, seconds, bandwidth):
-        timed.append((case.name, device, backend, bandwidth))
-        return rows[0] | {"case": case.name}
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    about = document()["machine"] | {"device": "cuda", "name": "GPU"}
-    monkeypatch.setattr(gpu.results, "machine", lambda device: about)
-    checks = [{"case": "a", "error": 0.0, "tolerance": 1.0, "same_twice": True}]
-    monkeypatch.setattr(gpu, "check", lambda *_: list(checks))
-    monkeypatch.setattr(gpu, "memcheck", lambda: "not run")
-    broken_down = {"kernels": [], "busy_ms": 1.0, "wall_ms": 2.0, "graph_ms": 1.5}
-    monkeypatch.setattr(gpu.breakdown, "rows", lambda: iter([{"case": "a", "run": "ours", **broken_down}]))
-    monkeypatch.setattr(gpu.breakdown, "ceilings", lambda: {"copy_bytes": 1e12})
-    swept = {"sweep": "similarities", "parameters": {}, "us": {"_maxima": 2.0}, "error": 0.0}
-    monkeypatch.setattr(gpu.sweep, "rows", lambda jobs: iter([swept]))
-    monkeypatch.setattr(gpu.breakdown, "training_steps", lambda: [{"loss": "none", "run": "none", "wall_ms": 3.0}])
-    monkeypatch.setattr(gpu.operators, "copy_bandwidth", lambda: 1e12)
-    monkeypatch.setattr(gpu.operators, "measure", measure)
-    return timed
-
-
-def test_the_command_from_checks_to_plots(pretend, tmp_path, capsys):
-    gpu.main(["--output", str(tmp_path), "--jobs", "1"])
-    assert [timed[0] for timed in pretend] == [case.name for case in CASES if "cuda" in case.targets]
-    assert {timed[1:] for timed in pretend} == {("cuda", "triton", 1e12)}
-    found = gpu.results.load(tmp_path / "gpu.json")
-    assert found["sections"].keys() == {"checks", "breakdown", "resnet50", "sweep", "operators", "memcheck"}
-    assert found["sections"]["breakdown"]["environment"]["copy_bytes"] == 1e12
-    assert found["sections"]["resnet50"]["rows"][0]["wall_ms"] == 3.0
-    assert found["sections"]["memcheck"]["rows"] == [{"summary": "not run"}]
-    assert [row["case"] for row in found["sections"]["operators"]["rows"]] == [timed[0] for timed in pretend]
-    printed = capsys.readouterr().out
-    assert "| SimCLR, N = 4096 | " in printed and f"written: {tmp_path / 'gpu.json'}" in printed
-    if importlib.util.find_spec("matplotlib"):
-        assert (tmp_path / "gpu-speed-up.png").stat().st_size > 1000
-
-
-def test_parts_are_run_alone(pretend, tmp_path, capsys):
-    gpu.main(["memcheck", "--output", str(tmp_path)])
-    assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck"} and pretend == []
-    gpu.main(["timings", "--output", str(tmp_path)])
-    assert gpu.results.load(tmp_path / "gpu.json")["sections"].keys() == {"memcheck", "operators"}
-    with pytest.raises(SystemExit):
-        gpu.main(["timing"])
-    assert "PART must be one of checks, breakdown, sweep, timings, memcheck, got timing" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "error", [gpu.operators.WrongResult("is wrong"), torch.OutOfMemoryError("no memory"), AssertionError()]
-)
-def test_what_fails_leaves_the_rest_and_the_exit_code(pretend, monkeypatch, tmp_path, error):
-    measure = gpu.operators.measure
-
-    def fails(case, *rest):
-        if case.name == "NT-Xent, N = 4096":
-            raise error
-        return measure(case, *rest)
-
-    def no_memcheck():
-        raise gpu.operators.WrongResult("3 errors")
-
-    monkeypatch.setattr(gpu.operators, "measure", fails)
-    monkeypatch.setattr(gpu, "memcheck", no_memcheck)
+def test_what_the_tools_watch_runs(pretend, capsys):
     with pytest.raises(SystemExit) as end:
-        gpu.main(["--output", str(tmp_path), "--jobs", "1"])
-    told = str(error) or "AssertionError"
-    assert f"2 problems:\nNT-Xent, N = 4096: {told}\ncompute-sanitizer: 3 errors" in str(end.value)
-    names = [row["case"] for row in gpu.results.load(tmp_path / "gpu.json")["sections"]["operators"]["rows"]]
-    assert len(names) == len([case for case in CASES if "cuda" in case.targets]) - 1
-    assert "NT-Xent, N = 4096" not in names
+        gpu.main(["--step", "SimCLR, N = 4096"])
+    assert end.value.code == 0
+    pretend.setattr(checks, "check", lambda case, dtype: fails(case))
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--ragged"])
+    assert end.value.code == 1 and "FAILED  unusual align: ValueError: no" in capsys.readouterr().err
 
 
-def sanitizer(folder, monkeypatch, script):
-    """A compute-sanitizer that is a shell script."""
-    tool = folder / "compute-sanitizer"
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
+def fails(case):
+    if case.name == "unusual align":
+        raise ValueError("no")
+    return iter(())
+
+
+def test_a_table_of_the_h100(capsys):
+    """The JSON that is there, with sections from before the parts."""
+    gpu.main(["--table", str(Path(gpu.__file__).parent / "results" / "nvidia-h100-80gb-hbm3.json")])
+    printed = capsys.readouterr().out
+    assert "| SimCLR, N = 4096, one table: busy, ms | 1.7 | 1.2 | " in printed
+
+
+def tool(folder, monkeypatch, name, script):
+    """One of NVIDIA's tools that is a shell script."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
 def test_memcheck_tells_what_the_tool_says(monkeypatch, tmp_path):
-    sanitizer(tmp_path, monkeypatch, 'echo "========= ERROR SUMMARY: 0 errors, $PYTORCH_NO_CUDA_MEMORY_CACHING"')
-    assert gpu.memcheck() == "ERROR SUMMARY: 0 errors, 1"
-    sanitizer(tmp_path, monkeypatch, "echo Invalid read; exit 9")
-    with pytest.raises(gpu.operators.WrongResult, match="exit code 9\nInvalid read"):
-        gpu.memcheck()
+    script = 'echo "========= ERROR SUMMARY: 0 errors, $PYTORCH_NO_CUDA_MEMORY_CACHING"'
+    tool(tmp_path, monkeypatch, "compute-sanitizer", script)
+    assert list(tools.memcheck()) == [{"summary": "ERROR SUMMARY: 0 errors, 1"}]
+    tool(tmp_path, monkeypatch, "compute-sanitizer", "echo Invalid read; exit 9")
+    with pytest.raises(tools.WrongResult, match="exit code 9: Invalid read"):
+        list(tools.memcheck())
 
 
 def test_memcheck_ends_what_it_started(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "_MEMCHECK_SECONDS", 5)
-    sanitizer(tmp_path, monkeypatch, f"sleep 1000 & echo $! > {tmp_path}/child; wait")
-    assert gpu.memcheck() == "not finished within 5 s"
+    monkeypatch.setattr(tools, "_MEMCHECK_SECONDS", 1)
+    tool(tmp_path, monkeypatch, "compute-sanitizer", f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+    assert list(tools.memcheck()) == [{"summary": "not finished within 1 s"}]
     child = Path(f"/proc/{int((tmp_path / 'child').read_text())}")
     stop = time.monotonic() + 60
     # Killed; whoever adopted it may not have looked yet.
     while child.exists() and "State:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < stop
         time.sleep(0.1)
+
+
+@pytest.fixture
+def broken_down(tmp_path):
+    """A JSON with kernels of ours and of others."""
+    path = tmp_path / "gpu.json"
+    found = document()
+    kernels = [("_maxima", 2, 30.0), ("_bounds", 1, 90.0), ("_scatter_kernel", 1, 500.0), ("_scores", 10, 100.0)]
+    rows = [{"case": "a", "run": "ours", "kernels": [{"name": n, "calls": c, "us": us} for n, c, us in kernels]}]
+    rows.append({"case": "b", "run": "dense", "kernels": [{"name": "_forward", "calls": 1, "us": 900.0}]})
+    found["sections"]["breakdown"] = {"environment": found["sections"]["scale"]["environment"], "rows": rows}
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_ncu_looks_at_the_two_slowest_of_ours(monkeypatch, tmp_path, broken_down):
+    tool(tmp_path, monkeypatch, "ncu", 'echo "==PROF== Connected"; echo "  $2 of $6"; echo "$@" | tail -c 10')
+    first, second = tools.ncu(broken_down, time.monotonic() + 60)
+    assert (first["kernel"], second["kernel"]) == ("_bounds", "_maxima")
+    assert first["text"][0] == "  regex:^_bounds$ of 1" and first["text"][1].endswith("--step a")
+
+
+def test_what_ncu_refuses_is_a_row(monkeypatch, tmp_path, broken_down):
+    tool(tmp_path, monkeypatch, "ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"; exit 1')
+    assert [row["refused"] for row in tools.ncu(broken_down, time.monotonic() + 60)] == 2 * [
+        "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"
+    ]
+    tool(tmp_path, monkeypatch, "ncu", "echo '==WARNING== No kernels were profiled.'")
+    assert [row["refused"] for row in tools.ncu(broken_down, time.monotonic() + 60)] == 2 * ["exit code 0"]
+    tool(tmp_path, monkeypatch, "ncu", "sleep 100")
+    assert next(tools.ncu(broken_down, time.monotonic() + 1))["refused"] == "not finished within 0 s"
+    (row,) = tools.ncu(tmp_path / "nothing.json", time.monotonic() + 1)
+    assert row["refused"] == "nothing is broken down yet"
+
+
+def test_names_of_kernels_are_those_of_the_package():
+    names = tools._kernels()
+    assert {"_maxima", "_bounds", "_weighted_sums", "_forward", "_gradient"} <= names
+    assert device.BACKEND == "triton" and device.KIND == "cuda"

@@ -1,59 +1,138 @@
-"""What is swept is what the launchers take; in the interpreter, at sizes of a test."""
+"""What is swept is what the launchers ask for; in the interpreter, at sizes of a test."""
 
+import json
+import time
 from dataclasses import replace
 
 import pytest
+import standin
 import torch
-from tiny import SIMCLR
+from amcl_fast.kernels import decorrelate, dense, gathered, select, tuning
 
-from benchmarks import sweep
+from benchmarks import device, sweep
+from benchmarks.cases import named
+
+MODULES = {"select": select, "gathered": gathered, "dense": dense, "decorrelate": decorrelate}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The launchers on the CPU, at sizes of a test."""
+    for name, value in {"KIND": "cpu", "sized": standin.small, "settle": lambda: None, "release": lambda: None}.items():
+        monkeypatch.setattr(device, name, value)
 
 
 @pytest.mark.parametrize("one", sweep.SWEEPS, ids=lambda one: one.name)
-def test_sweeps_replace_a_table_of_the_launchers(one):
+def test_sweeps_name_tables_and_kernels_that_there_are(one, interpreted):
+    """A table that nobody asks for, or a kernel of another name, is a renaming that was missed here."""
     assert one.variants[0] == {} and len(one.variants) > 3
     assert all(variant not in one.variants[:number] for number, variant in enumerate(one.variants))
-    original = getattr(one.owner, one.function)
-    with one.applied(one.variants[1]):
-        assert getattr(one.owner, one.function) is not original
-    assert getattr(one.owner, one.function) is original
-    kernels = {name for name in dir(one.owner) if name in one.kernels}
-    assert kernels == set(one.kernels)
+    module = MODULES[one.table.split(".")[0]]
+    if not hasattr(module, "tuning"):
+        pytest.skip(f"{module.__name__} asks no table yet")
+    assert set(one.kernels) <= {name for name in dir(module) if name.startswith("_")}
+    with tuning.trying(one.table, {}) as asked:
+        sweep.step_of_case(device.sized(named(one.case)), "ours")()
+    assert asked, f"no launcher asks for {one.table}"
 
 
-def test_parameters_reach_the_launcher(monkeypatch):
-    x = torch.zeros(1, 8, 64, dtype=torch.bfloat16)
-    one = sweep.SWEEPS[0]
-    with one.applied({"M": 32}):
-        assert one.owner.similarity_tiling(x, 64)["M"] == 32
-    # A table that is asked by keyword can be swept in part.
-    part = replace(sweep.SWEEPS[1], function="_tiling", only=(("heads", 2),))
-    original = lambda **_: {"BLOCK": 16}  # noqa: E731
-    monkeypatch.setattr(part.owner, "_tiling", original)
-    with part.applied({"BLOCK": 8}):
-        assert part.owner._tiling(heads=2) == {"BLOCK": 8} and part.owner._tiling(heads=3) == {"BLOCK": 16}
+def test_parameters_are_what_the_launchers_take(interpreted):
+    """Each variant's names are among those of the launchers' choice, or Triton's."""
+    for one in sweep.SWEEPS:
+        if not hasattr(MODULES[one.table.split(".")[0]], "tuning"):
+            continue
+        defaults = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                tuning, "chosen", lambda table, key, default, x, d=defaults: d.setdefault(table, default) and default
+            )
+            sweep.step_of_case(device.sized(named(one.case)), "ours")()
+        names = {name for variant in one.variants for name in variant}
+        assert names <= {*defaults[one.table], "num_stages", "maxnreg", "num_warps"}, one.name
 
 
-def test_rows_hold_times_and_differences(monkeypatch):
-    """A stand-in for the profiler: this machine need not have a GPU."""
-    case = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})
-    one = replace(sweep.SWEEPS[1], variants=({}, {"BLOCK": 8}, {"BLOCK": 7}))
-    monkeypatch.setattr(sweep, "SWEEPS", (one,))
-    monkeypatch.setattr(sweep, "_case", lambda _: case)
-    monkeypatch.setattr(
-        sweep, "step_of_case", lambda case, run: sweep_step(case, [case.operands("cpu", torch.float32)])
+ONE = replace(
+    next(one for one in sweep.SWEEPS if one.name == "sums"),
+    variants=({}, {"num_warps": 2}, {"M": 128, "N": 128}, {"num_warps": 4, "BLOCK": 8}, {"num_warps": 1}),
+)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    standin.install(monkeypatch.setattr)
+    return monkeypatch
+
+
+def rows(folder, one=ONE, until=float("inf")):
+    return list(sweep.rows(one, folder, until))
+
+
+def file_of(folder):
+    return json.loads((folder / "nvidia-stand-in-1.json").read_text())
+
+
+def test_rows_and_their_winner(pretend, tmp_path):
+    *variants, last = rows(tmp_path)
+    assert [row["parameters"] for row in variants] == list(ONE.variants)
+    assert variants[0]["us"] == {"_weighted_sums": 10.0} and variants[0]["difference"] == 0
+    assert "out of resources" in variants[2]["failed"]
+    assert variants[3]["us"] == {"_weighted_sums": 5.0}
+    # The fastest, and wrong by a tenth.
+    assert variants[4]["us"] == {"_weighted_sums": 1.0} and variants[4]["difference"] == pytest.approx(0.1, rel=0.01)
+    assert last["winner"] == {"num_warps": 4, "BLOCK": 8} and last["variants"] == [5, 5]
+    assert (last["us"], last["default_us"]) == (5.0, 10.0)
+    key = "d=8 adaptive"
+    assert last["keys"] == [key] and file_of(tmp_path)["tables"] == {ONE.table: {key: last["winner"]}}
+    assert file_of(tmp_path)["measured"][ONE.table][key]["us"] == 5.0
+    assert sweep.line(last) == "sums: {'num_warps': 4, 'BLOCK': 8}: 5.0 us; chosen without the table 10.0 us"
+    assert sweep.line(variants[0]) == ""
+
+
+def test_what_is_faster_by_less_than_the_noise_does_not_win(pretend, tmp_path):
+    rows(tmp_path)
+    pretend.setattr(sweep, "NOISE", 0.6)
+    *_, last = rows(tmp_path)
+    assert last["winner"] is None and sweep.line(last) == "sums: as chosen; chosen without the table 10.0 us"
+    # What an earlier sweep has put there is taken out.
+    assert (
+        file_of(tmp_path)["tables"] == {}
+        and file_of(tmp_path)["measured"][ONE.table]["d=8 adaptive"]["default_us"] == 10
     )
-    kernels = [{"name": name, "calls": 1.0, "us": 3.0} for name in one.kernels]
-    monkeypatch.setattr(sweep, "break_down", lambda step, times: {"kernels": kernels})
-    chosen, other, impossible = sweep.rows(jobs=1)
-    assert chosen["us"] == dict.fromkeys(one.kernels, 3.0) and chosen["error"] == 0
-    assert other["parameters"] == {"BLOCK": 8} and 0 <= other["error"] < 1e-6
-    assert "failed" in impossible and impossible["parameters"] == {"BLOCK": 7}
-    assert "1 do not run" in sweep.table([chosen, other, impossible])
 
 
-def sweep_step(case, sets):
-    from benchmarks.operators import step_of
-    from benchmarks.peers import implementation
+def test_what_is_not_right_against_float64_does_not_win(pretend, tmp_path):
+    pretend.setattr(sweep.Oracle, "error", lambda self, run: 1.0)
+    assert rows(tmp_path)[-1]["winner"] is None
 
-    return step_of(implementation("triton", case), sets)
+
+def test_the_launchers_choice_must_run(pretend, tmp_path):
+    pretend.setattr(device, "kernels", lambda step: [])
+    with pytest.raises(KeyError, match="_weighted_sums"):
+        rows(tmp_path)
+    pretend.setattr(sweep, "step_of_case", lambda case, run: lambda: [torch.ones(1)])
+    with pytest.raises(KeyError):
+        rows(tmp_path)
+    pretend.setattr(device, "kernels", lambda step: [{"name": "_weighted_sums", "calls": 1, "us": 1.0}])
+    with pytest.raises(LookupError, match=r"no launcher of 'SimCLR, N = 4096, one table' asks for .*sums"):
+        rows(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_ends_with_what_it_has(pretend, tmp_path):
+    first, last = rows(tmp_path, until=time.monotonic() - 1)
+    assert first["parameters"] == {} and last["winner"] is None
+    assert sweep.line(last).endswith(", 1 of 5 variants, the time was up")
+
+
+def test_two_sweeps_of_one_key_are_told(pretend, tmp_path):
+    rows(tmp_path)
+    with pytest.raises(ValueError, match="the sweeps 'sums' and 'more' are of one key, 'd=8 adaptive'"):
+        rows(tmp_path, replace(ONE, name="more"))
+    pretend.setattr(sweep.results, "_output", lambda *command: "f" * 40)
+    assert rows(tmp_path, replace(ONE, name="more"))[-1]["winner"]
+
+
+def test_everything_that_is_swept_is_compiled_before(pretend):
+    assert len(sweep.compilations()) == sum(len(one.variants) for one in sweep.SWEEPS)
+    for action in list(sweep.compilations().values())[:3]:
+        action()

@@ -1,0 +1,135 @@
+"""What was predicted of a device before it was measured, and the table that puts the one beside the other.
+
+`python -m benchmarks.gpu --table FILE` prints it from the JSON of a machine.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A range, in the unit of what is measured.
+
+    Attributes:
+        device: name of the GPU.
+        written: when, in UTC as ISO 8601 has it.
+        section: of the JSON.
+        row: what tells the row, its `case`, `task` or `loss`, and its `run` (empty: it has none).
+        value: the row's field, or the name of a kernel, whose milliseconds a step are meant; `a/b` of runs of a timed
+            case is the ratio of their medians.
+        low, high: what was expected.
+        basis: from what, in a few words.
+    """
+
+    device: str
+    written: str
+    section: str
+    row: tuple[str, str]
+    value: str
+    low: float
+    high: float
+    basis: str
+
+    def measured(self, document: dict[str, Any]) -> tuple[float | None, float | None]:
+        """What a machine's JSON has from before the prediction and from after it, the latest of each; or None.
+
+        An operator had tables of its own before it could have one, and whole losses stood in the section `breakdown`.
+        """
+        before: tuple[str, float | None] = "", None
+        after: tuple[str, float | None] = "", None
+        name, run = self.row
+        for title, section in document["sections"].items():
+            date = section["environment"]["date"]
+            earlier = date < self.written
+            sections = (self.section, "breakdown") if earlier else (self.section,)
+            names = (name, name.removesuffix(", one table")) if earlier else (name,)
+            if title.split("-")[0] not in sections:
+                continue
+            for row in section["rows"]:
+                if (row.get("case") or row.get("task") or row.get("loss")) in names and row.get("run", "") == run:
+                    value = self._of(row)
+                    if value is not None and earlier and date >= before[0]:
+                        before = date, value
+                    if value is not None and not earlier and date >= after[0]:
+                        after = date, value
+        return before[1], after[1]
+
+    def _of(self, row: dict[str, Any]) -> float | None:
+        if "runs" in row:
+            medians = [row["runs"].get(run, {}).get("median_ms") for run in self.value.split("/")]
+            if None in medians:
+                return None
+            return medians[0] / medians[1] if len(medians) == 2 else medians[0]
+        if self.value in row:
+            return row[self.value]
+        kernels = row.get("kernels")
+        us = [kernel["us"] for kernel in kernels if kernel["name"] == self.value] if isinstance(kernels, list) else []
+        return sum(us) / 1e3 if us else None
+
+
+def table(document: dict[str, Any]) -> str:
+    """The predictions for the machine of a document beside what it has, in Markdown.
+
+    Raises:
+        ValueError: there are no predictions for this device.
+    """
+    chosen = [one for one in PREDICTIONS if one.device == document["machine"]["name"]]
+    if not chosen:
+        raise ValueError(f"no predictions for {document['machine']['name']!r}")
+    lines = ["| what | before | predicted | measured | verdict | from | written |", "|---|---|---|---|---|---|---|"]
+    for one in chosen:
+        name, run = one.row
+        what = f"{name}{', ' + run if run not in ('', 'ours') else ''}: {_names(one.value)}"
+        before, found = one.measured(document)
+        verdict = "–" if found is None else _verdict(found, one)
+        cells = [what, _figure(before), _range(one), _figure(found), verdict, one.basis, one.written[:10]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _names(value: str) -> str:
+    if value.endswith("_ms"):
+        return f"{value.removesuffix('_ms')}, ms"
+    if "/" in value:
+        return value
+    return f"`{value}`, ms" if value.startswith("_") else f"{value}, ms"
+
+
+def _range(one: Prediction) -> str:
+    return f"{one.low:g}" if one.low == one.high else f"{one.low:g} – {one.high:g}"
+
+
+def _verdict(found: float, one: Prediction) -> str:
+    """Within the range, or how far beyond its end; a range of one number has a tenth on either side."""
+    low, high = (0.9 * one.low, 1.1 * one.high) if one.low == one.high else (one.low, one.high)
+    if low <= found <= high:
+        return "as predicted"
+    return f"{found / (high if found > high else low):.2f} × the {'upper' if found > high else 'lower'} end"
+
+
+def _h100(section: str, case: str, value: str, low: float, high: float, basis: str, run: str = "ours") -> Prediction:
+    return Prediction(H100, "2026-11-26T17:00:00+00:00", section, (case, run), value, low, high, basis)
+
+
+_SIMCLR, _MOCO = "SimCLR, N = 4096, one table", "MoCo, N = 256, queue 65,536"
+_BARLOW = "Barlow Twins, d = 8192, N = 1024"
+_READING, _PROTOTYPE = "a reading of the kernels", "a prototype's time"
+
+PREDICTIONS = (
+    _h100("breakdown", _SIMCLR, "busy_ms", 1.2, 1.2, _READING),
+    _h100("breakdown", _SIMCLR, "_maxima", 0.085, 0.115, _PROTOTYPE),
+    _h100("breakdown", _SIMCLR, "_bounds", 0.045, 0.06, _PROTOTYPE),
+    _h100("breakdown", _SIMCLR, "_bits", 0.09, 0.134, _PROTOTYPE),
+    _h100("breakdown", _SIMCLR, "_pick", 0.045, 0.062, _PROTOTYPE),
+    _h100("losses", "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "busy_ms", 1.0, 1.0, _READING),
+    _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "graph_ms", 0.3, 0.3, _READING),
+    _h100("operators", "SimCLR, N = 65,536", "ours", 75, 75, _READING, ""),
+    _h100("breakdown", _BARLOW, "busy_ms", 1.6, 2.33, "the products; strips in plain torch"),
+)

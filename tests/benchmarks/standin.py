@@ -1,0 +1,146 @@
+"""A GPU that is not there, for the tests of `benchmarks.gpu`: what touches the device is replaced.
+
+Cases are the size of a test and run on the CPU, by the reference; times are made up. As a script it is the command
+itself on that GPU, every item of which takes so many seconds:
+
+    python tests/benchmarks/standin.py SECONDS [arguments of benchmarks.gpu]
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import torch
+from amcl_fast.kernels import tuning
+from torch import nn
+
+from amcl_fast import AdaptiveTemperature
+from benchmarks import cases, checks, device, gpu, parts, results, sweep, workers
+
+NAME = "NVIDIA Stand-in 1"
+MACHINE = {"device": "cuda", "name": NAME, "cores": 2, "memory_gib": 8.0}
+COMMIT = "0123456789abcdef"
+KERNELS = [*sorted({name for one in sweep.SWEEPS for name in one.kernels}), "void at::native::copy<4>(int)"]
+X = torch.zeros(1)
+
+
+def small(case):
+    """A case at a size for tests."""
+    settings = case.settings | ({"top_k": 3} if case.settings.get("top_k") else {})
+    if not hasattr(AdaptiveTemperature, "precision"):
+        settings.pop("precision", None)
+    rows = 12 if case.operator in ("contrast", "simclr", "moco", "infonce") else 6
+    few = min(case.candidates, 20)
+    return replace(case, heads=min(case.heads, 2), rows=rows, candidates=few, width=8, settings=settings)
+
+
+class Launchers:
+    """What the launchers would ask their tables for, and how long kernels take with what they are given.
+
+    The launchers' choice is 10 µs; four warps are twice as fast, one warp ten times, but then results are wrong; tiles
+    of 128 × 128 do not run.
+    """
+
+    us = 10.0
+    wrong = False
+
+    @classmethod
+    def step_of_case(cls, case, run, of=sweep.step_of_case):
+        """A step that asks every table first."""
+        step = of(case, run)
+
+        def asking():
+            cls.us, cls.wrong = 10.0, False
+            for table in sorted({one.table for one in sweep.SWEEPS}):
+                key = f"d={case.width} {'adaptive' if case.adaptive else 'constant'}"
+                key += ", queue" if case.candidates else ""
+                chosen = tuning.chosen(table, key, {"num_warps": 8}, X)
+                if chosen.get("M") == chosen.get("N") == 128:
+                    raise RuntimeError("out of resources: registers")
+                cls.us = min(cls.us, {4: 5.0, 1: 1.0}.get(chosen["num_warps"], 10.0))
+                cls.wrong = cls.wrong or chosen["num_warps"] == 1
+            return [t if t is None or not cls.wrong else 1.1 * t for t in step()]
+
+        return asking
+
+    @classmethod
+    def kernels(cls, step):
+        """A profile."""
+        cls.us = 10.0
+        step()
+        return [{"name": name, "calls": 2.0, "us": cls.us} for name in KERNELS]
+
+
+def wall(step, seconds=0.0):
+    step()
+    return 1.0
+
+
+def install(set_, seconds=0.0):
+    """Put the stand-ins in place by `set_(object, name, value)`; items take `seconds`."""
+    for name, value in {
+        "KIND": "cpu", "BACKEND": "reference", "problem": lambda: None, "capability": lambda: [9, 0], "sized": small,
+        "settle": lambda: None, "release": lambda: None, "kernels": Launchers.kernels, "wall": wall,
+        "captured": lambda step: step, "graphed": lambda module, inputs: module, "peak_gib": lambda step: 0.5,
+        "copy_bandwidth": lambda: 1e12, "ceiling_size": lambda: 16,
+        "training_size": lambda: (3, 8),
+        "encoder": lambda width: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, width)),
+    }.items():  # fmt: skip
+        assert hasattr(device, name)
+        set_(device, name, value)
+    set_(torch, "compile", lambda function, dynamic: function)
+    set_(sweep, "step_of_case", Launchers.step_of_case)
+    # Not even the reference keeps within the tolerance of bfloat16 where it rounds every step to it.
+    set_(checks, "DTYPES", 3 * (torch.float32,))
+    set_(cases, "DTYPES", dict.fromkeys(("cpu", "cuda"), torch.float32))
+    set_(results, "machine", lambda kind: MACHINE)
+    set_(results, "_output", lambda *command: {"git": COMMIT, "nvidia-smi": "580.1"}[command[0]])
+    set_(results, "_QUIET", 1e6)
+    set_(tuning, "device_name", lambda x: NAME)
+    # A GPU's processes are spawned; these have what the test has replaced.
+    set_(workers, "METHOD", "fork")
+    set_(parts, "WORK", parts.WORK._replace(perform=lambda *task: perform(seconds, *task)))
+
+
+def perform(seconds, *task):
+    """An item as it is, after a while, on one thread: a forked process cannot use the pool of its parent."""
+    torch.set_num_threads(1)
+    time.sleep(seconds)
+    yield from parts.perform(*task)
+
+
+class Faults:
+    """What goes wrong: by part its item, and how."""
+
+    def __init__(self, of):
+        self._of, self._poisoned = of, False
+
+    def perform(self, part, item, place, until):
+        """`Work.perform` with what goes wrong in it."""
+        torch.set_num_threads(1)
+        at, fault = self._of[part]
+        if item == at:
+            if fault == "raises":
+                raise ValueError("no such tile\nand more")
+            if fault == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "ends":
+                os._exit(3)
+            if fault == "hangs":
+                time.sleep(60)
+            if fault == "poisons":
+                self._poisoned = True
+        if self._poisoned:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        yield from parts.perform(part, item, place, until)
+
+    def unusable(self):
+        """`Work.unusable`."""
+        return self._poisoned
+
+
+if __name__ == "__main__":
+    install(setattr, float(sys.argv[1]))
+    gpu.main(sys.argv[2:])
