@@ -75,9 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             print(table(results.load(options.table)))
         except (ValueError, OSError) as error:
-            parser.error(
-                f"--table must be the JSON of a machine with predictions, got {str(options.table)!r}: {problem}"
-            )
+            parser.error(f"--table must be the JSON of a machine with predictions, got {str(options.table)!r}: {error}")
         return
     known = {"quick": QUICK, "full": FULL} | {name: (name,) for name in FULL}
     if unknown := set(options.parts) - set(known):
@@ -146,7 +144,7 @@ def _for_a_tool(case: str | None) -> int:
         try:
             for _ in checks.check(device.sized(one), checks.DTYPES[0]):
                 pass
-        except Exception as error:
+        except Exception as problem:
             print(f"FAILED  {one.name}: {told(problem)}", file=sys.stderr, flush=True)
             code = 1
     return code
