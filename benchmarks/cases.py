@@ -213,10 +213,14 @@ CASES = (
         gradients=(True, False, True, True), peers=("dense", "compiled"),
     ),
     Case("Whole loss: AMCL-SimCLR, N = 512, InfoNCE", "simclr", 3, 1024, 0, 128, _ALL, peers=("dense",)),
-    Case("Whole loss: NT-Xent, N = 512, one head", "simclr", 1, 1024, 0, 128, _NT_XENT, peers=("dense", "lightly")),
+    Case(
+        "Whole loss: NT-Xent, N = 512, one head", "simclr", 1, 1024, 0, 128, _NT_XENT, peers=("dense", "lightly"),
+        targets={"cuda": {}},
+    ),
     Case(
         "Whole loss: Barlow Twins, τ = 1, d = 2048, N = 512", "barlow", 1, 2048, 0, 512,
         {"tau_min": 1.0, "tau_max": 1.0, "beta": 0.0, "lambd": 5e-3}, peers=("dense", "lightly"),
+        targets={"cuda": {}},
     ),
     Case(
         "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "moco", 3, 512, 65_536, 128, _TOPK, peers=("dense",),

@@ -12,7 +12,7 @@ import torch
 
 from . import device
 from .cases import Case, Operands, named
-from .check import Oracle
+from .check import Oracle, evaluate
 from .operators import WrongResult
 from .peers import implementation
 
@@ -113,17 +113,27 @@ def all_checks() -> dict[str, Check]:
 
 def smoke() -> dict[str, Check]:
     """The checks that would show most of what can be wrong, in half a minute."""
+    return {name: check for case, dtype in _smoke_cases() for name, check in _checks(case, dtype)} | _nan()
+
+
+def compilations() -> dict[str, Callable[[], object]]:
+    """By name, what compiles the kernels of each smoke check."""
+    found: dict[str, Callable[[], object]] = {
+        _name(case, dtype): partial(_once, device.sized(case), dtype) for case, dtype in _smoke_cases()
+    }
+    return found | {name: lambda check=check: list(check()) for name, check in _nan().items()}  # type: ignore[misc]
+
+
+def _smoke_cases() -> list[tuple[Case, torch.dtype]]:
     cases = {case.name: case for case in small_cases() + unusual_cases() + whole_cases()}
     bfloat16, float32, float16 = DTYPES
-    equal_keys = EqualRows(
-        "queue of equal keys", "contrast", 2, 70, 5000, 80, cases["one table, topk_mean 20"].settings
-    )
-    chosen: list[tuple[Case, torch.dtype]] = [
+    form = cases["one table, topk_mean 20"].settings
+    return [
         (cases["topk_mean 20, 190 candidates, d = 80, τ ≤ 2.0"], bfloat16),
         (cases["τ from 1e-5, topk_softmax 20"], bfloat16),
         (cases["τ from 1e-5, softmax None"], float32),
         (cases["equal rows, topk_softmax 20"], bfloat16),
-        (equal_keys, bfloat16),
+        (EqualRows("queue of equal keys", "contrast", 2, 70, 5000, 80, form), bfloat16),
         (cases["whole MoCo, transposed queue"], bfloat16),
         (cases["whole SimCLR, topk_softmax 20"], bfloat16),
         (cases["one table, softmax None"], bfloat16),
@@ -136,7 +146,10 @@ def smoke() -> dict[str, Check]:
         (named("MoCo, N = 256, queue 65,536"), bfloat16),
         (named("Barlow Twins, d = 8192, N = 1024"), bfloat16),
     ]
-    return {name: check for case, dtype in chosen for name, check in _checks(case, dtype)} | _nan()
+
+
+def _once(case: Case, dtype: torch.dtype) -> None:
+    evaluate(implementation(device.BACKEND, case), case.operands(device.KIND, dtype))
 
 
 def check(case: Case, dtype: torch.dtype) -> Iterator[dict[str, Any]]:

@@ -68,12 +68,18 @@ def kernels(step: Step) -> list[dict[str, Any]]:
     return sorted(found, key=lambda kernel: -kernel["us"])
 
 
-def wall(step: Step, seconds: float = 0.3) -> float:
-    """A step by the clock: the median over groups of steps, issued one after the other between two waits."""
+def wall(step: Step, seconds: float = 0.3, group: int | None = None) -> float:
+    """A step by the clock: the median over groups of steps, issued one after the other between two waits.
+
+    Args:
+        step: to be measured.
+        seconds: measure for at least so long, and three groups.
+        group: steps; None: as many as take a tenth of a second, ten at most.
+    """
     started = time.perf_counter()
     step()
     settle()
-    group = max(1, min(_STEPS, int(0.1 / (time.perf_counter() - started))))
+    group = group or max(1, min(_STEPS, int(0.1 / (time.perf_counter() - started))))
     times: list[float] = []
     stop = time.monotonic() + seconds
     while len(times) < 3 or time.monotonic() < stop:

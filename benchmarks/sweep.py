@@ -74,7 +74,14 @@ _SUMS = ({}, *_grid(BLOCK=(8, 16, 32), num_warps=(1, 2, 4)))
 _FORWARD = _tiles(((128, 32, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), (64, 64, 8)), num_stages=(2, 3))
 _GRADIENT = _tiles(((128, 32, 8), (128, 16, 8), (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8)), num_stages=(2, 3))
 _CONSTANT = _tiles(((128, 64, 8), (128, 128, 8), (64, 64, 4), (64, 128, 4), (128, 64, 4)), num_stages=(2, 3, 4))
-_ELEMENTS = ({}, *_grid(BLOCK=(512, 1024, 2048), M=(2, 4, 8), num_warps=(4, 8)))
+_ELEMENTS = (
+    {},
+    *(
+        {"BLOCK": block, "M": rows, "num_warps": warps, **limit}
+        for block, rows, warps in ((2048, 1, 4), (2048, 2, 8), (2048, 1, 16), (1024, 1, 4), (1024, 2, 8), (1024, 4, 16))
+        for limit in ({}, {"maxnreg": 64 if warps == 16 else 255 if warps == 4 else 168})
+    ),
+)
 _STRIPS = ({}, *_grid(ROWS=(512, 1024, 2048), COLUMNS=(1024, 2048, 4096, 8192)))
 
 _TOPK = "SimCLR, N = 4096, one table"

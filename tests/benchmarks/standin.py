@@ -73,7 +73,7 @@ class Launchers:
         return [{"name": name, "calls": 2.0, "us": cls.us} for name in KERNELS]
 
 
-def wall(step, seconds=0.0):
+def wall(step, seconds=0.0, group=None):
     step()
     return 1.0
 
