@@ -163,6 +163,32 @@ def _storages(rows: list[dict[str, Any]]) -> str:
     return _table(["kept as", "kB an image", "images/s", "CPU ms/image", "× the first"], lines)
 
 
+def losses(rows: list[dict[str, Any]]) -> str:
+    """Table of whole losses on a GPU: a line for each, with its runs in milliseconds by the clock."""
+    of = {(row["case"], row["run"]): row for row in rows}
+    runs = ("graphed", "ours, compiled", "dense", "dense, compiled")
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        ours = of.get((case, "ours"), {})
+        cells = [case, _or_dash(ours.get("kernels"), "{:.0f}")]
+        cells += [_or_dash(ours.get(f"{kind}_ms"), "{:.2f}") for kind in ("busy", "wall", "graph")]
+        lines.append(cells + [_or_dash(of.get((case, run), {}).get("wall_ms"), "{:.2f}") for run in runs])
+    return _table(
+        [
+            "loss",
+            "kernels",
+            "busy",
+            "ours",
+            "as one graph",
+            "by make_graphed_callables",
+            "compiled",
+            "dense",
+            "compiled",
+        ],
+        lines,
+    )
+
+
 def training(rows: list[dict[str, Any]]) -> str:
     """Table of training steps: images/s and the share of each phase."""
     phases = list(rows[0]["milliseconds"])
@@ -294,6 +320,7 @@ def _alt(path: str) -> str:
 
 _TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "operators": ("Operators and losses, forward and backward.", operators),
+    "losses": ("Whole losses on the GPU, forward and backward, ms a step.", losses),
     "scaling": ("Exponents of the contrast's time and memory.", scaling),
     "pipeline": ("Two views of an image.", pipeline),
     "training": ("Where a training step's time goes.", training),

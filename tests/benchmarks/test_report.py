@@ -74,6 +74,12 @@ def test_training_and_scaling_tables():
     )
 
 
+def test_losses_table():
+    assert report.losses(document()["sections"]["losses"]["rows"]).splitlines()[-1] == (
+        "| InfoNCE | 57 | 0.30 | 2.00 | – | 0.50 | – | 2.50 | – |"
+    )
+
+
 def test_line_for_the_terminal():
     (row,) = document()["sections"]["operators"]["rows"]
     assert report.operator_line(row).startswith("10 (9 – 11) ms; 5.0 dense; wrong by 3e-01 compiled; not installed")

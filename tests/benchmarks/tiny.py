@@ -87,6 +87,17 @@ def document() -> dict:
                     }
                 ],
             },
+            "losses": {
+                "environment": ENVIRONMENT,
+                "rows": [
+                    {
+                        "case": "InfoNCE", "run": "ours", "kernels": 57.0, "busy_ms": 0.3, "wall_ms": 2.0,
+                        "graph_ms": None, "graph_problem": "a wait",
+                    },
+                    {"case": "InfoNCE", "run": "graphed", "wall_ms": 0.5, "same_bits": True},
+                    {"case": "InfoNCE", "run": "dense", "kernels": 89, "busy_ms": 0.2, "wall_ms": 2.5, "graph_ms": 1},
+                ],
+            },
             "training": {
                 "environment": ENVIRONMENT,
                 "rows": [
