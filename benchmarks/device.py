@@ -4,9 +4,12 @@ Times are milliseconds, steps are callables of no arguments that issue work.
 """
 
 import contextlib
+import ctypes
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -127,29 +130,44 @@ def peak_gib(step: Step) -> float:
 
 @contextlib.contextmanager
 def compiled() -> Iterator[dict[str, dict[str, int]]]:
-    """What the kernels use that run for the first time meanwhile, by name; the dictionary fills as they run.
+    """What the kernels use that this process loads meanwhile, by name; the dictionary fills as they are loaded.
 
     `registers` and bytes of `stack` a thread, `warps` and bytes of `shared` memory a block.
     """
-    from triton.runtime.jit import JITFunction
+    from triton import knobs
 
     found: dict[str, dict[str, int]] = {}
-    run = JITFunction.run
 
-    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kernel = run(self, *args, **kwargs)
-        if getattr(kernel, "n_regs", None) is not None:
-            found[self.__name__] = {
-                "registers": kernel.n_regs, "stack": 4 * kernel.n_spills, "warps": kernel.metadata.num_warps,
-                "shared": kernel.metadata.shared,
-            }  # fmt: skip
-        return kernel
+    def loaded(module: int, function: int, name: str, files: dict[str, str], *_: Any) -> None:
+        about = json.loads(Path(next(path for file, path in files.items() if file.endswith(".json"))).read_text())
+        found[name] = {
+            "registers": _attribute(_REGISTERS, function), "stack": _attribute(_LOCAL_BYTES, function),
+            "warps": about["num_warps"], "shared": about["shared"],
+        }  # fmt: skip
 
-    JITFunction.run = noted
+    # To patch what launches kernels instead would change how they are launched.
+    hooks = knobs.runtime.kernel_load_end_hook
+    hooks.add(loaded)
     try:
         yield found
     finally:
-        JITFunction.run = run
+        hooks.remove(loaded)
+
+
+# Of cuda.h's CUfunction_attribute.
+_LOCAL_BYTES, _REGISTERS = 3, 4
+
+
+def _attribute(which: int, function: int) -> int:
+    value = ctypes.c_int()
+    if code := _libcuda().cuFuncGetAttribute(ctypes.byref(value), which, ctypes.c_void_p(function)):
+        raise RuntimeError(f"cuFuncGetAttribute returned {code}")
+    return value.value
+
+
+@functools.cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 def ceiling_size() -> int:

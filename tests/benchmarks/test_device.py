@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from triton.runtime.jit import JITFunction
+from triton import knobs
 
 from benchmarks import device
 
@@ -25,17 +25,23 @@ def test_wall_is_the_median_of_groups(monkeypatch):
     assert len(calls) == 31 and waits == [1, 1, 11, 11, 21, 21, 31]
 
 
-def test_what_kernels_use_is_noted_when_they_first_run(monkeypatch):
-    kernel = types.SimpleNamespace(
-        n_regs=128, n_spills=6, metadata=types.SimpleNamespace(num_warps=4, shared=2048), result=None
-    )
-    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kwargs: kernel if args else None)
-    original, function = JITFunction.run, types.SimpleNamespace(__name__="_maxima")
+def test_what_kernels_use_is_noted_when_they_are_loaded(monkeypatch, tmp_path):
+    """By libcuda's own function, of which this is a stand-in."""
+
+    def attribute(pointer, which, function):
+        pointer._obj.value = {3: 24, 4: 128}[which]
+        return 0 if function.value == 77 else 400
+
+    monkeypatch.setattr(device, "_libcuda", lambda: types.SimpleNamespace(cuFuncGetAttribute=attribute))
+    (tmp_path / "_maxima.json").write_text('{"num_warps": 4, "shared": 2048, "name": "_maxima"}')
+    files = {"_maxima.cubin": str(tmp_path / "_maxima.cubin"), "_maxima.json": str(tmp_path / "_maxima.json")}
+    load = knobs.runtime.kernel_load_end_hook
     with device.compiled() as found:
-        assert JITFunction.run(function) is None and found == {}
-        assert JITFunction.run(function, 1, grid=(1,), warmup=False) is kernel
+        load(1, 77, "_maxima", files, "hash")
+        with pytest.raises(RuntimeError, match="cuFuncGetAttribute returned 400"):
+            load(1, 78, "_maxima", files, "hash")
+    load(1, 77, "_bits", files, "hash")
     assert found == {"_maxima": {"registers": 128, "stack": 24, "warps": 4, "shared": 2048}}
-    assert JITFunction.run is original
 
 
 def test_a_gpu_takes_cases_as_they_are():
