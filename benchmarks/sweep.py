@@ -3,7 +3,7 @@
 A row of a variant: `sweep`, `table`, `parameters` (what differs from the launchers' choice; empty: nothing), `us` by
 kernel, a step, and `difference`, the relative one of result and gradients from those of the launchers' choice; or
 `failed`. The last row of a sweep holds `winner` instead of `parameters` (null: the launchers' choice stays), `keys` (of
-the table, that were asked for), `us` and `default_us` (both measured once more, in turn), `error` against float64 with
+the table, that were asked for), `us` and `default_us` (medians of several), `error` against float64 with
 its `tolerance`, `compiled` (registers, bytes of stack, warps and bytes of shared memory by kernel) and `variants`, how
 many of how many were measured.
 """
@@ -32,8 +32,8 @@ from .workers import told
 Parameters = dict[str, int]
 # A winner is faster by more than this: what two measurements of the same thing may differ by.
 NOISE = 0.03
-# Rounds in which the fastest variants and the launchers' choice are measured once more, in turn.
-_ROUNDS, _FINALISTS = 3, 3
+# Rounds in which the fastest variants and the launchers' choice are measured once more, in turn; medians of all.
+_ROUNDS, _FINALISTS = 2, 2
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,11 @@ def _tiles(shapes: tuple[tuple[int, int, int], ...], **others: tuple[int, ...]) 
     return ({}, *found)
 
 
-_SIMILARITIES = _tiles(((128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 64, 4)), num_stages=(2, 3, 4), maxnreg=(0, 128))
+_SIMILARITIES = _tiles(((128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 64, 4)), num_stages=(2, 3), maxnreg=(0, 128))
 _FEW_ROWS = _tiles(((128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 64, 4)), num_stages=(3,), maxnreg=(0, 128))
 _SUMS = ({}, *_grid(BLOCK=(8, 16, 32), num_warps=(1, 2, 4)))
+_COLUMNS = ({}, *_grid(COLUMNS=(8, 16, 32), BLOCK=(8, 16, 32), num_warps=(1, 2)))
+_ROWS = ({}, *_grid(ROWS=(1, 2, 4, 8), num_warps=(1, 2, 4)))
 _FORWARD = _tiles(((128, 32, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), (64, 64, 8)), num_stages=(2, 3))
 _GRADIENT = _tiles(((128, 32, 8), (128, 16, 8), (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8)), num_stages=(2, 3))
 _CONSTANT = _tiles(((128, 64, 8), (128, 128, 8), (64, 64, 4), (64, 128, 4), (128, 64, 4)), num_stages=(2, 3, 4))
@@ -93,8 +95,11 @@ _MOCO = "MoCo, N = 256, queue 65,536"
 SWEEPS = (
     Sweep("similarities", "select.similarities", _TOPK, ("_maxima", "_bits"), _SIMILARITIES),
     Sweep("similarities of a queue", "select.similarities", _MOCO, ("_maxima", "_bits"), _FEW_ROWS),
+    Sweep("bounds", "select.bounds", _TOPK, ("_bounds",), _ROWS),
+    Sweep("lists", "select.lists", _TOPK, ("_lists",), _ROWS),
+    Sweep("pick", "select.pick", _TOPK, ("_pick",), _ROWS),
     Sweep("sums", "gathered.sums", _TOPK, ("_weighted_sums",), _SUMS),
-    Sweep("sums of a queue", "gathered.sums", _MOCO, ("_weighted_sums",), _SUMS),
+    Sweep("sums of a queue's columns", "gathered.columns", _MOCO, ("_few_sums",), _COLUMNS),
     Sweep("scores", "gathered.scores", _TOPK, ("_scores",), _SUMS),
     Sweep("all, forward", "dense.forward", _ALL, ("_forward",), _FORWARD),
     Sweep("all, gradient", "dense.gradient", _ALL, ("_gradient",), _GRADIENT),
@@ -156,19 +161,20 @@ def _decided(sweep: Sweep, case: Case, keys: list[str], measured: list[dict[str,
     """The last row; the device's file has the winner when it is there."""
     dtype = case.dtype_on("cuda")
     usable = [row for row in measured if "us" in row and row["difference"] <= FLOOR[dtype]]
-    best = sorted(usable, key=lambda row: sum(row["us"].values()))[:_FINALISTS]
-    finalists = [usable[0], *(row for row in best if row["parameters"])]
-    times: list[list[float]] = [[] for _ in finalists]
-    for _ in range(_ROUNDS):
+    first, *others = usable
+    faster = [row for row in others if _sum(row) < _sum(first)]
+    finalists = [first, *sorted(faster, key=_sum)[:_FINALISTS]]
+    times = [[_sum(row)] for row in finalists]
+    for _ in range(_ROUNDS if faster else 0):
         for row, of_row in zip(finalists, times, strict=True):
             with tuning.trying(sweep.table, row["parameters"]):
                 of_row.append(sum(_times(step_of_case(case, "ours"), sweep).values()))
-    default, *others = (median(of_row) for of_row in times)
+    default, *challengers = (median(of_row) for of_row in times)
     found: dict[str, Any] = {
         "sweep": sweep.name, "table": sweep.table, "winner": None, "keys": keys, "default_us": default,
         "variants": [len(measured), len(sweep.variants)],
     }  # fmt: skip
-    for us, row in sorted(zip(others, finalists[1:], strict=True), key=lambda pair: pair[0]):
+    for us, row in sorted(zip(challengers, finalists[1:], strict=True), key=lambda pair: pair[0]):
         if us > (1 - NOISE) * default:
             break
         with tuning.trying(sweep.table, row["parameters"]):
@@ -231,6 +237,10 @@ def _times(step: Callable[[], object], sweep: Sweep) -> dict[str, float]:
         name = short(kernel["name"])
         times[name] = times.get(name, 0.0) + kernel["us"]
     return {name: times[name] for name in sweep.kernels} if sweep.kernels else {"all": sum(times.values())}
+
+
+def _sum(row: dict[str, Any]) -> float:
+    return sum(row["us"].values())
 
 
 def _once(sweep: Sweep, parameters: Parameters) -> None:
