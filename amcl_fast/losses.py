@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from . import ops
 from .distributed import gather_rows, row_counts, world
+from .ops.phi import phi
 from .reference import NEGATIVES, Stats
-from .rows import bounded, may_look, transformed, unit
+from .rows import Prepared, at_least_float32, bounded, may_look, transformed, unit
 from .temperature import LARGEST, SMALLEST, AdaptiveTemperature
 
 __all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]
@@ -86,13 +87,34 @@ class _Loss(nn.Module):
         offset = None if self.adaptive is None else self.adaptive.score_offset
         return None if offset is None else offset.to(like.dtype)
 
-    def _features(self, x: Tensor) -> Tensor | None:
-        return None if self.adaptive is None else self.adaptive.features(x)
+    def _features(self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False) -> Prepared:
+        """φ of rows x (C, R, d) as the operators take it; `halves`: those of two views that x holds."""
+        adaptive = self.adaptive
+        if adaptive is None or x is None:
+            return Prepared(None, None, None, None, None)
+        if not ops.fused(self.backend, x):
+            table = adaptive.features(x)
+            n = x.shape[1] // 2
+            first, second = (table[:, :n], table[:, n:]) if halves else (None, None)
+            return Prepared(table, None if product is None else table.to(product), first, second, None)
+        out = phi(x, adaptive.weights(x.dtype), adaptive.products(product or x.dtype))
+        cosine = adaptive.score == "cosine"
+        if not cosine and not halves and product == out.dtype:
+            return Prepared(out, out, None, None, None)
+        return ops.prepared(
+            out,
+            None,
+            product=product,
+            factor=math.sqrt(adaptive.scale) if cosine else 1.0,
+            normalise=cosine,
+            halves="ready" if halves else "none",
+            backend=self.backend,
+        )
 
     def _product_dtype(self, z: Tensor) -> torch.dtype:
         """What matrix products of the input `z` read; call it outside of `_full_precision`."""
         if ops.resolve(self.backend, z) != "triton":
-            return _at_least_float32(z).dtype
+            return at_least_float32(z).dtype
         if torch.is_autocast_enabled(z.device.type):
             return torch.get_autocast_dtype(z.device.type)
         return z.dtype
@@ -164,40 +186,53 @@ class _Contrast(_Loss):
 
     def _evaluate(
         self,
-        pairs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-        anchors: Tensor,
-        candidates: Tensor,
-        phi_anchors: Tensor | None,
+        rows: Prepared,
+        phi: Prepared,
+        candidates: Tensor | None,
         phi_candidates: Tensor | None,
-        skip: Tensor | None,
-        product_dtype: torch.dtype,
+        weight: float,
     ) -> Tensor:
-        """Positive plus negative term of every anchor and head, (C, 2N).
+        """`weight` times the sum of the positive and negative terms of all anchors and heads.
 
-        `pairs` are the N positive pairs (x, y, φ(x), φ(y)), x and y not normalised: `align` does it, and doing it
-        twice would square the gradient of a row of zeros. `anchors` are 2N rows, the x of every pair, then its y,
-        normalised. Similarity and r are symmetric, so each pair is evaluated once for both of its anchors.
+        `rows` are 2N anchors, the x of every pair, then its y, normalised. Their halves are the N pairs not normalised:
+        `align` does it, and doing it twice would square the gradient of a row of zeros. Similarity and r are symmetric,
+        so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors.
         """
-        offset = self._offset(anchors)
+        anchors = rows.product
+        assert anchors is not None and rows.first is not None
+        offset = self._offset(rows.first)
         positive, of_positives = ops.align(
-            *pairs, offset, **self._range(), weight=1.0, beta=self.beta, backend=self.backend
-        )
-        positive = torch.cat([positive, positive], dim=1)
-        factors = (anchors, candidates, phi_anchors, phi_candidates)
-        negative, of_negatives = ops.contrast(
-            *(None if factor is None else factor.to(product_dtype) for factor in factors),
+            rows.first,
+            rows.second,
+            phi.first,
+            phi.second,
             offset,
-            skip,
+            **self._range(),
+            weight=1.0,
+            beta=self.beta,
+            backend=self.backend,
+        )
+        # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
+        late = ops.fused(self.backend, anchors)
+        both = None if late else torch.cat([positive, positive], dim=1)
+        negative, of_negatives = ops.contrast(
+            anchors,
+            candidates,
+            phi.product,
+            phi_candidates,
+            offset,
+            rows.skip,
             **self._range(),
             negatives=self.negatives,
             top_k=self.top_k,
             beta=self.beta,
-            # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
-            extra=-positive if self.include_positive else None,
+            extra=-both if self.include_positive and both is not None else None,
             backend=self.backend,
         )
         self.last_stats = _named(of_positives, of_negatives)
-        return positive + negative
+        if both is None:
+            return ops.total(positive, negative, joined=self.include_positive, weight=weight, backend=self.backend)
+        return (both + negative).sum() * weight
 
 
 class SimCLRLoss(_Contrast):
@@ -276,20 +311,26 @@ class SimCLRLoss(_Contrast):
         self._check_width(x.shape[-1], "the projection width d", "z1", z1)
         product_dtype = self._product_dtype(z1)
         with _full_precision(x):
-            raw = _at_least_float32(torch.cat([x, y], dim=1))  # (C, 2N, d)
-            z = unit(raw)
-            phi = self._features(z)
-            if processes == 1:
-                candidates, phi_candidates = z, phi
-            else:
-                candidates = gather_rows(z, [2 * count for count in counts])
-                phi_candidates = self._features(candidates)
-            pairs = (raw[:, :n], raw[:, n:], *((None, None) if phi is None else (phi[:, :n], phi[:, n:])))
-            own = torch.arange(2 * n, device=z.device)
-            skip = 2 * sum(counts[:rank]) + torch.stack([own, (own + n) % (2 * n)], dim=1)
-            rows = self._evaluate(pairs, z, candidates, phi, phi_candidates, skip, product_dtype)
+            rows = ops.prepared(
+                x,
+                y,
+                product=product_dtype,
+                table=self.adaptive is not None or processes > 1,
+                halves="raw",
+                skip=2 * sum(counts[:rank]),
+                backend=self.backend,
+            )
+            phi = self._features(rows.table, product_dtype, halves=True)
+            # One table: what comes back to its rows as anchors and as candidates is one gradient.
+            candidates, phi_candidates = rows.product, phi.product
+            if processes > 1:
+                assert rows.table is not None
+                gathered = gather_rows(rows.table, [2 * count for count in counts])
+                candidates = gathered.to(product_dtype)
+                phi_candidates = self._features(gathered, product_dtype).product
             # The mean over all anchors of the processes is the mean of what they return.
-            return _checked(rows.sum() * (processes / (2 * sum(counts))), z1=z1, z2=z2)
+            loss = self._evaluate(rows, phi, candidates, phi_candidates, processes / (2 * sum(counts)))
+            return _checked(loss, z1=z1, z2=z2)
 
 
 class MoCoLoss(_Contrast):
@@ -344,17 +385,26 @@ class MoCoLoss(_Contrast):
         x, y = _heads_first(q=q, k=k)
         self._note_shape("q", x.shape[1], x)
         self._check_width(x.shape[-1], "the projection width d", "q", q)
-        candidates = _queue(queue, q, x)
+        keys = _queue(queue, q, x)
         product_dtype = self._product_dtype(q)
         with _full_precision(x):
-            x, y = _at_least_float32(x), _at_least_float32(y.detach())
-            unit_x, unit_y = unit(x), unit(y)
-            phi_x, phi_y = self._features(unit_x), self._features(unit_y)
-            phi = None if phi_x is None or phi_y is None else torch.cat([phi_x, phi_y], dim=1)
-            phi_candidates = self._features(candidates)
-            anchors = torch.cat([unit_x, unit_y], dim=1)
-            rows = self._evaluate((x, y, phi_x, phi_y), anchors, candidates, phi, phi_candidates, None, product_dtype)
-            return _checked(rows.mean(dim=1).sum(), q=q, k=k, queue=queue)
+            rows = ops.prepared(
+                x,
+                y.detach(),
+                product=product_dtype,
+                table=self.adaptive is not None,
+                halves="raw",
+                backend=self.backend,
+            )
+            phi = self._features(rows.table, product_dtype, halves=True)
+            phi_candidates = self._features(at_least_float32(keys), product_dtype).product
+            # Whole rows for what reads them one by one, transposed and rounded in one pass.
+            if ops.fused(self.backend, x):
+                candidates = keys.to(product_dtype, memory_format=torch.contiguous_format).contiguous()
+            else:
+                candidates = at_least_float32(keys)
+            loss = self._evaluate(rows, phi, candidates, phi_candidates, 1 / (2 * x.shape[1]))
+            return _checked(loss, q=q, k=k, queue=queue)
 
 
 class SimSiamLoss(_Loss):
@@ -407,18 +457,21 @@ class SimSiamLoss(_Loss):
             return _checked((first + second).mean(dim=1).sum(), p1=p1, z2=z2, p2=p2, z1=z1)
 
     def _direction(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Stats]:
-        if ops.resolve(self.backend, prediction) != "triton":  # whose kernel reads half precision as float32
-            prediction, target = _at_least_float32(prediction), _at_least_float32(target)
-        phi_p = phi_z = None
-        if self.adaptive is not None:
-            phi_p = self.adaptive.features(unit(_at_least_float32(prediction)))
-            phi_z = self.adaptive.features(unit(_at_least_float32(target)))
+        if ops.fused(self.backend, prediction):  # whose kernel reads half precision as float32
+            phi = Prepared(None, None, None, None, None)
+            if self.adaptive is not None:
+                rows = ops.prepared(prediction, target, table=True, backend=self.backend)
+                phi = self._features(rows.table, halves=True)
+            phi_p, phi_z = phi.first, phi.second
+        else:
+            prediction, target = at_least_float32(prediction), at_least_float32(target)
+            phi_p, phi_z = (self._features(unit(z)).table for z in (prediction, target))
         return ops.align(
             prediction,
             target,
             phi_p,
             phi_z,
-            self._offset(_at_least_float32(prediction)),
+            self._offset(at_least_float32(prediction)),
             **self._range(),
             weight=0.5,
             beta=self.beta,
@@ -491,10 +544,12 @@ class BarlowTwinsLoss(_Loss):
         with _full_precision(x):
             # Channel vectors, (C, d, N), each in one piece: all that follows reads and writes along the batch.
             # φ reads them too: from a size of 1e12 on, its score does not change with it, or τ is at a bound.
-            x, y = (bounded(_at_least_float32(z).mT.contiguous()) for z in (x, y))
-            factors = (_standardised(x), _standardised(y), self._features(x), self._features(y))
+            x, y = (bounded(at_least_float32(z).mT.contiguous()) for z in (x, y))
             heads, on, off = ops.decorrelate(
-                *(None if factor is None else factor.to(product_dtype) for factor in factors),
+                _standardised(x).to(product_dtype),
+                _standardised(y).to(product_dtype),
+                self._features(x, product_dtype).product,
+                self._features(y, product_dtype).product,
                 self._offset(x),
                 **self._range(),
                 lambd=self.lambd,
@@ -543,7 +598,7 @@ def _heads_first(**inputs: Tensor) -> list[Tensor]:
 
 
 def _queue(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
-    """A checked queue, (C, d, K) or (d, K), as (C, K, d) without gradient; `like` is q as (C, N, d)."""
+    """A checked queue, (C, d, K) or (d, K), as (C, K, d) without gradient, a view; `like` is q as (C, N, d)."""
     if not isinstance(queue, Tensor):
         raise TypeError(f"queue must be a torch.Tensor, got {type(queue).__name__}")
     _check_kind("queue", queue, "q", q)
@@ -554,7 +609,7 @@ def _queue(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
             f"queue must have shape (C, d, K) = ({heads}, {dim}, K ≥ 1), or (d, K) for one head, "
             f"got {tuple(queue.shape)}"
         )
-    return _at_least_float32(keys.detach()).mT
+    return keys.detach().mT
 
 
 def _check_kind(name: str, z: Tensor, reference_name: str, reference: Tensor) -> None:
@@ -584,10 +639,6 @@ def _checked(loss: Tensor, **inputs: Tensor) -> Tensor:
                 f"{name} must be finite, got {bad} of {z.numel()} values that are NaN or infinite"
             )
     return loss
-
-
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[None]:

@@ -1,5 +1,7 @@
 """Rows of any finite size: the one division of a row by its norm, and what keeps its squares inside float32."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,3 +43,62 @@ def unit(x: Tensor) -> Tensor:
     large.
     """
     return F.normalize(bounded(x), dim=-1)
+
+
+class Prepared(NamedTuple):
+    """Rows as operators take them, made of paired rows x and y, (C, N, d) each; what was not asked for is None.
+
+    Attributes:
+        table: (C, 2N, d), float32 or better, the rows of x, then those of y.
+        product: the same in the dtype of the products.
+        first, second: (C, N, d), float32 or better, the halves.
+        skip: (2N, 2) int64, the columns of a row itself and of its partner.
+    """
+
+    table: Tensor | None
+    product: Tensor | None
+    first: Tensor | None
+    second: Tensor | None
+    skip: Tensor | None
+
+
+def prepared(
+    x: Tensor,
+    y: Tensor | None,
+    *,
+    product: torch.dtype | None = None,
+    factor: float = 1.0,
+    normalise: bool = True,
+    table: bool = False,
+    halves: str = "none",
+    skip: int | None = None,
+) -> Prepared:
+    """Rows of two views, or of one table that holds both, ready for the operators.
+
+    Args:
+        x, y: (C, N, d); or y None, and x (C, 2N, d) the table, which may have any number of rows without `halves`.
+        product: dtype of the table that products read; None for none.
+        factor: of the rows in the tables.
+        normalise: divide rows by max(‖·‖, 1e-12); else the tables hold them as they are.
+        table: the float32 table is wanted.
+        halves: "raw", as given, but in float32; "ready", as in the table; or "none".
+        skip: the column of the first row among all candidates, if the columns to be skipped are wanted.
+    """
+    raw = at_least_float32(x if y is None else torch.cat([x, y], dim=1))
+    whole = unit(raw) if normalise else raw
+    if factor != 1:
+        whole = factor * whole
+    first = second = columns = None
+    if halves != "none":
+        n = raw.shape[1] // 2
+        of = raw if halves == "raw" else whole
+        first, second = of[:, :n], of[:, n:]
+    if skip is not None:
+        own = torch.arange(raw.shape[1], device=raw.device)
+        columns = skip + torch.stack([own, (own + len(own) // 2) % len(own)], dim=1)
+    return Prepared(whole, None if product is None else whole.to(product), first, second, columns)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in the dtype in which losses are evaluated: float64 stays, all else is float32."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,6 +1,7 @@
 """The adaptive temperature of AMCL: one small MLP φ shared by all heads (paper, Section 3.2)."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from .rows import unit
 
 SCORES = ("dot", "cosine")
+PRECISIONS = ("auto", "float32", "tf32")
 
 # Of any τ: it must be a number of float32, in which most losses are evaluated, and so must 1/τ², a slope of theirs.
 SMALLEST, LARGEST = 1e-18, torch.finfo(torch.float32).max
@@ -34,6 +36,10 @@ class AdaptiveTemperature(nn.Module):
         offset: where the learned offset begins; unused with `dot`. φ of an untrained encoder's rows are nearly
             parallel: 0 starts most pairs close to tau_min, where σ is flat and the first steps may throw all of them
             to the other end; ½ starts them at an eighth of the range, 1 in its middle.
+        precision: of φ's products in the losses, forwards and backwards, on the backend triton, where tensor cores
+            multiply in tf32 at several times the rate of float32: `tf32`, `float32`, or `auto`, which is tf32 where
+            autocast or the inputs ask for half precision, in which φ's output is then rounded anyway, and else what
+            torch is set to. Other backends, and with them the CPU, multiply as they are told elsewhere.
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.
@@ -42,6 +48,8 @@ class AdaptiveTemperature(nn.Module):
     Raises:
         ValueError, TypeError: an argument outside what is accepted.
     """
+
+    precision = "auto"  # of modules that were pickled before there was one
 
     def __init__(
         self,
@@ -53,6 +61,7 @@ class AdaptiveTemperature(nn.Module):
         *,
         scale: float = 4.0,
         offset: float = 0.0,
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):
@@ -70,9 +79,12 @@ class AdaptiveTemperature(nn.Module):
             raise ValueError(f"scale must be positive and at most {LARGEST:.3g}, got {scale}")
         if not math.isfinite(offset):
             raise ValueError(f"offset must be finite, got {offset}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
         self.dim, self.hidden_dim = dim, hidden_dim
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
         self.score, self.scale = score, float(scale)
+        self.precision = precision
         self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
         self.offset = nn.Parameter(torch.tensor(float(offset))) if score == "cosine" else None
 
@@ -89,6 +101,17 @@ class AdaptiveTemperature(nn.Module):
         if self.score == "dot":
             return hidden
         return math.sqrt(self.scale) * unit(hidden)
+
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of both layers of φ, in `dtype`."""
+        first, second = cast(nn.Linear, self.phi[0]), cast(nn.Linear, self.phi[2])
+        return first.weight.to(dtype), first.bias.to(dtype), second.weight.to(dtype), second.bias.to(dtype)
+
+    def products(self, of_contrast: torch.dtype) -> str:
+        """How φ's products are made on CUDA beside others that read `of_contrast`; "" is what torch is set to."""
+        if self.precision == "auto":
+            return "tf32" if of_contrast in (torch.bfloat16, torch.float16) else ""
+        return {"float32": "ieee", "tf32": "tf32"}[self.precision]
 
     @property
     def score_offset(self) -> Tensor | None:
@@ -107,4 +130,5 @@ class AdaptiveTemperature(nn.Module):
 
     def extra_repr(self) -> str:
         scale = f", scale={self.scale}" if self.score == "cosine" else ""
-        return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}"
+        precision = "" if self.precision == "auto" else f", precision={self.precision!r}"
+        return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}{precision}"

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import capabilities, reference
+from .. import capabilities, reference, rows
 from ..reference import Stats
-from ..rows import transformed
+from ..rows import Prepared, transformed
 
 BACKENDS = ("auto", "triton", "native", "reference")
 
@@ -70,6 +70,31 @@ def align(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tenso
 def decorrelate(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats, Stats]:
     """`amcl_fast.reference.decorrelate` on a backend."""
     return _implementation(backend, tensors, settings).decorrelate(*tensors, **settings)
+
+
+def prepared(x: Tensor, y: Tensor | None, *, backend: str, **settings: Any) -> Prepared:
+    """`amcl_fast.rows.prepared` on a backend."""
+    if not fused(backend, x):
+        return rows.prepared(x, y, **settings)
+    from . import triton
+
+    return triton.prepared(x, y, **settings)
+
+
+def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, backend: str) -> Tensor:
+    """weight · Σ of a contrast's rows where `fused`: those of N pairs (C, N), and of both their anchors (C, 2N).
+
+    `joined`: the positive is one more logit of its anchors' log-sum-exp.
+    """
+    assert fused(backend, negative)
+    from . import triton
+
+    return triton.total(positive, negative, joined=joined, weight=weight)
+
+
+def fused(backend: str, x: Tensor) -> bool:
+    """Whether `backend` has kernels of its own for what surrounds an operator on `x` (C, N, d)."""
+    return x.shape[1] > 0 and resolve(backend, x) == "triton"
 
 
 def _implementation(backend: str, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> Any:

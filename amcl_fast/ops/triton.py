@@ -17,8 +17,11 @@ from ..kernels.align import align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.gathered import gathered_backward, gathered_forward
+from ..kernels.rows import NONE, RAW, READY, rows_backward, rows_forward
 from ..kernels.select import hardest
+from ..kernels.total import total_backward, total_forward
 from ..reference import Stats
+from ..rows import Prepared
 from .registration import Operator
 from .tensors import fake_gradients, masked, named, needed, once, stand_ins
 
@@ -395,6 +398,191 @@ def _decorrelate_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None)
 
 
 _decorrelate.register_autograd(_decorrelate_gradients, setup_context=_decorrelate_setup)
+
+
+def prepared(
+    x: Tensor,
+    y: Tensor | None,
+    *,
+    product: torch.dtype | None = None,
+    factor: float = 1.0,
+    normalise: bool = True,
+    table: bool = False,
+    halves: str = "none",
+    skip: int | None = None,
+) -> Prepared:
+    """`amcl_fast.rows.prepared`, all in one launch.
+
+    Raises:
+        TypeError, ValueError: a dtype or device that the kernels do not take.
+    """
+    _checked(x=x, y=y)
+    # The product's table is the float32 one where that is its dtype.
+    other = None if product == torch.float32 else product
+    table |= product == torch.float32
+    kind = {"none": NONE, "raw": RAW, "ready": READY}[halves]
+    made = _prepared(x, y, factor, normalise, table, other, kind, -1 if skip is None else skip)
+    there = (table, other is not None, kind != NONE, kind != NONE, skip is not None)
+    whole, rounded, *rest = masked(made, there)
+    return Prepared(whole, whole if rounded is None else rounded, *rest)
+
+
+@_operator("rows")
+def _prepared(
+    x: Tensor,
+    y: Tensor | None,
+    factor: float,
+    unit: bool,
+    table: bool,
+    product: torch.dtype | None,
+    halves: int,
+    skip: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`kernels.rows.rows_forward`; without y the halves are those of x, of an even number of rows, if any are asked."""
+    pair = _halves(x, y, halves)
+    made, columns = rows_forward(*pair, factor, unit, table, product, halves, None if skip < 0 else skip)
+    a, b, c, d, e = stand_ins(x, (*made, columns))
+    return a, b, c, d, e
+
+
+@_prepared.register_fake
+def _(
+    x: Tensor,
+    y: Tensor | None,
+    factor: float,
+    unit: bool,
+    table: bool,
+    product: torch.dtype | None,
+    halves: int,
+    skip: int,
+) -> tuple[Tensor, ...]:
+    heads, rows, width = x.shape
+    n = rows // 2 if y is None else rows
+    rows = rows if y is None else 2 * rows
+    half = (heads, n, width) if halves else (0,)
+    return (
+        _float32(x, (heads, rows, width)) if table else x.new_empty(0),
+        x.new_empty(0) if product is None else x.new_empty((heads, rows, width), dtype=product),
+        x.new_empty(half, dtype=torch.float32 if halves else x.dtype),
+        x.new_empty(half, dtype=torch.float32 if halves else x.dtype),
+        x.new_empty(0) if skip < 0 else x.new_empty((rows, 2), dtype=torch.int64),
+    )
+
+
+@_operator("rows_backward")
+def _prepared_backward(
+    x: Tensor,
+    y: Tensor | None,
+    table: Tensor | None,
+    product: Tensor | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    factor: float,
+    unit: bool,
+    halves: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y, laid out as they are."""
+    grad_x = torch.empty_like(x) if needs[0] else None
+    grad_y = torch.empty_like(y) if y is not None and needs[1] else None
+    # One half's alone: zeros for the other, if anybody reads them.
+    if first is not None and second is None:
+        second = torch.zeros_like(first) if y is None or needs[1] else first
+    elif second is not None and first is None:
+        first = torch.zeros_like(second) if y is None or needs[0] else second
+    pair, grads = _halves(x, y, halves), (grad_x, grad_y)
+    if y is None and grad_x is not None:
+        grads = _halves(grad_x, None, halves)
+    rows_backward((table, product, first, second), *pair, *grads, factor, unit, halves)
+    a, b = stand_ins(x, (grad_x, grad_y))
+    return a, b
+
+
+@_prepared_backward.register_fake
+def _(
+    x: Tensor,
+    y: Tensor | None,
+    table: Tensor | None,
+    product: Tensor | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    factor: float,
+    unit: bool,
+    halves: int,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(
+        x.new_empty(0) if t is None or not need else torch.empty_like(t) for t, need in zip((x, y), needs, strict=True)
+    )
+
+
+def _prepared_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    x, y, ctx.factor, ctx.unit, table, product, ctx.halves, _ = inputs
+    ctx.made = (table, product is not None, ctx.halves != NONE, ctx.halves != NONE)
+    ctx.save_for_backward(x, y)
+
+
+@once
+def _prepared_gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:2])
+    given = masked(upstream[:4], ctx.made)
+    if all(gradient is None for gradient in given):
+        return 8 * (None,)
+    grads = _prepared_backward(*ctx.saved_tensors, *given, ctx.factor, ctx.unit, ctx.halves, needs)
+    return *masked(grads, needs), *(None for _ in range(6))
+
+
+_prepared.register_autograd(_prepared_gradients, setup_context=_prepared_setup)
+
+
+def _halves(x: Tensor, y: Tensor | None, halves: int) -> tuple[Tensor, Tensor | None]:
+    """The halves that a launch reads: x and y, those of x alone, or x as one where nobody asks for halves."""
+    if y is None and halves != NONE:
+        first, second = x.chunk(2, dim=1)
+        return first, second
+    return x, y
+
+
+def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float) -> Tensor:
+    """Sum of a contrast's rows; `amcl_fast.kernels.total.total_forward`."""
+    return _total(positive, negative, joined, weight)
+
+
+@_operator("total")
+def _total(positive: Tensor, negative: Tensor, joined: bool, weight: float) -> Tensor:
+    return total_forward(positive, negative, joined, weight)
+
+
+@_total.register_fake
+def _(positive: Tensor, negative: Tensor, joined: bool, weight: float) -> Tensor:
+    return positive.new_empty(())
+
+
+@_operator("total_backward")
+def _total_backward(
+    gradient: Tensor, positive: Tensor, negative: Tensor, joined: bool, weight: float
+) -> tuple[Tensor, Tensor]:
+    return total_backward(gradient, positive, negative, joined, weight)
+
+
+@_total_backward.register_fake
+def _(gradient: Tensor, positive: Tensor, negative: Tensor, joined: bool, weight: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(positive), torch.empty_like(negative)
+
+
+def _total_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    positive, negative, ctx.joined, ctx.weight = inputs
+    ctx.save_for_backward(positive, negative)
+
+
+@once
+def _total_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _total_backward(gradient, *ctx.saved_tensors, ctx.joined, ctx.weight)
+    return *masked(grads, ctx.needs_input_grad[:2]), None, None
+
+
+_total.register_autograd(_total_gradients, setup_context=_total_setup)
 
 
 def _checked(multiplied: bool = True, **tensors: Tensor | None) -> list[Tensor | None]:
