@@ -21,7 +21,10 @@ Made = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 @triton.jit
 def _norms(x, head, row, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """What rows are scaled by before they are squared, 1 but for very long ones, and their norms then."""
+    """What rows are scaled by before they are squared, 1 but for very long ones, and their norms then.
+
+    Square root and reciprocal are those of `align`: the correctly rounded ones are calls, which take a stack.
+    """
     lanes = tl.arange(0, BLOCK)
     square = tl.zeros((ROWS,), tl.float32)
     for start in range(0, x.width, BLOCK):
@@ -36,7 +39,7 @@ def _norms(x, head, row, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         for start in range(0, x.width, BLOCK):
             value = load_tile(x, head, row, start + lanes).to(tl.float32) * shrink[:, None]
             square += tl.sum(value * value, axis=1)
-    return shrink, tl.sqrt_rn(square)
+    return shrink, tl.sqrt(square)
 
 
 @triton.jit
@@ -53,14 +56,14 @@ def _write(
     in_table = (head.to(tl.int64) * x.rows * tl.num_programs(2) + before + row)[:, None] * x.width
     if UNIT:
         shrink, norm = _norms(x, head, row, ROWS, BLOCK)
-        divisor = tl.maximum(norm, EPS)
+        inverse = 1.0 / tl.maximum(norm, EPS)
     for start in range(0, x.width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         mask = inside & (column < x.width)[None, :]
         raw = load_tile(x, head, row, column).to(tl.float32)
         value = raw
         if UNIT:
-            value = tl.div_rn(raw * shrink[:, None], tl.broadcast_to(divisor[:, None], (ROWS, BLOCK)))
+            value = raw * shrink[:, None] * inverse[:, None]
         value *= factor
         if TABLE:
             tl.store(table + in_table + column[None, :], value, mask)
@@ -183,9 +186,10 @@ def _backward(
 
 
 def _tiling(width: int) -> dict[str, int]:
-    """About 2048 elements of each tensor a program, as in `align`."""
-    block = max(16, min(2048, triton.next_power_of_2(width)))
-    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": 4}
+    """1024 elements of each tensor a program, half of `align`'s: there are up to five tensors."""
+    block = max(16, min(1024, triton.next_power_of_2(width)))
+    # With a limit that none of them needs, ptxas does not spill two registers to fit one more block.
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4, "maxnreg": 64}
 
 
 def rows_forward(

@@ -6,9 +6,9 @@
      "tables": {"select.similarities": {"bfloat16 d=128 full": {"num_warps": 4}}, …},
      "measured": {"select.similarities": {"bfloat16 d=128 full": {"us": 679.0, "default_us": 872.0, …}}, …}}
 
-`measured` is for readers: of every key that was swept, a winner's time, error, registers and stack, and the time of the
-launchers' own choice. A table is one choice of a launcher. Its keys say for what kind of launch the winner was found. A device without a file,
-a table or a key that its file does not have: the launcher's own choice.
+A table is one choice of a launcher. Its keys say for what kind of launch the winner was found. A device without a file,
+a table or a key that its file does not have: the launcher's own choice. `measured` is for readers: of every key that was
+swept, the winner's time, error, registers and stack, and the time of the launcher's own choice.
 """
 
 import contextlib

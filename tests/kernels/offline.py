@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import triton
-from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, select
+from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, rows, select, total
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
@@ -69,6 +69,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
             for d in (400, 1000, 2048):
                 yield f"decorrelate {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _decorrelate(d, t, a)
+        for d in (128, 4096):
+            yield f"rows {name} d={d}", lambda d=d, t=dtype: _rows(d, t)
+    yield "φ of both views, and the total", _features
     yield (
         "select of a queue",
         lambda: select.hardest(
@@ -140,6 +143,33 @@ def _decorrelate(d: int, dtype: torch.dtype, adaptive: bool) -> None:
     for need, offset in product((False, True), (None, torch.zeros(())) if adaptive else (None,)):
         needs = (need, need, need and adaptive, need and adaptive, False)
         decorrelate.decorrelate(x, x, phi, phi, offset, 0.1, 2.0, 5e-3, 1e-6, needs)
+
+
+def _rows(d: int, dtype: torch.dtype) -> None:
+    # Projections of `dtype`, and of float32 under autocast; with φ and without; MoCo has no list of skipped columns and
+    # no gradient of its second view; SimSiam wants the table alone.
+    product = None if dtype == torch.float32 else dtype
+    for given in (torch.float32, dtype)[d > 128 or product is None :]:
+        x = torch.empty(512, 2, d, dtype=given).transpose(0, 1)
+        for table, skip in ((True, 0), (product is None, 0), (True, None), (product is None, None)):
+            made, _ = rows.rows_forward(x, x, 1.0, True, table, product, rows.RAW, skip)
+            rows.rows_backward(made, x, x, x, None if skip is None else x, 1.0, True, rows.RAW)
+    made, _ = rows.rows_forward(x, x, 1.0, True, True, None, rows.NONE, None)
+    rows.rows_backward(made, x, x, x, None, 1.0, True, rows.NONE)
+
+
+def _features() -> None:
+    x = torch.empty(2, 512, 128)
+    for unit in (True, False):
+        for product in (None, torch.bfloat16, torch.float16):
+            for table in {product is None, False}:
+                made, _ = rows.rows_forward(x, x, 2.0, unit, table, product, rows.READY, None)
+                rows.rows_backward(made, x, x, x, x, 2.0, unit, rows.READY)
+            made, _ = rows.rows_forward(x, None, 2.0, unit, product is None, product, rows.NONE, None)
+            rows.rows_backward(made, x, None, x, None, 2.0, unit, rows.NONE)
+    for joined in (True, False):
+        total.total_forward(torch.empty(2, 256), torch.empty(2, 512), joined, 1.0)
+        total.total_backward(torch.empty(()), torch.empty(2, 256), torch.empty(2, 512), joined, 1.0)
 
 
 def usage(cubin: bytes) -> dict[str, int]:

@@ -1,0 +1,123 @@
+"""A step of every loss holds nothing that a CUDA graph cannot: it waits for nothing and depends on no value."""
+
+import contextlib
+
+import pytest
+import torch
+from compare import DEVICE
+from launched import Operations, without_launches
+from torch._subclasses import FakeTensorMode
+
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
+from amcl_fast import rows as rows_module
+
+N, HEADS, D = 32, 2, 16
+
+LOSSES = {
+    "released": lambda: SimCLRLoss.released(D, backend="triton"),
+    "recommended": lambda: SimCLRLoss.recommended(D, backend="triton"),
+    "nt_xent": lambda: SimCLRLoss(0.5, negatives="softmax", include_positive=True, backend="triton"),
+    "top_k": lambda: SimCLRLoss(cosine(D), negatives="topk_softmax", top_k=5, include_positive=True, backend="triton"),
+    "moco": lambda: MoCoLoss(cosine(D), top_k=5, backend="triton"),
+    "moco_all": lambda: MoCoLoss.recommended(D, backend="triton"),
+    "simsiam": lambda: SimSiamLoss(cosine(D), backend="triton"),
+    "simsiam_constant": lambda: SimSiamLoss(backend="triton"),
+    "barlow": lambda: BarlowTwinsLoss(cosine(N), backend="triton"),
+    "barlow_constant": lambda: BarlowTwinsLoss(backend="triton"),
+}
+
+
+def cosine(dim):
+    return AdaptiveTemperature(dim, 8, 0.1, 1.0, score="cosine")
+
+
+def inputs(name, dtype=torch.float32, device=DEVICE):
+    views = [torch.randn(N, HEADS, D, device=device, dtype=dtype) for _ in range(4 if "simsiam" in name else 2)]
+    if "moco" in name:
+        views.append(torch.nn.functional.normalize(torch.randn(HEADS, D, 200, device=device), dim=1).to(dtype))
+    return views
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """The branches that the losses take there: nobody looks at values."""
+    for module in (losses, rows_module):
+        monkeypatch.setattr(module, "may_look", lambda x: False)
+    with without_launches(monkeypatch) as launches:
+        yield launches
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's launches are counted")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_waits_for_nothing(name, autocast, as_on_a_device):
+    loss = LOSSES[name]()
+    leaves = [*(z.requires_grad_() for z in inputs(name)[: 4 if "simsiam" in name else 2]), *loss.parameters()]
+    tensors = leaves[: -len(list(loss.parameters())) or None] + inputs(name)[2:] * ("moco" in name)
+    with Operations() as operations:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            value = loss(*tensors)
+        torch.autograd.grad(value, leaves, allow_unused=True)
+    assert operations.waiting == []
+    assert sum(as_on_a_device.values()) >= 3
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="fake tensors stand for those of a device")
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_forward_pass_brings_nothing_from_the_host(name, as_on_a_device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda"):
+            loss = LOSSES[name]()
+        tensors = inputs(name, torch.bfloat16, "cuda")
+        with Operations() as operations:
+            value = loss(*tensors)
+    assert value.device.type == "cuda" and value.dim() == 0
+    assert operations.waiting == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x + torch.tensor([1.0]),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.int64)),
+    ],
+)
+def test_what_would_wait_is_seen(call):
+    x = torch.ones(3)
+    with Operations() as operations:
+        call(x)
+    assert operations.waiting
+
+
+def test_a_copy_from_the_host_is_seen():
+    with FakeTensorMode(), Operations() as operations:
+        torch.ones(3).to("cuda")
+    assert operations.waiting == ["aten._to_copy between devices"]
+
+
+# Kernels of the interpreter's step, Triton's and torch's, at most: what a step takes on the host is their number.
+LAUNCHES = {"recommended": 60, "top_k": 60, "nt_xent": 35, "moco": 75}
+VIEWS = {
+    "aten.view", "aten._unsafe_view", "aten.t", "aten.transpose", "aten.detach", "aten.empty", "aten.empty_like",
+    "aten.new_empty", "aten.unbind", "aten.slice", "aten.select", "aten.expand", "aten.unsqueeze", "aten.squeeze",
+    "aten.permute", "aten.as_strided", "aten.alias", "aten.split", "aten.empty_strided", "aten.is_same_size",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's launches are counted")
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_step_has_few_kernels(name, as_on_a_device):
+    loss = LOSSES[name]()
+    tensors = inputs(name)
+    leaves = [z.requires_grad_() for z in tensors[:2]]
+    with Operations() as operations:
+        torch.autograd.grad(loss(*tensors), [*leaves, *loss.parameters()], allow_unused=True)
+    counted = {k: v for k, v in operations.counts.items() if k not in VIEWS and k.startswith("aten.")}
+    assert sum(counted.values()) + sum(as_on_a_device.values()) <= LAUNCHES[name], (counted, as_on_a_device)
