@@ -4,7 +4,7 @@
       "schema": 1,
       "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
       "sections": {
-        NAME: {                      # operators, pipeline, training, scaling, scale, compare; on a GPU benchmarks.parts'
+        NAME: {                      # operators, pipeline, training, scaling, scale, compare; benchmarks.parts's
           "environment": {
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,

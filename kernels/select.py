@@ -547,7 +547,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         )  # fmt: skip
         # A fifth of the list is expected to be unknown.
         blocks = triton.cdiv(size, few["M"])
-        parts = max(1, min(1024 // (blocks * heads), few["M"] * top_k // (4 * n)))
+        parts = max(1, min(1024 // (blocks * heads), int(few["M"]) * top_k // (4 * n)))
         _values[blocks, parts, heads](part, table, counts, keys, columns, capacity, **few)
         _crowded[size, heads](
             part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,

@@ -7,8 +7,8 @@
      "measured": {"select.similarities": {"bfloat16 d=128 full": {"us": 679.0, "default_us": 872.0, …}}, …}}
 
 A table is one choice of a launcher. Its keys say for what kind of launch the winner was found. A device without a file,
-a table or a key that its file does not have: the launcher's own choice. `measured` is for readers: of every key that was
-swept, the winner's time, error, registers and stack, and the time of the launcher's own choice.
+a table or a key that its file does not have: the launcher's own choice. `measured` is for readers: of every key that
+was swept, the winner's time, error, registers and stack, and the time of the launcher's own choice.
 """
 
 import contextlib

@@ -161,11 +161,11 @@ def _rows(d: int, dtype: torch.dtype) -> None:
 def _features() -> None:
     x = torch.empty(2, 512, 128)
     for unit in (True, False):
-        for product in (None, torch.bfloat16, torch.float16):
-            for table in {product is None, False}:
-                made, _ = rows.rows_forward(x, x, 2.0, unit, table, product, rows.READY, None)
+        for dtype in (None, torch.bfloat16, torch.float16):
+            for table in {dtype is None, False}:
+                made, _ = rows.rows_forward(x, x, 2.0, unit, table, dtype, rows.READY, None)
                 rows.rows_backward(made, x, x, x, x, 2.0, unit, rows.READY)
-            made, _ = rows.rows_forward(x, None, 2.0, unit, product is None, product, rows.NONE, None)
+            made, _ = rows.rows_forward(x, None, 2.0, unit, dtype is None, dtype, rows.NONE, None)
             rows.rows_backward(made, x, None, x, None, 2.0, unit, rows.NONE)
     for joined in (True, False):
         total.total_forward(torch.empty(2, 256), torch.empty(2, 512), joined, 1.0)
