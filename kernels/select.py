@@ -523,7 +523,8 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
     shift = (groups // n).bit_length() - 1
     # Values come from the same instructions of 64 rows and N columns as in the two passes.
-    few = {**tiling, "M": min(m, 64), "num_warps": 4}
+    few_rows = min(m, 64)
+    few = {**tiling, "M": few_rows, "num_warps": 4}
     of_groups, of_lists, in_crowds = (
         _lanes(name, count, anchors) for name, count in (("bounds", groups), ("pick", capacity), ("crowded", capacity))
     )
@@ -546,8 +547,8 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
             N=n, **listing,
         )  # fmt: skip
         # A fifth of the list is expected to be unknown.
-        blocks = triton.cdiv(size, few["M"])
-        parts = max(1, min(1024 // (blocks * heads), int(few["M"]) * top_k // (4 * n)))
+        blocks = triton.cdiv(size, few_rows)
+        parts = max(1, min(1024 // (blocks * heads), few_rows * top_k // (4 * n)))
         _values[blocks, parts, heads](part, table, counts, keys, columns, capacity, **few)
         _crowded[size, heads](
             part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,
@@ -561,22 +562,20 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
 
 def _lanes(kernel: str, count: int, x: Tensor) -> dict[str, int]:
     """Launch parameters of a kernel that looks at `count` entries of each row, a power of two."""
-    warps = max(1, min(8, count // 1024))
-    if kernel == "lists":
-        block = min(count, 128 * warps)
-        default = {"ROWS": max(1, 256 // block), "BLOCK": block}
-    elif kernel == "crowded":
-        block = min(count, 512 * warps)
-        default = {"BLOCK": block, "ONE": count == block}
-    else:
-        block = min(count, 1024 * warps)
-        default = {
-            "ROWS": max(1, (2048 if kernel == "bounds" else 512) // block),
-            "BLOCK": block,
-            "ONE": count == block,
-        }
-    default["num_warps"] = warps
-    return tuning.chosen(f"select.{kernel}", f"{count} entries" if count <= 8192 else "more", default, x)
+    # Entries that a warp holds at once, rows that a program has of short lists, registers that ptxas may use.
+    each, together, registers = {
+        "bounds": (1024, 2048, 168),
+        "lists": (128, 256, 128),
+        "crowded": (512, 1, 128),
+        "pick": (512, 512, 168),
+    }[kernel]
+    warps = max(1, min(8, count // (512 if kernel == "pick" else 1024)))
+    block = min(count, each * warps)
+    default = {"BLOCK": block, "num_warps": warps, "maxnreg": registers}
+    if kernel != "crowded":
+        default["ROWS"] = max(1, together // block)
+    found = tuning.chosen(f"select.{kernel}", f"{count} entries" if count <= 8192 else "more", default, x)
+    return found if kernel == "lists" else {**found, "ONE": count <= found["BLOCK"]}
 
 
 def _groups(blocks: int, columns: int, top_k: int, tile: int) -> int:

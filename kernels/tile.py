@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import common
+from . import common, tuning
 
 
 class Rows(NamedTuple):
@@ -107,14 +107,17 @@ def visible(skip, anchor, anchors, column, columns):
 
 def similarity_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
     """Launch parameters of kernels that need tiles of products and nothing else, for anchors `x` (C, A, d)."""
+    depth = 128 if 64 < width <= 128 else 64
+    whole = width <= 128
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 64, "DEPTH": 32, "WHOLE": False, "num_warps": 4, "num_stages": 3}
     else:
-        depth = 128 if 64 < width <= 128 else 64
-        whole = width <= 128
         shape = {"M": 128, "N": 64, "DEPTH": depth, "WHOLE": whole, "num_warps": 8, "num_stages": 3}
-        # On an H100 four warps take both passes of SimCLR from 872 to 679 us at N = 4096, and of MoCo, whose anchors
-        # leave most of the GPU idle, from 380 to 440.
-        if whole and common.capability(x) == (9, 0) and x.shape[0] * x.shape[1] >= 128 * 128:
+        # Two blocks on a multiprocessor then, in both passes: one multiplies while the other looks at its results.
+        if whole and common.capability(x) == (9, 0):
             shape["num_warps"] = 4
+    name = str(x.dtype).removeprefix("torch.")
+    wide = f"d≤{depth}" if whole else "d>128"
+    rows = "full" if x.shape[0] * x.shape[1] >= 128 * 128 else "few"
+    shape = tuning.chosen("select.similarities", f"{name} {wide} {rows}", shape, x)
     return {**shape, "PRECISION": common.dot_precision(x)}

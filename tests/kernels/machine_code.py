@@ -133,7 +133,7 @@ def report(case: str, arch: int = 90) -> dict[str, dict[str, object]]:
         blocks = min(by_registers, 228 * 1024 // (shared + 1024), 2048 // threads)
         line: dict[str, object] = {"threads": threads, **used, "shared": shared, "blocks": blocks}
         code = disassemble(kernel.asm["cubin"])
-        line |= {"all_instructions": len(code)}
+        line |= {"all_instructions": len(code), "all_atomics": sum(bool(_ATOMIC.match(op)) for _, op, _ in code)}
         try:
             found = loop(code)
         except ValueError:

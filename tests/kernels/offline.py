@@ -53,6 +53,10 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         for d in (64, 128, 512):
             yield f"select {name} d={d}", lambda d=d, t=dtype: _select(d, t)
             yield f"select of many {name} d={d}", lambda d=d, t=dtype: _select(d, t, 8192)
+            yield f"select of a queue {name} d={d}", lambda d=d, t=dtype: _select_of_a_queue(d, t, 100)
+        # Long lists: entries of a row in several blocks.
+        for top_k in (1, 1024, 20000):
+            yield f"select {top_k} of a queue {name}", lambda k=top_k, t=dtype: _select_of_a_queue(128, t, k)
         for adaptive in (True, False):
             kind = "adaptive" if adaptive else "constant"
             for d, mean in ((64, False), (128, False), (512, False), (128, True), (512, True)):
@@ -72,15 +76,6 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         for d in (128, 4096):
             yield f"rows {name} d={d}", lambda d=d, t=dtype: _rows(d, t)
     yield "φ of both views, and the total", _features
-    yield (
-        "select of a queue",
-        lambda: select.hardest(
-            torch.empty(2, 512, 128, dtype=torch.bfloat16),
-            torch.empty(2, 128, 65536, dtype=torch.bfloat16).mT,
-            None,
-            1024,
-        ),
-    )
 
 
 def _tables(d: int, dtype: torch.dtype, adaptive: bool, rows: int) -> tuple[torch.Tensor | None, ...]:
@@ -99,6 +94,10 @@ def _skip(rows: int) -> torch.Tensor:
 def _select(d: int, dtype: torch.dtype, rows: int = 512) -> None:
     x, y = torch.empty(2, rows, d, dtype=dtype), torch.empty(2, 2048, d, dtype=dtype)
     select.hardest(x, y, _skip(rows), 100)
+
+
+def _select_of_a_queue(d: int, dtype: torch.dtype, top_k: int) -> None:
+    select.hardest(torch.empty(2, 512, d, dtype=dtype), torch.empty(2, d, 65536, dtype=dtype).mT, None, top_k)
 
 
 def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = False, one: bool = False) -> None:
