@@ -1,5 +1,8 @@
+from contextlib import ExitStack
+
 import pytest
 import torch
+from amcl_fast.kernels import tuning
 from compare import DEVICE, check, evaluate, relative_error
 
 from amcl_fast import reference
@@ -226,6 +229,25 @@ def test_no_negatives():
     x, y, *_ = (t.float().to(DEVICE) for t in inputs(1, 2, None, 16, pairs(2)))
     with pytest.raises(ValueError, match="candidates must hold at least one negative"):
         backend.contrast(x, y, None, None, None, pairs(2).to(DEVICE), **RANGE, **FORMS[0])
+
+
+def test_launch_parameters_are_asked_for():
+    x, y, p, q, *_ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 12, 70, 16))
+    asked = {}
+    with ExitStack() as stack:
+        for table in ("dense.forward", "dense.gradient", "gathered.scores", "gathered.sums", "gathered.columns"):
+            asked[table] = stack.enter_context(tuning.trying(table, {}))
+        for form in FORMS[1:3]:
+            evaluate(one_table(backend.contrast), [y[:, :12], q[:, :12], None, None], RANGE | form)
+            evaluate(backend.contrast, [x, y, p, q, None, None], RANGE | form)
+    kind = "float32 d=64 adaptive"
+    assert asked == {
+        "dense.forward": [f"{kind} few"],
+        "dense.gradient": [f"{kind} {side} few" for side in ("one table", "rows", "columns")],
+        "gathered.scores": ["float32 d=16 rows"],
+        "gathered.sums": ["float32 d=16 one table", "float32 d=16 rows"],
+        "gathered.columns": ["float32 d=16 columns"],
+    }
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
