@@ -194,10 +194,7 @@ def decorrelate(
     # What slopes are multiplied with.
     of_left, of_right = ([t.to(dtype) if any(needs[:4]) else t for t in tables] for tables in (lefts, rights))
     by_left, by_right = (
-        [
-            torch.empty(t.shape, dtype=dtype, device=t.device) if needs[2 * i + side] else None
-            for i, t in enumerate(pair)
-        ]
+        [_Gradient(t, needs[2 * i + side], dtype) for i, t in enumerate(pair)]
         for side, pair in enumerate((lefts, rights))
     )
     group, height, width = _strips(x, adaptive)
@@ -208,11 +205,13 @@ def decorrelate(
     sums = torch.empty(2, heads, slots, device=x.device)
     on = torch.empty(PARTIALS, heads * dim, device=x.device)
     off = torch.empty(PARTIALS, heads * slots, device=x.device)
-    memory = torch.empty(len(lefts), group * height * width, device=x.device)
-    for some in _parts(heads, group):
-        below = [_begun(whole, some, slice(0, dim)) for whole in by_right]
+
+    def sums_below(some: slice) -> list[Tensor | None]:
+        """Pass over the strips of some heads; the sums of the gradients of y and φ(y)."""
+        memory = torch.empty(len(lefts), group * height * width, device=x.device)
+        below = [gradient.begun(some, slice(0, dim)) for gradient in by_right]
         for rows in _parts(dim, height):
-            beside = [_begun(whole, some, rows) for whole in by_left]
+            beside = [gradient.begun(some, rows) for gradient in by_left]
             for number, columns in enumerate(across):
                 shape = tuple(part.stop - part.start for part in (some, rows, columns))
                 strips = [strip[: math.prod(shape)].view(shape) for strip in memory]
@@ -255,12 +254,17 @@ def decorrelate(
                     _multiply(
                         slope.mT, of_left[i][some, rows], None if whole is None else whole[:, columns], rows.start > 0
                     )
-            for whole, part in zip(by_left, beside, strict=True):
-                _keep(part, whole, some, rows)
-        for whole, part in zip(by_right, below, strict=True):
-            _keep(part, whole, some, slice(0, dim))
+            for gradient, part in zip(by_left, beside, strict=True):
+                gradient.keep(part, some, rows)
+        return below
+
+    for some in _parts(heads, group):
+        below = sums_below(some)
+        for gradient in by_right:
+            # One leaves before the next one comes.
+            gradient.keep(below.pop(0), some, slice(0, dim))
     losses, scores = sums[0].sum(-1), sums[1].sum(-1) if needs[4] else None
-    gradients = [t for pair in zip(by_left, by_right, strict=True) for t in pair]
+    gradients = [gradient.whole for pair in zip(by_left, by_right, strict=True) for gradient in pair]
     by_x, by_y, by_phi_x, by_phi_y = (*gradients, None, None)[:4]
     return losses, summarise(on), summarise(off), by_x, by_y, by_phi_x, by_phi_y, scores
 
@@ -278,17 +282,33 @@ def _multiply(left: Tensor, right: Tensor, result: Tensor | None, begun: bool = 
         torch.bmm(left, right, out=result, **form)
 
 
-def _begun(whole: Tensor | None, heads: slice, rows: slice) -> Tensor | None:
-    """Where float32 sums of a part of a gradient stand until they are complete: in it, or apart from it."""
-    if whole is None or whole.dtype == torch.float32:
-        return None if whole is None else whole[heads, rows]
-    return torch.empty(whole[heads, rows].shape, device=whole.device)
+class _Gradient:
+    """The gradient of a table (C, d, width), whose parts are summed in float32; nothing unless it is `needed`.
 
+    In another type it has its memory from the first part on that is complete: the sums of others stand beside it.
+    """
 
-def _keep(part: Tensor | None, whole: Tensor | None, heads: slice, rows: slice) -> None:
-    """Round complete sums that stand apart."""
-    if part is not None and whole is not None and part.dtype != whole.dtype:
-        whole[heads, rows] = part
+    def __init__(self, table: Tensor, needed: bool, dtype: torch.dtype) -> None:
+        self._shape, self._device, self._needed, self._dtype = table.shape, table.device, needed, dtype
+        self.whole = self._empty() if needed and dtype == torch.float32 else None
+
+    def begun(self, heads: slice, rows: slice) -> Tensor | None:
+        """Where to sum a part."""
+        if self.whole is not None and self._dtype == torch.float32:
+            return self.whole[heads, rows]
+        shape = (heads.stop - heads.start, rows.stop - rows.start, self._shape[2])
+        return torch.empty(shape, device=self._device) if self._needed else None
+
+    def keep(self, part: Tensor | None, heads: slice, rows: slice) -> None:
+        """A part is complete."""
+        if part is None or self._dtype == torch.float32:
+            return
+        if self.whole is None:
+            self.whole = self._empty()
+        self.whole[heads, rows] = part
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self._shape, dtype=self._dtype, device=self._device)
 
 
 def _parts(size: int, part: int) -> list[slice]:

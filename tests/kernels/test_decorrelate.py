@@ -48,7 +48,8 @@ def test_strips(heads, d, dtype, monkeypatch):
     monkeypatch.setattr(decorrelate, "WORKSPACE", 0)
     monkeypatch.setattr(decorrelate, "_SIDE", 64)
     assert decorrelate._strips(torch.empty(heads, d, 20), True) == (1, min(d, 64), min(d, 64))
-    check("decorrelate", inputs(heads, d, 20), SETTINGS, dtype)
+    with tuning.trying("decorrelate.elements", {"BLOCK": 64, "M": 32}):
+        check("decorrelate", inputs(heads, d, 20), SETTINGS, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -207,7 +208,7 @@ def test_large_slopes_of_float16():
 
 def test_is_a_well_formed_operator():
     tensors = [t.float().to(DEVICE).requires_grad_() for t in inputs(1, 24, 16)]
-    for given in (tensors, [*tensors[:2], None, None, None], [tensors[0].detach(), tensors[1], *3 * [None]]):
+    for given in (tensors, [tensors[0].detach(), tensors[1], None, None, None]):
         torch.library.opcheck(backend._decorrelate, (*given, 0.05, 2.0, 5e-3, 1e-4, needed(*given)))
 
 
