@@ -8,7 +8,7 @@ not seen before goes to `JITFunction.run`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,8 +17,6 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from .tile import Rows
-
 # Of what `JITFunction.run` does, all that matters to a launch is repeated here; other releases do it themselves.
 _KNOWN = triton.__version__.startswith("3.6.")
 _RUN = JITFunction.run
@@ -26,6 +24,17 @@ _RUN = JITFunction.run
 _MOST = 1024
 # Stand for sizes while a kernel is compiled: of the same width in bits, and neither 1 nor divisible by 16.
 _SIZE, _LONG_SIZE = 3, 2**31 + 3
+
+
+class Rows(NamedTuple):
+    """A (C, rows, width) tensor as the kernels take it: any strides, pointers and sizes in one argument."""
+
+    base: Tensor
+    head: int
+    row: int
+    column: int
+    rows: int
+    width: int
 
 
 def blocks(count: int, size: int) -> int:
@@ -43,7 +52,8 @@ def launched(*sizes: str) -> Callable[[Any], Any]:
 
     Args:
         sizes: parameters, or fields of tuples, that count rows. Nothing is compiled anew because one of them is 1 or
-            stops being divisible by 16: for what only bounds a mask or separates planes that gains nothing.
+            stops being divisible by 16: for what only bounds a mask or separates planes that gains nothing. The
+            number of rows of a transposed table is no such size: loads along it are as wide as it allows.
     """
 
     def decorate(kernel: Any) -> Any:
@@ -136,8 +146,8 @@ def general(kernel: Any, arguments: tuple[Any, ...]) -> list[Any]:
     def of_any_size(name: str, value: Any) -> Any:
         if name in sizes and type(value) is int:
             return _SIZE if -(2**31) <= value < 2**31 else _LONG_SIZE
-        if not hasattr(value, "_fields"):
-            return value
+        if not hasattr(value, "_fields") or (type(value) is Rows and value.row == 1):
+            return value  # read along its rows, whose number is then a width
         return type(value)(*map(of_any_size, value._fields, value))  # of a NamedTuple
 
     return [of_any_size(name, value) for name, value in zip(kernel.arg_names, arguments, strict=False)]

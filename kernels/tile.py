@@ -8,17 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common, tuning
-
-
-class Rows(NamedTuple):
-    """A (C, rows, width) tensor as the kernels take it: any strides, pointers and sizes in one argument."""
-
-    base: Tensor
-    head: int
-    row: int
-    column: int
-    rows: int
-    width: int
+from .launch import Rows
 
 
 class Skip(NamedTuple):

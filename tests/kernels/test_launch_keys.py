@@ -84,6 +84,8 @@ def test_any_size_is_of_its_width_and_kept_apart_from_strides():
     assert found[3] != 1
     assert found[4:] == [16, 2**40]
     assert launch.general(kernel, (table, skip, STORAGE, 2**31))[3] >= 2**31
+    transposed = Rows(STORAGE, 4096, 1, 16, 4096, 16)
+    assert launch.general(kernel, (transposed,)) == [transposed]
 
 
 def test_interpreted_kernels_are_left_alone():
