@@ -22,6 +22,8 @@ Common to all:
   the number of heads C, as (C, N, d) would have it, is a warning, once.
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation. Empty
   after a call in forward mode or torch.func. `amcl_fast.diagnose` says what is wrong with them.
+- On a GPU a step on the backend `triton` waits for nothing and depends on no value, so CUDA graphs capture it, without
+  `gather`: `torch.cuda.make_graphed_callables(loss, (z1, z2))`, or the whole step (docs/frameworks.md).
 - `recommended(dim)` makes the AMCL form that trains, `released(dim)` the authors' own.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
@@ -662,8 +664,10 @@ def _named(positives: Stats, negatives: Stats | None = None) -> Stats:
 
 def _merged(a: Stats, b: Stats) -> Stats:
     """Statistics of two sets of equal size taken together."""
-    merged = {key: (a[key] + b[key]) / 2 for key in a}
-    merged["tau_min"] = torch.minimum(a["tau_min"], b["tau_min"])
-    square = (a["tau_std"].square() + a["tau_mean"].square() + b["tau_std"].square() + b["tau_mean"].square()) / 2
-    merged["tau_std"] = (square - merged["tau_mean"].square()).clamp_min(0).sqrt()
+    both = torch.stack([*a.values(), *b.values()]).unflatten(0, (2, -1))
+    merged = dict(zip(a, both.mean(0).unbind(), strict=True))
+    of = {key: both[:, i] for i, key in enumerate(a)}
+    # Within the sets, and between their means.
+    merged["tau_std"] = (of["tau_std"].square().mean() + of["tau_mean"].var(correction=0)).sqrt()
+    merged["tau_min"] = of["tau_min"].amin()
     return merged

@@ -189,7 +189,7 @@ def _tiling(width: int) -> dict[str, int]:
     """1024 elements of each tensor a program, half of `align`'s: there are up to five tensors."""
     block = max(16, min(1024, triton.next_power_of_2(width)))
     # With a limit that none of them needs, ptxas does not spill two registers to fit one more block.
-    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4, "maxnreg": 64}
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4, "maxnreg": 128}
 
 
 def rows_forward(

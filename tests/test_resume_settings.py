@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
-from command_line import NT_XENT, image_folder
+from command_line import AMCL, NT_XENT, image_folder
 
 from amcl_fast.cli import main
 from amcl_fast.pretrain import PretrainCLI
@@ -363,6 +363,20 @@ def test_no_run_is_locked_out_by_what_it_was_begun_with(run, stored):
     written = yaml.safe_load((run.parent / "moved" / "config.yaml").read_text())["trainer"]
     assert written["max_epochs"] == 2
     assert written["default_root_dir"] is None and written["logger"] is None
+
+
+def test_a_run_of_before_phi_had_a_precision_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(AMCL + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}")
+    image_folder(tmp_path / "images", 8, 2)
+    assert main(["pretrain", "--config", "settings.yaml", "--data", "images", "--run_dir", "run"]) == 0
+
+    def of_before(settings):
+        del settings["model"]["init_args"]["criterion"]["init_args"]["temperature"]["init_args"]["precision"]
+
+    change_everywhere(tmp_path / "run", of_before)
+    assert resume("--trainer.max_epochs", 2) == 0
+    assert "precision: auto" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_the_folder_of_a_resumed_run_may_be_named_again(run, capsys):

@@ -8,7 +8,7 @@ from compare import DEVICE
 from launched import Operations, without_launches
 from torch._subclasses import FakeTensorMode
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses, ops
 from amcl_fast import rows as rows_module
 
 N, HEADS, D = 32, 2, 16
@@ -121,3 +121,41 @@ def test_a_step_has_few_kernels(name, as_on_a_device):
         torch.autograd.grad(loss(*tensors), [*leaves, *loss.parameters()], allow_unused=True)
     counted = {k: v for k, v in operations.counts.items() if k not in VIEWS and k.startswith("aten.")}
     assert sum(counted.values()) + sum(as_on_a_device.values()) <= LAUNCHES[name], (counted, as_on_a_device)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's operations are counted")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_queue_becomes_rows_in_one_pass(dtype, as_on_a_device, monkeypatch):
+    """(C, d, K) as MoCo keeps it: one kernel makes rows of the products' dtype, and φ reads it as it lies."""
+    seen = []
+    contrast = ops.contrast
+
+    def watched(*tables, **settings):
+        seen.append((tables[1], operations.counts.copy()))
+        return contrast(*tables, **settings)
+
+    monkeypatch.setattr(ops, "contrast", watched)
+    loss = MoCoLoss(cosine(D), negatives="softmax", backend="triton")
+    q, k, queue = inputs("moco", dtype)
+    with Operations() as operations, torch.autocast(DEVICE, torch.float16):
+        loss(q, k, queue)
+    ((candidates, counts),) = seen
+    assert candidates.dtype == torch.float16 and candidates.is_contiguous()
+    assert torch.equal(candidates, queue.mT.to(torch.float16))
+    copies = counts["aten._to_copy"] + counts["aten.clone"] + counts["aten.copy_"]
+    assert copies == (1 if dtype == torch.float32 else 2)  # φ reads float32
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's operations are counted")
+def test_anchors_are_the_candidates(as_on_a_device, monkeypatch):
+    """The same objects, in which the operator sees one table."""
+    seen = []
+    monkeypatch.setattr(ops, "contrast", lambda *tables, _original=ops.contrast, **k: seen.append(tables) or
+                        _original(*tables, **k))  # fmt: skip
+    for autocast in (False, True):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            LOSSES["top_k"]()(*inputs("top_k"))
+            LOSSES["nt_xent"]()(*inputs("nt_xent"))
+    for anchors, candidates, phi_anchors, phi_candidates, *_ in seen:
+        assert candidates is anchors and phi_candidates is phi_anchors
+    assert len(seen) == 4
