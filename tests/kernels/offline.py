@@ -146,11 +146,12 @@ def _decorrelate(d: int, dtype: torch.dtype, adaptive: bool) -> None:
 
 def _rows(d: int, dtype: torch.dtype) -> None:
     # Projections of `dtype`, and of float32 under autocast; with φ and without; MoCo has no list of skipped columns and
-    # no gradient of its second view; SimSiam wants the table alone.
+    # no gradient of its second view; SimSiam wants the table alone. What differs by the dtype is a conversion.
     product = None if dtype == torch.float32 else dtype
-    for given in (torch.float32, dtype)[d > 128 or product is None :]:
+    wide = d > 128
+    for given in (torch.float32, dtype) if dtype == torch.bfloat16 and not wide else (dtype,):
         x = torch.empty(512, 2, d, dtype=given).transpose(0, 1)
-        for table, skip in ((True, 0), (product is None, 0), (True, None), (product is None, None)):
+        for table, skip in ((True, 0), (product is None, 0), (True, None), (product is None, None))[: 1 if wide else 4]:
             made, _ = rows.rows_forward(x, x, 1.0, True, table, product, rows.RAW, skip)
             rows.rows_backward(made, x, x, x, None if skip is None else x, 1.0, True, rows.RAW)
     made, _ = rows.rows_forward(x, x, 1.0, True, True, None, rows.NONE, None)
@@ -160,7 +161,7 @@ def _rows(d: int, dtype: torch.dtype) -> None:
 def _features() -> None:
     x = torch.empty(2, 512, 128)
     for unit in (True, False):
-        for dtype in (None, torch.bfloat16, torch.float16):
+        for dtype in (None, torch.bfloat16):
             for table in {dtype is None, False}:
                 made, _ = rows.rows_forward(x, x, 2.0, unit, table, dtype, rows.READY, None)
                 rows.rows_backward(made, x, x, x, x, 2.0, unit, rows.READY)
