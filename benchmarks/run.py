@@ -56,7 +56,7 @@ class _Section:
     def add(self, item: str, row: Row) -> None:
         """Put a row of an item into the file."""
         self._kept = [kept for kept in self._kept if kept["item"] != item]
-        self.rows.append({"item": item, **row})
+        self.rows.append({"item": item, **_rounded(row)})
         self.save()
 
     def save(self) -> None:
@@ -68,6 +68,15 @@ class _Section:
             results.save(self._path, device.KIND, name, self._aside["environment"], self._aside["rows"])
             self._aside = None
         results.save(self._path, device.KIND, self._name, self._about, self._kept + self.rows)
+
+
+def _rounded(value: Any) -> Any:
+    """With six digits of every float, more than any measurement has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(of) for name, of in value.items()}
+    return [_rounded(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 class Run:
