@@ -24,32 +24,25 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.parametrize("one", sweep.SWEEPS, ids=lambda one: one.name)
-def test_sweeps_name_tables_and_kernels_that_there_are(one, interpreted):
-    """A table that nobody asks for, or a kernel of another name, is a renaming that was missed here."""
+def test_sweeps_are_of_what_the_launchers_take(one, interpreted, monkeypatch):
+    """A table that nobody asks for, or a kernel or parameter of another name, is a renaming that was missed here."""
     assert one.variants[0] == {} and len(one.variants) > 3
     assert all(variant not in one.variants[:number] for number, variant in enumerate(one.variants))
     module = MODULES[one.table.split(".")[0]]
     if not WIRED:
         pytest.skip("no launcher asks any table yet")
     assert set(one.kernels) <= {name for name in dir(module) if name.startswith("_")}
-    with tuning.trying(one.table, {}) as asked:
-        sweep.step_of_case(device.sized(named(one.case)), "ours")()
-    assert asked, f"no launcher asks for {one.table}"
+    defaults = {}
 
+    def chosen(table, key, default, x):
+        defaults[table] = default
+        return default
 
-def test_parameters_are_what_the_launchers_take(interpreted):
-    """Each variant's names are among those of the launchers' choice, or Triton's."""
-    for one in sweep.SWEEPS:
-        if not WIRED:
-            pytest.skip("no launcher asks any table yet")
-        defaults = {}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                tuning, "chosen", lambda table, key, default, x, d=defaults: d.setdefault(table, default) and default
-            )
-            sweep.step_of_case(device.sized(named(one.case)), "ours")()
-        names = {name for variant in one.variants for name in variant}
-        assert names <= {*defaults[one.table], "num_stages", "maxnreg", "num_warps"}, one.name
+    monkeypatch.setattr(tuning, "chosen", chosen)
+    sweep.step_of_case(device.sized(named(one.case)), "ours")()
+    assert one.table in defaults, f"no launcher asks for {one.table}"
+    names = {name for variant in one.variants for name in variant}
+    assert names <= {*defaults[one.table], "num_stages", "maxnreg", "num_warps"}
 
 
 ONE = replace(
