@@ -120,13 +120,15 @@ def _h100(section: str, case: str, value: str, low: float, high: float, basis: s
 
 _SIMCLR, _MOCO = "SimCLR, N = 4096, one table", "MoCo, N = 256, queue 65,536"
 _BARLOW = "Barlow Twins, d = 8192, N = 1024"
-_READING, _PROTOTYPE = "a reading of the kernels", "a prototype's time"
+_READING, _PROTOTYPE = "a reading of the kernels", "a count; a prototype's time"
 
 PREDICTIONS = (
     _h100("breakdown", _SIMCLR, "busy_ms", 1.2, 1.2, _READING),
     _h100("breakdown", _SIMCLR, "_maxima", 0.085, 0.115, _PROTOTYPE),
     _h100("breakdown", _SIMCLR, "_bounds", 0.045, 0.06, _PROTOTYPE),
     _h100("breakdown", _SIMCLR, "_bits", 0.09, 0.134, _PROTOTYPE),
+    _h100("breakdown", _SIMCLR, "_lists", 0.05, 0.094, _PROTOTYPE),
+    _h100("breakdown", _SIMCLR, "_values", 0.03, 0.097, _PROTOTYPE),
     _h100("breakdown", _SIMCLR, "_pick", 0.045, 0.062, _PROTOTYPE),
     _h100("losses", "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "busy_ms", 1.0, 1.0, _READING),
     _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "graph_ms", 0.3, 0.3, _READING),

@@ -1,4 +1,4 @@
-"""The command on a GPU that is not there: `standin` says what is replaced."""
+"""The command on a GPU that is not there: `pretended` says what is replaced."""
 
 import importlib.util
 import json
@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import pretended
 import pytest
-import standin
 import torch
 from amcl_fast.kernels import tuning
-from standin import COMMIT, NAME, Faults
+from pretended import COMMIT, NAME, Faults
 from test_results import check_schema
 from tiny import document
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines 
 @pytest.fixture
 def pretend(monkeypatch):
     """A GPU that is not there."""
-    standin.install(monkeypatch.setattr)
+    pretended.install(monkeypatch.setattr)
     return monkeypatch
 
 
@@ -75,7 +75,7 @@ def test_quick(pretend, call, tmp_path):
     assert {(case, run) for case in breakdown.CASES for run in ("ours", "dense")} < broken
     losses = {(row["case"], row["run"]): row for row in sections["losses"]["rows"]}
     for name in whole.cases():
-        assert losses[name, "ours"]["busy_ms"] == pytest.approx(len(standin.KERNELS) / 100)
+        assert losses[name, "ours"]["busy_ms"] == pytest.approx(len(pretended.KERNELS) / 100)
         assert losses[name, "graphed"]["same_bits"] is True
     assert "Whole loss: AMCL-MoCo, N = 256, queue 65,536" in whole.cases()
     assert [row["run"] for row in sections["resnet50"]["rows"]] == ["none", "ours", "ours", "dense", "none again"]
@@ -100,7 +100,7 @@ def test_quick(pretend, call, tmp_path):
     pretend.setattr(tuning, "FOLDER", tmp_path / "tuned")
     pretend.setattr(tuning, "path_of", lambda device, of=tuning.path_of: of(device, tmp_path / "tuned"))
     tuning.winners.cache_clear()
-    assert tuning.chosen("gathered.sums", "d=8 adaptive", {"num_warps": 8}, standin.X)["num_warps"] == 4
+    assert tuning.chosen("gathered.sums", "d=8 adaptive", {"num_warps": 8}, pretended.X)["num_warps"] == 4
     tuning.winners.cache_clear()
 
 
@@ -166,7 +166,7 @@ def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
 
 def test_the_time_that_is_given_is_kept(pretend, call):
     pretend.setattr(gpu, "_RESERVE", 0.5)
-    pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: standin.perform(0.15, *task)))
+    pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: pretended.perform(0.15, *task)))
     code, sections, printed, _ = call("quick", "--minutes", "0.1")
     assert code == 0 and call.seconds < 8.0
     told = rows_of_parts(sections)
@@ -188,7 +188,6 @@ def test_a_second_run_goes_on_where_the_first_one_ended(pretend, call, tmp_path)
     assert code == 0 and "ceilings" not in sections
     first = {row["item"] for row in sections["smoke"]["rows"]}
     assert first and all("one table" in item for item in first)
-    done = []
     pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: noted(tmp_path / "begun", *task)))
     code, sections, *_ = call("ceilings", "smoke", "--resume")
     begun = (tmp_path / "begun").read_text().splitlines()
@@ -203,17 +202,16 @@ def test_a_second_run_goes_on_where_the_first_one_ended(pretend, call, tmp_path)
     _, sections, *_ = call("ceilings", "--only", "copy")
     assert [row["item"] for row in sections["ceilings"]["rows"]] == ["copy"]
     assert len(sections["ceilings-0123456"]["rows"]) == 4 and len(sections["smoke"]["rows"]) == len(checks.smoke())
-    assert done == []
 
 
 def noted(path, part, item, place, until):
     with path.open("a") as file:
         print(item, file=file)
-    yield from standin.perform(0.0, part, item, place, until)
+    yield from pretended.perform(0.0, part, item, place, until)
 
 
 def test_what_is_there_is_kept_when_it_is_interrupted(tmp_path):
-    script = [sys.executable, standin.__file__, "0.2", "quick", "--output", str(tmp_path), "--only", "one table"]
+    script = [sys.executable, pretended.__file__, "0.2", "quick", "--output", str(tmp_path), "--only", "one table"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

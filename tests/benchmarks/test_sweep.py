@@ -4,8 +4,8 @@ import json
 import time
 from dataclasses import replace
 
+import pretended
 import pytest
-import standin
 import torch
 from amcl_fast.kernels import decorrelate, dense, gathered, select, tuning
 
@@ -19,7 +19,12 @@ WIRED = any(hasattr(module, "tuning") for module in MODULES.values())
 @pytest.fixture
 def interpreted(monkeypatch):
     """The launchers on the CPU, at sizes of a test."""
-    for name, value in {"KIND": "cpu", "sized": standin.small, "settle": lambda: None, "release": lambda: None}.items():
+    for name, value in {
+        "KIND": "cpu",
+        "sized": pretended.small,
+        "settle": lambda: None,
+        "release": lambda: None,
+    }.items():
         monkeypatch.setattr(device, name, value)
 
 
@@ -53,7 +58,7 @@ ONE = replace(
 
 @pytest.fixture
 def pretend(monkeypatch):
-    standin.install(monkeypatch.setattr)
+    pretended.install(monkeypatch.setattr)
     return monkeypatch
 
 

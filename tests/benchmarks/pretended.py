@@ -3,7 +3,7 @@
 Cases are the size of a test and run on the CPU, by the reference; times are made up. As a script it is the command
 itself on that GPU, every item of which takes so many seconds:
 
-    python tests/benchmarks/standin.py SECONDS [arguments of benchmarks.gpu]
+    python tests/benchmarks/pretended.py SECONDS [arguments of benchmarks.gpu]
 """
 
 import os
