@@ -101,7 +101,9 @@ def _timed(name: str, action: Callable[[], object]) -> Iterator[Row]:
 
 
 def _one(make: Callable[[], Row]) -> Iterator[Row]:
-    yield make()
+    yield (row := make())
+    if not row.get("same_bits", True):
+        raise operators.WrongResult(f"a graph's bits are not eager's: relative difference {row['difference']:.1e}")
 
 
 def _breakdown(place: Place) -> dict[str, Item]:

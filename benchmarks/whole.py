@@ -2,12 +2,14 @@
 
 A row of a loss: `case`, `run` (`ours`, `dense`; with `compiled`: by torch.compile; `graphed`: by
 torch.cuda.make_graphed_callables), `wall_ms`, and of the first two `busy_ms`, `kernels` (launches a step) and
-`graph_ms` as in `benchmarks.breakdown`; of `graphed` `same_bits`: whether loss and gradients of new inputs are eager's.
+`graph_ms` as in `benchmarks.breakdown`; of `graphed` `same_bits`, whether loss and gradients of new inputs are eager's,
+and their relative `difference`; where φ's precision is set `products`, the library's kernels.
 
 A row of a training step: `loss`, `run`, `wall_ms`, `peak_gib`, `images_per_second`.
 """
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from . import breakdown, device
 from .cases import Case, named
+from .check import relative_error
 from .operators import WrongResult, step_of
 from .peers import implementation, module_of
 
@@ -54,7 +57,7 @@ def steps() -> dict[tuple[str, str], Callable[[], Row]]:
     for name in (f"{_WHOLE.replace('512', '4096')}", _MOCO):
         for precision in ("float32", "tf32"):
             case = device.sized(replace(every[name], settings=every[name].settings | {"precision": precision}))
-            found[f"{name}, φ in {precision}", "ours"] = partial(_times, case, "ours")
+            found[f"{name}, φ in {precision}", "ours"] = partial(_of_precision, case)
     for run, batch in _COMPILED:
         name = _WHOLE.replace("512", str(batch))
         found[name, f"{run}, compiled"] = partial(_compiled, every[name], run)
@@ -76,16 +79,29 @@ def _compiled(case: Case, run: str) -> Row:
 
 
 def _graphed(case: Case) -> Row:
-    """Raises WrongResult where a bit of the graphs' loss or gradients is not eager's."""
     eager = module_of(device.BACKEND, case).to(device.KIND)
     inputs = 3 if case.operator == "moco" else 2
-    first, second = (tuple(t for t in _operands(case, seed)[:inputs] if t is not None) for seed in (0, 1))
+    first, *others = (tuple(t for t in _operands(case, seed)[:inputs] if t is not None) for seed in range(4))
     graphed = device.graphed(copy.deepcopy(eager), first)
-    found, expected = (_result(module, second) for module in (graphed, eager))
-    same = all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    if not same:
-        raise WrongResult("a graph's loss or gradients are not eager's")
-    return {"wall_ms": device.wall(lambda: _result(graphed, second)), "same_bits": same}
+    same, difference = True, 0.0
+    for other in others:
+        found, expected = (_result(module, other) for module in (graphed, eager))
+        same &= all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        difference = max(difference, relative_error(found, [t.double() for t in expected]))
+    wall = device.wall(lambda: _result(graphed, others[0]))
+    return {"wall_ms": wall, "same_bits": same, "difference": difference}
+
+
+def _of_precision(case: Case) -> Row:
+    """Raises WrongResult where a step leaves torch's own precision of products other than it was."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    step = breakdown.step_of_case(case, "ours")
+    row = breakdown.break_down(step)
+    after = torch.backends.cuda.matmul.fp32_precision
+    if after != before:
+        raise WrongResult(f"a step leaves torch.backends.cuda.matmul.fp32_precision at {after!r}, it was {before!r}")
+    library = [kernel for kernel in row["kernels"] if re.search("gemm|nvjet|cutlass", kernel["name"])]
+    return row | {"kernels": sum(kernel["calls"] for kernel in row["kernels"]), "products": library}
 
 
 def _result(module: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -157,5 +173,5 @@ def line(row: Row) -> str:
         graph = row["graph_problem"] if row["graph_ms"] is None else f"{row['graph_ms']:.3f} ms"
         parts += [f"busy {row['busy_ms']:.3f} ms", f"graph {graph}", f"{row['kernels']:.0f} kernels"]
     if "same_bits" in row:
-        parts.append("eager's bits")
+        parts.append("eager's bits" if row["same_bits"] else f"not eager's bits, difference {row['difference']:.0e}")
     return f"{row.get('case') or 'ResNet-50 step, ' + row['loss']}, {row['run']}: {', '.join(parts)}"
