@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launched
+
 # Rows of a table of partial summaries: elements, Σs, Στ, Σ(τ − partial mean)², min τ, elements at a bound.
 PARTIALS = 6
 
@@ -187,6 +189,7 @@ def summary(partials, stats, count, BLOCK: tl.constexpr):
     tl.store(stats + 4, tl.sum(bound) / total)
 
 
+@launched("count")
 @triton.jit
 def _summarise(partials, stats, count, BLOCK: tl.constexpr):
     summary(partials, stats, count, BLOCK)
@@ -213,6 +216,7 @@ def negated_sum(scores, result, count, BLOCK: tl.constexpr):
     tl.store(result, (-tl.sum(total)).to(result.dtype.element_ty))
 
 
+@launched("count")
 @triton.jit
 def _negated_sum(scores, result, count, BLOCK: tl.constexpr):
     negated_sum(scores, result, count, BLOCK)

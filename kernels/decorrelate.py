@@ -29,6 +29,7 @@ from .common import (
     temperature,
     temperature_slope,
 )
+from .launch import blocks, launched, power_of_two
 
 # Bytes of 𝒞 and r at once.
 WORKSPACE = 50 * 10**6
@@ -36,6 +37,7 @@ WORKSPACE = 50 * 10**6
 _SIDE = 128
 
 
+@launched()
 @triton.jit(do_not_specialize=["head", "heads", "rows", "first_row", "shift", "dim", "slot", "slots"])
 def _elements(
     c, r, by_c, by_r, offset, sums, on, off,
@@ -200,7 +202,7 @@ def decorrelate(
     group, height, width = _strips(x, adaptive)
     across = _parts(dim, width)
     launch = _launch(x, adaptive, width)
-    programs = triton.cdiv(dim, launch["M"])
+    programs = blocks(dim, launch["M"])
     slots = programs * len(across)
     sums = torch.empty(2, heads, slots, device=x.device)
     on = torch.empty(PARTIALS, heads * dim, device=x.device)
@@ -218,7 +220,7 @@ def decorrelate(
                 for left, right, strip in zip(lefts, rights, strips, strict=True):
                     _multiply(left[some, rows], right[some, columns].mT, strip)
                 slopes = [strip.view(dtype) for strip in strips]
-                _elements[(triton.cdiv(shape[1], launch["M"]), shape[0])](
+                _elements[(blocks(shape[1], launch["M"]), shape[0])](
                     strips[0],
                     strips[-1],
                     slopes[0],
@@ -332,8 +334,8 @@ def _strips(x: Tensor, adaptive: bool) -> tuple[int, int, int]:
 
 def _side(dim: int, most: int) -> int:
     """The side of the fewest equal parts of `dim`, a multiple of _SIDE unless it is all."""
-    parts = triton.cdiv(dim, max(_SIDE, most // _SIDE * _SIDE))
-    return min(dim, triton.cdiv(triton.cdiv(dim, parts), _SIDE) * _SIDE)
+    parts = blocks(dim, max(_SIDE, most // _SIDE * _SIDE))
+    return min(dim, blocks(blocks(dim, parts), _SIDE) * _SIDE)
 
 
 def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
@@ -341,7 +343,7 @@ def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
 
     Left to itself ptxas spills a register or two to fit one more block.
     """
-    block = max(512, min(2048, triton.next_power_of_2(width)))
+    block = max(512, min(2048, power_of_two(width)))
     key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}, {block} columns"
     default = {"BLOCK": block, "M": 2048 // block, "num_warps": 8, "maxnreg": 128}
     return tuning.chosen("decorrelate.elements", key, default, x)

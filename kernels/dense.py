@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import common, tuning
 from .common import FAITHFUL, LN2, PARTIALS, joined, negated_sum, pair_terms, store_partial, summary
+from .launch import blocks, launched, power_of_two
 from .tile import (
     Rows,
     is_touched,
@@ -56,6 +57,7 @@ def _without(skip, x, anchor, anchors, column, fill):
     return x
 
 
+@launched("rows")
 @triton.jit
 def _forward(
     anchors, candidates, phi_anchors, phi_candidates, offset, skip, totals, tops, partials,
@@ -164,6 +166,7 @@ def _forward(
     )
 
 
+@launched("count", "parts")
 @triton.jit
 def _finish(
     totals, tops, extra, rows, shares, extra_shares, partials, stats, count, splits, parts,
@@ -217,6 +220,7 @@ def _crossing_tiles(skip, first_row, rows: tl.constexpr, begin, end, step: tl.co
     return tl.reduce_or(bits, axis=0)
 
 
+@launched("rows")
 @triton.jit
 def _gradient(
     gradient, shares, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, scores,
@@ -339,6 +343,7 @@ def _accumulate(weights, table, result, PRECISION: tl.constexpr):
         return tl.dot(weights, table.to(tl.float32), result, input_precision=PRECISION, out_dtype=tl.float32)
 
 
+@launched("score_count", "x_blocks")
 @triton.jit
 def _collect(
     x_parts, phi_parts, scores, grad_x, grad_phi, of_offset, x_size, phi_size, splits, score_count, x_blocks,
@@ -398,8 +403,8 @@ def dense_forward(
     columns = candidates.shape[1]
     inputs = _operands(anchors, candidates, phi_anchors, phi_candidates)
     tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None, _many(heads * rows))
-    blocks = triton.cdiv(rows, int(tiling["M"]))
-    span, splits = _split(blocks * heads, columns, int(tiling["N"]))
+    tiles = blocks(rows, int(tiling["M"]))
+    span, splits = _split(tiles * heads, columns, int(tiling["N"]))
     device = anchors.device
     parts = splits * heads * rows
     totals = torch.empty(parts, device=device)
@@ -409,7 +414,7 @@ def dense_forward(
     stats = torch.empty(5, device=device)
     shares = torch.empty(0 if mean else (2, heads, rows), device=device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
-    _forward[blocks, splits, heads](
+    _forward[tiles, splits, heads](
         *inputs,
         totals if offset is None else offset,
         skip_of(skip, totals),
@@ -425,7 +430,7 @@ def dense_forward(
         **FAITHFUL,
     )
     count = heads * rows
-    _finish[1 + triton.cdiv(count, 128),](
+    _finish[1 + blocks(count, 128),](
         totals, tops, totals if extra is None else extra.contiguous(), result, shares, extra_shares, partials, stats,
         count, splits, parts,
         MEAN=mean, HAS_EXTRA=extra is not None, ROWS=128, BLOCK=1024, num_warps=8,
@@ -498,9 +503,9 @@ def _gradients(
     width = max(own.width, phi_own.width)
     side = "one table" if sides["BY_ROW"] and sides["BY_COLUMN"] else "columns" if sides["BY_COLUMN"] else "rows"
     tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"], f"{side} {_many(heads * own.rows)}")
-    chunks = triton.cdiv(width, int(tiling["OUT"]))
-    blocks = triton.cdiv(own.rows, int(tiling["M"]))
-    span, splits = _split(blocks * heads * chunks, other.rows, int(tiling["N"]))
+    chunks = blocks(width, int(tiling["OUT"]))
+    tiles = blocks(own.rows, int(tiling["M"]))
+    span, splits = _split(tiles * heads * chunks, other.rows, int(tiling["N"]))
 
     def output(rows: Rows, wanted: bool) -> tuple[Tensor, Tensor | None]:
         """Where the kernel writes, and what is returned; the same if there is nothing to add up."""
@@ -514,7 +519,7 @@ def _gradients(
     x_parts, of_x = output(own, x)
     phi_parts, of_phi = output(phi_own, phi)
     scores = torch.empty(splits, heads, own.rows, device=device) if of_offset else gradient
-    _gradient[blocks, splits * chunks, heads](
+    _gradient[tiles, splits * chunks, heads](
         gradient,
         shares,
         *inputs,
@@ -538,7 +543,7 @@ def _gradients(
     result = None if offset is None or not of_offset else torch.empty_like(offset)
     # Nothing to add up: no launch.
     sizes = [0 if of is None or splits == 1 else of.numel() for of in (of_x, of_phi)]
-    x_blocks, phi_blocks = (triton.cdiv(size, _COLLECTED) for size in sizes)
+    x_blocks, phi_blocks = (blocks(size, _COLLECTED) for size in sizes)
     if of_offset or x_blocks + phi_blocks:
         _collect[1 + x_blocks + phi_blocks,](
             x_parts,
@@ -577,9 +582,9 @@ def _settings(mean: bool, count: int, tau_min: float, tau_max: float, beta: floa
 def _split(programs: int, columns: int, tile: int) -> tuple[int, int]:
     """(columns of one part, parts): enough parts for a grid of 256, none shorter than four tiles."""
     # A process whose own batch is empty has no programs or no columns, and still takes part.
-    parts = max(1, min(triton.cdiv(256, max(1, programs)), columns // (4 * tile)))
-    span = max(1, triton.cdiv(triton.cdiv(columns, parts), tile)) * tile
-    return span, max(1, triton.cdiv(columns, span))
+    parts = max(1, min(blocks(256, max(1, programs)), columns // (4 * tile)))
+    span = max(1, blocks(blocks(columns, parts), tile)) * tile
+    return span, max(1, blocks(columns, span))
 
 
 def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[str, int | bool | str]:
@@ -634,5 +639,5 @@ def _many(rows: int) -> str:
 
 
 def _key(x: Tensor, width: int, adaptive: bool, kind: str) -> str:
-    columns = max(64, triton.next_power_of_2(width))
+    columns = max(64, power_of_two(width))
     return f"{str(x.dtype).removeprefix('torch.')} d={columns} {'adaptive' if adaptive else 'constant'} {kind}"

@@ -27,12 +27,14 @@ from .common import (
     summarise,
     unit_rows,
 )
+from .launch import blocks, launched, power_of_two
 from .tile import load_tile, rows_of
 
 # Fewer pairs a candidate than this, and a program takes several candidates.
 _FEW = 4
 
 
+@launched("rows")
 @triton.jit
 def _scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0)
@@ -47,6 +49,7 @@ def _scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.conste
         tl.store(scores + first + k, tl.sum(tile * anchor, axis=1), k < top_k)
 
 
+@launched("count")
 @triton.jit
 def _rows(
     similarities, slope_s, slope_r, offset, extra, result, extra_shares, partials,
@@ -123,6 +126,7 @@ def _rows(
     store_partial(partials, row, count, inside, elements, s_sum, tau_sum, m2, tau_low, bounds)
 
 
+@launched("count", "pairs", "columns", "lowest")
 @triton.jit
 def _keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
     """head·columns + column of every pair, less `lowest`, as the dtype of `keys` holds them; `pairs` to a head."""
@@ -131,6 +135,7 @@ def _keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
     tl.store(keys + pair, key.to(keys.dtype.element_ty), pair < count)
 
 
+@launched("rows", "count", "lowest", "steps")
 @triton.jit
 def _starts(keys, starts, rows, count, lowest, steps, BLOCK: tl.constexpr):
     """For each of the rows + 1 first ones of the sorted keys how many are smaller, by bisection."""
@@ -158,6 +163,7 @@ def _listed(order, place, end, gradient, head, sources, top_k, NARROW: tl.conste
     return pair, tl.where(mask, anchor - head * sources, sources), tl.load(gradient + anchor, mask, other=0.0)
 
 
+@launched("rows", "sources")
 @triton.jit
 def _weighted_sums(
     gradient, slope_s, slope_r, chosen, order, starts, x, phi, grad_x, grad_phi, scores, sources, top_k,
@@ -215,6 +221,7 @@ def _weighted_sums(
         tl.store(out, value.to(grad_phi.dtype.element_ty), phi_lanes < phi.width)
 
 
+@launched("rows", "sources", "columns")
 @triton.jit
 def _few_sums(
     gradient, slope_s, slope_r, order, starts, x, phi, grad_x, grad_phi, columns, sources, top_k,
@@ -304,9 +311,9 @@ def gathered_forward(
     result = torch.empty(heads, rows, device=chosen.device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
     partials = torch.empty(PARTIALS, heads * rows, device=chosen.device)
-    block = min(1024, triton.next_power_of_2(top_k))
+    block = min(1024, power_of_two(top_k))
     together = max(1, 1024 // block)
-    _rows[triton.cdiv(heads * rows, together),](
+    _rows[blocks(heads * rows, together),](
         similarities,
         slope_s,
         slope_r,
@@ -384,10 +391,10 @@ def _lists(chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     # The time of a radix sort grows with the bytes of a key.
     dtype, lowest = (torch.int16, -(2**15)) if rows <= 2**16 else (_index_dtype(rows), 0)
     keys = torch.empty(count, dtype=dtype, device=device)
-    _keys[triton.cdiv(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
+    _keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
     keys, order = keys.sort(stable=True)
     starts = torch.empty(rows + 1, dtype=_index_dtype(count), device=device)
-    _starts[triton.cdiv(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
+    _starts[blocks(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
     return order, starts
 
 
@@ -421,7 +428,7 @@ def _sums(
     if not by_row and chosen.shape[1] * top_k < _FEW * rows and widest <= 512:
         default = {"COLUMNS": 16, "BLOCK": 16, "num_warps": max(1, widest // 64)}
         tiling = tuning.chosen("gathered.columns", _key(one, widest, "columns"), default, one)
-        _few_sums[triton.cdiv(rows, tiling["COLUMNS"]), heads](
+        _few_sums[blocks(rows, tiling["COLUMNS"]), heads](
             gradient, slope_s, slope_r, order, starts, *operands, *outputs, rows, one.shape[1], top_k,
             **flags, **widths, **tiling,
         )  # fmt: skip
@@ -447,7 +454,7 @@ def _key(x: Tensor, width: int, kind: str) -> str:
 
 
 def _padded(x: Tensor) -> int:
-    return max(16, triton.next_power_of_2(x.shape[-1]))
+    return max(16, power_of_two(x.shape[-1]))
 
 
 def _index_dtype(count: int) -> torch.dtype:

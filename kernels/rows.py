@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .align import EPS, LONGEST
+from .launch import blocks, launched, power_of_two
 from .tile import load_tile, rows_of
 
 # What `first` and `second` hold: nothing, the halves as given, or ready as in the tables.
@@ -75,6 +76,7 @@ def _write(
             tl.store(half + in_half + column[None, :], value, mask)
 
 
+@launched("rows", "column")
 @triton.jit
 def _forward(
     x, y, table, product, first, second, skip, factor, column,
@@ -166,6 +168,7 @@ def _differentiate(
         tl.store(at, value.to(grad.base.dtype.element_ty), inside & (column < x.width)[None, :])
 
 
+@launched("rows")
 @triton.jit
 def _backward(
     x, y, grad_x, grad_y, by_table, by_product, by_first, by_second, factor,
@@ -187,7 +190,7 @@ def _backward(
 
 def _tiling(width: int) -> dict[str, int]:
     """1024 elements of each tensor a program, half of `align`'s: there are up to five tensors."""
-    block = max(16, min(1024, triton.next_power_of_2(width)))
+    block = max(16, min(1024, power_of_two(width)))
     # With a limit that none of them needs, ptxas does not spill two registers to fit one more block.
     return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4, "maxnreg": 128}
 
@@ -229,7 +232,7 @@ def rows_forward(
     )
     columns = None if skip is None else torch.empty(parts * n, 2, dtype=torch.int64, device=x.device)
     tiling = _tiling(width)
-    _forward[triton.cdiv(n, tiling["ROWS"]), heads, parts](
+    _forward[blocks(n, tiling["ROWS"]), heads, parts](
         rows_of(x),
         rows_of(x if y is None else y),
         *(x if tensor is None else tensor for tensor in (*made, columns)),
@@ -264,7 +267,7 @@ def rows_backward(
     heads, n, width = x.shape
     table, product, first, _ = upstream
     tiling = _tiling(width)
-    _backward[triton.cdiv(n, tiling["ROWS"]), heads, (grad_x is not None) + (grad_y is not None)](
+    _backward[blocks(n, tiling["ROWS"]), heads, (grad_x is not None) + (grad_y is not None)](
         rows_of(x),
         rows_of(x if y is None else y),
         *(rows_of(x if grad is None else grad) for grad in (grad_x, grad_y)),

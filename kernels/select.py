@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
+from .launch import blocks, launched, power_of_two
 from .tile import is_touched, load_tile, products, rows_of, similarity_tiling, skip_of, visible
 
 # Bytes of maxima, bits and lists at once; more anchors are done in turns.
@@ -117,6 +118,7 @@ def _unless_skipped(s, skip, first, second, row, rows, column):
     return tl.where(distance == 0, float("-inf"), s)
 
 
+@launched("rows")
 @triton.jit
 def _maxima(
     anchors, candidates, skip, maxima, shift,
@@ -189,6 +191,7 @@ def _kth(keys, count, top_k, enough, BLOCK: tl.constexpr, ONE: tl.constexpr):
     return found, reached
 
 
+@launched("rows")
 @triton.jit
 def _bounds(maxima, bounds, rows, groups, top_k, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -207,6 +210,7 @@ def _pushed(word, x):
     return (word << 1) | (x.to(tl.uint32, bitcast=True) >> 31).to(tl.int32, bitcast=True)
 
 
+@launched("rows")
 @triton.jit
 def _bits(
     anchors, candidates, skip, bounds, words, shift,
@@ -276,6 +280,7 @@ def _above_in_groups(words, count, groups, group, mask):
     return total
 
 
+@launched("rows", "candidates")
 @triton.jit
 def _lists(
     maxima, bounds, words, skip, counts, keys, columns, rows, candidates, shift, top_k, capacity,
@@ -350,6 +355,7 @@ def _lists(
         start = tl.where(start >= groups, 0, start)
 
 
+@launched("rows")
 @triton.jit
 def _values(
     anchors, candidates, counts, keys, columns, capacity,
@@ -430,6 +436,7 @@ def _halve(keys, columns, count, top_k, BLOCK: tl.constexpr, ONE: tl.constexpr):
     return tl.max(found, axis=0)
 
 
+@launched("rows")
 @triton.jit
 def _crowded(
     anchors, candidates, words, counts, keys, columns, shift, top_k, capacity,
@@ -472,6 +479,7 @@ def _crowded(
         tl.store(counts + 2 * flat + 1, tl.zeros((1,), tl.int32) + used)
 
 
+@launched("rows", "out_head")
 @triton.jit
 def _pick(
     counts, keys, columns, similarities, chosen, rows, out_head, top_k, capacity,
@@ -512,14 +520,14 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     table = rows_of(candidates)
     similarities = torch.empty(heads, rows, top_k, device=device)
     chosen = torch.empty(heads, rows, top_k, dtype=torch.int32, device=device)
-    groups = _groups(triton.cdiv(rows, m) * heads, table.rows, top_k, n)
-    words = triton.cdiv(triton.cdiv(table.rows, groups), MEMBERS.value)
+    groups = _groups(blocks(rows, m) * heads, table.rows, top_k, n)
+    words = blocks(blocks(table.rows, groups), MEMBERS.value)
     # Twice what is expected, and so much more than κ that a crowded row gets on.
-    capacity = max(64, triton.next_power_of_2(2 * top_k))
+    capacity = max(64, power_of_two(2 * top_k))
     # int32 or as large: maxima, words, keys, columns, counts (2), bounds.
     sizes = (groups, words * groups, capacity, capacity, 2, 1)
-    turns = triton.cdiv(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
-    turn = triton.cdiv(triton.cdiv(rows, turns), m) * m
+    turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
+    turn = blocks(blocks(rows, turns), m) * m
     workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
     shift = (groups // n).bit_length() - 1
     # Values come from the same instructions of 64 rows and N columns as in the two passes.
@@ -538,22 +546,22 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         )
         maxima, keys, bounds = maxima.view(torch.uint32), keys.view(torch.uint32), bounds.view(torch.float32)
 
-        grid = (triton.cdiv(size, m), groups // n, heads)
+        grid = (blocks(size, m), groups // n, heads)
         _maxima[grid](part, table, hidden, maxima, shift, **tiling)
-        _bounds[triton.cdiv(heads * size, of_groups["ROWS"]),](maxima, bounds, heads * size, groups, top_k, **of_groups)
+        _bounds[blocks(heads * size, of_groups["ROWS"]),](maxima, bounds, heads * size, groups, top_k, **of_groups)
         _bits[grid](part, table, hidden, bounds, bits, shift, **tiling)
-        _lists[triton.cdiv(size, listing["ROWS"]), heads](
+        _lists[blocks(size, listing["ROWS"]), heads](
             maxima, bounds, bits, hidden, counts, keys, columns, size, table.rows, shift, top_k, capacity,
             N=n, **listing,
         )  # fmt: skip
         # A fifth of the list is expected to be unknown.
-        blocks = triton.cdiv(size, few_rows)
-        parts = max(1, min(1024 // (blocks * heads), few_rows * top_k // (4 * n)))
-        _values[blocks, parts, heads](part, table, counts, keys, columns, capacity, **few)
+        tiles = blocks(size, few_rows)
+        parts = max(1, min(1024 // (tiles * heads), few_rows * top_k // (4 * n)))
+        _values[tiles, parts, heads](part, table, counts, keys, columns, capacity, **few)
         _crowded[size, heads](
             part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,
         )  # fmt: skip
-        _pick[triton.cdiv(size, of_lists["ROWS"]), heads](
+        _pick[blocks(size, of_lists["ROWS"]), heads](
             counts, keys, columns, similarities[:, start:], chosen[:, start:], size, rows * top_k, top_k, capacity,
             **of_lists,
         )  # fmt: skip
@@ -578,10 +586,10 @@ def _lanes(kernel: str, count: int, x: Tensor) -> dict[str, int]:
     return found if kernel == "lists" else {**found, "ONE": count <= found["BLOCK"]}
 
 
-def _groups(blocks: int, columns: int, top_k: int, tile: int) -> int:
+def _groups(tiles: int, columns: int, top_k: int, tile: int) -> int:
     """Number of groups: a power of two, at least 4κ, and enough to fill a GPU if there are few anchors."""
     # Eight tiles at least: columns turn among them.
-    groups = max(8 * tile, triton.next_power_of_2(4 * top_k))
-    while groups < 8192 and blocks * (groups // tile) < 256:
+    groups = max(8 * tile, power_of_two(4 * top_k))
+    while groups < 8192 and tiles * (groups // tile) < 256:
         groups *= 2
-    return min(groups, max(tile, triton.next_power_of_2(columns)))
+    return min(groups, max(tile, power_of_two(columns)))

@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import blocks, launched
 
+
+@launched("n", "count")
 @triton.jit
 def _forward(positive, negative, result, weight, n, count, JOINED: tl.constexpr, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
@@ -29,6 +32,7 @@ def _forward(positive, negative, result, weight, n, count, JOINED: tl.constexpr,
     tl.store(result, tl.sum(total) * weight)
 
 
+@launched("n", "count")
 @triton.jit
 def _backward(
     gradient, positive, negative, grad_positive, grad_negative, weight, n, count,
@@ -78,7 +82,7 @@ def total_backward(
     """Gradients of both arguments of `total_forward`; `gradient` is 0-dim."""
     grads = torch.empty_like(positive), torch.empty_like(negative)
     count = positive.numel()
-    _backward[(triton.cdiv(count, 512),)](
+    _backward[(blocks(count, 512),)](
         gradient, positive, negative, *grads, weight, positive.shape[1], count, JOINED=joined, BLOCK=512, num_warps=4
     )
     return grads
