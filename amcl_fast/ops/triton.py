@@ -35,7 +35,7 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     def register(function: Callable[..., Any]) -> Operator:
         @functools.wraps(function)
         def on_its_device(first: Tensor, *rest: Any) -> Any:
-            if not first.is_cuda or first.get_device() == torch.cuda.current_device():
+            if first.is_cuda and first.get_device() == torch.cuda.current_device():
                 return function(first, *rest)
             with torch.cuda.device_of(first):
                 return function(first, *rest)
