@@ -23,17 +23,19 @@ _LOCK = threading.Lock()
 def _products(precision: str, like: Tensor) -> Iterator[None]:
     """float32 products on CUDA in `precision`, "ieee" or "tf32", with "" as torch is set; autocast is off."""
     with torch.autocast(like.device.type, enabled=False):
-        setting = torch.backends.cuda.matmul
-        if not precision or setting.fp32_precision == precision:
+        if not precision:
             yield
             return
+        setting = torch.backends.cuda.matmul
         with _LOCK:
             before = setting.fp32_precision
-            setting.fp32_precision = precision
+            if before != precision:
+                setting.fp32_precision = precision
             try:
                 yield
             finally:
-                setting.fp32_precision = before
+                if before != precision:
+                    setting.fp32_precision = before
 
 
 def phi(rows: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], precision: str) -> Tensor:
