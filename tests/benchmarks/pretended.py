@@ -16,7 +16,6 @@ import torch
 from amcl_fast.kernels import tuning
 from torch import nn
 
-from amcl_fast import AdaptiveTemperature
 from benchmarks import cases, checks, device, gpu, parts, results, sweep, workers
 
 NAME = "NVIDIA Stand-in 1"
@@ -29,8 +28,6 @@ X = torch.zeros(1)
 def small(case):
     """A case at a size for tests."""
     settings = case.settings | ({"top_k": 3} if case.settings.get("top_k") else {})
-    if not hasattr(AdaptiveTemperature, "precision"):
-        settings.pop("precision", None)
     rows = 12 if case.operator in ("contrast", "simclr", "moco", "infonce") else 6
     few = min(case.candidates, 20)
     return replace(case, heads=min(case.heads, 2), rows=rows, candidates=few, width=8, settings=settings)
