@@ -530,9 +530,9 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     turn = blocks(blocks(rows, turns), m) * m
     workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
     shift = (groups // n).bit_length() - 1
-    # Values come from the same instructions of 64 rows and N columns as in the two passes.
-    few_rows = min(m, 64)
-    few = {**tiling, "M": few_rows, "num_warps": 4}
+    # Four warps form 64 rows by the same instructions as 128 rows in the two passes, and half of what nobody asked for.
+    few_rows = min(m, 64) if tiling["num_warps"] == 4 else m
+    few = {**tiling, "M": few_rows}
     of_groups, of_lists, in_crowds = (
         _lanes(name, count, anchors) for name, count in (("bounds", groups), ("pick", capacity), ("crowded", capacity))
     )
@@ -574,8 +574,8 @@ def _lanes(kernel: str, count: int, x: Tensor) -> dict[str, int]:
     each, together, registers = {
         "bounds": (1024, 2048, 168),
         "lists": (128, 256, 128),
-        "crowded": (512, 1, 128),
-        "pick": (512, 512, 168),
+        "crowded": (512, 1, 168),
+        "pick": (512, 256, 168),
     }[kernel]
     warps = max(1, min(8, count // (512 if kernel == "pick" else 1024)))
     block = min(count, each * warps)
