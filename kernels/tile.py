@@ -101,8 +101,9 @@ def similarity_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
     whole = width <= 128
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 64, "DEPTH": 32, "WHOLE": False, "num_warps": 4, "num_stages": 3}
-        if common.capability(x) < (9, 0):
-            shape["num_warps"] = 8
+        # mma.sync holds both halves of each operand in registers.
+        if common.capability(x)[0] == 8:
+            shape |= {"DEPTH": 16, "num_warps": 8}
     else:
         shape = {"M": 128, "N": 64, "DEPTH": depth if whole else 32, "WHOLE": whole, "num_warps": 8, "num_stages": 3}
         shape["maxnreg"] = 255
