@@ -598,9 +598,10 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[st
     else:
         rows = 64 if common.capability(x) >= (10, 0) else 128
         shape = {"M": rows, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
-    default = {**shape, "PRECISION": common.dot_precision(x), "num_warps": 8, "num_stages": 3}
-    if shape["WHOLE"] and common.capability(x)[0] == 9:
-        default["maxnreg"] = 128  # two blocks a multiprocessor
+    # Two blocks a multiprocessor where they fit.
+    registers = 128 if shape["WHOLE"] and common.capability(x)[0] == 9 else 255
+    launch = {"num_warps": 8, "num_stages": 3, "maxnreg": registers}
+    default = {**shape, **launch, "PRECISION": common.dot_precision(x)}
     return tuning.chosen("dense.forward", _key(x, width, adaptive, many), default, x)
 
 
