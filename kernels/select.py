@@ -520,6 +520,8 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     table = rows_of(candidates)
     similarities = torch.empty(heads, rows, top_k, device=device)
     chosen = torch.empty(heads, rows, top_k, dtype=torch.int32, device=device)
+    if not similarities.numel():
+        return similarities, chosen
     groups = _groups(blocks(rows, m) * heads, table.rows, top_k, n)
     words = blocks(blocks(table.rows, groups), MEMBERS.value)
     # Twice what is expected, and so much more than κ that a crowded row gets on.
@@ -574,7 +576,7 @@ def _lanes(kernel: str, count: int, x: Tensor) -> dict[str, int]:
     each, together, registers = {
         "bounds": (1024, 2048, 168),
         "lists": (128, 256, 128),
-        "crowded": (512, 1, 168),
+        "crowded": (512, 1, 255),
         "pick": (512, 256, 168),
     }[kernel]
     warps = max(1, min(8, count // (512 if kernel == "pick" else 1024)))
