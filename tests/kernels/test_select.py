@@ -1,8 +1,10 @@
+import contextlib
+
 import pytest
 import torch
 import triton
 import triton.language as tl
-from amcl_fast.kernels import select
+from amcl_fast.kernels import select, tuning
 from compare import DEVICE
 from triton.runtime import interpreter
 
@@ -239,6 +241,21 @@ def test_most_columns_skipped(monkeypatch):
     skip = torch.arange(150)[~left].expand(2, -1)
     assert left.sum() > 20 > 8 and skip.shape[1] > 64
     check(anchors, candidates, skip, 20)
+
+
+def test_lists_in_several_blocks(monkeypatch):
+    """As of κ in the thousands: no block holds a row."""
+    monkeypatch.setattr(select, "_groups", lambda *_: 128)
+    u, column = torch.rand(1000, generator=torch.Generator().manual_seed(15)), torch.arange(1000)
+    crowded = torch.where(group(column, 128) < 38, 2 + (32 * u).floor(), u)
+    candidates = torch.zeros(3, 1000, 16)
+    candidates[..., 0] = torch.stack([crowded, ROWS["few values"](u, column), u])
+    anchors = torch.zeros(3, 1, 16)
+    anchors[..., 0] = 1
+    with contextlib.ExitStack() as stack:
+        for table in ("bounds", "lists", "crowded", "pick"):
+            stack.enter_context(tuning.trying(f"select.{table}", {"BLOCK": 32}))
+        check(anchors, candidates, None, 40)
 
 
 def test_any_strides():
