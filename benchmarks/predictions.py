@@ -119,19 +119,28 @@ def _h100(section: str, case: str, value: str, low: float, high: float, basis: s
 
 
 _SIMCLR, _MOCO = "SimCLR, N = 4096, one table", "MoCo, N = 256, queue 65,536"
+_ALL, _NT_XENT = "SimCLR, N = 4096, softmax over all, one table", "NT-Xent, N = 4096, one table"
 _BARLOW = "Barlow Twins, d = 8192, N = 1024"
-_READING, _PROTOTYPE = "a reading of the kernels", "a count; a prototype's time"
+_COUNT, _SUM = "counts of instructions and bytes", "the sum of its kernels"
 
 PREDICTIONS = (
-    _h100("breakdown", _SIMCLR, "busy_ms", 1.2, 1.2, _READING),
-    _h100("breakdown", _SIMCLR, "_maxima", 0.085, 0.115, _PROTOTYPE),
-    _h100("breakdown", _SIMCLR, "_bounds", 0.045, 0.06, _PROTOTYPE),
-    _h100("breakdown", _SIMCLR, "_bits", 0.09, 0.134, _PROTOTYPE),
-    _h100("breakdown", _SIMCLR, "_lists", 0.05, 0.094, _PROTOTYPE),
-    _h100("breakdown", _SIMCLR, "_values", 0.03, 0.097, _PROTOTYPE),
-    _h100("breakdown", _SIMCLR, "_pick", 0.045, 0.062, _PROTOTYPE),
-    _h100("losses", "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "busy_ms", 1.0, 1.0, _READING),
-    _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "graph_ms", 0.3, 0.3, _READING),
-    _h100("operators", "SimCLR, N = 65,536", "ours", 75, 75, _READING, ""),
-    _h100("breakdown", _BARLOW, "busy_ms", 1.6, 2.33, "the products; strips in plain torch"),
+    _h100("breakdown", _SIMCLR, "busy_ms", 0.95, 1.1, _SUM),
+    _h100("breakdown", _SIMCLR, "_maxima", 0.115, 0.125, "four warps, as measured"),
+    _h100("breakdown", _SIMCLR, "_bounds", 0.03, 0.04, _COUNT),
+    _h100("breakdown", _SIMCLR, "_bits", 0.13, 0.15, _COUNT),
+    _h100("breakdown", _SIMCLR, "_lists", 0.055, 0.065, _COUNT),
+    _h100("breakdown", _SIMCLR, "_values", 0.03, 0.04, _COUNT),
+    _h100("breakdown", _SIMCLR, "_pick", 0.025, 0.035, _COUNT),
+    _h100("breakdown", _MOCO, "busy_ms", 0.35, 0.4, _SUM),
+    _h100("breakdown", _MOCO, "_few_sums", 0.03, 0.05, _COUNT),
+    _h100("breakdown", _ALL, "busy_ms", 1.4, 1.8, _SUM),
+    _h100("breakdown", _ALL, "_forward", 0.4, 0.6, _COUNT),
+    _h100("breakdown", _ALL, "_gradient", 0.9, 1.2, _COUNT),
+    _h100("breakdown", _NT_XENT, "busy_ms", 0.5, 0.65, _SUM),
+    _h100("breakdown", _BARLOW, "busy_ms", 2.0, 2.0, _SUM),
+    _h100("breakdown", _BARLOW, "_elements", 0.3, 0.3, _COUNT),
+    _h100("losses", "Whole loss: AMCL-MoCo, N = 256, queue 65,536", "busy_ms", 1.1, 1.4, _SUM),
+    _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "wall_ms", 1.2, 2.0, "launches and operators left"),
+    _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "graph_ms", 0.2, 0.3, "the work of its kernels"),
+    _h100("operators", "SimCLR, N = 65,536", "ours", 75, 100, "256 times N = 4096", ""),
 )
