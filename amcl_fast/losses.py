@@ -94,7 +94,7 @@ class _Loss(nn.Module):
         adaptive = self.adaptive
         if adaptive is None or x is None:
             return Prepared(None, None, None, None, None)
-        if not ops.fused(self.backend, x):
+        if not (ops.fused(self.backend, x) and adaptive.is_plain):
             table = adaptive.features(x)
             n = x.shape[1] // 2
             first, second = (table[:, :n], table[:, n:]) if halves else (None, None)

@@ -38,11 +38,12 @@ class AdaptiveTemperature(nn.Module):
             to the other end; ½ starts them at an eighth of the range, 1 in its middle.
         precision: of φ's products in the losses, forwards and backwards, on the backend triton, where tensor cores
             multiply in tf32 at several times the rate of float32: `tf32`, `float32`, or `auto`, which is tf32 where
-            autocast or the inputs ask for products in half precision, and else what torch is set to. Other backends,
-            and with them the CPU, multiply as torch is set. What it does to τ, against float64 (d = 128, 1024 rows, τ
-            from 0.1 to 1, emulated): with `cosine` 2e-5 of τ for a φ that has learned nothing and 2e-4 for one that
-            has (rms; 1e-3 at most), where rounding φ's output to bfloat16, as those products do, changes it by 6e-4
-            and 4e-4 (3e-3 at most); with `dot` 1e-5 beside 7e-5. Twice that from 1e-5 to 2.
+            autocast or the inputs ask for products in half precision (but not for SimSiam, whose scores are not
+            rounded), and else what torch is set to. A φ with other layers, hooks or a `features` of its own, other
+            backends, and with them the CPU, multiply as torch is set. What it does to τ, against float64 (d = 128,
+            1024 rows, τ from 0.1 to 1, emulated): with `cosine` 2e-5 of τ for a φ that has learned nothing and 2e-4
+            for one that has (rms; 1e-3 at most), where rounding φ's output to bfloat16, as those products do, changes
+            it by 6e-4 and 4e-4 (3e-3 at most); with `dot` 1e-5 beside 7e-5. Twice that from 1e-5 to 2.
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.
@@ -104,6 +105,24 @@ class AdaptiveTemperature(nn.Module):
         if self.score == "dot":
             return hidden
         return math.sqrt(self.scale) * unit(hidden)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `features` is what is written here of the layers made here, with nobody looking on.
+
+        Only then may its layers be read one by one: a subclass, other layers and hooks mean what they say.
+        """
+        layers = [self.phi, *self.phi]
+        return (
+            type(self).features is AdaptiveTemperature.features
+            and "features" not in vars(self)
+            and [type(layer) for layer in layers] == [nn.Sequential, nn.Linear, nn.ReLU, nn.Linear]
+            and all(layer.bias is not None for layer in layers if isinstance(layer, nn.Linear))
+            and not any(
+                layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+                for layer in layers
+            )
+        )
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias of both layers of φ, in `dtype`."""

@@ -444,8 +444,8 @@ def _sums(
 
 
 def _tiling(table: str, x: Tensor, width: int, kind: str) -> dict[str, int]:
-    """8 gathered rows in flight, 32 elements of each table a thread."""
-    default = {"BLOCK": 8, "num_warps": max(1, min(8, width // 128))}
+    """8 gathered rows in flight, fewer of wide tables: 32 elements of each a thread."""
+    default = {"BLOCK": max(1, min(8, 8192 // width)), "num_warps": max(1, min(8, width // 128))}
     return tuning.chosen(table, _key(x, width, kind), default, x)
 
 

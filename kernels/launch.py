@@ -3,8 +3,9 @@
 `JITFunction.run` asks of every argument, and of every field of a tuple, what it would compile the kernel for: 11 µs
 with two tables, 18 with four, of which libcuda's own launch is 2. Here the values themselves are the key: dtypes, what
 pointers leave divided by 16, numbers as they are. It is finer than Triton's, which asks of a number whether it is 1,
-divisible by 16 and an int32, so two calls for which Triton would compile two kernels never share one. A key that was
-not seen before goes to `JITFunction.run`.
+divisible by 16 and an int32, so but for the sizes that `launched` names two calls for which Triton would compile two
+kernels never share one. A key that was not seen before goes to `JITFunction.run`, and so does a launch that somebody
+watches: a profiler with launch hooks sees kernels that Triton has specialised for the sizes as well.
 """
 
 from collections.abc import Callable
@@ -75,6 +76,8 @@ class Launched:
         self._launches: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name == "kernel":  # of a copy that is not yet filled
+            raise AttributeError(name)
         return getattr(self.kernel, name)
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ def _value(ordered):
 
 @triton.jit
 def _turned(member, shift):
-    """By how many tiles the `member`-th G columns are turned before they are dealt into groups: sum of its digits."""
+    """By how many tiles the `member`-th G columns are turned before they are dealt into groups."""
     return member + (member >> shift) + (member >> shift >> shift)
 
 
@@ -210,7 +210,7 @@ def _pushed(word, x):
     return (word << 1) | (x.to(tl.uint32, bitcast=True) >> 31).to(tl.int32, bitcast=True)
 
 
-@launched("rows")
+@launched()  # another size compiles it anew: for any size its loop has 5 % more instructions
 @triton.jit
 def _bits(
     anchors, candidates, skip, bounds, words, shift,
@@ -240,9 +240,10 @@ def _bits(
             s = products(x, y, anchors, row, candidates, column, head, DEPTH, WHOLE, PRECISION)
             if is_touched(touched, member):
                 s = _unless_skipped(s, skip, first, second, row, anchors.rows, column)
-            # NaN and ∞ are above any bound. Signs, not comparisons, which would hold a predicate for each similarity.
+            # NaN and ∞ are above any bound, and −0 is 0, whose differences have the signs of equal numbers. Signs, not
+            # comparisons, which would hold a predicate for each similarity.
             most = tl.where(column < candidates.rows, LARGEST.value, float("-inf"))[None, :]
-            s = tl.where(s < most, s, most)
+            s = tl.where(s < most, s, most) + 0.0
             found = _pushed(_pushed(found, bound - s), s - bound)
         found <<= 2 * (MEMBERS.value - last + word * MEMBERS.value)
         at = (flat * count + word) * groups + tile * N
@@ -526,8 +527,9 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     words = blocks(blocks(table.rows, groups), MEMBERS.value)
     # Twice what is expected, and so much more than κ that a crowded row gets on.
     capacity = max(64, power_of_two(2 * top_k))
-    # int32 or as large: maxima, words, keys, columns, counts (2), bounds.
-    sizes = (groups, words * groups, capacity, capacity, 2, 1)
+    # int32 or as large: maxima, words, keys, columns, counts (2 of 4), bounds. By fours, so that all begin at a multiple
+    # of 16 bytes, whatever the number of rows.
+    sizes = (groups, words * groups, capacity, capacity, 4, 4)
     turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
     turn = blocks(blocks(rows, turns), m) * m
     workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)

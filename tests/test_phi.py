@@ -126,6 +126,20 @@ def test_an_exception_leaves_nothing_changed(setting):
         assert state() == setting
 
 
+@pytest.mark.parametrize("own", [None, "tf32"], ids=["inherited", "its own"])
+def test_what_is_inherited_stays_so(own):
+    before = MATMUL.fp32_precision, torch.backends.fp32_precision
+    try:
+        MATMUL.fp32_precision = own or "none"
+        torch.backends.fp32_precision = "tf32"
+        phi(table("rows", dtype=torch.float32), weights_of(dtype=torch.float32), "ieee")
+        assert (MATMUL.fp32_precision, torch.backends.fp32_precision) == ("tf32", "tf32")
+        torch.backends.fp32_precision = "ieee"
+        assert MATMUL.fp32_precision == (own or "ieee")
+    finally:
+        MATMUL.fp32_precision, torch.backends.fp32_precision = before
+
+
 def test_two_threads_restore_the_setting():
     before = state()
     x, weights = table("rows", dtype=torch.float32), weights_of(dtype=torch.float32)

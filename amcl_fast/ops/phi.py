@@ -3,7 +3,8 @@
 torch has one precision of float32 products for the whole process. The operator sets it for the time of its own calls,
 in the forward pass and in the backward pass, wherever these run: in the thread of autograd, in compiled code, while a
 CUDA graph is captured. No exception leaves it changed, and a lock keeps two threads from restoring each other's. A
-product that another thread starts meanwhile would read it.
+product that another thread starts meanwhile would read it, and torch's older names of the setting, read by another
+thread meanwhile, may raise that both are in use.
 """
 
 import contextlib
@@ -30,12 +31,27 @@ def _products(precision: str, like: Tensor) -> Iterator[None]:
         with _LOCK:
             before = setting.fp32_precision
             if before != precision:
+                inherited = _is_inherited(before)
                 setting.fp32_precision = precision
             try:
                 yield
             finally:
                 if before != precision:
-                    setting.fp32_precision = before
+                    setting.fp32_precision = "none" if inherited else before
+
+
+def _is_inherited(value: str) -> bool:
+    """Whether matmul's precision is torch's general one, and would follow it: reading it tells the value alone."""
+    general: Any = torch.backends
+    before = general.fp32_precision
+    if before == "none" or value != before:
+        return False
+    other = "ieee" if before == "tf32" else "tf32"
+    general.fp32_precision = other
+    try:
+        return bool(general.cuda.matmul.fp32_precision == other)
+    finally:
+        general.fp32_precision = before
 
 
 def phi(rows: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], precision: str) -> Tensor:

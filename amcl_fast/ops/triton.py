@@ -213,11 +213,13 @@ def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _contrast_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return 12 * (None,)
-    *pairs, extra_shares = ctx.saved_tensors[:4]
+    # Read once: checkpointing forms again what is asked for, and for one backward pass only once.
+    chosen, slope_s, slope_r, extra_shares, *inputs = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:5])
     grads: list[Tensor | None] = [None for _ in needs]
     if any(needs):
-        grads = masked(_contrast_backward(gradient, *pairs, *ctx.saved_tensors[4:], *ctx.settings, needs), needs)
+        made = _contrast_backward(gradient, chosen, slope_s, slope_r, *inputs, *ctx.settings, needs)
+        grads = masked(made, needs)
     of_extra = (gradient * extra_shares).to(ctx.of_extra) if ctx.needs_input_grad[6] else None
     return *grads, None, of_extra, *(None for _ in range(5))
 
@@ -389,7 +391,7 @@ def _decorrelate_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None)
         return 10 * (None,)
     *made, scores = masked(ctx.saved_tensors, ctx.needs_input_grad[:5])
     scaled = [
-        # One pass, rounded once.
+        # One pass; bfloat16 was rounded when it was kept as well.
         None if t is None else torch.mul(t, gradient[:, None, None], out=t.new_empty(t.shape, dtype=dtype))
         for t, dtype in zip(made, ctx.dtypes, strict=False)
     ]
@@ -418,12 +420,16 @@ def prepared(
     """
     _checked(x=x, y=y)
     # The product's table is the float32 one where that is its dtype.
-    other = None if product == torch.float32 else product
-    table |= product == torch.float32
+    # The interpreter cuts a bfloat16 off where a GPU rounds it, so there torch makes it.
+    late = _INTERPRETED and product == torch.bfloat16
+    other = None if late or product == torch.float32 else product
+    table |= late or product == torch.float32
     kind = {"none": NONE, "raw": RAW, "ready": READY}[halves]
     made = _prepared(x, y, factor, normalise, table, other, kind, -1 if skip is None else skip)
     there = (table, other is not None, kind != NONE, kind != NONE, skip is not None)
     whole, rounded, *rest = masked(made, there)
+    if late and whole is not None:
+        rounded = whole.bfloat16()
     return Prepared(whole, whole if rounded is None else rounded, *rest)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import offline
 import triton
-from amcl_fast.kernels import common
+from amcl_fast.kernels import common, launch
 from triton.runtime.jit import JITFunction
 
 NVDISASM = offline.CUOBJDUMP.with_name("nvdisasm")
@@ -108,7 +108,7 @@ def compiled(case: str, arch: int = 90) -> dict[str, triton.compiler.CompiledKer
     run, found = JITFunction.run, {}
 
     def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        kernel = run(self, *launch.general(self, args), grid=grid, warmup=True, **kwargs)
         found[f"{self.__module__.rsplit('.', 1)[-1]}.{self.__name__.strip('_')}"] = kernel
         return kernel
 

@@ -115,6 +115,23 @@ def test_nan_is_seen(nan):
     check(candidates[:, 76:78], candidates, None, 5)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU's products have the zeros they have")
+def test_products_that_are_minus_zero(monkeypatch):
+    """As a sum of products alone could be, which begins without a zero of its own."""
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def product(builder, *operands):
+        result = original(builder, *operands)
+        result.data[result.data == 0] = -0.0
+        return result
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", product)
+    generator = torch.Generator().manual_seed(8)
+    anchors = unit(generator, 1, 6, 16).half()
+    anchors[:, ::2] = 0
+    check(anchors, -unit(generator, 1, 300, 16).abs().half(), None, 20)
+
+
 LARGEST = torch.finfo(torch.float32).max
 # Row by row: what similarities may be like. One coordinate counts, so that they are what is written here.
 ROWS = {

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from compare import DEVICE
+from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
@@ -124,3 +125,57 @@ def test_kernels_run_on_the_device_of_their_tensors(name, monkeypatch):
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", watched)
     evaluate(LOSSES[name]("triton"), inputs(name, torch.float32))
     assert len(launched) >= 2 and all(devices == [torch.device(DEVICE)] for devices in launched)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_under_checkpointing(name):
+    """What is saved is unpacked once for a backward pass: it is formed again when it is asked for."""
+    tensors, loss = inputs(name, torch.float32), LOSSES[name]("triton")
+    leaves = [t for t in (*tensors, *loss.parameters()) if t.requires_grad]
+    expected = torch.autograd.grad(loss(*tensors), leaves, allow_unused=True)
+    again = checkpoint(loss, *tensors, use_reentrant=False)
+    for found, right in zip(torch.autograd.grad(again, leaves, allow_unused=True), expected, strict=True):
+        assert (found is None) == (right is None)
+        assert found is None or torch.equal(found, right)
+
+
+class Thrice(AdaptiveTemperature):
+    """A φ of somebody's own."""
+
+    def features(self, x):
+        return 3 * super().features(x)
+
+
+def gelu(module):
+    module.phi[1] = torch.nn.GELU()
+
+
+def deeper(module):
+    module.phi.append(torch.nn.Linear(D, D))
+
+
+def hook(module):
+    module.phi[0].register_forward_hook(lambda layer, given, made: 2 * made)
+
+
+def halved(module):
+    features = module.features
+    module.features = lambda x: 0.5 * features(x)
+
+
+@pytest.mark.parametrize("change", [Thrice, gelu, deeper, hook, halved], ids=lambda change: change.__name__)
+def test_a_phi_that_was_changed_is_what_it_was_changed_to(change):
+    torch.manual_seed(0)
+    kind = change if isinstance(change, type) else AdaptiveTemperature
+    module = kind(D, 8, 0.1, 1.0, score="cosine").to(DEVICE)
+    assert AdaptiveTemperature(D).is_plain
+    plain = SimCLRLoss(temperature(D), top_k=4, backend="reference")(*inputs("topk_mean", torch.float32))
+    if kind is AdaptiveTemperature:
+        change(module)
+    assert not module.is_plain
+    found, expected = (
+        evaluate(SimCLRLoss(module, top_k=4, backend=b), inputs("topk_mean", torch.float32))
+        for b in ("triton", "reference")
+    )
+    assert abs(expected[0] - plain) > 1e-3 * abs(plain)
+    assert max(map(relative_error, found, expected)) < 1e-4
