@@ -220,7 +220,7 @@ def _crossing_tiles(skip, first_row, rows: tl.constexpr, begin, end, step: tl.co
     return tl.reduce_or(bits, axis=0)
 
 
-@launched("rows")
+@launched()  # for any size it spills a register
 @triton.jit
 def _gradient(
     gradient, shares, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, scores,

@@ -527,8 +527,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     words = blocks(blocks(table.rows, groups), MEMBERS.value)
     # Twice what is expected, and so much more than κ that a crowded row gets on.
     capacity = max(64, power_of_two(2 * top_k))
-    # int32 or as large: maxima, words, keys, columns, counts (2 of 4), bounds. By fours, so that all begin at a multiple
-    # of 16 bytes, whatever the number of rows.
+    # int32 or as large: maxima, words, keys, columns, counts (2 of 4), bounds. By fours: all begin at 16 bytes.
     sizes = (groups, words * groups, capacity, capacity, 4, 4)
     turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
     turn = blocks(blocks(rows, turns), m) * m

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from amcl_fast.folder import VARIABLE
+
 _TESTS = Path(__file__).parent
 
 _ENCODER = """
@@ -50,7 +52,8 @@ def image_folder(root: Path, train: int, test: int, suffix: str = ".jpg") -> Pat
 def environment(folder: Path) -> dict[str, str]:
     """For a run of its own in `folder`, which finds the package and the modules of the tests."""
     return {
-        **os.environ,
+        # Less what a run in this process has told processes of its own.
+        **{key: value for key, value in os.environ.items() if key != VARIABLE},
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]),
         "AMCL_FAST_CACHE": str(folder / "cache"),

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from launched import Operations, without_launches
+from operations import Operations, without_launches
 
 from amcl_fast import AdaptiveTemperature, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
 from amcl_fast.ops import phi as module

@@ -75,6 +75,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"decorrelate {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _decorrelate(d, t, a)
         for d in (128, 4096):
             yield f"rows {name} d={d}", lambda d=d, t=dtype: _rows(d, t)
+    for d in (2048, 8192):
+        yield f"top d={d}, one table", lambda d=d: _top(d, torch.bfloat16, True, one=True)
     yield "φ of both views, and the total", _features
 
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from compare import DEVICE
-from launched import Operations, without_launches
+from operations import Operations, without_launches
 from torch._subclasses import FakeTensorMode
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses, ops
