@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from amcl_fast.kernels import common, decorrelate, tuning
 from compare import DEVICE
 from operations import Operations, without_launches
 from torch._subclasses import FakeTensorMode
@@ -65,6 +66,11 @@ def test_a_step_waits_for_nothing(name, autocast, as_on_a_device):
 @pytest.mark.skipif(DEVICE == "cuda", reason="fake tensors stand for those of a device")
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_forward_pass_brings_nothing_from_the_host(name, as_on_a_device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tuning, "device_name", lambda _: "")
+    monkeypatch.setattr(common, "capability", lambda _: (9, 0))
+    # A product of half precision into float32 has no fake.
+    monkeypatch.setattr(decorrelate, "_multiply", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
     with FakeTensorMode(), torch.no_grad():
         with torch.device("cuda"):
