@@ -247,9 +247,12 @@ def named(name: str) -> Case:
     """The case of a name.
 
     Raises:
-        StopIteration: there is none.
+        ValueError: there is none.
     """
-    return next(case for case in CASES if case.name == name)
+    for case in CASES:
+        if case.name == name:
+            return case
+    raise ValueError(f"case must be the name of one of benchmarks.cases.CASES, got {name!r}")
 
 
 def select(device: str, substring: str = "") -> list[Case]:

@@ -130,11 +130,13 @@ def _interruptible() -> Iterator[None]:
 def _for_a_tool(case: str | None) -> int:
     """What compute-sanitizer and ncu watch: some checks, or a case's step, twice. The exit code."""
     from . import breakdown, checks
-    from .cases import named
     from .workers import told
 
     if case is not None:
-        step = breakdown.step_of_case(device.sized(named(case)), "ours")
+        make = breakdown.steps().get((case, "ours"))
+        if make is None:
+            raise SystemExit(f"--step must be a case of ours that breakdown has (--list), got {case!r}")
+        step = make()
         for _ in range(2):
             step()
         device.settle()

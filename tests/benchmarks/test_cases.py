@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.cases import CASES, select
+from benchmarks.cases import CASES, named, select
 
 # Issue by issue: what each device has to reach.
 TARGETS = {
@@ -59,3 +59,9 @@ def test_operands_differ_by_seed_alone():
     case = CASES[0]
     a, b, c = (case.operands("cpu", torch.float32, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_case_by_its_name():
+    assert named(CASES[-1].name) is CASES[-1]
+    with pytest.raises(ValueError, match=r"case must be the name of one of benchmarks.cases.CASES, got 'nosuch'"):
+        named("nosuch")
