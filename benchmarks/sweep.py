@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from amcl_fast.kernels import tuning
 
+from amcl_fast.files import write_file
+
 from . import device, results
 from .breakdown import short, step_of_case
 from .cases import Case, named
@@ -126,7 +128,11 @@ def rows(sweep: Sweep, folder: Path, until: float) -> Iterator[dict[str, Any]]:
         sweep: what to try.
         folder: of the tuned tables.
         until: time.monotonic() after which no further variant is tried.
+
+    Raises:
+        ValueError: the device's file is damaged, which is told before anything is measured.
     """
+    tuning.read(_device(folder)[1])
     case = device.sized(named(sweep.case))
     measured: list[dict[str, Any]] = []
     expected: list[torch.Tensor] = []
@@ -193,12 +199,13 @@ def write(folder: Path, found: dict[str, Any]) -> None:
 
     Beside the tables, `measured` has for each key that was swept the sweep, its commit and what its last row says.
 
+    The file is replaced whole: launchers in other processes read it meanwhile.
+
     Raises:
-        ValueError: another sweep of this commit was of the same key, and would lose its winner.
+        ValueError: another sweep of this commit was of the same key, and would lose its winner; or the file is damaged.
     """
-    name = tuning.device_name(torch.empty(0, device=device.KIND))
-    path = tuning.path_of(name, folder)
-    document = json.loads(path.read_text()) if path.exists() else {}
+    name, path = _device(folder)
+    document = tuning.read(path)
     tables, measured = document.get("tables", {}), document.get("measured", {})
     commit = results.commit()
     of_table, about_table = tables.pop(found["table"], {}), measured.setdefault(found["table"], {})
@@ -218,7 +225,13 @@ def write(folder: Path, found: dict[str, Any]) -> None:
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "tables": tables, "measured": measured,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _device(folder: Path) -> tuple[str, Path]:
+    """The device's name and its file."""
+    name = tuning.device_name(torch.empty(0, device=device.KIND))
+    return name, tuning.path_of(name, folder)
 
 
 def line(row: dict[str, Any]) -> str:

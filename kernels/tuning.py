@@ -15,9 +15,10 @@ import contextlib
 import functools
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -63,11 +64,43 @@ def trying(table: str, parameters: dict[str, Any]) -> Iterator[list[str]]:
 
 @functools.cache
 def winners(device: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """The tables of a device by its name, as torch.cuda.get_device_name has it; none if it has no file."""
-    path = path_of(device)
-    if not device or not path.exists():
+    """The tables of a device by its name, as torch.cuda.get_device_name has it; none if it has no file.
+
+    A file that is damaged is told, once, and is as none: no loss needs it.
+    """
+    if not device:
         return {}
-    return json.loads(path.read_text())["tables"]
+    try:
+        return read(path_of(device)).get("tables", {})
+    except (OSError, ValueError) as problem:
+        warnings.warn(f"{problem}; launches go without it", stacklevel=2)
+        return {}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document in a device's file; an empty one where there is none.
+
+    Raises:
+        ValueError: it is no JSON, or its tables are not as above.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as problem:
+        raise ValueError(f"{path} must be a JSON of tuned tables, got none: {problem}") from None
+    tables = document.get("tables") if isinstance(document, dict) else None
+    if not (_holds(tables, dict) and all(_holds(keys, dict) for keys in tables.values())):
+        raise ValueError(f'{path} must hold "tables" of parameters by key, got {json.dumps(tables)[:60]}')
+    if not all(_holds(won, int) for keys in tables.values() for won in keys.values()):
+        raise ValueError(f'{path} must hold "tables" of whole numbers by parameter, got {json.dumps(tables)[:60]}')
+    return document
+
+
+def _holds(value: Any, kind: type) -> TypeGuard[dict[str, Any]]:
+    """Whether it is a dictionary of values of a kind."""
+    return isinstance(value, dict) and all(isinstance(of, kind) for of in value.values())
 
 
 def path_of(device: str, folder: Path = FOLDER) -> Path:

@@ -128,6 +128,21 @@ def test_two_sweeps_of_one_key_are_told(pretend, tmp_path):
     assert rows(tmp_path, replace(ONE, name="more"))[-1]["winner"]
 
 
+def test_the_file_is_either_the_old_one_or_the_new_one(pretend, tmp_path):
+    *_, last = rows(tmp_path)
+    path = tmp_path / "nvidia-stand-in-1.json"
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        sweep.write(tmp_path, last | {"us": 4.0})
+        assert reader.read() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_file_is_told_before_anything_is_measured(pretend, tmp_path):
+    (tmp_path / "nvidia-stand-in-1.json").write_text('{"tables"')
+    with pytest.raises(ValueError, match=r"nvidia-stand-in-1.json must be a JSON of tuned tables, got none: "):
+        next(sweep.rows(ONE, tmp_path, float("inf")))
+
+
 def test_everything_that_is_swept_is_compiled_before(pretend):
     assert len(sweep.compilations()) == sum(len(one.variants) for one in sweep.SWEEPS)
     for action in list(sweep.compilations().values())[:3]:

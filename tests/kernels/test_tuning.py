@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import pytest
 import torch
@@ -32,6 +33,35 @@ def test_an_unknown_device_has_the_default(device, monkeypatch):
     for name in ("", "NVIDIA Other"):
         monkeypatch.setattr(tuning, "device_name", lambda x, name=name: name)
         assert tuning.chosen("select.similarities", "bfloat16", {"num_warps": 8}, X) == {"num_warps": 8}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"device": "NVI', "must be a JSON of tuned tables, got none: Unterminated string"),
+        (b"\xff\xfe", "must be a JSON of tuned tables, got none: 'utf-8' codec"),
+        (b"[1]", 'must hold "tables" of parameters by key, got null'),
+        (b'{"tables": {"select.similarities": 4}}', 'must hold "tables" of parameters by key, got {"select'),
+        (b'{"tables": {"select.similarities": {"bfloat16": 4}}}', 'must hold "tables" of parameters by key, got'),
+        (b'{"tables": {"a.b": {"bfloat16": {"num_warps": "4"}}}}', 'must hold "tables" of whole numbers by parameter'),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_damaged_file_is_told_once_and_breaks_nothing(device, content, reason):
+    path = tuning.path_of(device)
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    default = {"num_warps": 8}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert tuning.chosen("select.similarities", "bfloat16", default, X) == default
+    (one,) = told
+    message = str(one.message)
+    assert str(path) in message and reason in message and "\n" not in message
 
 
 def test_what_is_tried_comes_before_the_winners(device):
