@@ -140,10 +140,15 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none of this schema.
     """
-    document = json.loads(path.read_text())
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as problem:
+        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got no JSON: {problem}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {schema!r}")
+    if not isinstance(document.get("sections"), dict):
+        raise ValueError(f"{path} must hold benchmark results in sections, got {document.get('sections')!r:.60}")
     return document
 
 

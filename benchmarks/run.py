@@ -1,5 +1,6 @@
 """A run of the parts of `benchmarks.gpu`: their time, their processes, their rows in the JSON."""
 
+import contextlib
 import math
 import sys
 import time
@@ -124,7 +125,12 @@ class Run:
         return "\n".join(line for part, items in self._items.items() for line in (part, *(f"  {i}" for i in items)))
 
     def all(self) -> int:
-        """Do everything; the exit code."""
+        """Do everything; the exit code.
+
+        Raises:
+            SystemExit: results cannot go where they are to go, which is told before any work.
+        """
+        self._check_output()
         interrupted = False
         parts = [part for part, items in self._items.items() if items]
         try:
@@ -146,6 +152,18 @@ class Run:
         print(self._last(interrupted, failed), flush=True)
         return 130 if interrupted else 1 if failed else 0
 
+    def _check_output(self) -> None:
+        path = self._place.path
+        for name, folder in (("--output", path.parent), ("--tuned", self._place.tuned)):
+            if folder.exists() and not folder.is_dir():
+                raise SystemExit(f"{name} must be a folder, got {str(folder)!r}, which is none")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                results.load(path)
+        except (OSError, ValueError) as problem:
+            raise SystemExit(f"--output must be a folder for results, got {str(path.parent)!r}: {problem}") from None
+
     def _part(self, workers: Workers, name: str, left: list[str]) -> None:
         """Do one part with its share of the time that is left to it and those after it."""
         part, now = PARTS[name], time.monotonic()
@@ -160,14 +178,15 @@ class Run:
         print(f"{name}: {len(tasks)} items{limit}", flush=True)
         if not part.together:
             workers.keep(1)
-        about: dict[str, Any] = {}
+        measured = contextlib.ExitStack()
+        about = measured.enter_context(results.environment(self._versions, quiet=len(self._told) > 1))
+        section = _Section(self._place.path, part.section, about)
         try:
-            with results.environment(self._versions, quiet=len(self._told) > 1) as about:
-                section = _Section(self._place.path, part.section, about)
-                jobs = self._jobs if part.together else 1
-                for event in workers.run(tasks, jobs, until, latest, self._longest):
-                    self._heard(section, outcome, event)
+            jobs = self._jobs if part.together else 1
+            for event in workers.run(tasks, jobs, until, latest, self._longest):
+                self._heard(section, outcome, event)
         finally:
+            measured.close()
             outcome.seconds = round(time.monotonic() - now, 1)
             mentioned = {*outcome.done, *outcome.failed, *outcome.left_out}
             outcome.left_out += [item for item in self._items[name] if item not in mentioned]

@@ -16,7 +16,7 @@ import torch
 from amcl_fast.kernels import tuning
 from torch import nn
 
-from benchmarks import cases, checks, device, gpu, parts, results, sweep, workers
+from benchmarks import cases, checks, device, gpu, parts, results, run, sweep, workers
 
 NAME = "NVIDIA Stand-in 1"
 MACHINE = {"device": "cuda", "name": NAME, "cores": 2, "memory_gib": 8.0}
@@ -99,6 +99,7 @@ def install(set_, seconds=0.0):
     # A GPU's processes are spawned; these have what the test has replaced.
     set_(workers, "METHOD", "fork")
     set_(parts, "WORK", parts.WORK._replace(perform=lambda *task: perform(seconds, *task)))
+    set_(run, "WORK", parts.WORK)
 
 
 def perform(seconds, *task):

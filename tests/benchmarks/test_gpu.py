@@ -305,6 +305,41 @@ def test_errors_in_one_line(pretend, arguments, message, capsys):
     assert re.search(message, told.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (json.dumps(document())[:-100], "must hold benchmark results of schema 1, got no JSON: "),
+        ('{"schema": 0, "sections": {}}', "must hold benchmark results of schema 1, got 0"),
+    ],
+)
+def test_a_json_that_cannot_be_added_to_is_told_before_any_work(pretend, tmp_path, content, reason):
+    path = tmp_path / "nvidia-stand-in-1.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["ceilings", "--output", str(tmp_path)])
+    assert re.fullmatch(rf"--output must be a folder for results, got '.*': {path} {reason}.*", end.value.code)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("option", ["--output", "--tuned"])
+def test_a_file_where_a_folder_is_needed(pretend, tmp_path, option, capsys):
+    (tmp_path / "file").touch()
+    folders = {"--output": str(tmp_path), "--tuned": str(tmp_path), option: str(tmp_path / "file")}
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["ceilings", *(word for pair in folders.items() for word in pair)])
+    assert re.fullmatch(rf"{option} must be a folder, got '.*file', which is none", end.value.code)
+    assert "ceilings" not in capsys.readouterr().out
+
+
+def test_the_reason_is_not_hidden_where_a_part_cannot_begin(pretend, call):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    pretend.setattr("benchmarks.run._Section", interrupted)
+    code, sections, printed, complaints = call("ceilings")
+    assert (code, sections, complaints) == (130, {}, "") and printed.splitlines()[-1].endswith("; interrupted")
+
+
 def test_says_what_is_missing():
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "quick"], capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1

@@ -60,6 +60,12 @@ def test_other_documents_are_refused(tmp_path):
     (tmp_path / "z.json").write_text(json.dumps(document()))
     with pytest.raises(ValueError, match=r"study.json must hold benchmark results of schema 1, got None"):
         results.load(tmp_path / "study.json")
+    (tmp_path / "cut.json").write_text(json.dumps(document())[:-100])
+    with pytest.raises(ValueError, match=r"cut.json must hold benchmark results of schema 1, got no JSON: "):
+        results.load(tmp_path / "cut.json")
+    (tmp_path / "empty.json").write_text('{"schema": 1}')
+    with pytest.raises(ValueError, match=r"empty.json must hold benchmark results in sections, got None"):
+        results.load(tmp_path / "empty.json")
     assert results.load_all(tmp_path) == [document()]
 
 
