@@ -17,8 +17,8 @@ What is done, in this order; all of it, or the parts that are named:
 `quick` is the parts up to `ncu` and ends after `--minutes`: each part has its share of what is left, and what does not
 fit is left out and told. Every part runs in a process of its own that is replaced when it dies, so that what fails,
 crashes or hangs takes nothing else with it. Results go to the machine's JSON row by row; rows of an earlier run at the
-same commit stay until they are measured again, sections of another commit under a name with that commit. The last line
-says where they are, how long each part took and what failed; the exit code is 1 if something did.
+same commit stay until they are measured again, other sections under a name with their commit. The last line says
+where they are, how long each part took and what failed; the exit code is 1 if something did.
 
 Needs the installed package, or a folder amcl_fast with links to kernels and benchmarks in it; torch, triton and numpy,
 and torchvision for the ResNet-50.
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="time for the rounds of each case of timings")
     parser.add_argument("--output", type=Path, default=results.default_folder(), help="folder of the JSON")
-    parser.add_argument("--tuned", type=Path, help="folder of the tuned tables (that of the package)")
+    parser.add_argument(
+        "--tuned", type=Path, help="folder of the tuned tables (that of the package, where launchers look)"
+    )
     parser.add_argument("--list", action="store_true", help="print the items of the parts and end")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what FILE has beside what was predicted")
     parser.add_argument("--ragged", action="store_true", help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
 """A run of the parts of `benchmarks.gpu`: their time, their processes, their rows in the JSON."""
 
 import contextlib
+import itertools
 import math
 import sys
 import time
@@ -39,8 +40,9 @@ class _Done:
 class _Section:
     """Rows of a part on their way into the JSON.
 
-    What the file has of the same commit stays, item by item, until the item has a row again; what it has of another
-    commit is kept under a name with that commit, once there is a row.
+    What the file has of the same sources, by commit and whether it was changed, stays, item by item, until the item has
+    a row again. A section of others, or with rows that are of no item, as `amcl-fast bench` writes them, is kept under
+    a name with its commit, once there is a row.
     """
 
     def __init__(self, path: Path, name: str, about: dict[str, Any]) -> None:
@@ -49,8 +51,8 @@ class _Section:
         self._kept: list[Row] = []
         old = results.load(path)["sections"].get(name) if path.exists() else None
         self._aside: dict[str, Any] | None = None
-        if old is not None and old["environment"]["commit"] == about["commit"]:
-            self._kept = [row for row in old["rows"] if "item" in row]
+        if old is not None and _sources(old) == _sources_of(about) and all("item" in row for row in old["rows"]):
+            self._kept = old["rows"]
         else:
             self._aside = old
 
@@ -65,10 +67,27 @@ class _Section:
         if not self.rows:
             return
         if self._aside is not None:
-            name = f"{self._name}-{self._aside['environment']['commit'][:7]}"
-            results.save(self._path, device.KIND, name, self._aside["environment"], self._aside["rows"])
+            results.save(self._path, device.KIND, self._name_aside(), self._aside["environment"], self._aside["rows"])
             self._aside = None
         results.save(self._path, device.KIND, self._name, self._about, self._kept + self.rows)
+
+    def _name_aside(self) -> str:
+        """For what is put aside; not that of an earlier one."""
+        assert self._aside is not None
+        commit, dirty = _sources(self._aside)
+        name = f"{self._name}-{commit[:7]}" + ("-dirty" if dirty else "")
+        taken = results.load(self._path)["sections"]
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(free for free in names if free not in taken)
+
+
+def _sources(section: dict[str, Any]) -> tuple[str, bool]:
+    """What a section was measured of: a commit, and whether it was changed."""
+    return _sources_of(section["environment"])
+
+
+def _sources_of(about: dict[str, Any]) -> tuple[str, bool]:
+    return about["commit"], about["dirty"]
 
 
 def _rounded(value: Any) -> Any:
@@ -211,18 +230,26 @@ class Run:
             outcome.left_out.append(item)
 
     def _save(self, about: dict[str, Any], outcome: _Done) -> None:
-        """Put what became of the part into the section `parts`."""
-        rows = [row for row in self._rows_of_parts() if row["part"] != outcome.part]
-        results.save(self._place.path, device.KIND, "parts", about, [*rows, vars(outcome)])
+        """Put what became of the part into the section `parts`, beside what that has of other items."""
+        row, others = vars(outcome).copy(), []
+        mentioned = {*outcome.done, *outcome.failed, *outcome.left_out}
+        for old in self._rows_of_parts():
+            if old["part"] != outcome.part:
+                others.append(old)
+                continue
+            row["done"] = [item for item in old["done"] if item not in mentioned] + outcome.done
+            row["failed"] = {item: why for item, why in old["failed"].items() if item not in mentioned} | outcome.failed
+            row["left_out"] = [item for item in old["left_out"] if item not in mentioned] + outcome.left_out
+        results.save(self._place.path, device.KIND, "parts", about, [*others, row])
 
     def _finished(self, part: str) -> set[str]:
-        """Items that the file has of this part at this commit."""
+        """Items that the file has of this part of these sources."""
         return {item for row in self._rows_of_parts() if row["part"] == part for item in row["done"]}
 
     def _rows_of_parts(self) -> list[Row]:
         path = self._place.path
         section = results.load(path)["sections"].get("parts") if path.exists() else None
-        if section is None or section["environment"]["commit"] != self._versions["commit"]:
+        if section is None or _sources(section) != _sources_of(self._versions):
             return []
         return list(section["rows"])
 

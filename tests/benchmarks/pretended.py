@@ -93,7 +93,7 @@ def install(set_, seconds=0.0):
     set_(checks, "DTYPES", 3 * (torch.float32,))
     set_(cases, "DTYPES", dict.fromkeys(("cpu", "cuda"), torch.float32))
     set_(results, "machine", lambda kind: MACHINE)
-    set_(results, "_output", lambda *command: {"git": COMMIT, "nvidia-smi": "580.1"}[command[0]])
+    set_(results, "_output", lambda *command: {"rev-parse": COMMIT, "status": ""}.get(command[1], "580.1"))
     set_(results, "_QUIET", 1e6)
     set_(tuning, "device_name", lambda x: NAME)
     # A GPU's processes are spawned; these have what the test has replaced.

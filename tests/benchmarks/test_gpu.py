@@ -204,6 +204,42 @@ def test_a_second_run_goes_on_where_the_first_one_ended(pretend, call, tmp_path)
     assert len(sections["ceilings-0123456"]["rows"]) == 4 and len(sections["smoke"]["rows"]) == len(checks.smoke())
 
 
+def test_a_part_remembers_what_another_call_has_done(pretend, call, tmp_path):
+    faults = Faults({"ceilings": ("gather", "raises")})
+    pretend.setattr("benchmarks.run.WORK", parts.Work(faults.perform, faults.unusable))
+    for only in ("product", "gather", "copy"):
+        _, sections, *_ = call("ceilings", "--only", only)
+    told = rows_of_parts(sections)["ceilings"]
+    assert told["done"] == ["product", "copy"] and told["failed"] == {"gather": HOW["raises"]}
+    pretend.setattr("benchmarks.run.WORK", parts.WORK._replace(perform=lambda *task: noted(tmp_path / "begun", *task)))
+    _, sections, *_ = call("ceilings", "--resume")
+    assert (tmp_path / "begun").read_text().split() == ["gather", "elementwise"]
+    told = rows_of_parts(sections)["ceilings"]
+    assert sorted(told["done"]) == ["copy", "elementwise", "gather", "product"] and not told["failed"]
+    # What is done with changes that are not committed is done by other sources.
+    pretend.setattr(results, "versions", lambda of=results.versions: of() | {"dirty": True})
+    _, sections, *_ = call("ceilings", "--resume", "--only", "copy")
+    assert rows_of_parts(sections)["ceilings"]["done"] == ["copy"]
+    assert [row["item"] for row in sections["ceilings"]["rows"]] == ["copy"]
+    assert len(sections["ceilings-0123456"]["rows"]) == 4
+    pretend.setattr(results, "versions", lambda of=results.versions: of() | {"dirty": False})
+    _, sections, *_ = call("ceilings", "--only", "product")
+    assert len(sections["ceilings-0123456-dirty"]["rows"]) == 1
+
+
+def test_rows_that_are_of_no_item_are_kept_beside(pretend, call, tmp_path):
+    path = tmp_path / "nvidia-stand-in-1.json"
+    rows = [{"task": "by another command"}]
+    about = results.versions() | {"load": 0.1, "elsewhere": None, "seconds": 1.0}
+    for number in range(2):
+        results.save(path, "cuda", "ceilings", about, rows + number * rows)
+        _, sections, *_ = call("ceilings", "--only", "copy")
+        assert [row["item"] for row in sections["ceilings"]["rows"]] == ["copy"]
+    name = "ceilings-0123456"
+    assert sections[name] == {"environment": about, "rows": rows}
+    assert sections[f"{name}-2"]["rows"] == 2 * rows
+
+
 def noted(path, part, item, place, until):
     with path.open("a") as file:
         print(item, file=file)
