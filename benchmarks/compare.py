@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -28,12 +28,22 @@ from .cases import Case, select
 from .timing import summary
 
 Row = dict[str, Any]
+# The process of a side. What its commit prints, at whatever import, goes to stderr: only answers go to the pipe.
+_PROCESS = """
+import os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+from benchmarks.compare import serve
+serve(answers, *sys.argv[1:])
+"""
 
 
 def compare(
     a: str, b: str, device: str, substring: str, backend: str, seconds: float, output: Path | None = None
 ) -> str:
     """Markdown table of medians and ratios, a line a case; of commits, with all cases, also into the machine's JSON.
+
+    The JSON has the rows so far after every case.
 
     Args:
         a, b: both paths of result files, or both commits.
@@ -53,13 +63,18 @@ def compare(
     if any(files):
         raise ValueError(f"--compare takes two result files or two commits, got {a!r} and {b!r}")
     cases = select(device, substring)
+    path = None if substring else results.path_of(output or results.default_folder(), device)
+
+    def save(rows: list[Row]) -> None:
+        if path is not None:
+            results.save(path, device, "compare", about, rows)
+
     with results.environment() as about:
         about["compared"] = [_commit(name) for name in (a, b)]
-        rows = _of_commits(a, b, cases, device, backend, seconds)
-    if not substring:
-        path = results.path_of(output or results.default_folder(), device)
-        results.save(path, device, "compare", about, rows)
-        print(f"written: {path}, compare, after {about['seconds']:.0f} s", file=sys.stderr, flush=True)
+        rows = _of_commits(a, b, cases, device, backend, seconds, save)
+    save(rows)  # with the seconds that it took
+    where = "not written: --case" if path is None else f"written: {path}, compare, after {about['seconds']:.0f} s"
+    print(where, file=sys.stderr, flush=True)
     return _table(a, b, rows)
 
 
@@ -79,7 +94,10 @@ def of_files(a: Path, b: Path, substring: str = "") -> str:
     return _table(a.stem, b.stem, rows)
 
 
-def _of_commits(a: str, b: str, cases: list[Case], device: str, backend: str, seconds: float) -> list[Row]:
+def _of_commits(
+    a: str, b: str, cases: list[Case], device: str, backend: str, seconds: float, save: Callable[[list[Row]], None]
+) -> list[Row]:
+    """The rows; `save` is called with those so far after every case."""
     with tempfile.TemporaryDirectory() as folder:
         sites = [_install(commit, Path(folder, str(number))) for number, commit in enumerate((a, b))]
         sides = [_Side(site, device, backend) for site in sites]
@@ -89,6 +107,7 @@ def _of_commits(a: str, b: str, cases: list[Case], device: str, backend: str, se
                 rows.append({"case": case.name, "dtype": str(case.dtype_on(device)).removeprefix("torch.")})
                 rows[-1] |= _in_turn(sides, case, seconds)
                 print(f"[{number}/{len(cases)}] {_line(rows[-1])}", file=sys.stderr, flush=True)
+                save(rows)
         finally:
             for side in sides:
                 side.close()
@@ -134,7 +153,7 @@ class _Side:
         """The answer to a request: a case, or null for one more call. A str says why there is none."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.compare", *self._arguments],
+                [sys.executable, "-c", _PROCESS, *self._arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self._site,
                 env=os.environ | {"PYTHONPATH": str(self._site)},
             )  # fmt: skip
@@ -181,11 +200,11 @@ def _in_turn(sides: list[_Side], case: Case, seconds: float) -> Row:
     return {"runs": runs, "ratio": ratio["median_ms"], "ratio_q1": ratio["q1_ms"], "ratio_q3": ratio["q3_ms"]}
 
 
-def _answer(device: str, backend: str, threads: int) -> None:
-    """Serve the requests of `_Side`, from stdin to stdout."""
+def serve(answers: TextIO, device: str, backend: str, threads: str) -> None:
+    """Answer the requests of `_Side` that come from stdin."""
     from .timing import once
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(threads))
     step: Callable[[], object] = lambda: None  # noqa: E731
     for line in sys.stdin:
         request = json.loads(line)
@@ -198,7 +217,7 @@ def _answer(device: str, backend: str, threads: int) -> None:
                 step, answer = _prepared(Case(**request), device, backend)
         except Exception as failure:  # what this commit does not know is a line of the table
             answer = f"{type(failure).__name__}: {failure}".splitlines()[0][:200]
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _prepared(case: Case, device: str, backend: str) -> tuple[Callable[[], object], str | None]:
@@ -232,7 +251,3 @@ def _table(a: str, b: str, rows: list[Row]) -> str:
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         lines.append(f"| {row['case']} | {_cell(row['runs']['a'])} | {_cell(row['runs']['b'])} | {ratio} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    _answer(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -43,6 +43,10 @@ def site(tmp_path):
     """A folder as an install of a commit leaves it: this package and the benchmarks."""
     (tmp_path / "amcl_fast").symlink_to(Path(amcl_fast.__file__).parent)
     shutil.copytree(Path(compare.__file__).parent, tmp_path / "benchmarks")
+    # It prints, when it is imported and when a case is prepared, also from beneath Python.
+    for name in ("cases.py", "check.py"):
+        path = tmp_path / "benchmarks" / name
+        path.write_text(path.read_text() + "\nimport os\nprint('a side', flush=True)\nos.write(1, b'prints\\n')\n")
     return tmp_path
 
 
@@ -92,13 +96,38 @@ def test_commits_are_a_section_of_the_machine(tmp_path, monkeypatch, capsys):
     row = {"case": "SimCLR", "dtype": "float32", "runs": {"a": timing, "b": {"failed": "TypeError: no"}}}
     monkeypatch.setattr(compare, "_commit", lambda name: commit)
     monkeypatch.setattr(compare, "_of_commits", lambda *_: [row])
+    monkeypatch.setattr(results, "_QUIET", 1e6)
     printed = compare.compare("old", "new", "cpu", "SimCLR", "auto", 0.0, tmp_path).splitlines()
     assert printed == ["| case | old, ms | new, ms | old / new |", "|---|---|---|---|",
                        "| SimCLR | 2.000 | failed: TypeError: no |  |"]  # fmt: skip
     assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "not written: --case\n"
     compare.compare("old", "new", "cpu", "", "auto", 0.0, tmp_path)
     (path,) = tmp_path.glob("*.json")
     section = results.load(path)["sections"]["compare"]
     assert section["rows"] == [row]
     assert section["environment"]["compared"] == [commit, commit] and section["environment"]["threads"]
     assert f"written: {path}, compare" in capsys.readouterr().err
+
+
+def test_rows_are_written_case_by_case(tmp_path, monkeypatch):
+    """Whatever ends the comparison costs the case that is measured, not those before."""
+    left = [SIMCLR, replace(SIMCLR, name="second"), replace(SIMCLR, name="third")]
+    timing = {"median_ms": 2.0, "q1_ms": 1.0, "q3_ms": 3.0, "rounds": 5}
+
+    def in_turn(sides, case, seconds):
+        if case.name == "third":
+            raise KeyboardInterrupt
+        return {"runs": {"a": timing, "b": timing}, "ratio": 1.0, "ratio_q1": 1.0, "ratio_q3": 1.0}
+
+    for name, value in {
+        "_commit": lambda name: name, "_install": lambda commit, folder: folder, "select": lambda *_: left,
+        "_in_turn": in_turn,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(compare, name, value)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare("old", "new", "cpu", "", "auto", 0.0, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    section = results.load(path)["sections"]["compare"]
+    assert [row["case"] for row in section["rows"]] == [SIMCLR.name, "second"]
+    assert section["environment"]["compared"] == ["old", "new"]
