@@ -18,12 +18,17 @@ Item = Callable[..., Iterator[Row]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where results go: the JSON, the folder of the tuned tables; the rounds of a timed case in seconds; all parts."""
+    """Where results go: the JSON, the folder of the tuned tables; the rounds of a timed case in seconds; all parts.
+
+    An item whose process ended and that goes on has the rows `before` and why it ended, `lost`.
+    """
 
     path: Path
     tuned: Path
     seconds: float
     parts: tuple[str, ...]
+    before: tuple[Row, ...] = ()
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Part:
         line: a row as text.
         together: whether the items run side by side, for what waits for the host's compiler more than for the GPU.
         matters: whether an item that fails is a failure of the command.
+        goes_on: whether an item whose process ended goes on after the rows that it has, by a new one.
     """
 
     section: str
@@ -45,6 +51,7 @@ class Part:
     line: Callable[[Row], str]
     together: bool = False
     matters: bool = True
+    goes_on: bool = False
 
 
 def perform(part: str, item: str, place: Place, until: float) -> Iterator[Row]:
@@ -115,7 +122,9 @@ def _ceilings(place: Place) -> dict[str, Item]:
 
 
 def _sweep(place: Place) -> dict[str, Item]:
-    return {one.name: partial(sweep.rows, one, place.tuned) for one in sweep.SWEEPS}
+    return {
+        one.name: partial(sweep.rows, one, place.tuned, before=place.before, lost=place.lost) for one in sweep.SWEEPS
+    }
 
 
 def _losses(place: Place) -> dict[str, Item]:
@@ -159,7 +168,7 @@ PARTS: dict[str, Part] = {
     "smoke": Part("smoke", 25, lambda place: dict(checks.smoke()), _of_check),
     "ceilings": Part("ceilings", 8, _ceilings, _of_ceiling),
     "breakdown": Part("breakdown", 40, _breakdown, breakdown.line),
-    "sweep": Part("sweep", 80, _sweep, sweep.line),
+    "sweep": Part("sweep", 80, _sweep, sweep.line, goes_on=True),
     "losses": Part("losses", 50, _losses, whole.line),
     "resnet50": Part("resnet50", 30, _resnet50, whole.line),
     "ncu": Part("ncu", 25, lambda place: {"the slowest kernels": partial(tools.ncu, place.path)}, _of_ncu),

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ class _Section:
         taken = results.load(self._path)["sections"]
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(free for free in names if free not in taken)
+
+
+def _going_on(section: _Section, event: Event) -> list[tuple[str, str, Place]]:
+    """The task that goes on where one has lost its process; none if that had got no further than the one before."""
+    if not event.lost:
+        return []
+    name, item, place = event.task
+    rows = tuple({key: of for key, of in row.items() if key != "item"} for row in section.rows if row["item"] == item)
+    if not PARTS[name].goes_on or len(rows) <= len(place.before):
+        return []
+    return [(name, item, replace(place, before=rows, lost=event.content))]
 
 
 def _sources(section: dict[str, Any]) -> tuple[str, bool]:
@@ -202,8 +213,12 @@ class Run:
         section = _Section(self._place.path, part.section, about)
         try:
             jobs = self._jobs if part.together else 1
-            for event in workers.run(tasks, jobs, until, latest, self._longest):
-                self._heard(section, outcome, event)
+            while tasks:
+                again = []
+                for event in workers.run(tasks, jobs, until, latest, self._longest):
+                    self._heard(section, outcome, event)
+                    again += _going_on(section, event)
+                tasks = again
         finally:
             measured.close()
             outcome.seconds = round(time.monotonic() - now, 1)
@@ -222,11 +237,13 @@ class Run:
                 print(text, flush=True)
         elif event.kind == "done":
             outcome.done.append(item)
+            outcome.failed.pop(item, None)  # it has gone on
         elif event.kind == "failed":
             outcome.failed[item] = event.content
             word = "FAILED" if PARTS[name].matters else "not done"
+            word = "going on after" if _going_on(section, event) else word
             print(f"{word}  {name}, {item}: {event.content}", file=sys.stderr, flush=True)
-        else:
+        elif item not in outcome.failed:
             outcome.left_out.append(item)
 
     def _save(self, about: dict[str, Any], outcome: _Done) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import datetime as dt
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -121,26 +121,41 @@ def compilations() -> dict[str, Callable[[], object]]:
     }
 
 
-def rows(sweep: Sweep, folder: Path, until: float) -> Iterator[dict[str, Any]]:
+def rows(
+    sweep: Sweep, folder: Path, until: float, before: Sequence[dict[str, Any]] = (), lost: str = ""
+) -> Iterator[dict[str, Any]]:
     """A row for each variant, then one about the winner, which is put into the device's file in `folder`.
 
     Args:
         sweep: what to try.
         folder: of the tuned tables.
         until: time.monotonic() after which no further variant is tried.
+        before: rows that a process has measured which the next variant has ended; it goes on after that one.
+        lost: how that process ended; empty: there was none.
 
     Raises:
         ValueError: the device's file is damaged, which is told before anything is measured.
+        RuntimeError: the process before ended when all variants were measured.
     """
     tuning.read(_device(folder)[1])
     case = device.sized(named(sweep.case))
-    measured: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = list(before)
     expected: list[torch.Tensor] = []
     keys: list[str] = []
-    for parameters in sweep.variants:
+    row: dict[str, Any]
+    if lost:
+        if len(measured) == len(sweep.variants):
+            raise RuntimeError(f"when the winner was looked for, {lost}")
+        with tuning.trying(sweep.table, {}) as asked:
+            expected = [t for t in step_of_case(case, "ours")() if t is not None]
+            keys = list(asked)
+        row = {"sweep": sweep.name, "table": sweep.table, "parameters": sweep.variants[len(measured)], "failed": lost}
+        measured.append(row)
+        yield row
+    for parameters in sweep.variants[len(measured) :]:
         if measured and time.monotonic() > until:
             break
-        row: dict[str, Any] = {"sweep": sweep.name, "table": sweep.table, "parameters": parameters}
+        row = {"sweep": sweep.name, "table": sweep.table, "parameters": parameters}
         try:
             with tuning.trying(sweep.table, parameters) as asked, device.compiled() as compiled:
                 step = step_of_case(case, "ours")

@@ -36,12 +36,16 @@ class Work(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What happened to a task: `row` (its content), `done`, `failed` (why, in a line), `left out` (no time)."""
+    """What happened to a task: `row` (its content), `done`, `failed` (why, in a line), `left out` (no time).
+
+    `lost`: it failed with its process.
+    """
 
     kind: str
     task: tuple[Any, ...]
     content: Any
     seconds: float = 0.0
+    lost: bool = False
 
 
 class _Worker:
@@ -130,7 +134,7 @@ class Workers:
                     assert worker.task is not None
                     seconds = time.monotonic() - worker.started
                     worker.end()
-                    yield Event("failed", worker.task, f"ended after {seconds:.1f} s, its time was up", seconds)
+                    yield Event("failed", worker.task, f"ended after {seconds:.1f} s, its time was up", seconds, True)
         for task in waiting:
             yield Event("left out", task, None)
 
@@ -141,16 +145,17 @@ class Workers:
             kind, content = worker.connection.recv()
         except (EOFError, OSError):
             self._busy.remove(worker)
-            yield Event("failed", worker.task, f"its process ended: {worker.died()}", seconds)
+            yield Event("failed", worker.task, f"its process ended: {worker.died()}", seconds, True)
             return
+        lost = kind == "lost"
         if kind != "row":
             self._busy.remove(worker)
-            if kind == "lost":
+            if lost:
                 worker.died()
                 kind = "failed"
             else:
                 self._idle.append(worker)
-        yield Event(kind, worker.task, content, seconds)
+        yield Event(kind, worker.task, content, seconds, lost)
 
 
 def told(problem: BaseException) -> str:

@@ -52,20 +52,20 @@ def kinds(events):
 def test_one_process_does_one_task_after_the_other():
     events = run([("a",), ("raises",), ("b",)])
     assert kinds(events) == [("a", "row"), ("a", "done"), ("raises", "failed"), ("b", "row"), ("b", "done")]
-    assert events[2].content == "ValueError: one"
+    assert events[2].content == "ValueError: one" and not any(event.lost for event in events)
     assert events[0].content["process"] == events[3].content["process"] != os.getpid()
 
 
 def test_a_death_costs_its_task_and_no_other():
     events = run([("a",), ("dies",), ("b",)])
     assert kinds(events)[2:4] == [("dies", "row"), ("dies", "failed")] and kinds(events)[-1] == ("b", "done")
-    assert events[3].content == "its process ended: SIGKILL"
+    assert events[3].content == "its process ended: SIGKILL" and events[3].lost
     assert events[0].content["process"] != events[-2].content["process"]
 
 
 def test_a_process_that_can_do_no_more_is_replaced():
     events = run([("a",), ("raises",), ("b",)], unusable=lambda: True)
-    assert kinds(events)[2:] == [("raises", "failed"), ("b", "row"), ("b", "done")]
+    assert kinds(events)[2:] == [("raises", "failed"), ("b", "row"), ("b", "done")] and events[2].lost
     assert events[0].content["process"] != events[3].content["process"]
 
 
