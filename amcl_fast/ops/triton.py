@@ -423,13 +423,14 @@ def prepared(
     # The interpreter cuts a bfloat16 off where a GPU rounds it, so there torch makes it.
     late = _INTERPRETED and product == torch.bfloat16
     other = None if late or product == torch.float32 else product
-    table |= late or product == torch.float32
+    asked = table or product == torch.float32
+    table = asked or late
     kind = {"none": NONE, "raw": RAW, "ready": READY}[halves]
     made = _prepared(x, y, factor, normalise, table, other, kind, -1 if skip is None else skip)
     there = (table, other is not None, kind != NONE, kind != NONE, skip is not None)
     whole, rounded, *rest = masked(made, there)
     if late and whole is not None:
-        rounded = whole.bfloat16()
+        return Prepared(whole if asked else None, whole.bfloat16(), *rest)
     return Prepared(whole, whole if rounded is None else rounded, *rest)
 
 

@@ -188,9 +188,9 @@ def test_crowded_rows_are_crowded(monkeypatch):
     class Watched:
         def __getitem__(self, grid):
             def launch(part, table, words, counts, *rest, **settings):
-                listed.append(counts.view(-1, 2)[:, 1].clone())
+                listed.append(counts.view(-1, 2)[:3, 1].clone())
                 run[grid](part, table, words, counts, *rest, **settings)
-                listed.append(counts.view(-1, 2)[:, 1].clone())
+                listed.append(counts.view(-1, 2)[:3, 1].clone())
 
             return launch
 
