@@ -529,7 +529,7 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
     capacity = max(64, power_of_two(2 * top_k))
     # int32 or as large: maxima, words, keys, columns, counts (2 of 4), bounds. By fours: all begin at 16 bytes.
     sizes = (groups, words * groups, capacity, capacity, 4, 4)
-    turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE) if WORKSPACE else rows
+    turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE)
     turn = blocks(blocks(rows, turns), m) * m
     workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
     shift = (groups // n).bit_length() - 1

@@ -90,7 +90,7 @@ def test_a_period_of_the_candidates():
 
 
 def test_anchors_in_turns(monkeypatch):
-    monkeypatch.setattr(select, "WORKSPACE", 0)
+    monkeypatch.setattr(select, "WORKSPACE", 1)
     z = unit(torch.Generator().manual_seed(4), 2, 70, 16)
     check(z, z, pairs(70), 5)
 
