@@ -86,8 +86,9 @@ class _Loss(nn.Module):
         return {"tau_min": adaptive.tau_min, "tau_max": adaptive.tau_max}
 
     def _offset(self, like: Tensor) -> Tensor | None:
+        """The score's offset in the dtype in which `like` is evaluated."""
         offset = None if self.adaptive is None else self.adaptive.score_offset
-        return None if offset is None else offset.to(like.dtype)
+        return None if offset is None else offset.to(torch.promote_types(like.dtype, torch.float32))
 
     def _features(self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False) -> Prepared:
         """φ of rows x (C, R, d) as the operators take it; `halves`: those of two views that x holds."""
@@ -399,7 +400,8 @@ class MoCoLoss(_Contrast):
                 backend=self.backend,
             )
             phi = self._features(rows.table, product_dtype, halves=True)
-            phi_candidates = self._features(at_least_float32(keys), product_dtype).product
+            of_phi = None if self.adaptive is None else at_least_float32(keys)
+            phi_candidates = self._features(of_phi, product_dtype).product
             # Whole rows for what reads them one by one, transposed and rounded in one pass.
             if ops.fused(self.backend, x):
                 candidates = keys.to(product_dtype, memory_format=torch.contiguous_format).contiguous()
@@ -467,13 +469,15 @@ class SimSiamLoss(_Loss):
             phi_p, phi_z = phi.first, phi.second
         else:
             prediction, target = at_least_float32(prediction), at_least_float32(target)
-            phi_p, phi_z = (self._features(unit(z)).table for z in (prediction, target))
+            phi_p = phi_z = None
+            if self.adaptive is not None:
+                phi_p, phi_z = (self.adaptive.features(unit(z)) for z in (prediction, target))
         return ops.align(
             prediction,
             target,
             phi_p,
             phi_z,
-            self._offset(at_least_float32(prediction)),
+            self._offset(prediction),
             **self._range(),
             weight=0.5,
             beta=self.beta,

@@ -36,9 +36,9 @@ STEPS = {
     "MoCo N=256 K=65536": (26, 33),
     "SimSiam N=4096 d=8192 float32": (14, 46),
     "Barlow d=8192 N=1024 float32": (22, 199),
-    "SimSiam N=4096 d=8192 bfloat16": (14, 48),
+    "SimSiam N=4096 d=8192 bfloat16": (14, 46),
     "Barlow d=8192 N=1024 bfloat16": (22, 409),
-    "SimSiam N=4096 d=8192 float16": (14, 48),
+    "SimSiam N=4096 d=8192 float16": (14, 46),
     "Barlow d=8192 N=1024 float16": (22, 275),
     "Barlow d=2048 N=512 C=16": (22, 463),
 }
