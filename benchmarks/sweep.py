@@ -20,9 +20,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from amcl_fast.kernels import tuning
 
 from amcl_fast.files import write_file
+from amcl_fast.kernels import tuning
 
 from . import device, results
 from .breakdown import short, step_of_case

@@ -7,10 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from command_line import NT_XENT, image_folder
-from disk import no_room
 from lightning.pytorch import Trainer
-from traps import Touch
 
 from amcl_fast import AdaptiveTemperature, callbacks
 from amcl_fast.callbacks import MetricsFile
@@ -20,6 +17,9 @@ from amcl_fast.lock import RunLock
 from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import describe_recipes, recipe_files
+from tests.helpers.command_line import NT_XENT, image_folder
+from tests.helpers.disk import no_room
+from tests.helpers.traps import Touch
 
 TINY = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 
@@ -266,7 +266,7 @@ def test_lightnings_own_checkpoints_beside_ours(tiny, tmp_path, capsys):
 
 def test_a_folder_that_lightnings_callback_cannot_write_is_one_line(tiny, tmp_path, capsys):
     keep = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=run/report"]
-    assert main([*tiny, "--run_dir", "run", *keep, "--trainer.callbacks+=blocking.Block"]) == 1
+    assert main([*tiny, "--run_dir", "run", *keep, "--trainer.callbacks+=tests.helpers.blocking.Block"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "run/report" in line and line.endswith("once that is mended: amcl-fast pretrain --resume run")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from processes import end_group
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
 from amcl_fast.distributed import row_counts
+from tests.helpers.processes import end_group
 
 EQUAL, RAGGED = "equal", "ragged"
 # Rows of each process.

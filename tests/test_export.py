@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from disk import no_room
-from fake_data import FakeDataModule
-from running import fit, method
-from traps import Touch
 
 from amcl_fast.checkpoint import load_checkpoint
 from amcl_fast.cli import main
@@ -21,6 +17,10 @@ from amcl_fast.encoder import find_weights, load_encoder
 from amcl_fast.export import export, loading_code
 from amcl_fast.methods import SimCLR
 from amcl_fast.models import BackboneConfig, ProjectorConfig
+from tests.helpers.disk import no_room
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import fit, method
+from tests.helpers.traps import Touch
 
 BACKBONES = {
     "standard": BackboneConfig("resnet18"),

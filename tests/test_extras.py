@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from isolated import Environment, closure
 from packaging.requirements import Requirement
 
 from amcl_fast import extras
+from tests.helpers.isolated import Environment, closure
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = """

@@ -3,7 +3,6 @@
 import itertools
 import warnings
 
-import literal
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities, losses, ops
 from amcl_fast import rows as rows_module
 from amcl_fast.rows import bounded, unit
+from tests.helpers import literal
 
 N, HEADS, D = 6, 2, 8
 NATIVE = ["native"] if capabilities.native_status().available else []

@@ -5,10 +5,10 @@ import os
 import sys
 
 import pytest
-from disk import no_room
 
 from amcl_fast.files import Unwritten, append_whole, write_file
 from amcl_fast.terminal import lasting_output
+from tests.helpers.disk import no_room
 
 
 def test_what_does_not_fit_leaves_the_file_as_it_was(tmp_path):

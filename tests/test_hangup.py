@@ -6,7 +6,8 @@ import signal
 import sys
 
 import torch
-from command_line import NT_XENT, environment, image_folder
+
+from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 _SETTINGS = f"{NT_XENT}trainer: {{max_epochs: 50, accelerator: cpu, log_every_n_steps: 1}}"
 
@@ -18,7 +19,7 @@ def test_a_closed_terminal(tmp_path):
     child, terminal = pty.fork()
     if not child:
         os.chdir(tmp_path)
-        wait = ["--run_dir", "run", "--trainer.callbacks", "hanging.Wait"]
+        wait = ["--run_dir", "run", "--trainer.callbacks", "tests.helpers.hanging.Wait"]
         os.execve(sys.executable, [*command, *wait], environment(tmp_path))
     said = b""
     while b"hanging" not in said:

@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from processes import end_group, start
 
 from amcl_fast import launch
 from amcl_fast.distributed import together
+from tests.helpers.processes import end_group, start
 
 JOB = {
     "SLURM_JOB_ID": "4712345", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",

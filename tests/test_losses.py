@@ -2,13 +2,13 @@
 
 import math
 
-import literal
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from tests.helpers import literal
 
 FORMS = [
     ("topk_mean", 5, False),

@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from operations import Operations, without_launches
 
 from amcl_fast import AdaptiveTemperature, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
 from amcl_fast.ops import phi as module
 from amcl_fast.ops.phi import phi
+from tests.helpers.operations import Operations, without_launches
 
 MATMUL = torch.backends.cuda.matmul
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import image_folder
-from fake_data import FakeDataModule
 
 from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
@@ -18,6 +16,8 @@ from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
 from amcl_fast.report.run import snapshot_path
+from tests.helpers.command_line import image_folder
+from tests.helpers.fake_data import FakeDataModule
 
 BATCH, WIDTH = 16, 12
 

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 import torch
-from command_line import AMCL, image_folder, pretrain
+
+from tests.helpers.command_line import AMCL, image_folder, pretrain
 
 _SETTINGS = f"""{AMCL}
     schedule: {{warmup_epochs: 0.5}}

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 import yaml
-from command_line import AMCL, NT_XENT, image_folder
 
 from amcl_fast.cli import main
 from amcl_fast.pretrain import PretrainCLI
+from tests.helpers.command_line import AMCL, NT_XENT, image_folder
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 

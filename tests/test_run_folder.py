@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import NT_XENT, environment, image_folder
 
 from amcl_fast.cli import main
 from amcl_fast.folder import NewFolder
 from amcl_fast.lock import RunLock
 from amcl_fast.paths import absolute_data, expanded, find_data
 from amcl_fast.pretrain import PretrainCLI
+from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import NT_XENT, environment, image_folder
+
+from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 # The first process takes longer to find the images than the processes of a group wait for each other, or to measure.
 _SLOW = """

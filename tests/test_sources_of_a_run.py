@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import AMCL, NT_XENT
-from small_shards import noise, samples, write_shards
 
 from amcl_fast.cli import main
 from amcl_fast.report.run import read_run
+from tests.helpers.command_line import AMCL, NT_XENT
+from tests.helpers.small_shards import noise, samples, write_shards
 
 STEPS = "trainer: {max_steps: 6, accelerator: cpu, log_every_n_steps: 1}"
 

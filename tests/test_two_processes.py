@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import AMCL, environment, image_folder, pretrain
 
 from amcl_fast.report import read_run
+from tests.helpers.command_line import AMCL, environment, image_folder, pretrain
 
 _SETTINGS = f"""{AMCL}
         gather: true

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import SIMCLR, document
 
 import amcl_fast
 from benchmarks import compare, results
+from tests.helpers.benchmarks.tiny import SIMCLR, document
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tiny import SIMCLR
 
 from benchmarks import breakdown, device
 from benchmarks.checks import EqualRows
+from tests.helpers.benchmarks.tiny import SIMCLR
 
 
 def test_names_of_kernels():

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ALL, SIMCLR
 
 from benchmarks import check
 from benchmarks.peers import implementation
+from tests.helpers.benchmarks.tiny import ALL, SIMCLR
 
 
 @pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])

@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import SIMCLR
 
 from amcl_fast.capabilities import Status
 from amcl_fast.cli import main
 from benchmarks import command, operators
 from benchmarks.peers import implementation
+from tests.helpers.benchmarks.tiny import SIMCLR
 
 
 @pytest.fixture(autouse=True)

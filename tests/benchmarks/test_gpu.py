@@ -10,16 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-import pretended
 import pytest
 import torch
-from amcl_fast.kernels import tuning
-from pretended import COMMIT, NAME, Faults
-from test_results import check_schema
-from tiny import document
 
+from amcl_fast.kernels import tuning
 from benchmarks import breakdown, checks, device, gpu, parts, results, sweep, tools, whole
 from benchmarks.cases import CASES
+from tests.helpers.benchmarks import pretended
+from tests.helpers.benchmarks.pretended import COMMIT, NAME, Faults
+from tests.helpers.benchmarks.schema import check_schema
+from tests.helpers.benchmarks.tiny import document
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
@@ -283,7 +283,17 @@ def noted(path, part, item, place, until):
 
 
 def test_what_is_there_is_kept_when_it_is_interrupted(tmp_path):
-    script = [sys.executable, pretended.__file__, "0.2", "quick", "--output", str(tmp_path), "--only", "one table"]
+    script = [
+        sys.executable,
+        "-m",
+        "tests.helpers.benchmarks.pretended",
+        "0.2",
+        "quick",
+        "--output",
+        str(tmp_path),
+        "--only",
+        "one table",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

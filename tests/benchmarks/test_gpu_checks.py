@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import SIMCLR
 
 from benchmarks import check, checks, device
 from benchmarks.operators import WrongResult
 from benchmarks.peers import implementation
+from tests.helpers.benchmarks.tiny import SIMCLR
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 SMALL = replace(SIMCLR, heads=1, rows=10, settings=SIMCLR.settings | {"top_k": 3})

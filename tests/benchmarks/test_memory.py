@@ -3,10 +3,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tiny import SIMCLR
 
 from benchmarks import memory
 from benchmarks.memory import in_fresh_process
+from tests.helpers.benchmarks.tiny import SIMCLR
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tiny import SIMCLR, run
 
 from benchmarks import operators, report
 from benchmarks.peers import NotInstalled, implementation
+from tests.helpers.benchmarks.tiny import SIMCLR, run
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ALL
 
 from benchmarks import peers
 from benchmarks.check import Oracle, granted
+from tests.helpers.benchmarks.tiny import ALL
 
 RUNS = [(case, name) for case in ALL for name in case.peers if name in ("dense", "chunked", "reference", "lightly")]
 

@@ -1,10 +1,10 @@
 import pytest
-from tiny import ENVIRONMENT, document
 
 from benchmarks import predictions
 from benchmarks.cases import CASES
 from benchmarks.predictions import PREDICTIONS, Prediction, table
 from benchmarks.whole import cases
+from tests.helpers.benchmarks.tiny import ENVIRONMENT, document
 
 
 def machine():

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from tiny import document
 
 from benchmarks import report
+from tests.helpers.benchmarks.tiny import document
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+
 from amcl_fast.benchmarks import command, report, scale, scale_process, scale_room
 from amcl_fast.benchmarks.scale_tree import LEAST, tree
-from command_line import image_folder
-
 from amcl_fast.cli import main
 from amcl_fast.data import ContrastiveDataModule
+from tests.helpers.command_line import image_folder
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import image_folder
 from PIL import Image
 
 from benchmarks import scale_tree
 from benchmarks.scale_tree import LEAST, PREFIX, photograph, tree
+from tests.helpers.command_line import image_folder
 
 ROOT = Path(__file__).parents[2]
 

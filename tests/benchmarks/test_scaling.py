@@ -1,10 +1,10 @@
 from dataclasses import replace
 
 import pytest
-from tiny import SIMCLR
 
 from benchmarks import scaling
 from benchmarks.operators import WrongResult
+from tests.helpers.benchmarks.tiny import SIMCLR
 
 
 def test_exponent_of_a_power():

@@ -4,13 +4,13 @@ import json
 import time
 from dataclasses import replace
 
-import pretended
 import pytest
 import torch
-from amcl_fast.kernels import decorrelate, dense, gathered, select, tuning
 
+from amcl_fast.kernels import decorrelate, dense, gathered, select, tuning
 from benchmarks import device, sweep
 from benchmarks.cases import named
+from tests.helpers.benchmarks import pretended
 
 MODULES = {"select": select, "gathered": gathered, "dense": dense, "decorrelate": decorrelate}
 

@@ -8,10 +8,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from running import Stop, fit
 
 from amcl_fast.callbacks import Checkpoint, NonFiniteError, RunFolderError, SaveError
 from amcl_fast.callbacks.checkpoint import LocalCheckpointIO
+from tests.helpers.running import Stop, fit
 
 
 def saves(monkeypatch):

@@ -5,11 +5,11 @@ from datetime import datetime
 
 import lightning as L
 import pytest
-from fake_data import FakeDataModule
-from running import Stop, fit
 
 from amcl_fast.callbacks import End, EpochSummary, OnlineKNN, ProgressBar
 from amcl_fast.callbacks.progress import clock as shown
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import Stop, fit
 
 
 class Clock:

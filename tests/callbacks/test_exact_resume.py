@@ -4,10 +4,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fake_data import FakeDataModule
-from running import Stop, fit, method
 
 from amcl_fast.callbacks import Checkpoint
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import Stop, fit, method
 
 STEPS = 12  # of three epochs
 

@@ -2,11 +2,11 @@ import warnings
 
 import pytest
 import torch
-from fake_data import FakeDataModule
-from running import fit, method
 
 from amcl_fast import AdaptiveTemperature, SimCLRLoss
 from amcl_fast.callbacks import Checkpoint, Guard, NonFiniteError
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import fit, method
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):

@@ -4,13 +4,13 @@ import signal
 import pytest
 import torch
 import torch.multiprocessing as mp
-from fake_data import FakeDataModule
-from processes import end_group, start
-from running import Stop, fit, method
 
 from amcl_fast.callbacks import Checkpoint, Interrupted, MetricsFile, OnlineKNN, SaveOnSignal
 from amcl_fast.distributed import ElsewhereError
 from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.processes import end_group, start
+from tests.helpers.running import Stop, fit, method
 
 
 def test_measures_baselines_once_and_the_encoder_at_its_epochs(tmp_path):

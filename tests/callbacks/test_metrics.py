@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from disk import no_room
-from running import fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile, OnlineKNN
+from tests.helpers.disk import no_room
+from tests.helpers.running import fit
 
 
 def lines(folder):
@@ -96,8 +96,8 @@ def test_a_resumed_run_hides_the_steps_that_it_repeats(tmp_path):
 _TRAIN = """
 import sys
 from pathlib import Path
-from running import fit
-from killing import KillAfterSave
+from tests.helpers.running import fit
+from tests.helpers.killing import KillAfterSave
 from amcl_fast.callbacks import Checkpoint, MetricsFile, OnlineKNN
 folder = Path(sys.argv[1])
 fit(folder, checkpoint=Checkpoint(every_n_steps=1), logger=MetricsFile(folder), log_every_n_steps=1,
@@ -116,10 +116,9 @@ def whole(tmp_path_factory):
 # Within an epoch, and at its end, where kNN has just been measured.
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_kill_between_a_save_and_its_log_loses_no_row(tmp_path, whole, step):
-    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
     done = subprocess.run(
         [sys.executable, "-c", _TRAIN, str(tmp_path), str(step)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
     )

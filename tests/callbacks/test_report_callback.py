@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from fake_data import FakeDataModule, FakeLoader
-from running import Stop, fit, method
 
 from amcl_fast import SimCLRLoss
 from amcl_fast.callbacks import MetricsFile
@@ -13,6 +11,8 @@ from amcl_fast.callbacks import report as callback
 from amcl_fast.callbacks.report import Report
 from amcl_fast.report import Snapshot, read_run
 from amcl_fast.report.run import snapshot_path
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.running import Stop, fit, method
 
 
 class Data(FakeDataModule):

@@ -6,8 +6,6 @@ import signal
 import lightning as L
 import pytest
 import torch
-from fake_data import FakeDataModule
-from running import Stop, fit, method
 
 from amcl_fast.callbacks import (
     Checkpoint,
@@ -19,6 +17,8 @@ from amcl_fast.callbacks import (
     SaveOnSignal,
     Throughput,
 )
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import Stop, fit, method
 
 CLOCK = ("images_per_second", "wait_share")
 

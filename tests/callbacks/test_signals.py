@@ -7,11 +7,11 @@ import time
 import lightning as L
 import pytest
 import torch
-from fake_data import FakeDataModule
-from running import fit
 
 from amcl_fast.callbacks import Checkpoint, Interrupted, OnlineKNN, SaveOnSignal, StopSignals
 from amcl_fast.callbacks.signals import HANDLED
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import fit
 
 
 class Kill(L.Callback):

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-from fake_data import FakeDataModule, FakeLoader
-from running import Stop, fit, method
 
 from amcl_fast import callbacks
 from amcl_fast.callbacks import MetricsFile, Report, SkippedFiles
 from amcl_fast.report import read_run
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.running import Stop, fit, method
 
 ODD = "/data/caf\udce9 1\n.jpg"  # a name that is not UTF-8, and has a line break
 

@@ -7,9 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fake_data import FakeDataModule, FakeLoader
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from running import fit, method
 
 from amcl_fast.callbacks import (
     Checkpoint,
@@ -22,6 +20,8 @@ from amcl_fast.callbacks import (
 )
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig, lr_factor
 from amcl_fast.report.snapshot import capture
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.running import fit, method
 
 CLOCK = ("images_per_second", "wait_share")
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16, "bf16-mixed": torch.float32}

@@ -1,9 +1,9 @@
 import lightning as L
 import pytest
-from fake_data import FakeDataModule, FakeLoader
-from running import fit
 
 from amcl_fast.callbacks import End, EpochSummary, ProgressBar, SkippedFiles, Throughput
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.running import fit
 
 
 class Clock:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_shards import write_shards
+
+from tests.helpers.small_shards import write_shards
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -13,12 +13,9 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
-import damage
 import numpy as np
 import pytest
 import torch
-from command_line import NT_XENT
-from disk import no_room
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
@@ -31,6 +28,9 @@ from amcl_fast.data.pipeline import Output
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.scan import Images, scan_classes
 from amcl_fast.data.trial import Trial
+from tests.helpers import damage
+from tests.helpers.command_line import NT_XENT
+from tests.helpers.disk import no_room
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -41,7 +41,7 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
     turn, places = damage.LOADERS.index(loader), list(damage.PLACES)
     cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(damage.kinds())]
     done = subprocess.run(
-        [sys.executable, damage.__file__, "walk", loader, tmp_path / "images", *map("@".join, cases)],
+        [sys.executable, "-m", "tests.helpers.damage", "walk", loader, tmp_path / "images", *map("@".join, cases)],
         capture_output=True,
         text=True,
         timeout=240,

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import environment
 from PIL import Image
 
 from amcl_fast.data import damaged
@@ -17,6 +16,7 @@ from amcl_fast.data.damaged import Damaged
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.trial import Trial
 from amcl_fast.data.worker import Worker
+from tests.helpers.command_line import environment
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 

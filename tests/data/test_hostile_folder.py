@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import NT_XENT
 from PIL import Image
 
 from amcl_fast.cli import main
 from amcl_fast.data.scan import scan_classes
 from amcl_fast.report import read_run
+from tests.helpers.command_line import NT_XENT
 
 SETTINGS = NT_XENT + "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}"
 

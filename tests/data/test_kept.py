@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from processes import end_group
 
 from amcl_fast.data import ContrastiveDataModule, cache, kept, module
 from amcl_fast.data.module import UnequalImagesError
 from amcl_fast.data.scan import Images
 from amcl_fast.data.sources import Sources, find_sources
 from amcl_fast.distributed import ElsewhereError
+from tests.helpers.processes import end_group
 
 LISTS = "lists"
 

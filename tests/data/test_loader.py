@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.multiprocessing
 from PIL import Image
-from processes import end_group
-from small_shards import noise, picture, samples
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
 from amcl_fast.data.kinds import find_images
@@ -19,6 +17,8 @@ from amcl_fast.data.locations import member, shown
 from amcl_fast.data.pipeline import Output
 from amcl_fast.data.reader import Reader
 from amcl_fast.data.scan import Images
+from tests.helpers.processes import end_group
+from tests.helpers.small_shards import noise, picture, samples
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 PLAIN = Augmentation.from_letters("")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
-from small_shards import noise, samples
 
 from amcl_fast.data import Augmentation, ContrastiveDataModule, module, named
+from tests.helpers.small_shards import noise, samples
 
 
 def prepared(root, **options):

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import environment
 from PIL import Image
-from small_shards import noise, picture, samples
 
 from amcl_fast.cli import main
 from amcl_fast.data import named
@@ -28,6 +26,8 @@ from amcl_fast.data.locations import shown
 from amcl_fast.data.pack import pack
 from amcl_fast.data.reduction import encoded
 from amcl_fast.lock import RunInUseError
+from tests.helpers.command_line import environment
+from tests.helpers.small_shards import noise, picture, samples
 
 
 def content(folder):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_shards import noise, picture, samples
 
 from amcl_fast.data import decodable, shard_index, shards
 from amcl_fast.data.cache import remove_old
@@ -20,6 +19,7 @@ from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.patterns import expand
 from amcl_fast.data.reader import Reader
+from tests.helpers.small_shards import noise, picture, samples
 
 
 def keys(images):

@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from command_line import NT_XENT, environment, image_folder
 
 from amcl_fast.cli import main
 from amcl_fast.evaluate import command
+from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from processes import end_group
 
 from amcl_fast.distributed import ElsewhereError, exchange, in_step, share, together
 from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, features, knn, knn_accuracy, linear, linear_probe
+from tests.helpers.processes import end_group
 
 CLASSES, WIDTH = 12, 8
 RATES = (0.03, 0.1, 1.0, 3.0, 10.0)

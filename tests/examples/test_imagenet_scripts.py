@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import NT_XENT, environment, image_folder
 
 from amcl_fast.report import read_run
+from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # In place of what the recipe has for GPUs.

@@ -18,6 +18,6 @@ def memcheck(monkeypatch):
     if torch.cuda.is_available():
         yield None
         return
-    from memcheck import Memcheck
+    from tests.helpers.kernels.memcheck import Memcheck
 
     yield Memcheck(monkeypatch)

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from compare import DEVICE, check, evaluate
 
 from amcl_fast import reference
 from amcl_fast.ops import triton as backend
+from tests.helpers.kernels.compare import DEVICE, check, evaluate
 
 SETTINGS = {"tau_min": 1e-2, "tau_max": 2.0, "weight": 0.5, "beta": 1e-2}
 CONSTANT = {"tau_min": 0.5, "tau_max": 0.5, "weight": 1.0, "beta": 0.1}

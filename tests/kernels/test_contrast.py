@@ -2,11 +2,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from amcl_fast.kernels import tuning
-from compare import DEVICE, check, evaluate, relative_error
 
 from amcl_fast import reference
+from amcl_fast.kernels import tuning
 from amcl_fast.ops import triton as backend
+from tests.helpers.kernels.compare import DEVICE, check, evaluate, relative_error
 
 RANGE = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-2}
 FORMS = [

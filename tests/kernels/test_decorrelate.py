@@ -1,12 +1,12 @@
 import pytest
 import torch
-from amcl_fast.kernels import decorrelate, tuning
-from compare import DEVICE, check, evaluate, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcl_fast import reference
+from amcl_fast.kernels import decorrelate, tuning
 from amcl_fast.ops import triton as backend
 from amcl_fast.ops.tensors import needed
+from tests.helpers.kernels.compare import DEVICE, check, evaluate, relative_error
 
 SETTINGS = {"tau_min": 0.05, "tau_max": 2.0, "lambd": 5e-3, "beta": 1e-4}
 CONSTANT = SETTINGS | {"tau_min": 1.0, "tau_max": 1.0}

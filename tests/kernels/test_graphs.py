@@ -4,13 +4,13 @@ import contextlib
 
 import pytest
 import torch
-from amcl_fast.kernels import common, decorrelate, tuning
-from compare import DEVICE
-from operations import Operations, without_launches
 from torch._subclasses import FakeTensorMode
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses, ops
 from amcl_fast import rows as rows_module
+from amcl_fast.kernels import common, decorrelate, tuning
+from tests.helpers.kernels.compare import DEVICE
+from tests.helpers.operations import Operations, without_launches
 
 N, HEADS, D = 32, 2, 16
 

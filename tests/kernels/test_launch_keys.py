@@ -6,11 +6,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from amcl_fast.kernels import launch
-from amcl_fast.kernels.tile import Rows, Skip
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
+
+from amcl_fast.kernels import launch
+from amcl_fast.kernels.tile import Rows, Skip
 
 
 def _kernel(table, skip, base, count, value, rest, WIDTH: tl.constexpr, FLAG: tl.constexpr):

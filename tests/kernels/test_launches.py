@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from standin import compiler
 
-HERE = Path(__file__).parent
+from tests.helpers.kernels.standin import compiler
+
+ROOT = Path(__file__).parents[2]
 
 # (Triton's launches, calls of torch's operators that launch) of a step, forward and backward: a change is meant.
-# `python tests/kernels/launching.py --table` prints it.
+# `python -m tests.helpers.kernels.launching --table` prints it.
 STEPS = {
     "SimCLR N=256 softmax float32": (13, 16),
     "SimCLR N=65536 topk_mean float32": (771, 12),
@@ -47,14 +48,14 @@ STEPS = {
 def alone(*arguments):
     """What a Python of its own prints: the interpreter of Triton, once chosen, holds for all of a process."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
 
 def steps(*arguments):
     """What `launching.py` counts in a step of every case."""
-    return [json.loads(line) for line in alone(HERE / "launching.py", *arguments).splitlines()]
+    return [json.loads(line) for line in alone("-m", "tests.helpers.kernels.launching", *arguments).splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -84,4 +85,4 @@ def test_another_architecture_launches_the_same():
 def test_in_a_process_with_the_stand_in():
     """The tests of `launched.py`, which no other process can run."""
     options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--noconftest")
-    assert "16 passed" in alone("-m", "pytest", *options, HERE / "launched.py").splitlines()[-1]
+    assert "16 passed" in alone("-m", "pytest", *options, ROOT / "tests/helpers/kernels/launched.py").splitlines()[-1]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 # Shared memory of a multiprocessor that its blocks may use, bytes, and registers.
 SHARED, REGISTERS = 227 * 1024, 65536
 
@@ -17,10 +19,10 @@ def kernels():
     """What `machine_code.py` prints of the kernels of a SimCLR batch, by name."""
     # Not in this process: the interpreter, once chosen, holds for all of it.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("machine_code.py")
     run = subprocess.run(
-        [sys.executable, str(script), "--case", "select of many bfloat16 d=128"],
+        [sys.executable, "-m", "tests.helpers.kernels.machine_code", "--case", "select of many bfloat16 d=128"],
         env=environment,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 # Usable by one block, bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PARTS = 2
@@ -19,11 +21,11 @@ def kernels():
     """What `offline.py` prints of every kernel for every architecture."""
     # Not in this process: the interpreter, once chosen, holds for all of it.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("offline.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), "--part", f"{part}/{PARTS}", *map(str, SHARED)],
+            [sys.executable, "-m", "tests.helpers.kernels.offline", "--part", f"{part}/{PARTS}", *map(str, SHARED)],
             env=environment,
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from compare import DEVICE, relative_error
 
 from amcl_fast import rows
 from amcl_fast.ops import triton as backend
+from tests.helpers.kernels.compare import DEVICE, relative_error
 
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 OUTPUTS = ("table", "product", "first", "second")

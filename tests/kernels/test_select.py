@@ -4,9 +4,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from amcl_fast.kernels import select, tuning
-from compare import DEVICE
 from triton.runtime import interpreter
+
+from amcl_fast.kernels import select, tuning
+from tests.helpers.kernels.compare import DEVICE
 
 
 def expected(s, skip, top_k):

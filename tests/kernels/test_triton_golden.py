@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from compare import DEVICE
-from test_golden import CASES, relative_error, run
+
+from tests.helpers.golden import CASES, relative_error, run
+from tests.helpers.kernels.compare import DEVICE
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)

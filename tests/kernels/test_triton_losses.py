@@ -4,12 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from compare import DEVICE
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
 from amcl_fast.ops import triton as backend
+from tests.helpers.kernels.compare import DEVICE
 
 N, HEADS, D = 8, 2, 32
 # Both operands are rounded (2⁻⁹ and 2⁻¹² relative), and 1/τ, up to 10 here, multiplies what that does to s.

@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+
 from amcl_fast.kernels import tuning
 
 X = torch.zeros(1)

@@ -5,12 +5,12 @@ import csv
 import lightning as L
 import pytest
 import torch
-import toy_methods
-from fake_data import FakeDataModule, FakeLoader
-from running import fit, method
 
 from amcl_fast.callbacks import Guard, MetricsFile, NonFiniteError, Throughput
 from amcl_fast.optim import OptimizerConfig
+from tests.helpers import toy_methods
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.running import fit, method
 
 
 class Losses(L.Callback):

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from toy_methods import method
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss
+from tests.helpers.toy_methods import method
 
 
 @pytest.mark.parametrize("kind", ["baseline", "amcl"])

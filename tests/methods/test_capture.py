@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from fake_data import FakeDataModule
-from toy_methods import FRAMEWORKS, KINDS, method
 
 from amcl_fast.report import capture
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.toy_methods import FRAMEWORKS, KINDS, method
 
 
 class Data(FakeDataModule):

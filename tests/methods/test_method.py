@@ -2,15 +2,15 @@
 
 import lightning as L
 import pytest
-import running
 import torch
-from fake_data import FakeDataModule
-from running import Stop
-from toy_methods import FRAMEWORKS, KINDS, fit, method
 
 from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo, SimCLR
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig
+from tests.helpers import running
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.running import Stop
+from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
 
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 every_kind = pytest.mark.parametrize("kind", KINDS)

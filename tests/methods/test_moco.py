@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_data import FakeDataModule
-from toy_methods import fit, method
 
 from amcl_fast.optim import OptimizerConfig
+from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.toy_methods import fit, method
 
 
 def views(n=8, seed=1):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_methods import DIM, FRAMEWORKS, HEADS, KINDS, method
 
 from amcl_fast.methods.pairs import LARGEST
+from tests.helpers.toy_methods import DIM, FRAMEWORKS, HEADS, KINDS, method
 
 N = 8
 

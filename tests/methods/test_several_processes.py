@@ -1,20 +1,20 @@
 """Lightning's DDP with different data and batch sizes in every process, against one process with the global batch."""
 
 import pytest
-import running
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from fake_data import FakeDataModule, FakeLoader
-from processes import end_group, start
-from running import Stop
 from torch import nn
-from toy_methods import FRAMEWORKS, KINDS, fit, method
 
 from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo
 from amcl_fast.models import ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
+from tests.helpers import running
+from tests.helpers.fake_data import FakeDataModule, FakeLoader
+from tests.helpers.processes import end_group, start
+from tests.helpers.running import Stop
+from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
 
 STEPS = 3
 COUNTS = {"two": [4, 4], "three, ragged": [2, 5, 3]}

@@ -1,5 +1,6 @@
 import torch
-from toy_methods import method
+
+from tests.helpers.toy_methods import method
 
 
 def test_views_pass_the_encoder_together_and_reach_the_loss_apart():

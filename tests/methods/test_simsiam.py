@@ -1,9 +1,9 @@
 import lightning as L
 import pytest
 import torch
-from toy_methods import fit, method
 
 from amcl_fast.optim import OptimizerConfig
+from tests.helpers.toy_methods import fit, method
 
 
 def views():

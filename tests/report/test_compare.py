@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from shots import METRICS, run_directory, snapshot
 
 from amcl_fast.cli import main
 from amcl_fast.report import write_comparison
+from tests.helpers.shots import METRICS, run_directory, snapshot
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from shots import run_directory, snapshot
 
 from amcl_fast.report import curves, pictures, read_run
 from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
+from tests.helpers.shots import run_directory, snapshot
 
 
 def picture(png):

@@ -5,11 +5,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from shots import run_directory, snapshot
 
 from amcl_fast.report import page as page_module
 from amcl_fast.report import write_report
 from amcl_fast.report.run import write_facts, write_skipped
+from tests.helpers.shots import run_directory, snapshot
 
 
 class Page(HTMLParser):

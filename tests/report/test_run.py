@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from shots import METRICS, run_directory, snapshot
 
 from amcl_fast.report import read_run, write_comparison, write_report
 from amcl_fast.report.run import write_facts
+from tests.helpers.shots import METRICS, run_directory, snapshot
 
 
 def test_every_metric_has_its_own_steps(tmp_path):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_data import SIZE, FakeDataModule
-from running import method
-from shots import snapshot
 
 from amcl_fast import SimCLRLoss
 from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
 from amcl_fast.report.snapshot import principal_components
+from tests.helpers.fake_data import SIZE, FakeDataModule
+from tests.helpers.running import method
+from tests.helpers.shots import snapshot
 
 
 class Data(FakeDataModule):

@@ -1,6 +1,6 @@
 """Compile the kernels for GPUs that are not there, exactly as the launchers would, and print what they use.
 
-    python tests/kernels/offline.py [--part 0/2] 80 90 100
+    python -m tests.helpers.kernels.offline [--part 0/2] 80 90 100
 
 The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
 tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block, and how
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 import triton
-from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, rows, select, total
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
+
+from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, rows, select, total
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
 

@@ -2,11 +2,11 @@
 
 import lightning as L
 import torch
-from fake_data import FakeDataModule
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
 from amcl_fast.methods import BarlowTwins, MoCo, SimCLR, SimSiam
 from amcl_fast.models import BackboneConfig, ProjectorConfig
+from tests.helpers.fake_data import FakeDataModule
 
 HEADS, DIM, BATCH = 2, 6, 8
 FRAMEWORKS = ["simclr", "moco", "simsiam", "barlow"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from amcl_fast.folder import VARIABLE
 
-_TESTS = Path(__file__).parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 _ENCODER = """
 data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
@@ -55,7 +55,7 @@ def environment(folder: Path) -> dict[str, str]:
         # Less what a run in this process has told processes of its own.
         **{key: value for key, value in os.environ.items() if key != VARIABLE},
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
         "AMCL_FAST_CACHE": str(folder / "cache"),
     }
 

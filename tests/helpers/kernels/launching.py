@@ -1,6 +1,6 @@
 """Steps of the losses at the sizes of real training, launched by the stand-in of `standin`.
 
-    python tests/kernels/launching.py [--arch 90] [--only SimCLR] [--table | --host]
+    python -m tests.helpers.kernels.launching [--arch 90] [--only SimCLR] [--table | --host]
 
 Prints one JSON line per case: launches by kernel, and calls of torch's operators that launch. `--table`: as
 test_launches.py holds them. `--host`: the µs of the host that a step of a small batch takes, and of these the launches
@@ -18,11 +18,11 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from amcl_fast.kernels.launch import Launched
-from standin import StandIn, unfilled
 from triton.runtime.jit import JITFunction
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast.kernels.launch import Launched
+from tests.helpers.kernels.standin import StandIn, unfilled
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Step = Callable[[], None]

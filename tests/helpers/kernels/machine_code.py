@@ -1,6 +1,6 @@
 """What the machine code of a kernel holds: the loop that multiplies, its barriers, atomics and matrix instructions.
 
-    python tests/kernels/machine_code.py [--case "select of many bfloat16 d=128"] [--arch 90]
+    python -m tests.helpers.kernels.machine_code [--case "select of many bfloat16 d=128"] [--arch 90]
 
 The kernels are compiled as offline.py does it, for a GPU that is not there, and disassembled by the nvdisasm beside
 Triton's ptxas. One JSON line per kernel. Instructions are those from the first to the last address of a loop, so that
@@ -14,10 +14,11 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
-import offline
 import triton
-from amcl_fast.kernels import common, launch
 from triton.runtime.jit import JITFunction
+
+from amcl_fast.kernels import common, launch
+from tests.helpers.kernels import offline
 
 NVDISASM = offline.CUOBJDUMP.with_name("nvdisasm")
 # An instruction: address, predicate, opcode, operands.

@@ -3,7 +3,7 @@
 Cases are the size of a test and run on the CPU, by the reference; times are made up. As a script it is the command
 itself on that GPU, every item of which takes so many seconds:
 
-    python tests/benchmarks/pretended.py SECONDS [arguments of benchmarks.gpu]
+    python -m tests.helpers.benchmarks.pretended SECONDS [arguments of benchmarks.gpu]
 """
 
 import os
@@ -13,9 +13,9 @@ import time
 from dataclasses import replace
 
 import torch
-from amcl_fast.kernels import tuning
 from torch import nn
 
+from amcl_fast.kernels import tuning
 from benchmarks import cases, checks, device, gpu, parts, results, run, sweep, workers
 
 NAME = "NVIDIA Stand-in 1"

@@ -2,12 +2,12 @@
 
 import lightning as L
 import torch
-from fake_data import FakeDataModule
 
 from amcl_fast import AdaptiveTemperature, SimCLRLoss
 from amcl_fast.callbacks import Checkpoint, ExactResume, Guard
 from amcl_fast.methods import SimCLR
 from amcl_fast.models import BackboneConfig, ProjectorConfig
+from tests.helpers.fake_data import FakeDataModule
 
 
 class Stop(Exception):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import triton
-from amcl_fast.kernels import common
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -22,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 
 from amcl_fast import capabilities, losses, rows
+from amcl_fast.kernels import common
 from amcl_fast.ops import triton as backend
 
 _SOURCE = Path(__file__).with_name("standin.c")

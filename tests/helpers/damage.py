@@ -1,10 +1,10 @@
 """Everything that can become of an image file, and a run of a loader through all of it.
 
-    python tests/data/damage.py walk LOADER FOLDER      all kinds and places, one after the other, in one process
-    python tests/data/damage.py each LOADER FOLDER      every kind and place in a process of its own
+    python -m tests.helpers.damage walk LOADER FOLDER      all kinds and places, one after the other, in one process
+    python -m tests.helpers.damage each LOADER FOLDER      every kind and place in a process of its own
 
 print a JSON line for each: kind, place, outcome. LOADER is training, evaluation or probe. A kind ends the process if
-its outcome is missing (walk) or names a signal (each). `python tests/data/damage.py decoder` tells whether the
+its outcome is missing (walk) or names a signal (each). `python -m tests.helpers.damage decoder` tells whether the
 installed DALI still needs the guard (docs/data.md).
 """
 
@@ -371,7 +371,7 @@ import sys
 import numpy as np
 from nvidia.dali import fn, pipeline_def
 sys.path.insert(0, {here!r})
-from damage import JPEG
+from tests.helpers.damage import JPEG
 good, bad = (np.frombuffer(content, np.uint8) for content in (JPEG, {bad!r}))
 batches = iter([[good] * 64] * 3 + [[good] * place + [bad] + [good] * (63 - place) for place in range(0, 64, 3)])
 
@@ -391,7 +391,7 @@ while True:
         break
 """
     for _ in range(attempts):
-        command = [sys.executable, "-c", script.format(here=str(Path(__file__).parent), bad=bad)]
+        command = [sys.executable, "-c", script.format(here=str(Path(__file__).resolve().parents[2]), bad=bad)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode > 0:
             raise RuntimeError(done.stderr)

@@ -6,11 +6,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from amcl_fast.kernels.launch import launched
-from amcl_fast.kernels.tile import Rows, Skip, rows_of
-from standin import StandIn
 from triton import knobs
 from triton.runtime.jit import JITFunction
+
+from amcl_fast.kernels.launch import launched
+from amcl_fast.kernels.tile import Rows, Skip, rows_of
+from tests.helpers.kernels.standin import StandIn
 
 FACTOR = tl.constexpr(2.0)
 
