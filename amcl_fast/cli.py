@@ -19,9 +19,8 @@ from typing import Any, Literal
 
 from .extras import require
 from .recipes import describe_recipes
+from .runs.directory import LATEST
 from .terminal import lasting_output, output_error
-
-LATEST = "latest"
 
 _PRETRAIN = """\
 Every setting of trainer, data and model can be given on top, with the name it has in the recipes:
@@ -381,8 +380,8 @@ def _declare_pack(commands: Any) -> None:
 @_in_one_line
 def _pack(arguments: argparse.Namespace) -> int:
     from .data.pack import SKIPPED, pack
-    from .files import is_full
     from .paths import absolute_data
+    from .runs.files import is_full
 
     _begins()
     try:

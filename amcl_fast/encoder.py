@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint
 from .extras import extras_named
 from .models import BackboneConfig, build_backbone
 from .models.backbones import RESNETS, TIMM_PREFIX
+from .runs.checkpoint import load_checkpoint
 
 SUFFIX = ".safetensors"
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"

@@ -8,8 +8,8 @@ import torch
 
 from .encoder import SUFFIX, Encoder, load_encoder
 from .extras import extras_named, require
-from .files import check_output, write_file
 from .models.backbones import TIMM_PREFIX, BackboneConfig
+from .runs.files import check_output, write_file
 
 Format = Literal["safetensors", "onnx"]
 SUFFIXES: dict[Format, str] = {"safetensors": SUFFIX, "onnx": ".onnx"}

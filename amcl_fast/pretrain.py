@@ -49,21 +49,21 @@ from .callbacks import (
     StopSignals,
     Throughput,
 )
-from .checkpoint import load_checkpoint
 from .data import ContrastiveDataModule
 from .data.headers import NoImageLeftError
 from .data.module import UnequalImagesError, UnevenBatchError
 from .distributed import ElsewhereError
-from .files import Unwritten, is_full, write_file
-from .folder import CONFIG, RUNS, NewFolder, told_run_dir
 from .launch import group_error
-from .lock import RunLock
 from .methods import Method
 from .models.backbones import TIMM_PREFIX
 from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
-from .resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
-from .settings import (
+from .runs.checkpoint import load_checkpoint
+from .runs.directory import CONFIG, RUNS, NewFolder, told_run_dir
+from .runs.files import Unwritten, is_full, write_file
+from .runs.lock import RunLock
+from .runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
+from .runs.settings import (
     check_limits,
     refused_changes,
 )

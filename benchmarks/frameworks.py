@@ -17,7 +17,7 @@ from typing import Any
 
 from amcl_fast.cli import main as amcl_fast
 from amcl_fast.recipes import FRAMEWORKS, VARIANTS
-from amcl_fast.report.run import read_run
+from amcl_fast.runs.read import read_run
 from benchmarks.results import environment, machine
 
 _WHAT = (

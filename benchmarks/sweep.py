@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from amcl_fast.files import write_file
 from amcl_fast.kernels import tuning
+from amcl_fast.runs.files import write_file
 
 from . import device, results
 from .breakdown import short, step_of_case

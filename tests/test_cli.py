@@ -13,10 +13,10 @@ from amcl_fast import AdaptiveTemperature, callbacks
 from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
 from amcl_fast.encoder import load_encoder
-from amcl_fast.lock import RunLock
 from amcl_fast.methods import SimCLR
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import describe_recipes, recipe_files
+from amcl_fast.runs.lock import RunLock
 from tests.helpers.command_line import NT_XENT, image_folder
 from tests.helpers.disk import no_room
 from tests.helpers.traps import Touch
@@ -275,7 +275,7 @@ def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(callbacks.report, "write_report", full)
+    monkeypatch.setattr(callbacks.draw_report, "write_report", full)
     with pytest.warns(UserWarning, match=r"no report: .*No space left.*amcl-fast report run"):
         assert main([*tiny, "--run_dir", "run"]) == 0
     out = capsys.readouterr().out

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from amcl_fast.checkpoint import load_checkpoint
 from amcl_fast.cli import main
 from amcl_fast.encoder import find_weights, load_encoder
 from amcl_fast.export import export, loading_code
 from amcl_fast.methods import SimCLR
 from amcl_fast.models import BackboneConfig, ProjectorConfig
+from amcl_fast.runs.checkpoint import load_checkpoint
 from tests.helpers.disk import no_room
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import fit, method

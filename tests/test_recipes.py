@@ -15,7 +15,7 @@ from amcl_fast.optim import lr_scale
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
-from amcl_fast.report.run import snapshot_path
+from amcl_fast.runs.read import snapshot_path
 from tests.helpers.command_line import image_folder
 from tests.helpers.fake_data import FakeDataModule
 

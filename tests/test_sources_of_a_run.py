@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
-from amcl_fast.report.run import read_run
+from amcl_fast.runs.read import read_run
 from tests.helpers.command_line import AMCL, NT_XENT
 from tests.helpers.small_shards import noise, samples, write_shards
 

@@ -5,11 +5,11 @@ from ..extras import extras_named
 with extras_named("amcl_fast.callbacks"):
     from ..nonfinite import NonFiniteError
     from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
+    from .draw_report import Report
     from .guard import Guard
     from .knn import OnlineKNN
     from .metrics import EventsFile, MetricsFile
     from .progress import End, EpochSummary, ProgressBar
-    from .report import Report
     from .resume import ExactResume, OpenRun
     from .signals import Interrupted, SaveOnSignal, StopSignals
     from .skipped import SkippedFiles

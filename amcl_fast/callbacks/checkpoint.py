@@ -16,8 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
-from ..files import flush_to_disk, named
-from ..settings import read_settings
+from ..runs.files import flush_to_disk, named
+from ..runs.settings import read_settings
 from ..steps import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from .guard import check_finite_weights
 from .knn import OnlineKNN

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ..files import Unwritten, append_whole, flush_to_disk, write_file
+from ..runs.files import Unwritten, append_whole, flush_to_disk, write_file
 
 Row = dict[str, Any]
 

@@ -8,9 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from ..runs.checkpoint import EXACT_RESUME
 from ..steps import epoch_is_over
-
-KEY = "exact_resume"
 
 
 class ExactResume(L.Callback):
@@ -51,14 +50,14 @@ class ExactResume(L.Callback):
         if trainer.world_size > 1:
             own, generators = generators[0], [{}] * trainer.world_size
             torch.distributed.all_gather_object(generators, own)
-        checkpoint[KEY] = {
+        checkpoint[EXACT_RESUME] = {
             "generators": generators,
             "loader": trainer.train_dataloader.state_dict(),  # type: ignore[union-attr]
             "accumulated": changed if _within(loops) else None,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint[KEY]
+        state = checkpoint[EXACT_RESUME]
         processes = len(state["generators"])
         if processes != trainer.world_size:
             raise ValueError(

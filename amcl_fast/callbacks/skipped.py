@@ -8,8 +8,8 @@ import lightning as L
 
 from ..data.left_out import summarise
 from ..distributed import exchange
-from ..files import Unwritten
-from ..report.run import skipped_path, write_skipped
+from ..runs.files import Unwritten
+from ..runs.read import skipped_path, write_skipped
 
 
 class SkippedFiles(L.Callback):

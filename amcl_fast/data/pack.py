@@ -27,9 +27,9 @@ from amcl_fast.data.shards import CLASSES
 from amcl_fast.data.tar import BLOCK
 from amcl_fast.data.walk import Tree
 from amcl_fast.extras import require
-from amcl_fast.files import named, write_file
-from amcl_fast.lock import NAME, RunLock
 from amcl_fast.progress import Progress
+from amcl_fast.runs.files import named, write_file
+from amcl_fast.runs.lock import NAME, RunLock
 
 MANIFEST = "manifest.json"
 SKIPPED = "skipped_files.txt"

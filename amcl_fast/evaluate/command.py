@@ -13,10 +13,10 @@ from ..data.left_out import shorten, summarise
 from ..data.module import UnequalImagesError
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
-from ..files import check_output, write_file
 from ..launch import launched, once_a_machine, patient, threads
 from ..paths import absolute_data, find_data
 from ..progress import Loop
+from ..runs.files import check_output, write_file
 from .evaluation import Evaluation, evaluate
 from .features import NothingToEvaluateError
 

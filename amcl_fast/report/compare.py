@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..files import write_file
+from ..runs.files import write_file
+from ..runs.read import Run, read_run
 from .html import document, figure
 from .page import summarise
-from .run import Run, read_run
 from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, label, png
 
 _CAPTIONS = {

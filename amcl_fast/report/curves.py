@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from .run import Run
+from ..runs.read import Run
 from .style import BLUE, CYCLE, GREY, RED, curve_axes
 
 

@@ -2,8 +2,8 @@
 
 import matplotlib as mpl
 
+from ..runs.read import Run
 from . import curves, pictures
-from .run import Run
 from .style import STYLE, png
 
 

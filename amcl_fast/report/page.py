@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..files import write_file
+from ..runs.files import write_file
+from ..runs.read import Run, read_run
 from .figures import draw_figures
 from .html import document, figure, table
-from .run import Run, read_run
 
 _LISTED = 100
 """Skipped files that the page names; all of them are in skipped_files.txt."""

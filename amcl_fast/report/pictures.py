@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .run import Run
-from .snapshot import Snapshot
+from ..runs.read import Run
+from ..runs.snapshot import Snapshot
 from .style import BLUE, CYCLE, GREY, RED
 from .style import label as shown
 

@@ -18,8 +18,8 @@ from amcl_fast.callbacks import (
     SaveOnSignal,
     Throughput,
 )
+from amcl_fast.callbacks.capture import capture
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig, lr_factor
-from amcl_fast.report.snapshot import capture
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import fit, method
 

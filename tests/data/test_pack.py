@@ -25,7 +25,7 @@ from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import shown
 from amcl_fast.data.pack import pack
 from amcl_fast.data.reduction import encoded
-from amcl_fast.lock import RunInUseError
+from amcl_fast.runs.lock import RunInUseError
 from tests.helpers.command_line import environment
 from tests.helpers.small_shards import noise, picture, samples
 

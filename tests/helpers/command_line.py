@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from amcl_fast.folder import VARIABLE
+from amcl_fast.runs.directory import VARIABLE
 
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from amcl_fast.report import Snapshot
-from amcl_fast.report.run import snapshot_path
+from amcl_fast.runs.read import snapshot_path
 
 
 def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, framework="SimCLR", **arrays):

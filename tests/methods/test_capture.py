@@ -1,4 +1,4 @@
-"""amcl_fast.report.capture sees the pairs of every framework."""
+"""amcl_fast.callbacks.capture sees the pairs of every framework."""
 
 import numpy as np
 import pytest

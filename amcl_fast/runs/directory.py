@@ -11,6 +11,9 @@ from .lock import NAME as LOCK
 from .lock import RunLock
 
 RUNS = Path("runs")
+LATEST = "latest"
+"""In place of a run: the one that saved last."""
+
 CONFIG = "config.yaml"
 # Lightning's launcher starts the other processes with the same command line; they inherit the folder.
 VARIABLE = "AMCL_FAST_RUN_DIR"

@@ -1,4 +1,4 @@
-"""amcl_fast.files, amcl_fast.terminal: all of a write or nothing, what waits for room, output that cannot fail."""
+"""amcl_fast.runs.files, amcl_fast.terminal: all of a write or nothing, what waits for room, output that cannot fail."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from amcl_fast.files import Unwritten, append_whole, write_file
+from amcl_fast.runs.files import Unwritten, append_whole, write_file
 from amcl_fast.terminal import lasting_output
 from tests.helpers.disk import no_room
 

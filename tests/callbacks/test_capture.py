@@ -1,4 +1,4 @@
-"""amcl_fast.report.snapshot against a pair-by-pair transcription, and that looking changes nothing."""
+"""amcl_fast.callbacks.capture against a pair-by-pair transcription, and that looking changes nothing."""
 
 import math
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from amcl_fast import SimCLRLoss
+from amcl_fast.callbacks.capture import principal_components
 from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
-from amcl_fast.report.snapshot import principal_components
 from tests.helpers.fake_data import SIZE, FakeDataModule
 from tests.helpers.running import method
 from tests.helpers.shots import snapshot

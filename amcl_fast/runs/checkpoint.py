@@ -7,6 +7,9 @@ import torch
 
 from .settings import check_plain
 
+EXACT_RESUME = "exact_resume"
+"""Under which a checkpoint holds what a run needs to go on exactly and Lightning leaves out."""
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a run without executing anything that it holds.

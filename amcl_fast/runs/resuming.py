@@ -8,10 +8,8 @@ from typing import Any
 
 import yaml
 
-from .callbacks.resume import KEY
-from .checkpoint import load_checkpoint
-from .cli import LATEST
-from .folder import CONFIG, RUNS
+from .checkpoint import EXACT_RESUME, load_checkpoint
+from .directory import CONFIG, LATEST, RUNS
 from .settings import TRUSTED, LimitError, foreign_names, lacking, may_change, read_settings, refused_changes
 
 
@@ -81,7 +79,7 @@ def read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
         print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, _known(read_settings(config)))
     state = load_checkpoint(checkpoint)
-    if KEY not in state or "optimizer_states" not in state:
+    if EXACT_RESUME not in state or "optimizer_states" not in state:
         raise ValueError(f"{checkpoint} holds weights without the state of their training: nothing can go on from it")
     step, saved = state["global_step"], state.get("settings")
     saved = _known(saved) if isinstance(saved, dict) else {}

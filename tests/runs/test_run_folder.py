@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
-from amcl_fast.folder import NewFolder
-from amcl_fast.lock import RunLock
+from amcl_fast.runs.directory import NewFolder
+from amcl_fast.runs.lock import RunLock
 from amcl_fast.paths import absolute_data, expanded, find_data
 from amcl_fast.pretrain import PretrainCLI
 from tests.helpers.command_line import NT_XENT, environment, image_folder
@@ -222,8 +222,8 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
 _RACE = """
 import sys, time
 from pathlib import Path
-from amcl_fast.folder import NewFolder
-from amcl_fast.lock import RunLock
+from amcl_fast.runs.directory import NewFolder
+from amcl_fast.runs.lock import RunLock
 time.strftime = lambda *_: "20260101-000000"
 given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
 with RunLock() as lock:

@@ -1,10 +1,10 @@
-"""amcl_fast.report.run: what a run directory holds, whole or not."""
+"""amcl_fast.runs.read: what a run directory holds, whole or not."""
 
 import numpy as np
 import pytest
 
 from amcl_fast.report import read_run, write_comparison, write_report
-from amcl_fast.report.run import write_facts
+from amcl_fast.runs.read import write_facts
 from tests.helpers.shots import METRICS, run_directory, snapshot
 
 

@@ -1,4 +1,4 @@
-"""amcl_fast.callbacks.report: a report at the end, the first look kept, training untouched."""
+"""amcl_fast.callbacks.draw_report: a report at the end, the first look kept, training untouched."""
 
 import json
 
@@ -7,10 +7,10 @@ import torch
 
 from amcl_fast import SimCLRLoss
 from amcl_fast.callbacks import MetricsFile
-from amcl_fast.callbacks import report as callback
-from amcl_fast.callbacks.report import Report
+from amcl_fast.callbacks import draw_report as callback
+from amcl_fast.callbacks.draw_report import Report
 from amcl_fast.report import Snapshot, read_run
-from amcl_fast.report.run import snapshot_path
+from amcl_fast.runs.read import snapshot_path
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import Stop, fit, method
 

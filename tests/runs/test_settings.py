@@ -1,4 +1,4 @@
-"""amcl_fast.settings: limits that hold before anything is built, foreign code found before it is imported."""
+"""amcl_fast.runs.settings: limits that hold before anything is built, foreign code found before it is imported."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from amcl_fast.checkpoint import load_checkpoint
+from amcl_fast.runs.checkpoint import load_checkpoint
 from amcl_fast.cli import main
-from amcl_fast.settings import (
+from amcl_fast.runs.settings import (
     MAX_DEPTH,
     MAX_NODES,
     LimitError,
@@ -209,6 +209,6 @@ def test_what_is_lacking_is_named():
 
 
 def test_checkpoints_are_read_without_pyyaml():
-    code = "import sys; sys.modules['yaml'] = None; import amcl_fast.encoder, amcl_fast.checkpoint"
+    code = "import sys; sys.modules['yaml'] = None; import amcl_fast.encoder, amcl_fast.runs.checkpoint"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

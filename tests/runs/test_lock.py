@@ -1,4 +1,4 @@
-"""amcl_fast.lock: one process at a time, and none after it died."""
+"""amcl_fast.runs.lock: one process at a time, and none after it died."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from amcl_fast import lock
-from amcl_fast.folder import NewFolder
-from amcl_fast.lock import RunInUseError, RunLock
+from amcl_fast.runs import lock
+from amcl_fast.runs.directory import NewFolder
+from amcl_fast.runs.lock import RunInUseError, RunLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from amcl_fast.lock import RunLock
+from amcl_fast.runs.lock import RunLock
 with RunLock() as lock:
     lock.acquire(Path(sys.argv[1]))
     print("held", flush=True)
@@ -24,7 +24,7 @@ with RunLock() as lock:
 
 
 def test_another_process_is_refused_until_the_first_is_killed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -88,7 +88,7 @@ def test_a_folder_that_is_taken_away_in_between_is_made_again(tmp_path, monkeypa
 
 
 def test_a_file_system_without_lasting_numbers_of_files_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr("amcl_fast.lock._is_file", lambda path, descriptor: False)
+    monkeypatch.setattr("amcl_fast.runs.lock._is_file", lambda path, descriptor: False)
     with RunLock() as lock:
         with pytest.warns(UserWarning, match="cannot be locked for certain: start no second run in it"):
             lock.acquire(tmp_path)

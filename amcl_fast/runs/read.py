@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.left_out import count, listed
-from ..files import write_file
-from ..settings import read_settings
+from .files import write_file
+from .settings import read_settings
 from .snapshot import Snapshot
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..files import Unwritten
 from ..modes import in_mode
 from ..report.page import write_report
-from ..report.run import facts_path, head_metric, snapshot_path, write_facts, write_skipped
-from ..report.snapshot import capture, hardest
+from ..runs.files import Unwritten
+from ..runs.read import facts_path, head_metric, snapshot_path, write_facts, write_skipped
 from ..steps import out_of_time
+from .capture import capture, hardest
 from .knn import OnlineKNN
 
 
