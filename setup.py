@@ -137,7 +137,10 @@ class CMakeBuild(build_ext):
                 shutil.copy2(built / name, ROOT / "amcl_fast" / name)
 
 
-kernel_packages = ["amcl_fast.kernels", *(f"amcl_fast.kernels.{name}" for name in find_packages("kernels"))]
+# Folders of the top level that are installed as packages inside amcl_fast. Never a top-level `kernels`: another
+# well-known package owns that name.
+PARTS = ("kernels", "benchmarks")
+parts = [f"amcl_fast.{name}" for part in PARTS for name in (part, *(f"{part}.{n}" for n in find_packages(part)))]
 # Listed as sources so that an sdist holds them; CMake alone decides what is compiled.
 native_sources = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
@@ -145,9 +148,8 @@ setup(
     # Here because setuptools before 77 rejects the SPDX string in pyproject.toml, and later ones deprecate
     # the table that those want.
     license="Apache-2.0",
-    packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *kernel_packages, "amcl_fast.benchmarks"],
-    # Never a top-level `kernels`: another well-known package owns that name.
-    package_dir={"amcl_fast.kernels": "kernels", "amcl_fast.benchmarks": "benchmarks"},
+    packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *parts],
+    package_dir={f"amcl_fast.{part}": part for part in PARTS},
     ext_modules=[Extension("amcl_fast._native", ["CMakeLists.txt", *sorted(native_sources)], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -44,9 +44,9 @@ def device() -> str:
 
 def list_cases() -> None:
     """Print what each section measures on this machine."""
-    from .scale import CASES
-    from .scaling import AXES
-    from .training import recipes
+    from .measure.scale.rehearsal import CASES
+    from .measure.scaling import AXES
+    from .measure.training import recipes
 
     names = {
         "operators": [case.name for case in select(device())],
@@ -67,7 +67,7 @@ def report(output: Path | None) -> None:
         ImportError: no matplotlib.
     """
     require("bench --report", "matplotlib")
-    from .report import write
+    from .show.tables import write
 
     pages = Path("README.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
     for path in write(output or results.default_folder(), *pages):
@@ -154,8 +154,8 @@ def _check_seconds(seconds: float | None) -> None:
 
 
 def _operators(asked: Asked) -> Rows:
-    from .operators import WrongResult, copy_bandwidth, measure
-    from .report import operator_line
+    from .measure.operators import WrongResult, copy_bandwidth, measure
+    from .show.tables import operator_line
 
     cases = select(device(), asked.substring)
     bandwidth = copy_bandwidth() if device() == "cuda" else None
@@ -187,7 +187,7 @@ def _unfit(case: Case, backend: str) -> str | None:
 
 def _pipeline(asked: Asked) -> Rows:
     require("bench pipeline", "nvidia.dali", "PIL")
-    from .pipeline import images, measure, measure_storages
+    from .measure.pipeline import images, measure, measure_storages
 
     for name, (size, letters, storages) in _matching(_pipelines(), asked.substring):
         if size == 224 and asked.data is None:
@@ -214,7 +214,7 @@ def _pipeline(asked: Asked) -> Rows:
 
 def _training(asked: Asked) -> Rows:
     require("bench training", "lightning", "jsonargparse", "yaml", "torchvision", "tensorboard", "nvidia.dali")
-    from .training import measure, recipes
+    from .measure.training import measure, recipes
 
     for recipe, _ in _matching(dict.fromkeys(recipes()), asked.substring):
         row = measure(recipe)
@@ -224,8 +224,8 @@ def _training(asked: Asked) -> Rows:
 
 
 def _scaling(asked: Asked) -> Rows:
-    from .operators import WrongResult
-    from .scaling import AXES, measure
+    from .measure.operators import WrongResult
+    from .measure.scaling import AXES, measure
 
     for axis, _ in _matching(AXES, asked.substring):
         try:
@@ -244,9 +244,9 @@ def _scale(asked: Asked) -> Rows:
     require(
         "bench scale", "lightning", "jsonargparse", "yaml", "torchvision", "tensorboard", "nvidia.dali", "PIL", "tqdm"
     )
-    from .report import scale_line
-    from .scale import CASES, measure
-    from .scale_tree import FULL
+    from .measure.scale.rehearsal import CASES, measure
+    from .measure.scale.tree import FULL
+    from .show.tables import scale_line
 
     cases = [case for case, _ in _matching(dict.fromkeys(CASES), asked.substring)]
     images = FULL if asked.images is None else asked.images
@@ -264,7 +264,7 @@ def _matching(names: dict[str, Any], substring: str) -> list[tuple[str, Any]]:
 
 def _pipelines() -> dict[str, tuple[int, str, bool]]:
     """By the name of a case its pixels and letters, and whether it compares where the images are kept."""
-    from .pipeline import BATCH, LETTERS
+    from .measure.pipeline import BATCH, LETTERS
 
     names = {f"{size} px, {letters or 'resize only'}": (size, letters, False) for size in BATCH for letters in LETTERS}
     return names | {f"224 px, {LETTERS[-1]}, from files and from shards": (224, LETTERS[-1], True)}

@@ -18,7 +18,8 @@ from typing import Any
 from amcl_fast.cli import main as amcl_fast
 from amcl_fast.recipes import FRAMEWORKS, VARIANTS
 from amcl_fast.runs.read import read_run
-from benchmarks.results import environment, machine
+
+from .results import environment, machine
 
 _WHAT = (
     "kNN (k = 200, weights exp(s/0.1)) of encoders trained by the recipes <framework>-builtin-<variant>; seconds of an "

@@ -80,7 +80,7 @@ def _status(field: str) -> int:
 
 def _answer(request: dict[str, Any]) -> int | None:
     from .check import distinct
-    from .operators import step_of
+    from .measure.operators import step_of
     from .peers import implementation
 
     torch.set_num_threads(request["threads"])

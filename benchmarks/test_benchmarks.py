@@ -10,7 +10,7 @@ import pytest
 from .cases import CASES, Case
 from .check import Oracle, granted
 from .command import device
-from .operators import step_of
+from .measure.operators import step_of
 from .peers import NotInstalled, implementation
 
 pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark: pip install 'amcl-fast[bench]'")

@@ -6,7 +6,8 @@ import torch
 
 from amcl_fast.capabilities import Status
 from amcl_fast.cli import main
-from benchmarks import command, operators
+from benchmarks import command
+from benchmarks.measure import operators
 from benchmarks.peers import implementation
 from tests.helpers.benchmarks.tiny import SIMCLR
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from amcl_fast.kernels import tuning
-from benchmarks import cases, checks, device, gpu, parts, results, run, sweep, workers
+from benchmarks import cases, results
+from benchmarks.gpu import checks, command, device, parts, run, sweep, workers
 
 NAME = "NVIDIA Stand-in 1"
 MACHINE = {"device": "cuda", "name": NAME, "cores": 2, "memory_gib": 8.0}
@@ -141,4 +142,4 @@ class Faults:
 
 if __name__ == "__main__":
     install(setattr, float(sys.argv[1]))
-    gpu.main(sys.argv[2:])
+    command.main(sys.argv[2:])

@@ -1,0 +1,1 @@
+"""Which settings of SimCLRLoss and MoCoLoss train from scratch, and which collapse; `python -m benchmarks.collapse`."""

@@ -1,0 +1,1 @@
+"""The sections of `amcl-fast bench`: each makes the rows of its own."""

@@ -1,0 +1,1 @@
+"""A rehearsal at the size of ImageNet: the section `scale`."""
