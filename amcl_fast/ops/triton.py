@@ -16,9 +16,9 @@ from torch import Tensor
 from ..kernels.align import align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
-from ..kernels.gathered import gathered_backward, gathered_forward
 from ..kernels.rows import NONE, RAW, READY, rows_backward, rows_forward
 from ..kernels.select import hardest
+from ..kernels.topk import gathered_backward, gathered_forward
 from ..kernels.total import total_backward, total_forward
 from ..reference import Stats
 from ..rows import Prepared

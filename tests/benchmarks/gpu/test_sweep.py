@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amcl_fast.kernels import decorrelate, dense, gathered, select, tuning
+from amcl_fast.kernels import decorrelate, dense, select, topk, tuning
 from benchmarks.cases import named
 from benchmarks.gpu import device, sweep
 from tests.helpers.benchmarks import pretended
 
-MODULES = {"select": select, "gathered": gathered, "dense": dense, "decorrelate": decorrelate}
+MODULES = {"select": select, "gathered": topk, "dense": dense, "decorrelate": decorrelate}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
-from amcl_fast.kernels import align, common, decorrelate, dense, gathered, launch, rows, select, total
+from amcl_fast.kernels import align, common, decorrelate, dense, launch, rows, select, topk, total
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
 
@@ -119,11 +119,11 @@ def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False, one: b
     offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
     for mean, extra in ((False, gradient), (False, None), (True, None)):
-        _, slope_s, slope_r, _, _ = gathered.gathered_forward(
+        _, slope_s, slope_r, _, _ = topk.gathered_forward(
             *tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra
         )
     needs = (True, not (queue or one), adaptive, adaptive and not one, offset is not None)
-    gathered.gathered_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
+    topk.gathered_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
 
 
 def _one(tables: tuple[torch.Tensor | None, ...], one: bool) -> tuple[torch.Tensor | None, ...]:
