@@ -2,7 +2,7 @@
 
 - `rows`: projections made ready for the operators; `total`: the sum over the anchors after them.
 - `align`: row-wise attraction, normalisation fused.
-- `select`, `gathered`: contrast over the κ hardest candidates; which they are, then the work on those alone.
+- `select`, `topk`: contrast over the κ hardest candidates; which they are, then the work on those alone.
 - `dense`: contrast over all candidates, tile by tile.
 - `decorrelate`: Barlow Twins, a strip of pairs of channels at a time.
 

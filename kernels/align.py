@@ -33,7 +33,7 @@ LONGEST = tl.constexpr(2.0**40)
 
 @launched("rows")
 @triton.jit
-def _forward(
+def _align_forward(
     x, y, phi_x, phi_y, offset, result, saved, partials, tau_min, tau_span, weight, beta,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +113,7 @@ def _forward(
 
 @launched()  # for any number of rows it takes 25 % more registers at d = 128
 @triton.jit
-def _backward(
+def _align_backward(
     gradient, saved, x, y, phi_x, phi_y, grad_x, grad_y, grad_phi_x, grad_phi_y,
     X: tl.constexpr, Y: tl.constexpr, PHI_X: tl.constexpr, PHI_Y: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -199,7 +199,7 @@ def align_forward(
     rows = torch.empty(heads, n, device=x.device)
     saved = torch.empty(7, heads, n, device=x.device)
     partials = torch.empty(PARTIALS, grid[0] * grid[1], device=x.device)
-    _forward[grid](
+    _align_forward[grid](
         *inputs,
         x if offset is None else offset,
         rows,
@@ -242,7 +242,7 @@ def align_backward(
     )
     grads = (x_grad, y_grad, phi_x_grad, phi_y_grad)
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
-    _backward[blocks(n, tiling["ROWS"]), heads](
+    _align_backward[blocks(n, tiling["ROWS"]), heads](
         gradient.contiguous(),
         saved,
         *inputs,

@@ -191,7 +191,7 @@ def summary(partials, stats, count, BLOCK: tl.constexpr):
 
 @launched("count")
 @triton.jit
-def _summarise(partials, stats, count, BLOCK: tl.constexpr):
+def _summarise_stats(partials, stats, count, BLOCK: tl.constexpr):
     summary(partials, stats, count, BLOCK)
 
 
@@ -202,7 +202,7 @@ def summarise(partials: Tensor) -> Tensor:
     """
     stats = partials.new_empty(5)
     # One block, so that the order is fixed: wide, since every turn of its loop waits for memory.
-    _summarise[(1,)](partials, stats, partials.shape[1], BLOCK=2048, num_warps=16)
+    _summarise_stats[(1,)](partials, stats, partials.shape[1], BLOCK=2048, num_warps=16)
     return stats
 
 
@@ -218,14 +218,14 @@ def negated_sum(scores, result, count, BLOCK: tl.constexpr):
 
 @launched("count")
 @triton.jit
-def _negated_sum(scores, result, count, BLOCK: tl.constexpr):
+def _offset_gradient(scores, result, count, BLOCK: tl.constexpr):
     negated_sum(scores, result, count, BLOCK)
 
 
 def offset_gradient(scores: Tensor, offset: Tensor) -> Tensor:
     """−Σ scores, contiguous float32, like `offset`."""
     result = torch.empty_like(offset)
-    _negated_sum[(1,)](scores, result, scores.numel(), BLOCK=2048, num_warps=8)
+    _offset_gradient[(1,)](scores, result, scores.numel(), BLOCK=2048, num_warps=8)
     return result
 
 

@@ -39,7 +39,7 @@ _SIDE = 128
 
 @launched()
 @triton.jit(do_not_specialize=["head", "heads", "rows", "first_row", "shift", "dim", "slot", "slots"])
-def _elements(
+def _decorrelate_elements(
     c, r, by_c, by_r, offset, sums, on, off,
     head, heads, rows, columns, first_row, shift, dim, slot, slots,
     scale, tau_min, tau_span, lambd, beta, half_d,
@@ -220,7 +220,7 @@ def decorrelate(
                 for left, right, strip in zip(lefts, rights, strips, strict=True):
                     _multiply(left[some, rows], right[some, columns].mT, strip)
                 slopes = [strip.view(dtype) for strip in strips]
-                _elements[(blocks(shape[1], launch["M"]), shape[0])](
+                _decorrelate_elements[(blocks(shape[1], launch["M"]), shape[0])](
                     strips[0],
                     strips[-1],
                     slopes[0],
@@ -339,7 +339,7 @@ def _side(dim: int, most: int) -> int:
 
 
 def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
-    """Launch parameters of `_elements`: whole rows where they fit in registers, 8 elements a thread.
+    """Launch parameters of `_decorrelate_elements`: whole rows where they fit in registers, 8 elements a thread.
 
     Left to itself ptxas spills a register or two to fit one more block.
     """

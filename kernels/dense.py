@@ -32,7 +32,7 @@ from .tile import (
 # Columns of a row of a tile that one thread holds are 8 apart, in pairs: four threads share a row, and each keeps sums
 # of its own, so that no tile waits for the others. A tile whose layout is another gives the same sums, only slower.
 LANES = tl.constexpr(4)
-# Elements of a block of `_collect`.
+# Elements of a block of `_dense_collect`.
 _COLLECTED = 1024
 
 
@@ -59,7 +59,7 @@ def _without(skip, x, anchor, anchors, column, fill):
 
 @launched("rows")
 @triton.jit
-def _forward(
+def _dense_forward(
     anchors, candidates, phi_anchors, phi_candidates, offset, skip, totals, tops, partials,
     span, tau_min, tau_span, beta, log_weight, share,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
@@ -168,7 +168,7 @@ def _forward(
 
 @launched("count", "parts")
 @triton.jit
-def _finish(
+def _dense_finish(
     totals, tops, extra, rows, shares, extra_shares, partials, stats, count, splits, parts,
     MEAN: tl.constexpr, HAS_EXTRA: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -222,7 +222,7 @@ def _crossing_tiles(skip, first_row, rows: tl.constexpr, begin, end, step: tl.co
 
 @launched()  # for any size it spills a register
 @triton.jit
-def _gradient(
+def _dense_gradient(
     gradient, shares, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, scores,
     span, tau_min, tau_span, beta, log_weight, share,
     BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr,
@@ -345,7 +345,7 @@ def _accumulate(weights, table, result, PRECISION: tl.constexpr):
 
 @launched("score_count", "x_blocks")
 @triton.jit
-def _collect(
+def _dense_collect(
     x_parts, phi_parts, scores, grad_x, grad_phi, of_offset, x_size, phi_size, splits, score_count, x_blocks,
     SCORES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -414,7 +414,7 @@ def dense_forward(
     stats = torch.empty(5, device=device)
     shares = torch.empty(0 if mean else (2, heads, rows), device=device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
-    _forward[tiles, splits, heads](
+    _dense_forward[tiles, splits, heads](
         *inputs,
         totals if offset is None else offset,
         skip_of(skip, totals),
@@ -430,7 +430,7 @@ def dense_forward(
         **FAITHFUL,
     )
     count = heads * rows
-    _finish[1 + blocks(count, 128),](
+    _dense_finish[1 + blocks(count, 128),](
         totals, tops, totals if extra is None else extra.contiguous(), result, shares, extra_shares, partials, stats,
         count, splits, parts,
         MEAN=mean, HAS_EXTRA=extra is not None, ROWS=128, BLOCK=1024, num_warps=8,
@@ -496,7 +496,7 @@ def _gradients(
     flags: dict[str, bool],
     sides: dict[str, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Launch `_gradient` for the rows inputs[0]; returns its gradient, φ's, and the offset's."""
+    """Launch `_dense_gradient` for the rows inputs[0]; returns its gradient, φ's, and the offset's."""
     own, other, phi_own, _ = inputs
     heads = gradient.shape[0]
     device = gradient.device
@@ -519,7 +519,7 @@ def _gradients(
     x_parts, of_x = output(own, x)
     phi_parts, of_phi = output(phi_own, phi)
     scores = torch.empty(splits, heads, own.rows, device=device) if of_offset else gradient
-    _gradient[tiles, splits * chunks, heads](
+    _dense_gradient[tiles, splits * chunks, heads](
         gradient,
         shares,
         *inputs,
@@ -545,7 +545,7 @@ def _gradients(
     sizes = [0 if of is None or splits == 1 else of.numel() for of in (of_x, of_phi)]
     x_blocks, phi_blocks = (blocks(size, _COLLECTED) for size in sizes)
     if of_offset or x_blocks + phi_blocks:
-        _collect[1 + x_blocks + phi_blocks,](
+        _dense_collect[1 + x_blocks + phi_blocks,](
             x_parts,
             phi_parts,
             scores,
@@ -588,7 +588,7 @@ def _split(programs: int, columns: int, tile: int) -> tuple[int, int]:
 
 
 def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[str, int | bool | str]:
-    """Launch parameters of `_forward`: the largest tiles whose statistics fit in registers."""
+    """Launch parameters of `_dense_forward`: the largest tiles whose statistics fit in registers."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False}
     elif width > 128:
@@ -606,7 +606,7 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, many: str) -> dict[st
 
 
 def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[str, int | bool | str]:
-    """Launch parameters of `_gradient`: two sums of M × OUT and two tiles of M × N must fit in registers."""
+    """Launch parameters of `_dense_gradient`: two sums of M × OUT and two tiles of M × N must fit in registers."""
     recent = common.capability(x) >= (9, 0)
     precision = common.dot_precision(x)
     warps = 8

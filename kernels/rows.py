@@ -78,7 +78,7 @@ def _write(
 
 @launched("rows", "column")
 @triton.jit
-def _forward(
+def _rows_forward(
     x, y, table, product, first, second, skip, factor, column,
     UNIT: tl.constexpr, TABLE: tl.constexpr, PRODUCT: tl.constexpr, HALVES: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -170,7 +170,7 @@ def _differentiate(
 
 @launched("rows")
 @triton.jit
-def _backward(
+def _rows_backward(
     x, y, grad_x, grad_y, by_table, by_product, by_first, by_second, factor,
     UNIT: tl.constexpr, TABLE: tl.constexpr, PRODUCT: tl.constexpr, HALVES: tl.constexpr,
     X: tl.constexpr, Y: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -232,7 +232,7 @@ def rows_forward(
     )
     columns = None if skip is None else torch.empty(parts * n, 2, dtype=torch.int64, device=x.device)
     tiling = _tiling(width)
-    _forward[blocks(n, tiling["ROWS"]), heads, parts](
+    _rows_forward[blocks(n, tiling["ROWS"]), heads, parts](
         rows_of(x),
         rows_of(x if y is None else y),
         *(x if tensor is None else tensor for tensor in (*made, columns)),
@@ -267,7 +267,7 @@ def rows_backward(
     heads, n, width = x.shape
     table, product, first, _ = upstream
     tiling = _tiling(width)
-    _backward[blocks(n, tiling["ROWS"]), heads, (grad_x is not None) + (grad_y is not None)](
+    _rows_backward[blocks(n, tiling["ROWS"]), heads, (grad_x is not None) + (grad_y is not None)](
         rows_of(x),
         rows_of(x if y is None else y),
         *(rows_of(x if grad is None else grad) for grad in (grad_x, grad_y)),

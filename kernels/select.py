@@ -1,13 +1,14 @@
 """The κ candidates of largest similarity, exactly, for every anchor (ties: lowest column).
 
-1. `_maxima`: candidates are dealt into G ≥ 4κ groups; of each the largest similarity. The κ-th largest of the G
+1. `_select_maxima`: candidates are dealt into G ≥ 4κ groups; of each the largest similarity. The κ-th largest of the G
    maxima is a lower bound of the κ-th largest similarity, since κ groups hold a value at least as large.
-2. `_bounds`: that bound, by bisection on the bits of the maxima until it is exact or few more than κ of them reach it.
-3. `_bits`: forms the similarities again; two bits of each: does it reach the bound, is it above.
-4. `_lists`: the columns above the bound, 1.15·κ a row on average, then as many at the bound as are missing.
-5. `_values`: forms what the maxima do not tell, by the same products: a group's maximum is the value of its column
-   above the bound if it has only one.
-6. `_pick`: the κ best of the list, by bisection.
+2. `_select_bounds`: that bound, by bisection on the bits of the maxima until it is exact or few more than κ of them
+   reach it.
+3. `_select_bits`: forms the similarities again; two bits of each: does it reach the bound, is it above.
+4. `_select_lists`: the columns above the bound, 1.15·κ a row on average, then as many at the bound as are missing.
+5. `_select_values`: forms what the maxima do not tell, by the same products: a group's maximum is the value of its
+   column above the bound if it has only one.
+6. `_select_pick`: the κ best of the list, by bisection.
 
 Similarities exist only as tiles, nothing is counted by atomics, and every list has a fixed order, so the result is a
 function of the inputs alone.
@@ -20,9 +21,9 @@ where many maxima are equal, and it is: bisection ends early only where few reac
 
 **Crowded rows** have more columns above the bound than their list holds. Those lie in fewer than κ·17/16 of the G
 groups, or the bisection had gone on: in about a quarter of the candidates at most, and ties at the bound are not
-among them. `_crowded` forms them again, one row a program, in the order of the columns, keeps what beats the κ-th
-best so far, and halves the list when it is full: work linear in their number. Which group a column goes into turns
-with every G columns, so that no period of the candidates, as of the two views of an image, crowds a group.
+among them. `_select_crowded` forms them again, one row a program, in the order of the columns, keeps what beats the
+κ-th best so far, and halves the list when it is full: work linear in their number. Which group a column goes into
+turns with every G columns, so that no period of the candidates, as of the two views of an image, crowds a group.
 
 **NaN** is above everything, one NaN equal to another, as a stable sort has it; so is ∞ but for NaN, and both have the
 bit of what is above any bound. A bound of −∞ means that fewer than κ groups have anything to show; then −∞ itself,
@@ -120,7 +121,7 @@ def _unless_skipped(s, skip, first, second, row, rows, column):
 
 @launched("rows")
 @triton.jit
-def _maxima(
+def _select_maxima(
     anchors, candidates, skip, maxima, shift,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +194,7 @@ def _kth(keys, count, top_k, enough, BLOCK: tl.constexpr, ONE: tl.constexpr):
 
 @launched("rows")
 @triton.jit
-def _bounds(maxima, bounds, rows, groups, top_k, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr):
+def _select_bounds(maxima, bounds, rows, groups, top_k, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     # A few more than κ cost less than the steps that would exclude them.
     count = tl.where(row < rows, groups, 0)
@@ -212,7 +213,7 @@ def _pushed(word, x):
 
 @launched()  # another size compiles it anew: for any size its loop has 5 % more instructions
 @triton.jit
-def _bits(
+def _select_bits(
     anchors, candidates, skip, bounds, words, shift,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -283,7 +284,7 @@ def _above_in_groups(words, count, groups, group, mask):
 
 @launched("rows", "candidates")
 @triton.jit
-def _lists(
+def _select_lists(
     maxima, bounds, words, skip, counts, keys, columns, rows, candidates, shift, top_k, capacity,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -358,7 +359,7 @@ def _lists(
 
 @launched("rows")
 @triton.jit
-def _values(
+def _select_values(
     anchors, candidates, counts, keys, columns, capacity,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -439,7 +440,7 @@ def _halve(keys, columns, count, top_k, BLOCK: tl.constexpr, ONE: tl.constexpr):
 
 @launched("rows")
 @triton.jit
-def _crowded(
+def _select_crowded(
     anchors, candidates, words, counts, keys, columns, shift, top_k, capacity,
     N: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
@@ -482,7 +483,7 @@ def _crowded(
 
 @launched("rows", "out_head")
 @triton.jit
-def _pick(
+def _select_pick(
     counts, keys, columns, similarities, chosen, rows, out_head, top_k, capacity,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
@@ -550,21 +551,23 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         maxima, keys, bounds = maxima.view(torch.uint32), keys.view(torch.uint32), bounds.view(torch.float32)
 
         grid = (blocks(size, m), groups // n, heads)
-        _maxima[grid](part, table, hidden, maxima, shift, **tiling)
-        _bounds[blocks(heads * size, of_groups["ROWS"]),](maxima, bounds, heads * size, groups, top_k, **of_groups)
-        _bits[grid](part, table, hidden, bounds, bits, shift, **tiling)
-        _lists[blocks(size, listing["ROWS"]), heads](
+        _select_maxima[grid](part, table, hidden, maxima, shift, **tiling)
+        _select_bounds[blocks(heads * size, of_groups["ROWS"]),](
+            maxima, bounds, heads * size, groups, top_k, **of_groups
+        )
+        _select_bits[grid](part, table, hidden, bounds, bits, shift, **tiling)
+        _select_lists[blocks(size, listing["ROWS"]), heads](
             maxima, bounds, bits, hidden, counts, keys, columns, size, table.rows, shift, top_k, capacity,
             N=n, **listing,
         )  # fmt: skip
         # A fifth of the list is expected to be unknown.
         tiles = blocks(size, few_rows)
         parts = max(1, min(1024 // (tiles * heads), few_rows * top_k // (4 * n)))
-        _values[tiles, parts, heads](part, table, counts, keys, columns, capacity, **few)
-        _crowded[size, heads](
+        _select_values[tiles, parts, heads](part, table, counts, keys, columns, capacity, **few)
+        _select_crowded[size, heads](
             part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,
         )  # fmt: skip
-        _pick[blocks(size, of_lists["ROWS"]), heads](
+        _select_pick[blocks(size, of_lists["ROWS"]), heads](
             counts, keys, columns, similarities[:, start:], chosen[:, start:], size, rows * top_k, top_k, capacity,
             **of_lists,
         )  # fmt: skip

@@ -2,9 +2,9 @@
 
 With κ ≪ B everything but the similarities is needed for κ columns a row only, so it is gathered:
 
-- `_scores`: r of the chosen pairs;
-- `_rows`: the value of each row and its slopes ∂row/∂s and ∂row/∂r, which are all that the backward pass keeps;
-- `_weighted_sums`: every gradient is a sum of gathered rows weighted by those slopes.
+- `_topk_scores`: r of the chosen pairs;
+- `_topk_rows`: the value of each row and its slopes ∂row/∂s and ∂row/∂r, which are all that the backward pass keeps;
+- `_topk_sums`: every gradient is a sum of gathered rows weighted by those slopes.
 
 Candidates collect from the anchors that chose them by a list sorted by column, not by atomics: the same bits every
 run. Where anchors and candidates are one table, a row collects its pairs of both kinds and is written once.
@@ -36,7 +36,7 @@ _FEW = 4
 
 @launched("rows")
 @triton.jit
-def _scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+def _topk_scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0)
     head = tl.program_id(1)
     lanes = tl.arange(0, WIDTH)
@@ -51,7 +51,7 @@ def _scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.conste
 
 @launched()  # for any size it spills a register
 @triton.jit
-def _rows(
+def _topk_rows(
     similarities, slope_s, slope_r, offset, extra, result, extra_shares, partials,
     count, top_k, tau_min, tau_span, beta, log_weight,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_EXTRA: tl.constexpr, MEAN: tl.constexpr,
@@ -128,7 +128,7 @@ def _rows(
 
 @launched("count", "pairs", "columns", "lowest")
 @triton.jit
-def _keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
+def _topk_keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
     """head·columns + column of every pair, less `lowest`, as the dtype of `keys` holds them; `pairs` to a head."""
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = pair // pairs * columns + tl.load(chosen + pair, pair < count, other=0) + lowest
@@ -137,7 +137,7 @@ def _keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
 
 @launched("rows", "count", "lowest", "steps")
 @triton.jit
-def _starts(keys, starts, rows, count, lowest, steps, BLOCK: tl.constexpr):
+def _topk_starts(keys, starts, rows, count, lowest, steps, BLOCK: tl.constexpr):
     """For each of the rows + 1 first ones of the sorted keys how many are smaller, by bisection."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     low = tl.zeros((BLOCK,), tl.int64)
@@ -165,7 +165,7 @@ def _listed(order, place, end, gradient, head, sources, top_k, NARROW: tl.conste
 
 @launched("rows", "sources")
 @triton.jit
-def _weighted_sums(
+def _topk_sums(
     gradient, slope_s, slope_r, chosen, order, starts, x, phi, grad_x, grad_phi, scores, sources, top_k,
     BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, SCORES: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr,
     NARROW: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PHI_WIDTH: tl.constexpr,
@@ -223,12 +223,12 @@ def _weighted_sums(
 
 @launched("rows", "sources", "columns")
 @triton.jit
-def _few_sums(
+def _topk_few_sums(
     gradient, slope_s, slope_r, order, starts, x, phi, grad_x, grad_phi, columns, sources, top_k,
     X: tl.constexpr, PHI: tl.constexpr, NARROW: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PHI_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """`_weighted_sums` BY_COLUMN for candidates with few pairs or none: COLUMNS of them a program.
+    """`_topk_sums` BY_COLUMN for candidates with few pairs or none: COLUMNS of them a program.
 
     Their lists lie one after the other. A product with a matrix of weights, each in the row of its candidate, adds
     what belongs together.
@@ -267,7 +267,7 @@ def _few_sums(
         tl.store(grad_phi + flat * phi.width + phi_lanes[None, :], phi_sum.to(grad_phi.dtype.element_ty), mask)
 
 
-def gathered_forward(
+def topk_forward(
     phi_anchors: Tensor | None,
     phi_candidates: Tensor | None,
     offset: Tensor | None,
@@ -299,21 +299,21 @@ def gathered_forward(
     slope_s = torch.empty_like(similarities)
     slope_r = torch.empty_like(similarities) if phi_anchors is not None else similarities.new_empty(0)
     if phi_anchors is not None and phi_candidates is not None:
-        _scores[rows, heads](
+        _topk_scores[rows, heads](
             rows_of(unit_rows(phi_anchors)),
             rows_of(unit_rows(phi_candidates)),
             chosen,
             slope_r,
             top_k,
             WIDTH=_padded(phi_anchors),
-            **_tiling("gathered.scores", phi_anchors, _padded(phi_anchors), "rows"),
+            **_tiling("topk.scores", phi_anchors, _padded(phi_anchors), "rows"),
         )
     result = torch.empty(heads, rows, device=chosen.device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
     partials = torch.empty(PARTIALS, heads * rows, device=chosen.device)
     block = min(1024, power_of_two(top_k))
     together = max(1, 1024 // block)
-    _rows[blocks(heads * rows, together),](
+    _topk_rows[blocks(heads * rows, together),](
         similarities,
         slope_s,
         slope_r,
@@ -340,7 +340,7 @@ def gathered_forward(
     return result, slope_s, slope_r, summarise(partials), extra_shares
 
 
-def gathered_backward(
+def topk_backward(
     gradient: Tensor,
     slope_s: Tensor,
     slope_r: Tensor,
@@ -356,7 +356,7 @@ def gathered_backward(
 
     Args:
         gradient: (C, A), of the rows.
-        slope_s, slope_r: of `gathered_forward`.
+        slope_s, slope_r: of `topk_forward`.
         chosen: of `select.hardest`.
         anchors, phi_anchors: (C, A, d), (C, A, m).
         candidates, phi_candidates: (C, B, d), (C, B, m); None if they are the anchors and φ(anchors), and what these
@@ -391,10 +391,10 @@ def _lists(chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     # The time of a radix sort grows with the bytes of a key.
     dtype, lowest = (torch.int16, -(2**15)) if rows <= 2**16 else (_index_dtype(rows), 0)
     keys = torch.empty(count, dtype=dtype, device=device)
-    _keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
+    _topk_keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
     keys, order = keys.sort(stable=True)
     starts = torch.empty(rows + 1, dtype=_index_dtype(count), device=device)
-    _starts[blocks(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
+    _topk_starts[blocks(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
     return order, starts
 
 
@@ -427,18 +427,18 @@ def _sums(
     widest = max(width, phi_width)
     if not by_row and chosen.shape[1] * top_k < _FEW * rows and widest <= 512:
         default = {"COLUMNS": 16, "BLOCK": 16, "num_warps": max(1, widest // 64)}
-        tiling = tuning.chosen("gathered.columns", _key(one, widest, "columns"), default, one)
-        _few_sums[blocks(rows, tiling["COLUMNS"]), heads](
+        tiling = tuning.chosen("topk.columns", _key(one, widest, "columns"), default, one)
+        _topk_few_sums[blocks(rows, tiling["COLUMNS"]), heads](
             gradient, slope_s, slope_r, order, starts, *operands, *outputs, rows, one.shape[1], top_k,
             **flags, **widths, **tiling,
         )  # fmt: skip
     else:
         kind = "columns" if not by_row else "rows" if lists is None else "one table"
-        _weighted_sums[rows, heads](
+        _topk_sums[rows, heads](
             gradient, slope_s, slope_r, chosen, order, starts, *operands, *outputs,
             gradient if scores is None else scores, one.shape[1], top_k,
             BY_ROW=by_row, BY_COLUMN=lists is not None, SCORES=scores is not None, **flags, **widths,
-            **_tiling("gathered.sums", one, widest, kind),
+            **_tiling("topk.sums", one, widest, kind),
         )  # fmt: skip
     return grads[0], grads[1]
 

@@ -14,7 +14,7 @@ from .launch import blocks, launched
 
 @launched("n", "count")
 @triton.jit
-def _forward(positive, negative, result, weight, n, count, JOINED: tl.constexpr, BLOCK: tl.constexpr):
+def _total_forward(positive, negative, result, weight, n, count, JOINED: tl.constexpr, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
@@ -34,7 +34,7 @@ def _forward(positive, negative, result, weight, n, count, JOINED: tl.constexpr,
 
 @launched("n", "count")
 @triton.jit
-def _backward(
+def _total_backward(
     gradient, positive, negative, grad_positive, grad_negative, weight, n, count,
     JOINED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -70,7 +70,7 @@ def total_forward(positive: Tensor, negative: Tensor, joined: bool, weight: floa
         weight: factor of the sum.
     """
     result = positive.new_empty(())
-    _forward[(1,)](
+    _total_forward[(1,)](
         positive, negative, result, weight, positive.shape[1], negative.numel(), JOINED=joined, BLOCK=2048, num_warps=8
     )
     return result
@@ -82,7 +82,7 @@ def total_backward(
     """Gradients of both arguments of `total_forward`; `gradient` is 0-dim."""
     grads = torch.empty_like(positive), torch.empty_like(negative)
     count = positive.numel()
-    _backward[(blocks(count, 512),)](
+    _total_backward[(blocks(count, 512),)](
         gradient, positive, negative, *grads, weight, positive.shape[1], count, JOINED=joined, BLOCK=512, num_warps=4
     )
     return grads

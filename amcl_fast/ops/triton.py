@@ -18,7 +18,7 @@ from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.rows import NONE, RAW, READY, rows_backward, rows_forward
 from ..kernels.select import hardest
-from ..kernels.topk import gathered_backward, gathered_forward
+from ..kernels.topk import topk_backward, topk_forward
 from ..kernels.total import total_backward, total_forward
 from ..reference import Stats
 from ..rows import Prepared
@@ -113,7 +113,7 @@ def _contrast(
         )
         return rows, stats, rows.new_empty(0), shares, rows.new_empty(0), extra_shares
     similarities, chosen = hardest(anchors, candidates, skip, kept)
-    rows, slope_s, slope_r, stats, extra_shares = gathered_forward(
+    rows, slope_s, slope_r, stats, extra_shares = topk_forward(
         phi_anchors, phi_candidates, offset, similarities, chosen, mean, tau_min, tau_max, beta, anchors.shape[2], extra
     )
     return rows, stats, chosen, slope_s, slope_r, extra_shares
@@ -172,7 +172,7 @@ def _contrast_backward(
             beta, wanted,
         )  # fmt: skip
     else:
-        grads = gathered_backward(
+        grads = topk_backward(
             gradient, slope_s, slope_r, chosen, anchors, candidates, phi_anchors, phi_candidates, offset, wanted
         )
     a, b, c, d, e = stand_ins(anchors, masked(grads, needs))

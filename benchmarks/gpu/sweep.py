@@ -96,19 +96,19 @@ _BARLOW = "Barlow Twins, d = 8192, N = 1024"
 _MOCO = "MoCo, N = 256, queue 65,536"
 
 SWEEPS = (
-    Sweep("similarities", "select.similarities", _TOPK, ("_maxima", "_bits"), _SIMILARITIES),
-    Sweep("similarities of a queue", "select.similarities", _MOCO, ("_maxima", "_bits"), _FEW_ROWS),
-    Sweep("bounds", "select.bounds", _TOPK, ("_bounds",), _ROWS),
-    Sweep("lists", "select.lists", _TOPK, ("_lists",), _ROWS),
-    Sweep("pick", "select.pick", _TOPK, ("_pick",), _ROWS),
-    Sweep("sums", "gathered.sums", _TOPK, ("_weighted_sums",), _SUMS),
-    Sweep("sums of a queue's columns", "gathered.columns", _MOCO, ("_few_sums",), _COLUMNS),
-    Sweep("scores", "gathered.scores", _TOPK, ("_scores",), _SUMS),
-    Sweep("all, forward", "dense.forward", _ALL, ("_forward",), _FORWARD),
-    Sweep("all, gradient", "dense.gradient", _ALL, ("_gradient",), _GRADIENT),
-    Sweep("all, constant, forward", "dense.forward", _NT_XENT, ("_forward",), _CONSTANT),
-    Sweep("all, constant, gradient", "dense.gradient", _NT_XENT, ("_gradient",), _CONSTANT),
-    Sweep("elements", "decorrelate.elements", _BARLOW, ("_elements",), _ELEMENTS),
+    Sweep("similarities", "select.similarities", _TOPK, ("_select_maxima", "_select_bits"), _SIMILARITIES),
+    Sweep("similarities of a queue", "select.similarities", _MOCO, ("_select_maxima", "_select_bits"), _FEW_ROWS),
+    Sweep("bounds", "select.bounds", _TOPK, ("_select_bounds",), _ROWS),
+    Sweep("lists", "select.lists", _TOPK, ("_select_lists",), _ROWS),
+    Sweep("pick", "select.pick", _TOPK, ("_select_pick",), _ROWS),
+    Sweep("sums", "topk.sums", _TOPK, ("_topk_sums",), _SUMS),
+    Sweep("sums of a queue's columns", "topk.columns", _MOCO, ("_topk_few_sums",), _COLUMNS),
+    Sweep("scores", "topk.scores", _TOPK, ("_topk_scores",), _SUMS),
+    Sweep("all, forward", "dense.forward", _ALL, ("_dense_forward",), _FORWARD),
+    Sweep("all, gradient", "dense.gradient", _ALL, ("_dense_gradient",), _GRADIENT),
+    Sweep("all, constant, forward", "dense.forward", _NT_XENT, ("_dense_forward",), _CONSTANT),
+    Sweep("all, constant, gradient", "dense.gradient", _NT_XENT, ("_dense_gradient",), _CONSTANT),
+    Sweep("elements", "decorrelate.elements", _BARLOW, ("_decorrelate_elements",), _ELEMENTS),
     Sweep("strips", "decorrelate.strips", _BARLOW, (), _STRIPS),
 )
 

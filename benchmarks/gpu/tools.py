@@ -86,7 +86,7 @@ def _kernels() -> set[str]:
     """Names of the kernels of amcl_fast."""
     from amcl_fast import kernels
 
-    text = "".join(path.read_text() for path in Path(kernels.__file__).parent.glob("*.py"))
+    text = "".join(path.read_text() for path in Path(kernels.__file__).parent.rglob("*.py"))
     return set(re.findall(r"@triton\.jit[^\n]*\n(?:@[^\n]*\n)*def (\w+)", text))
 
 

@@ -235,7 +235,7 @@ def test_launch_parameters_are_asked_for():
     x, y, p, q, *_ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 12, 70, 16))
     asked = {}
     with ExitStack() as stack:
-        for table in ("dense.forward", "dense.gradient", "gathered.scores", "gathered.sums", "gathered.columns"):
+        for table in ("dense.forward", "dense.gradient", "topk.scores", "topk.sums", "topk.columns"):
             asked[table] = stack.enter_context(tuning.trying(table, {}))
         for form in FORMS[1:3]:
             evaluate(one_table(backend.contrast), [y[:, :12], q[:, :12], None, None], RANGE | form)
@@ -244,9 +244,9 @@ def test_launch_parameters_are_asked_for():
     assert asked == {
         "dense.forward": [f"{kind} few"],
         "dense.gradient": [f"{kind} {side} few" for side in ("one table", "rows", "columns")],
-        "gathered.scores": ["float32 d=16 rows"],
-        "gathered.sums": ["float32 d=16 one table", "float32 d=16 rows"],
-        "gathered.columns": ["float32 d=16 columns"],
+        "topk.scores": ["float32 d=16 rows"],
+        "topk.sums": ["float32 d=16 one table", "float32 d=16 rows"],
+        "topk.columns": ["float32 d=16 columns"],
     }
 
 

@@ -101,7 +101,7 @@ class NoKernel:
 
 def test_memory_at_the_largest_case(monkeypatch):
     """d = 8192: one strip and no matrix. The gradients here are small, float32 and so the place of their sums."""
-    monkeypatch.setattr(decorrelate, "_elements", NoKernel())
+    monkeypatch.setattr(decorrelate, "_decorrelate_elements", NoKernel())
     monkeypatch.setattr(decorrelate, "summarise", lambda partials: partials.sum(1))
     x = torch.zeros(1, 8192, 2)
     for needs in (5 * (True,), 5 * (False,)):

@@ -30,7 +30,7 @@ def kernels():
     return {line["kernel"]: line for line in map(json.loads, run.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("name", ["select.maxima", "select.bits"])
+@pytest.mark.parametrize("name", ["select_maxima", "select_bits"])
 def test_loops_of_both_passes(kernels, name):
     kernel = kernels[name]
     # Every branch of the loop counted as taken, that of skipped columns too.
@@ -40,7 +40,7 @@ def test_loops_of_both_passes(kernels, name):
     assert kernel["stack"] == 0
 
 
-@pytest.mark.parametrize("name", ["select.maxima", "select.bits"])
+@pytest.mark.parametrize("name", ["select_maxima", "select_bits"])
 def test_two_blocks_on_a_multiprocessor(kernels, name):
     kernel = kernels[name]
     assert 2 * kernel["registers"] * kernel["threads"] <= REGISTERS
@@ -50,16 +50,16 @@ def test_two_blocks_on_a_multiprocessor(kernels, name):
 
 def test_one_chain_of_products(kernels):
     """The same instructions in the same order, so the same bits: what a maximum tells need not be formed again."""
-    chain = kernels["select.maxima"]["products"]
+    chain = kernels["select_maxima"]["products"]
     # d = 128 in steps of 16, for 64 rows at a time.
     assert chain == 2 * (["HGMMA.64x64x16.F32.BF16 new"] + 7 * ["HGMMA.64x64x16.F32.BF16"])
-    assert kernels["select.bits"]["products"] == chain
-    assert kernels["select.values"]["products"] == chain[:8]
+    assert kernels["select_bits"]["products"] == chain
+    assert kernels["select_values"]["products"] == chain[:8]
 
 
 def test_no_atomics_and_no_stack(kernels):
     names = {"maxima", "bounds", "bits", "lists", "values", "crowded", "pick"}
-    assert set(kernels) == {f"select.{name}" for name in names}
+    assert set(kernels) == {f"select_{name}" for name in names}
     for kernel in kernels.values():
         assert kernel["stack"] == 0
         assert kernel["all_atomics"] == 0

@@ -184,7 +184,7 @@ def test_crowded_rows_are_crowded(monkeypatch):
     """The two kinds of rows above that mean to exceed their lists do."""
     monkeypatch.setattr(select, "_groups", lambda *_: 512)
     listed = []
-    run = select._crowded
+    run = select._select_crowded
 
     class Watched:
         def __getitem__(self, grid):
@@ -195,7 +195,7 @@ def test_crowded_rows_are_crowded(monkeypatch):
 
             return launch
 
-    monkeypatch.setattr(select, "_crowded", Watched())
+    monkeypatch.setattr(select, "_select_crowded", Watched())
     u, column = torch.rand(2000, generator=torch.Generator().manual_seed(0)), torch.arange(2000)
     kinds = [ROWS[name](u, column) for name in ("in few groups, rising", "in few groups, few values", "rising")]
     candidates = torch.zeros(len(kinds), 2000, 16)

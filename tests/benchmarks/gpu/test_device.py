@@ -33,15 +33,18 @@ def test_what_kernels_use_is_noted_when_they_are_loaded(monkeypatch, tmp_path):
         return 0 if function.value == 77 else 400
 
     monkeypatch.setattr(device, "_libcuda", lambda: types.SimpleNamespace(cuFuncGetAttribute=attribute))
-    (tmp_path / "_maxima.json").write_text('{"num_warps": 4, "shared": 2048, "name": "_maxima"}')
-    files = {"_maxima.cubin": str(tmp_path / "_maxima.cubin"), "_maxima.json": str(tmp_path / "_maxima.json")}
+    (tmp_path / "_select_maxima.json").write_text('{"num_warps": 4, "shared": 2048, "name": "_select_maxima"}')
+    files = {
+        "_select_maxima.cubin": str(tmp_path / "_select_maxima.cubin"),
+        "_select_maxima.json": str(tmp_path / "_select_maxima.json"),
+    }
     load = knobs.runtime.kernel_load_end_hook
     with device.compiled() as found:
-        load(1, 77, "_maxima", files, "hash")
+        load(1, 77, "_select_maxima", files, "hash")
         with pytest.raises(RuntimeError, match="cuFuncGetAttribute returned 400"):
-            load(1, 78, "_maxima", files, "hash")
-    load(1, 77, "_bits", files, "hash")
-    assert found == {"_maxima": {"registers": 128, "stack": 24, "warps": 4, "shared": 2048}}
+            load(1, 78, "_select_maxima", files, "hash")
+    load(1, 77, "_select_bits", files, "hash")
+    assert found == {"_select_maxima": {"registers": 128, "stack": 24, "warps": 4, "shared": 2048}}
 
 
 def test_a_gpu_takes_cases_as_they_are():

@@ -14,7 +14,8 @@ def machine():
     kernels = [{"name": "_maxima", "calls": 2, "us": 120.0}]
     row = {"case": "a", "run": "ours", "kernels": kernels, "busy_ms": 2.0, "graph_ms": None}
     found["sections"]["breakdown-0123456"] = {"environment": early, "rows": [row]}
-    row = row | {"case": "a, one table", "busy_ms": 1.2}
+    kernels = [{"name": "_select_maxima", "calls": 2, "us": 110.0}]
+    row = row | {"case": "a, one table", "kernels": kernels, "busy_ms": 1.2}
     found["sections"]["breakdown"] = {"environment": late, "rows": [row | {"run": "dense", "busy_ms": 9.0}, row]}
     return found
 
@@ -29,7 +30,7 @@ def one(**changes):
 
 def test_what_was_measured_before_and_after():
     assert one().measured(machine()) == (2.0, 1.2)
-    assert one(value="_maxima").measured(machine()) == (0.12, 0.12)
+    assert one(value="_select_maxima").measured(machine()) == (0.12, 0.11)
     assert one(value="_nosuch").measured(machine()) == (None, None)
     assert one(value="graph_ms").measured(machine()) == (None, None)
     assert one(row=("a, one table", "dense")).measured(machine()) == (None, 9.0)
@@ -43,14 +44,14 @@ def test_what_was_measured_before_and_after():
 
 def test_table(monkeypatch):
     monkeypatch.setattr(
-        predictions, "PREDICTIONS", (one(), one(low=1.15, high=1.15), one(low=2, high=3), one(value="_bits"))
+        predictions, "PREDICTIONS", (one(), one(low=1.15, high=1.15), one(low=2, high=3), one(value="_select_bits"))
     )
     lines = table(machine()).splitlines()[2:]
     assert lines == [
         "| a, one table: busy, ms | 2 | 1 – 1.1 | 1.2 | 1.09 × the upper end | a guess | 2026-02-01 |",
         "| a, one table: busy, ms | 2 | 1.15 | 1.2 | as predicted | a guess | 2026-02-01 |",
         "| a, one table: busy, ms | 2 | 2 – 3 | 1.2 | 0.60 × the lower end | a guess | 2026-02-01 |",
-        "| a, one table: `_bits`, ms | – | 1 – 1.1 | – | – | a guess | 2026-02-01 |",
+        "| a, one table: `_select_bits`, ms | – | 1 – 1.1 | – | – | a guess | 2026-02-01 |",
     ]
     with pytest.raises(ValueError, match="no predictions for 'Some Processor 1'"):
         table(document())

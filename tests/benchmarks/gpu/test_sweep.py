@@ -12,7 +12,7 @@ from benchmarks.cases import named
 from benchmarks.gpu import device, sweep
 from tests.helpers.benchmarks import pretended
 
-MODULES = {"select": select, "gathered": topk, "dense": dense, "decorrelate": decorrelate}
+MODULES = {"select": select, "topk": topk, "dense": dense, "decorrelate": decorrelate}
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def file_of(folder):
 def test_rows_and_their_winner(pretend, tmp_path):
     *variants, last = rows(tmp_path)
     assert [row["parameters"] for row in variants] == list(ONE.variants)
-    assert variants[0]["us"] == {"_weighted_sums": 10.0} and variants[0]["difference"] == 0
+    assert variants[0]["us"] == {"_topk_sums": 10.0} and variants[0]["difference"] == 0
     assert "out of resources" in variants[2]["failed"]
-    assert variants[3]["us"] == {"_weighted_sums": 5.0}
+    assert variants[3]["us"] == {"_topk_sums": 5.0}
     # The fastest, and wrong by a tenth.
-    assert variants[4]["us"] == {"_weighted_sums": 1.0} and variants[4]["difference"] == pytest.approx(0.1, rel=0.01)
+    assert variants[4]["us"] == {"_topk_sums": 1.0} and variants[4]["difference"] == pytest.approx(0.1, rel=0.01)
     assert last["winner"] == {"num_warps": 4, "BLOCK": 8} and last["variants"] == [5, 5]
     assert (last["us"], last["default_us"]) == (5.0, 10.0)
     key = "d=8 adaptive"
@@ -103,12 +103,12 @@ def test_what_is_not_right_against_float64_does_not_win(pretend, tmp_path):
 
 def test_the_launchers_choice_must_run(pretend, tmp_path):
     pretend.setattr(device, "kernels", lambda step: [])
-    with pytest.raises(KeyError, match="_weighted_sums"):
+    with pytest.raises(KeyError, match="_topk_sums"):
         rows(tmp_path)
     pretend.setattr(sweep, "step_of_case", lambda case, run: lambda: [torch.ones(1)])
     with pytest.raises(KeyError):
         rows(tmp_path)
-    pretend.setattr(device, "kernels", lambda step: [{"name": "_weighted_sums", "calls": 1, "us": 1.0}])
+    pretend.setattr(device, "kernels", lambda step: [{"name": "_topk_sums", "calls": 1, "us": 1.0}])
     with pytest.raises(LookupError, match=r"no launcher of 'SimCLR, N = 4096, one table' asks for .*sums"):
         rows(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -110,7 +110,7 @@ def compiled(case: str, arch: int = 90) -> dict[str, triton.compiler.CompiledKer
 
     def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
         kernel = run(self, *launch.general(self, args), grid=grid, warmup=True, **kwargs)
-        found[f"{self.__module__.rsplit('.', 1)[-1]}.{self.__name__.strip('_')}"] = kernel
+        found[self.__name__.strip("_")] = kernel
         return kernel
 
     capability, JITFunction.run = common.capability, compile_only

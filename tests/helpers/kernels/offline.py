@@ -119,11 +119,9 @@ def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False, one: b
     offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
     for mean, extra in ((False, gradient), (False, None), (True, None)):
-        _, slope_s, slope_r, _, _ = topk.gathered_forward(
-            *tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra
-        )
+        _, slope_s, slope_r, _, _ = topk.topk_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra)
     needs = (True, not (queue or one), adaptive, adaptive and not one, offset is not None)
-    topk.gathered_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
+    topk.topk_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
 
 
 def _one(tables: tuple[torch.Tensor | None, ...], one: bool) -> tuple[torch.Tensor | None, ...]:
@@ -203,7 +201,7 @@ def main() -> None:
             seen.add(kernel.hash)
             line = {
                 "arch": arch,
-                "kernel": f"{self.__module__.rsplit('.', 1)[-1]}.{self.__name__.strip('_')}",
+                "kernel": self.__name__.strip("_"),
                 "case": label,
                 "warps": kernel.metadata.num_warps,
                 "shared": kernel.metadata.shared,

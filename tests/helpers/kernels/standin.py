@@ -108,7 +108,7 @@ class StandIn:
         class Named(nvidia.CudaLauncher):
             def __init__(self, source, metadata):
                 super().__init__(source, metadata)
-                name = f"{source.fn.__module__.rsplit('.', 1)[-1]}.{source.fn.__name__.strip('_')}"
+                name = source.fn.__name__.strip("_")
                 launch = self.launch
 
                 def counted(*arguments):
