@@ -16,13 +16,18 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Command, Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 # amcl_fast/capabilities.py reads the reason from a file of this name.
 NOTE_NAME = "_native_missing.txt"
+STUBS = "amcl_fast-stubs"
+# Never a top-level `kernels`: another well-known package owns that name.
+PARTS = {"amcl_fast.kernels": "kernels", "amcl_fast.benchmarks": "benchmarks"}
 
 
 class BuildProblem(Exception):
@@ -137,10 +142,48 @@ class CMakeBuild(build_ext):
                 shutil.copy2(built / name, ROOT / "amcl_fast" / name)
 
 
-# Folders of the top level that are installed as packages inside amcl_fast. Never a top-level `kernels`: another
-# well-known package owns that name.
-PARTS = ("kernels", "benchmarks")
-parts = [f"amcl_fast.{name}" for part in PARTS for name in (part, *(f"{part}.{n}" for n in find_packages(part)))]
+class BuildTypes(Command):
+    """Show the sources of an editable install to type checkers, which cannot see what its finder does at run time.
+
+    The links are a stub package (PEP 561), whose name no program imports: they change nothing at run time. They lie in
+    two folders, because a stub package starts with an __init__.pyi and a part of amcl_fast lies outside of it.
+    """
+
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+    editable_mode = False
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            return
+        folder = ROOT / "build" / "types"
+        shutil.rmtree(folder, ignore_errors=True)
+        links = {folder / "package" / STUBS: ROOT / "amcl_fast"}
+        links |= {folder / "parts" / STUBS / name.split(".")[-1]: ROOT / path for name, path in PARTS.items()}
+        links[folder / "parts" / STUBS / "__init__.pyi"] = ROOT / "amcl_fast" / "__init__.py"
+        try:
+            for link, target in links.items():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+        except OSError as error:
+            announce(f"amcl-fast: type checkers will not find amcl_fast: {error}")
+            return
+        # What lies in the folder of `install` goes into an editable wheel as it is.
+        search_path = Path(self.get_finalized_command("install").install_lib, "__editable__.amcl_fast.types.pth")
+        search_path.parent.mkdir(parents=True, exist_ok=True)
+        search_path.write_text(f"{folder / 'package'}\n{folder / 'parts'}\n")
+
+
+class Build(build):
+    """build, and what type checkers need."""
+
+    sub_commands: ClassVar = [*build.sub_commands, ("build_types", None)]
+
+
+parts = [name for part, folder in PARTS.items() for name in (part, *(f"{part}.{n}" for n in find_packages(folder)))]
 # Listed as sources so that an sdist holds them; CMake alone decides what is compiled.
 native_sources = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
@@ -149,7 +192,7 @@ setup(
     # the table that those want.
     license="Apache-2.0",
     packages=[*find_packages(include=["amcl_fast", "amcl_fast.*"]), *parts],
-    package_dir={f"amcl_fast.{part}": part for part in PARTS},
+    package_dir=PARTS,
     ext_modules=[Extension("amcl_fast._native", ["CMakeLists.txt", *sorted(native_sources)], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": Build, "build_ext": CMakeBuild, "build_types": BuildTypes},
 )

@@ -19,6 +19,29 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 NOTE = "_native_missing.txt"
+PROGRAM = """
+from torch import Tensor
+
+import amcl_fast
+from amcl_fast import AdaptiveTemperature, SimCLRLoss, ops
+from amcl_fast.benchmarks import timing
+from amcl_fast.kernels import dense
+from amcl_fast.methods import Method, SimCLR
+
+criterion = SimCLRLoss(AdaptiveTemperature(64), top_k=10)
+
+
+def step(z1: Tensor, z2: Tensor) -> Tensor:
+    loss: Tensor = criterion(z1, z2)
+    return loss
+
+
+def method(loss: amcl_fast.losses.SimCLRLoss) -> Method:
+    return SimCLR(loss)
+
+
+SimCLRLoss(temperature="0.1")
+"""
 EMPTY_MODULE = "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_native, module) {}\n"
 # Folders of the top level that are installed as packages inside amcl_fast.
 PARTS = ("kernels", "benchmarks")
@@ -82,6 +105,24 @@ def import_from(python: Path, folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
+@pytest.fixture(scope="module")
+def types_of_others(tmp_path_factory) -> Path:
+    """A cache of mypy, for torch and Lightning are large."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def check_types_of_a_program(python: Path, folder: Path, cache: Path) -> None:
+    """mypy finds the package and its types, and so the one mistake in PROGRAM."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, "--python-executable", python, program]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    mistake, verdict = result.stdout.splitlines()
+    line = len(PROGRAM.splitlines())
+    assert mistake.startswith(f'program.py:{line}: error: Argument "temperature" to "SimCLRLoss"')
+    assert verdict.startswith("Found 1 error")
+
+
 def cmake_program() -> str:
     """CMake of this environment, or else the machine's."""
     return shutil.which("cmake", path=sysconfig.get_path("scripts")) or "cmake"
@@ -95,7 +136,7 @@ def build_only(source: Path, file: str, text: str) -> None:
     cmake.write_text(re.sub(r"pybind11_add_module\(_native[^)]*\)", one, cmake.read_text()))
 
 
-def test_wheel_holds_every_file_and_imports(tmp_path, source, python):
+def test_wheel_holds_every_file_and_imports(tmp_path, source, python, types_of_others):
     build_only(source, "empty.cpp", EMPTY_MODULE)
     pip(python, "wheel", "--wheel-dir", tmp_path, source)
     (wheel,) = tmp_path.glob("amcl_fast-*.whl")
@@ -115,6 +156,7 @@ def test_wheel_holds_every_file_and_imports(tmp_path, source, python):
     *found, native = import_from(python, tmp_path)
     assert found == files
     assert "available=True" in native
+    check_types_of_a_program(python, tmp_path, types_of_others)
 
 
 def test_install_without_compiler(tmp_path, source, python):
@@ -149,7 +191,7 @@ def test_cuda_sources_are_built_where_nvcc_is_found(tmp_path, source, nvcc):
     assert ("no nvcc: the CUDA sources are left out" in result.stdout) == (not nvcc)
 
 
-def test_editable_install(tmp_path, source, python):
+def test_editable_install(tmp_path, source, python, types_of_others):
     build_only(source, "empty.cpp", EMPTY_MODULE)
     stale = source / "amcl_fast" / NATIVE
     stale.write_bytes(b"of an earlier build")
@@ -167,6 +209,7 @@ def test_editable_install(tmp_path, source, python):
     *found, native = import_from(python, source)
     assert found == files
     assert "available=True" in native
+    check_types_of_a_program(python, tmp_path, types_of_others)
 
 
 def requirements(extra: str) -> list[Requirement]:
