@@ -5,7 +5,7 @@ A recipe is a file of this folder, or `<framework>-<dataset>-<variant>`, which i
     frameworks/<framework>              method, heads, optimiser
     datasets/<dataset>                  data, encoder, length of the training, evaluation
     combinations/<framework>-<dataset>  where that combination differs, if there is such a file
-    losses/<framework>-<variant>        loss and number of heads
+    variants/<framework>-<variant>      loss and number of heads
     combinations/<framework>-<dataset>-<variant>    likewise
 
 Later parts override earlier ones. The first line of every file is a comment that says what it is; `base` names
@@ -59,7 +59,7 @@ def recipe_files(name: str) -> list[Path]:
         return _with_bases(name)
     framework, dataset, variant = name.split("-")
     files = [*_with_bases(f"frameworks/{framework}"), *_with_bases(f"datasets/{dataset}")]
-    own = (f"combinations/{framework}-{dataset}", f"losses/{framework}-{variant}", f"combinations/{name}")
+    own = (f"combinations/{framework}-{dataset}", f"variants/{framework}-{variant}", f"combinations/{name}")
     return files + [path for path in map(_path, own) if path.is_file()]
 
 
