@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/amcl-fast pretrain --recipe demo
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,6 +31,6 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES) | $(BIN)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -f amcl_fast/_native*.so amcl_fast/_native_missing.txt
 	find amcl_fast kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
