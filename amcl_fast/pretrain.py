@@ -4,7 +4,6 @@ import itertools
 import logging
 import os
 import shlex
-import shutil
 import sys
 import traceback
 import warnings
@@ -60,7 +59,7 @@ from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import CONFIG, RUNS, NewFolder, told_run_dir
-from .runs.files import Unwritten, is_full, write_file
+from .runs.files import Unwritten, copy_file, is_full, remove_partial, write_file
 from .runs.lock import RunLock
 from .runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
 from .runs.settings import (
@@ -246,10 +245,7 @@ class PretrainCLI(LightningCLI):
         if self.resumed is None:
             return
         self._put_aside_what_is_later()
-        for folder in (".", "checkpoints", "snapshots", "report"):
-            for partial in (self.run_dir / folder).glob("*.partial"):  # of a process that was killed
-                with suppress(OSError):
-                    partial.unlink()
+        remove_partial(*(self.run_dir / folder for folder in (".", "checkpoints", "snapshots", "report")))
         path = self.run_dir / CONFIG
         self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
         for logger in self.trainer.loggers:
@@ -268,7 +264,7 @@ class PretrainCLI(LightningCLI):
         for path in (last, self.run_dir / "metrics.csv"):
             aside = path.with_name(f"{path.stem}-step-{step}{path.suffix}")
             if path.is_file() and not aside.exists():
-                shutil.copyfile(path, aside)
+                copy_file(path, aside)
                 print(f"{path} is of step {step}, which is later: it is kept as {aside}", flush=True)
 
     @property

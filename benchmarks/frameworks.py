@@ -17,6 +17,7 @@ from typing import Any
 
 from amcl_fast.cli import main as amcl_fast
 from amcl_fast.recipes import FRAMEWORKS, VARIANTS
+from amcl_fast.runs.files import write_file
 from amcl_fast.runs.read import read_run
 
 from .results import environment, machine
@@ -107,7 +108,7 @@ def main() -> None:
         "command": " ".join(["amcl-fast", *_command("RECIPE", "SEED")]),
         "runs": runs,
     }
-    arguments.output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(table(runs))
 
 

@@ -37,6 +37,8 @@ from typing import Any
 
 import torch
 
+from amcl_fast.runs.files import write_file
+
 SCHEMA = 1
 # A machine with more load than this, a core, is not quiet.
 _QUIET = 0.1
@@ -129,9 +131,7 @@ def save(path: Path, device: str, section: str, about: dict[str, Any], rows: lis
     document["machine"] = machine(device)
     document["sections"][section] = {"environment": about, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 import errno
 import os
 import shlex
-import shutil
 import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -16,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
-from ..runs.files import flush_to_disk, named
+from ..runs.files import NewFile, copy_file, flush_to_disk, of_place, partial_name
 from ..runs.settings import read_settings
 from ..steps import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from .guard import check_finite_weights
@@ -59,30 +58,20 @@ class LocalCheckpointIO(TorchCheckpointIO):
         if path.absolute().is_relative_to(self.run_dir) and not self.run_dir.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name.removesuffix('.partial')}.partial")
-        try:
-            with partial.open("wb") as file:
-                target = _Target(file)
-                try:
-                    torch.save(checkpoint, target)  # type: ignore[arg-type]
-                except Exception:
-                    if target.error is not None:  # torch hides it behind errors of its own
-                        raise named(target.error, path) from None
-                    raise
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            flush_to_disk(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        with NewFile(path, durable=True) as file:
+            target = _Target(file)
+            try:
+                torch.save(checkpoint, target)  # type: ignore[arg-type]
+            except Exception:
+                if target.error is not None:  # torch hides it behind errors of its own
+                    raise target.error from None
+                raise
 
 
 class _Target:
     """What `torch.save` writes to: a file that remembers why it failed."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.error: OSError | None = None
 
@@ -196,13 +185,13 @@ class Checkpoint(LightningCheckpoint):
         log_before_save(trainer, outputs)
         folder, place = Path(trainer.default_root_dir), self._place(trainer)
         # Every process must learn of a failure, or they would wait for each other at different places.
-        gone = trainer.strategy.broadcast(place is None)
+        gone, partial = trainer.strategy.broadcast((place is None, partial_name(self.path).name))
         if gone:
             raise RunFolderError(
                 f"step {trainer.global_step}: {folder} was deleted while the run went on; nothing can be saved"
             )
         path = (place or folder) / self.path.relative_to(folder)
-        problem, place = trainer.strategy.broadcast((self._write(trainer, path), place))
+        problem, place = trainer.strategy.broadcast((self._write(trainer, path, path.with_name(partial)), place))
         self._saved_at = time.monotonic()
         if place != folder:
             said = f"step {trainer.global_step}: {folder} was renamed to {place} while the run went on"
@@ -215,9 +204,8 @@ class Checkpoint(LightningCheckpoint):
         return self.path
 
     @staticmethod
-    def _write(trainer: L.Trainer, path: Path) -> str:
-        """Write the checkpoint; returns what went wrong, "" if nothing did."""
-        partial = path.with_suffix(".partial")
+    def _write(trainer: L.Trainer, path: Path, partial: Path) -> str:
+        """Write the checkpoint, as `partial` until it is whole; returns what went wrong, "" if nothing did."""
         try:
             try:
                 trainer.save_checkpoint(partial, weights_only=False)
@@ -231,7 +219,7 @@ class Checkpoint(LightningCheckpoint):
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            return str(error)
+            return str(of_place(error, partial, path))
         return ""
 
     def _place(self, trainer: L.Trainer) -> Path | None:
@@ -270,18 +258,9 @@ class Checkpoint(LightningCheckpoint):
         if not trainer.is_global_zero:
             return
         kept = self.path.with_name(f"epoch-{trainer.current_epoch + 1:04d}.ckpt")
-        partial = kept.with_name(f"{kept.name}.partial")
         try:
-            try:
-                partial.unlink(missing_ok=True)
-                os.link(self.path, partial)
-            except OSError:
-                shutil.copyfile(self.path, partial)
-                flush_to_disk(partial)
-            os.replace(partial, kept)
+            copy_file(self.path, kept, link=True)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             warnings.warn(f"{kept} cannot be kept ({error}); training goes on", stacklevel=2)
 
     def on_train_batch_end(

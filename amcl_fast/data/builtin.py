@@ -1,11 +1,13 @@
 """The built-in data set: textures that are drawn once and kept as JPEG files, so that nothing is downloaded."""
 
-import fcntl
 import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from amcl_fast.runs.files import PARTIAL
+from amcl_fast.runs.lock import LOCK, locked
 
 from .cache import cache_folder
 from .textures import TEXTURES, draw
@@ -35,10 +37,9 @@ def prepare_builtin(cache_dir: Path | None = None) -> Path:
     if target.is_dir():
         return target
     parent.mkdir(parents=True, exist_ok=True)
-    with (parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, by the system too
+    with locked(parent / f".{target.name}{LOCK}"):
         if not target.is_dir():
-            partial = parent / f".{target.name}.partial"
+            partial = parent / f".{target.name}{PARTIAL}"
             shutil.rmtree(partial, ignore_errors=True)
             _write(partial)
             partial.rename(target)

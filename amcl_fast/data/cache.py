@@ -1,11 +1,12 @@
 """The one folder in which amcl_fast keeps what it derived; nothing is ever written beside a user's files."""
 
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from amcl_fast.runs.files import write_file
 
 _DAY = 86_400.0  # seconds
 # After which what nobody has asked for since is removed.
@@ -29,27 +30,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], *, re
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-        if replace or not _linked(temporary, path):
-            os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _linked(temporary: str, path: Path) -> bool:
-    """Give a file its name, unless that is taken; whether the file system has hard links."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:
-        return False
-    os.unlink(temporary)
-    return True
+    write_file(path, content, replace=replace)
 
 
 def in_use(path: Path) -> None:

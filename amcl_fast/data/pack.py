@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from amcl_fast.data.tar import BLOCK
 from amcl_fast.data.walk import Tree
 from amcl_fast.extras import require
 from amcl_fast.progress import Progress
-from amcl_fast.runs.files import named, write_file
-from amcl_fast.runs.lock import NAME, RunLock
+from amcl_fast.runs.files import PARTIAL, NewFile, remove_partial, write_file
+from amcl_fast.runs.lock import LOCK, RunLock
 
 MANIFEST = "manifest.json"
 SKIPPED = "skipped_files.txt"
@@ -249,7 +249,7 @@ def _holds_something(folder: Path) -> bool:
     """Whether a folder holds more than what systems leave there (lost+found), and what an interruption has left."""
     tree = Tree()
     return bool(tree.subfolders(str(folder))) or any(
-        not path.endswith(".partial") for path in tree.direct_files(str(folder))
+        not path.endswith(PARTIAL) for path in tree.direct_files(str(folder))
     )
 
 
@@ -368,8 +368,7 @@ class _Writer:
     """A shard while it is written, under another name."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._partial = path, path.with_name(f"{path.name}.partial")
-        self._file: BinaryIO = self._partial.open("wb")
+        self._new = NewFile(path, durable=True)
         self._bytes = self.images = self.taken = 0
         self.left_out: list[tuple[str, str]] = []
 
@@ -392,28 +391,18 @@ class _Writer:
         self._write(info.tobuf(tarfile.USTAR_FORMAT) + content + padding)
 
     def _write(self, content: bytes) -> None:
-        try:
-            self._file.write(content)
-        except OSError as error:
-            raise named(error, self._path) from None
+        self._new.write(content)
         self._bytes += len(content)
 
     def finish(self) -> _Shard:
         """Give it its name."""
         self._write(bytes(_padded(self._bytes + 2 * BLOCK, _RECORD) - self._bytes))
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            raise named(error, self._path) from None
-        os.replace(self._partial, self._path)
-        return _Shard(self._path.name, self.images, self._bytes, self.taken, self.left_out)
+        self._new.finish()
+        return _Shard(self._new.path.name, self.images, self._bytes, self.taken, self.left_out)
 
     def give_up(self) -> None:
         """Write no more."""
-        with suppress(OSError):  # of a full disk, once more
-            self._file.close()
+        self._new.give_up()
 
 
 @contextmanager
@@ -424,9 +413,9 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in (*folder.glob("*.partial"), folder / NAME):
-                with suppress(OSError):
-                    path.unlink()
+            remove_partial(folder)
+            with suppress(OSError):
+                (folder / LOCK).unlink()
 
 
 def _padded(size: int, to: int) -> int:

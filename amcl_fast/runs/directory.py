@@ -7,8 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from .lock import NAME as LOCK
-from .lock import RunLock
+from .lock import LOCK, RunLock
 
 RUNS = Path("runs")
 LATEST = "latest"

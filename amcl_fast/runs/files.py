@@ -2,28 +2,178 @@
 
 import errno
 import os
+import secrets
+import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and rename it; text is UTF-8.
+PARTIAL = ".partial"
+"""How the name of a file ends that is not whole yet, or never will be since its writer was killed."""
+
+Content = str | bytes | Iterable[bytes | memoryview] | Callable[[BinaryIO], object]
+
+
+class NewFile:
+    """A file under a name of its own, which takes its place when it is whole.
+
+    That name nobody can foretell, and what has it already is an error: no link that lies about is followed. A link
+    at the place itself is replaced, and what it leads to stays as it is. As a context manager it gives `file`,
+    and the file is whole when the block ends without an error.
+
+    Args:
+        path: its place, in a folder that is there.
+        durable: write it to the disk as well, so that it is whole after a power cut too.
+        replace: what is at the place already; else that stays, also where another process writes it meanwhile.
+
+    Attributes:
+        file: to write to.
+
+    Raises:
+        OSError: it cannot be made; of `path`, as all that is raised later.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False, replace: bool = True) -> None:
+        self.path, self._durable, self._replace = path, durable, replace
+        self._partial = partial_name(path)
+        with self._named():
+            self.file: BinaryIO = self._partial.open("xb")  # with O_EXCL, which follows no link either
+
+    def __enter__(self) -> BinaryIO:
+        return self.file
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+            return
+        self.give_up()
+        with self._named():
+            if isinstance(error, OSError):
+                raise error
+
+    def write(self, content: bytes) -> None:
+        """Write to the file; an OSError names its place."""
+        with self._named():
+            self.file.write(content)
+
+    def finish(self) -> None:
+        """Give the file its place.
+
+        Raises:
+            OSError: it cannot be written. What was there before is as it was.
+        """
+        try:
+            with self._named():
+                if self._durable:
+                    self.file.flush()
+                    os.fsync(self.file.fileno())
+                self.file.close()
+                if self._replace or not self._linked():
+                    os.replace(self._partial, self.path)
+                if self._durable:
+                    flush_to_disk(self.path.parent)
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Remove what was written."""
+        with suppress(OSError):  # of a full disk, once more
+            self.file.close()
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _linked(self) -> bool:
+        """Give the file its place unless that is taken; whether the file system has hard links."""
+        try:
+            os.link(self._partial, self.path)
+        except FileExistsError:
+            pass
+        except OSError:
+            return False
+        self._partial.unlink()
+        return True
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the block are of the file's place: the name that it has meanwhile is no concern of the caller."""
+        try:
+            yield
+        except OSError as error:
+            raise of_place(error, self._partial, self.path) from None
+
+
+def write_file(path: Path, content: Content, *, durable: bool = False, replace: bool = True) -> None:
+    """Write a file beside its place and rename it: whatever happens, there is the old one or the new one, whole.
+
+    Args:
+        path: its place, in a folder that is there; a link there is replaced, not followed.
+        content: text, which becomes UTF-8, bytes, pieces of bytes, or what writes it to an open file.
+        durable, replace: see `NewFile`.
 
     Raises:
         OSError: it cannot be written. What was there before is as it was.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        # Names of files that are not valid UTF-8 come as surrogates.
-        partial.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # the partial one is no concern of the caller
-    finally:
+    with NewFile(path, durable=durable, replace=replace) as file:
+        if callable(content):
+            content(file)
+        elif isinstance(content, str):
+            # Names of files that are not valid UTF-8 come as surrogates.
+            file.write(content.encode(errors="surrogateescape"))
+        elif isinstance(content, bytes):
+            file.write(content)
+        else:
+            file.writelines(content)
+
+
+def copy_file(source: Path, path: Path, *, link: bool = False) -> None:
+    """Have the content of a file at another place too, in the same way.
+
+    Args:
+        source: a file that is replaced, not changed, if `link`.
+        path: as that of `write_file`.
+        link: a second name is enough, if the file system has such.
+
+    Raises:
+        OSError: it cannot be read or written. What was there before is as it was.
+    """
+    if link:
+        partial = partial_name(path)
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            os.link(source, partial)
+            try:
+                os.replace(partial, path)
+                return
+            finally:
+                partial.unlink(missing_ok=True)  # two names of one file are not renamed to each other
+    with source.open("rb") as file:
+        write_file(path, lambda new: shutil.copyfileobj(file, new), durable=True)
+
+
+def partial_name(path: Path) -> Path:
+    """A new name for what will be `path`, in the same folder."""
+    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def of_place(error: OSError, partial: Path, path: Path) -> OSError:
+    """An error of writing `partial` as one of writing `path`."""
+    if error.errno is None or (error.filename is not None and str(error.filename) != str(partial)):
+        return error
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def remove_partial(*folders: Path) -> None:
+    """Remove what writers that were killed have left in folders in which nobody else writes now."""
+    for folder in folders:
+        for path in folder.glob(f"*{PARTIAL}"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def check_output(path: Path) -> None:
@@ -54,9 +204,9 @@ def append_whole(path: Path, content: bytes) -> None:
     """Append to a file, which is made if there is none, all of the content or nothing.
 
     Raises:
-        OSError: it cannot be written. The file ends where it did.
+        OSError: it cannot be written, or a link lies there. The file ends where it did.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         end = os.fstat(descriptor).st_size
         rest = memoryview(content)

@@ -1,15 +1,22 @@
-"""One run at a time in a run directory, one process in any folder that wants it so."""
+"""One run at a time in a run directory, one process at a file that wants it so.
+
+The lock is the operating system's (flock) and dies with its process, however that dies. `filelock` does the same, but
+what else is needed here depends on its version: earlier ones empty the file, which names who holds it, before they
+have the lock, or follow a link at its place; and where a file system has no locks it takes a marker in their place,
+which outlives a process that is killed.
+"""
 
 import fcntl
 import os
 import socket
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-NAME = ".lock"
+LOCK = ".lock"
 _ATTEMPTS = 10
 
 
@@ -20,8 +27,8 @@ class RunInUseError(OSError):
 class RunLock:
     """Keeps other runs out of a run directory until the block ends or the process does, however it does.
 
-    The lock is the operating system's, on a file that stays behind, empty of meaning, when nobody holds it. Of a
-    run with several processes only the first takes it.
+    The lock is on a file that stays behind, empty of meaning, when nobody holds it. Of a run with several processes
+    only the first takes it.
     """
 
     def __init__(self) -> None:
@@ -52,34 +59,75 @@ class RunLock:
 
         Raises:
             RunInUseError: another run has it.
-            OSError: the lock file cannot be made.
+            OSError: the lock file cannot be made, or a link lies at its place.
         """
-        path = run_dir / NAME
-        for attempt in range(_ATTEMPTS):
-            self._descriptor = descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "another process"
-                raise RunInUseError(f"{run_dir} is in use: {holder} {doing}") from None
-            except OSError as error:
-                warnings.warn(f"{run_dir} cannot be locked ({error}): start no second run in it", stacklevel=2)
-            # A run that did not start may have removed the file between the two calls: the next one makes another.
-            if _is_file(path, self._descriptor):
-                break
-            if attempt == _ATTEMPTS - 1:  # a file system whose files have no lasting numbers
-                warnings.warn(f"{run_dir} cannot be locked for certain: start no second run in it", stacklevel=2)
-                break
-            self.release()
+        try:
+            self._descriptor = _take(run_dir / LOCK, run_dir, "start no second run in it")
+        except _HeldError as held:
+            raise RunInUseError(f"{run_dir} is in use: {held} {doing}") from None
         self.run_dir = run_dir
-        with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within the block no other process is in one of the same file, which is made and stays; waits until it may begin.
+
+    Raises:
+        OSError: the file cannot be made, or a link lies at its place.
+    """
+    descriptor = _take(path, path.parent, "start nothing else there meanwhile", wait=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _HeldError(Exception):
+    """Another one has the lock, and this is who."""
+
+
+def _take(path: Path, what: Path, beware: str, *, wait: bool = False) -> int:
+    """Lock a file, which is made if there is none, and write into it who has it; returns its descriptor.
+
+    Args:
+        path: the file.
+        what: is locked with it, for warnings.
+        beware: what to keep in mind where it cannot be.
+        wait: until it is free.
+
+    Raises:
+        _HeldError: another one has it, unless `wait`.
+        OSError: the file cannot be made, or a link lies at its place.
+    """
+    for last in (False,) * (_ATTEMPTS - 1) + (True,):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+                raise _HeldError(holder or "another process") from None
+            except OSError as error:
+                warnings.warn(f"{what} cannot be locked ({error}): {beware}", stacklevel=3)
+            # Who did not begin may have removed the file between the two calls: the next one makes another.
+            certain = _is_file(path, descriptor)
+            if certain or last:
+                if not certain:  # a file system whose files have no lasting numbers
+                    warnings.warn(f"{what} cannot be locked for certain: {beware}", stacklevel=3)
+                with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise AssertionError("the last attempt returns")
 
 
 def _is_file(path: Path, descriptor: int) -> bool:
     """Whether an open file is the one that lies at `path`."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False

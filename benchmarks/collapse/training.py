@@ -53,7 +53,8 @@ from amcl_fast.models import (
     ProjectorConfig,
     build_backbone,
 )
-from amcl_fast.modes import in_mode, untracked
+from amcl_fast.models.modes import in_mode, untracked
+from amcl_fast.runs.files import write_file
 
 from ..measure.torchvision_views import view_steps
 from ..results import environment, machine
@@ -530,9 +531,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_rounded(document), ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_file(path, json.dumps(_rounded(document), ensure_ascii=False) + "\n")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -264,7 +264,7 @@ def test_it_goes_on_from_any_shard(source, tmp_path, monkeypatch, after):
 
 def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, capsys):
     def full(writer, content):
-        raise OSError(errno.ENOSPC, "No space left on device", str(writer._path))
+        raise OSError(errno.ENOSPC, "No space left on device", str(writer._new.path))
 
     monkeypatch.setattr(packing._Writer, "_write", full)
     assert main(["pack", str(source), str(tmp_path / "target"), "--workers", "1"]) == 1

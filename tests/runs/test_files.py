@@ -1,4 +1,4 @@
-"""amcl_fast.runs.files, amcl_fast.terminal: all of a write or nothing, what waits for room, output that cannot fail."""
+"""amcl_fast.runs.files: all of a write or nothing, no link followed, what waits for room; output that cannot fail."""
 
 import io
 import os
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from amcl_fast.runs.files import Unwritten, append_whole, write_file
+from amcl_fast.runs import files as module
+from amcl_fast.runs.files import NewFile, Unwritten, append_whole, copy_file, remove_partial, write_file
 from amcl_fast.terminal import lasting_output
 from tests.helpers.disk import no_room
 
@@ -40,6 +41,109 @@ def test_what_waits_is_told_once_an_outage_and_written_later(tmp_path):
         folder.mkdir()
         files.retry()
         assert (folder / "log").read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["café", "café".encode(), [b"caf", memoryview("é".encode())], lambda file: file.write("café".encode())],
+    ids=["text", "bytes", "pieces", "function"],
+)
+@pytest.mark.parametrize("durable", [False, True])
+def test_content_of_every_kind_replaces_the_file(tmp_path, content, durable):
+    path = tmp_path / "file"
+    path.write_text("old")
+    write_file(path, content, durable=durable)
+    assert path.read_text() == "café" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error"), ValueError("no")])
+def test_what_is_broken_off_leaves_nothing(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)) as found:
+        write_file(tmp_path / "file", write)
+    assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
+    if isinstance(error, OSError):
+        assert found.value.filename == str(tmp_path / "file")
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    first, second = NewFile(tmp_path / "file"), NewFile(tmp_path / "file")
+    first.write(b"first")
+    second.write(b"second")
+    first.finish()
+    assert (tmp_path / "file").read_bytes() == b"first"
+    second.finish()
+    assert (tmp_path / "file").read_bytes() == b"second" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_there_may_stay(tmp_path, monkeypatch, links):
+    path = tmp_path / "file"
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    write_file(path, "first", replace=False)
+    write_file(path, "second", replace=False)
+    assert path.read_text() == ("first" if links else "second") and os.listdir(tmp_path) == ["file"]
+
+
+def test_no_link_is_followed(tmp_path, monkeypatch):
+    """Neither at the place itself nor at the name that a file has until it is whole, should somebody foretell it."""
+    theirs, path = tmp_path / "theirs", tmp_path / "file"
+    theirs.write_text("untouched")
+    path.symlink_to(theirs)
+    write_file(path, "new")
+    assert not path.is_symlink() and path.read_text() == "new"
+    monkeypatch.setattr(module.secrets, "token_hex", lambda _: "foretold")
+    (tmp_path / "file.foretold.partial").symlink_to(theirs)
+    for write in (write_file, lambda path, content: copy_file(theirs, path)):
+        with pytest.raises(FileExistsError, match=str(path)):
+            write(path, "newer")
+    log = tmp_path / "log"
+    log.symlink_to(theirs)
+    with pytest.raises(OSError, match="symbolic links"):
+        append_whole(log, b"more")
+    assert theirs.read_text() == "untouched" and path.read_text() == "new"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_are_as_open_to_others_as_any(tmp_path, mask):
+    usual = os.umask(mask)
+    try:
+        write_file(tmp_path / "file", "")
+    finally:
+        os.umask(usual)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path):
+    path = tmp_path / ("é" * 127)
+    write_file(path, "text")
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_copy_outlives_the_replacing_of_its_source(tmp_path, link):
+    source, path = tmp_path / "last", tmp_path / "kept"
+    for text in ("one", "two"):
+        write_file(source, text)
+        copy_file(source, path, link=link)
+        copy_file(source, path, link=link)  # two names of one file by now
+        assert os.path.samefile(source, path) == link
+    write_file(source, "three")
+    assert path.read_text() == "two" and sorted(os.listdir(tmp_path)) == ["kept", "last"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    left = NewFile(tmp_path / "file")
+    left.file.close()
+    (tmp_path / "file").touch()
+    remove_partial(tmp_path, tmp_path / "nowhere")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 class Lost(io.StringIO):

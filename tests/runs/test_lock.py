@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from amcl_fast.runs import lock
 from amcl_fast.runs.directory import NewFolder
-from amcl_fast.runs.lock import RunInUseError, RunLock
+from amcl_fast.runs.lock import RunInUseError, RunLock, locked
 
 HOLD = """
 import sys
@@ -93,3 +94,32 @@ def test_a_file_system_without_lasting_numbers_of_files_is_a_warning(tmp_path, m
         with pytest.warns(UserWarning, match="cannot be locked for certain: start no second run in it"):
             lock.acquire(tmp_path)
         assert lock.run_dir == tmp_path
+
+
+def test_a_link_in_the_place_of_a_lock_is_refused(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("untouched")
+    (tmp_path / ".lock").symlink_to(theirs)
+    with pytest.raises(OSError, match=r"symbolic links.*\.lock"), RunLock() as own:
+        own.acquire(tmp_path)
+    with pytest.raises(OSError, match=r"symbolic links.*\.lock"), locked(tmp_path / ".lock"):
+        pass
+    assert theirs.read_text() == "untouched"
+
+
+def test_whoever_waits_begins_when_the_other_has_ended(tmp_path):
+    began, order = threading.Event(), []
+
+    def other():
+        began.set()
+        with locked(tmp_path / ".lock"):
+            order.append("second")
+
+    with locked(tmp_path / ".lock"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert began.wait(10)
+        thread.join(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
