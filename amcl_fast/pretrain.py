@@ -55,6 +55,7 @@ from .distributed import ElsewhereError
 from .launch import group_error
 from .methods import Method
 from .models.backbones import TIMM_PREFIX
+from .parser import Parser
 from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
 from .runs.checkpoint import load_checkpoint
@@ -141,6 +142,7 @@ class PretrainCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=None,
             trainer_class=_Trainer,
+            parser_class=Parser,
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             args=args,
             run=False,

@@ -1,6 +1,7 @@
 """Every recipe builds, and trains for two steps at toy size."""
 
 import warnings
+from contextlib import nullcontext
 
 import lightning as L
 import numpy as np
@@ -16,6 +17,7 @@ from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.read import snapshot_path
+from amcl_fast.runs.resuming import Resumed
 from tests.helpers.command_line import image_folder
 from tests.helpers.fake_data import FakeDataModule
 
@@ -33,9 +35,8 @@ def toy(name, folder):
     settings.append("--model.compile=false")
     settings += [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}"]
     settings += ["--model.schedule.warmup_epochs=0.5", f"--data.batch_size={BATCH}"]
-    if not name.endswith(("baseline", "constant")):
-        reads = BATCH if name.startswith("barlow") else WIDTH
-        settings.append(f"--model.criterion.temperature.dim={reads}")
+    if not name.endswith(("baseline", "constant")) and not name.startswith("barlow"):
+        settings.append(f"--model.criterion.temperature.dim={WIDTH}")
     return build(name, folder, *settings)
 
 
@@ -64,9 +65,8 @@ def test_phi_fits_what_it_reads(name, tmp_path):
         settings = merged(settings, yaml.safe_load(path.read_text()))
     data, model = settings["data"], settings["model"]["init_args"]
     temperature = model["criterion"]["init_args"]["temperature"]
-    if isinstance(temperature, dict):
-        reads = data["batch_size"] if name.startswith("barlow") else model["projector"]["dim"]
-        assert temperature["init_args"]["dim"] == reads
+    if isinstance(temperature, dict):  # Barlow Twins' follows the batch
+        assert temperature["init_args"].get("dim") == (None if name.startswith("barlow") else model["projector"]["dim"])
     if "queue_size" in model:
         assert model["queue_size"] >= 2 * data["batch_size"]
 
@@ -82,7 +82,8 @@ def test_a_run_of_every_framework_ends_with_its_report(framework, images, tmp_pa
     run = tmp_path / "run"
     settings = [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}", "--trainer.max_epochs=2"]
     settings += [f"--data.batch_size={BATCH}", "--data.device=cpu", "--data.num_threads=1", "--knn.every_n_epochs=1"]
-    settings.append(f"--model.criterion.temperature.dim={BATCH if framework == 'barlow' else WIDTH}")
+    if framework != "barlow":
+        settings.append(f"--model.criterion.temperature.dim={WIDTH}")
     arguments = ["--recipe", f"{framework}-builtin-amcl", "--data", str(images), "--run_dir", str(run)]
     assert main(["pretrain", *arguments, *settings, "--trainer.log_every_n_steps=1"]) == 0
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -137,12 +138,68 @@ def test_the_list_is_short_and_tells_all_names():
         assert name in text or all(part in text for part in name.split("-"))
 
 
-def test_released_barlow_twins_needs_the_batch_it_was_made_for(tmp_path, monkeypatch, capsys):
+class OwnTemperature(AdaptiveTemperature):
+    """As a user writes one."""
+
+    def __init__(self, dim: int, hidden_dim: int = 8) -> None:
+        super().__init__(dim, hidden_dim, 0.5, 1.5)
+
+
+class OwnBarlowTwins(BarlowTwins):
+    """As a user derives one."""
+
+
+@pytest.mark.parametrize("method", [BarlowTwins, OwnBarlowTwins])
+@pytest.mark.parametrize("temperature", [AdaptiveTemperature, OwnTemperature])
+def test_phi_of_barlow_twins_follows_the_batch(method, temperature, tmp_path):
+    own = tmp_path / "own.yaml"
+    named = {"class_path": f"{temperature.__module__}.{temperature.__name__}", "init_args": {"hidden_dim": 8}}
+    criterion = {"class_path": "amcl_fast.BarlowTwinsLoss", "init_args": {"temperature": named}}
+    model = {"class_path": f"{method.__module__}.{method.__name__}", "init_args": {"criterion": criterion}}
+    own.write_text(yaml.safe_dump({"model": model}))
+    cli = build("barlow-builtin-baseline", tmp_path, "--config", str(own), "--data.batch_size=24")
+    assert type(cli.model).__name__ == method.__name__
+    assert type(cli.model.criterion.temperature).__name__ == temperature.__name__
+    assert cli.model.criterion.temperature.dim == 24
+    cli.model.check_batch(24)
+    assert "dim: 24" in cli.parser.dump(cli.config)
+
+
+def test_the_batch_alone_of_released_barlow_twins_may_change(tmp_path):
+    cli = build("barlow-builtin-released", tmp_path, "--data.batch_size=64")
+    assert (cli.model.criterion.temperature.dim, cli.datamodule.batch_size) == (64, 64)
+    assert cli.model.hparams["criterion"]["init_args"]["temperature"]["init_args"]["dim"] == 64
+
+
+def test_a_width_of_phi_that_is_given_must_fit_the_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["pretrain", "--recipe", "barlow-builtin-released", "--data.batch_size", "64"]) == 2
+    given = ["--model.criterion.temperature.dim=128", "--data.batch_size", "64"]
+    assert main(["pretrain", "--recipe", "barlow-builtin-released", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "temperature.dim=128" in line and "data.batch_size=64" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_other_frameworks_must_say_how_wide_phi_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    temperature = ["--model.criterion.temperature=AdaptiveTemperature", "--model.criterion.temperature.hidden_dim=8"]
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--recipe", "simclr-builtin-baseline", *temperature])
+    assert "dim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dim", ["128", "64"])
+def test_a_resumed_run_keeps_the_width_of_phi(dim, tmp_path):
+    """Runs of before wrote it; one whose width does not fit is refused as it was."""
+    first = build("barlow-builtin-amcl", tmp_path)
+    settings = yaml.safe_load(first.parser.dump(first.config, skip_unset=False))
+    settings["model"]["init_args"]["criterion"]["init_args"]["temperature"]["init_args"]["dim"] = int(dim)
+    cli = PretrainCLI([], tmp_path / "run", Resumed(None, 0, settings))
+    assert cli.model.criterion.temperature.dim == int(dim)
+    with nullcontext() if dim == "128" else pytest.raises(ValueError, match=r"temperature\.dim=64"):
+        cli.model.check_batch(cli.datamodule.batch_size)
+    with pytest.raises(ValueError, match=r"data\.batch_size"):
+        PretrainCLI(["--data.batch_size=32"], tmp_path / "run", Resumed(None, 0, settings))
 
 
 def test_barlow_twins_of_constant_temperature_takes_any_batch(tmp_path):
