@@ -16,11 +16,11 @@ AT_BOUND = 0.99
 
 NEAR_ONE = 0.95
 """Mean similarity above which projections are looked at, 18 degrees. Plain heads start at 0.87 to 0.9 on CIFAR-10 and
-reach 0.4 or less within 150 steps of what trains; collapsed ones stay above 0.98 (docs/frameworks.md)."""
+reach 0.4 or less within 150 steps of what trains; collapsed ones stay above 0.98 (docs/training.md)."""
 
 NO_NEARER = 0.8
 """Positives count as told from negatives while their mean squared distance is at most this share of the negatives'. In
-the runs of docs/frameworks.md that had similarities above `NEAR_ONE` at their 40th step or later, it was 0.94 and more
+the runs of docs/training.md that had similarities above `NEAR_ONE` at their 40th step or later, it was 0.94 and more
 where projections were collapsed, and below 0.53 in MoCo's narrow but living cones."""
 
 _ROUNDING = 1e-6

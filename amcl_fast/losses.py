@@ -23,7 +23,7 @@ Common to all:
 - `last_stats` describes the latest call; 0-dim detached tensors, so reading them is the only synchronisation. Empty
   after a call in forward mode or torch.func. `amcl_fast.diagnose` says what is wrong with them.
 - On a GPU a step on the backend `triton` waits for nothing and depends on no value, so CUDA graphs capture it, without
-  `gather`: `torch.cuda.make_graphed_callables(loss, (z1, z2))`, or the whole step (docs/frameworks.md).
+  `gather`: `torch.cuda.make_graphed_callables(loss, (z1, z2))`, or the whole step (docs/losses.md).
 - `recommended(dim)` makes the AMCL form that trains, `released(dim)` the authors' own.
 - ValueError or TypeError names the argument that is wrong, what was given and what is accepted.
 """
@@ -247,7 +247,7 @@ class SimCLRLoss(_Contrast):
 
     The defaults are the released code's. With a head that has no BatchNorm after its last layer they make all
     projections equal, and so does every form over less than nearly all of the negatives: while the κ hardest of them
-    are nearer to an anchor than its positive is, all rows are pulled together (docs/frameworks.md). `recommended` is
+    are nearer to an anchor than its positive is, all rows are pulled together (docs/training.md). `recommended` is
     the AMCL that trains whatever the head.
 
     Args:
@@ -282,7 +282,7 @@ class SimCLRLoss(_Contrast):
         """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
 
         Heads with and without BatchNorm, SGD and AdamW, batches from 64 to 512, and up to 1024 with the same range but
-        for where it begins (docs/frameworks.md has the runs).
+        for where it begins (docs/training.md has the runs).
 
         Args:
             dim: projection width d, of every head.
@@ -364,7 +364,7 @@ class MoCoLoss(_Contrast):
 
         Best with a head that ends with BatchNorm. Without, MoCo's rows stay in a narrow cone for hundreds of steps,
         with InfoNCE as with AMCL, and learn slowly there; with the κ hardest keys they do not learn
-        (docs/frameworks.md).
+        (docs/training.md).
 
         Args:
             dim: projection width d, of every head.

@@ -17,7 +17,7 @@ class ProjectorConfig:
         batch_norm: BatchNorm after every linear layer, as in SimCLR's official head. Without the last one, all
             projections share one direction at first; a loss over the hardest negatives then finds negatives
             closer than positives, and its cheapest way down is to make all projections equal
-            (docs/frameworks.md). A loss over all negatives, as `SimCLRLoss.recommended`, leaves that state.
+            (docs/training.md). A loss over all negatives, as `SimCLRLoss.recommended`, leaves that state.
         layers: linear layers; 2 for SimCLR and MoCo, 3 for SimSiam and Barlow Twins.
         output_affine: whether the last BatchNorm has a learned scale and shift; SimSiam's has none.
     """
