@@ -33,9 +33,12 @@ PACKAGES = (
     "amcl_fast.report",
 )
 """Modules whose `__all__` is public."""
+OPERATORS = ("contrast", "align", "decorrelate", "resolve")
+"""Of a module without one, `amcl_fast.ops`."""
 
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
+PAGE = re.compile(r"\bdocs/([\w-]+)\.md\b")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 log = get_plugin_logger("amcl_fast")
@@ -66,12 +69,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns formulas into MathML."""
+    """Turns formulas into MathML, and pages that docstrings name into links."""
 
     def mathml(formula: re.Match[str]) -> str:
         return convert(html.unescape(formula[3]).strip(), display="block" if formula[2] == "[" else "inline")
 
-    return FORMULA.sub(mathml, content)
+    def link(named: re.Match[str]) -> str:
+        if files.get_file_from_path(f"{named[1]}.md") is None:
+            log.warning(f"a docstring in {page.file.src_uri} names {named[0]}, which is no page")
+        return f'<a href="../{named[1]}.html">{named[1]}</a>'
+
+    content = FORMULA.sub(mathml, content)
+    return PAGE.sub(link, content) if page.file.src_uri.startswith("api/") else content
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -91,7 +100,7 @@ def public_names() -> list[tuple[str, bool]]:
     names = []
     for path in PACKAGES:
         module = package if path == "amcl_fast" else package[path.removeprefix("amcl_fast.")]
-        for name in module.exports or ():
+        for name in module.exports or OPERATORS:
             if name != "__version__":
                 names.append((f"{path}.{name}", module[name].has_docstring))
     return names
