@@ -7,6 +7,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from amcl_fast.kernels import select, tuning
+from amcl_fast.kernels.select.ranks import ordered
 from tests.helpers.kernels.compare import DEVICE
 
 
@@ -286,7 +287,7 @@ def test_any_strides():
 @triton.jit
 def _keys(values, keys, N: tl.constexpr):
     lanes = tl.arange(0, N)
-    tl.store(keys + lanes, select._ordered(tl.load(values + lanes)).to(tl.int64))
+    tl.store(keys + lanes, ordered(tl.load(values + lanes)).to(tl.int64))
 
 
 def test_keys_are_in_the_order_of_the_floats():

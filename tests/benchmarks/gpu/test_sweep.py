@@ -7,12 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amcl_fast.kernels import decorrelate, dense, select, topk, tuning
+from amcl_fast.kernels import tuning
 from benchmarks.cases import named
-from benchmarks.gpu import device, sweep
+from benchmarks.gpu import device, sweep, tools
 from tests.helpers.benchmarks import pretended
-
-MODULES = {"select": select, "topk": topk, "dense": dense, "decorrelate": decorrelate}
 
 
 @pytest.fixture
@@ -32,8 +30,8 @@ def test_sweeps_are_of_what_the_launchers_take(one, interpreted, monkeypatch):
     """A table that nobody asks for, or a kernel or parameter of another name, is a renaming that was missed here."""
     assert one.variants[0] == {} and len(one.variants) > 3
     assert all(variant not in one.variants[:number] for number, variant in enumerate(one.variants))
-    module = MODULES[one.table.split(".")[0]]
-    assert set(one.kernels) <= {name for name in dir(module) if name.startswith("_")}
+    assert set(one.kernels) <= tools._kernels()
+    assert all(name.startswith(f"_{one.table.split('.')[0]}_") for name in one.kernels)
     defaults = {}
 
     def chosen(table, key, default, x):
