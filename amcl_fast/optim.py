@@ -151,7 +151,7 @@ def build_optimizer(
     if config.name == "lars":
         return LARS(groups, lr, config.momentum, config.weight_decay, config.trust_coefficient)
     if config.name not in ("sgd", "adamw", "lamb"):
-        raise ValueError(f"optimizer must be sgd, lars, adamw or lamb, got {config.name!r}")
+        raise ValueError(f"optimizer.name must be sgd, lars, adamw or lamb, got {config.name!r}")
     if config.implementation == "apex" or config.name == "lamb":
         optimizer = _apex_optimizer(groups, config, lr)
         if optimizer is not None:
@@ -170,7 +170,7 @@ def _param_groups(
     """Scheduled groups before constant ones, and in each those that are decayed before biases, scales, offsets."""
     separate = config.name == "lars" or not config.decay_all
     if config.bias_lr is not None and not separate:
-        raise ValueError("bias_lr needs biases apart from weights: set decay_all to false")
+        raise ValueError(f"bias_lr must be unset unless decay_all is false or name is lars, got {config.bias_lr}")
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:

@@ -54,6 +54,7 @@ from .data.module import UnequalImagesError, UnevenBatchError
 from .distributed import ElsewhereError
 from .launch import group_error
 from .methods import Method
+from .methods.trainer import out_of_time
 from .models.backbones import TIMM_PREFIX
 from .parser import Parser
 from .paths import absolute_data, expanded, find_data
@@ -67,7 +68,6 @@ from .runs.settings import (
     check_limits,
     refused_changes,
 )
-from .steps import out_of_time
 from .terminal import lasting_output
 from .trainer_settings import check_trainer, let_speak, refuse_useless
 

@@ -3,7 +3,7 @@
 from ..extras import extras_named
 
 with extras_named("amcl_fast.callbacks"):
-    from ..nonfinite import NonFiniteError
+    from ..methods.trainer import NonFiniteError
     from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
     from .draw_report import Report
     from .guard import Guard

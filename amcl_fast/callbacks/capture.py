@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.headers import NoImageLeftError
 from ..evaluate import encode
-from ..modes import in_mode
+from ..models.modes import in_mode
 from ..runs.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         for views in _take(datamodule.train_dataloader(), pairs):
             if not parts:
                 pictures = np.stack([_pictures(view, datamodule) for view in views])
-            parts.append(_sample(method.temperatures([view.to(method.device) for view in views]), top_k, sampler))
+            parts.append(_sample(method.pairs_of_views([view.to(method.device) for view in views]), top_k, sampler))
     tau_min, tau_max = (
         (float(criterion.temperature),) * 2
         if criterion.adaptive is None

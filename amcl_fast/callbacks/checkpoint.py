@@ -15,9 +15,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
+from ..methods.trainer import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from ..runs.files import NewFile, copy_file, flush_to_disk, of_place, partial_name
 from ..runs.settings import read_settings
-from ..steps import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from .guard import check_finite_weights
 from .knn import OnlineKNN
 from .metrics import log_before_save

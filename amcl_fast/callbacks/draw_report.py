@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..modes import in_mode
+from ..methods.trainer import out_of_time
+from ..models.modes import in_mode
 from ..report.page import write_report
 from ..runs.files import Unwritten
 from ..runs.read import facts_path, head_metric, snapshot_path, write_facts, write_skipped
-from ..steps import out_of_time
 from .capture import capture, hardest
 from .knn import OnlineKNN
 
@@ -102,7 +102,7 @@ class Report(L.Callback):
             in_mode(pl_module, training=True),
             torch.random.fork_rng(devices=gpus),
         ):
-            pairs = pl_module.temperatures(views)
+            pairs = pl_module.pairs_of_views(views)
         top_k = getattr(pl_module.criterion, "top_k", None) or 0
         _, negative = hardest(pairs.negative_similarity, pairs.negative_tau, top_k)
         means = {"positive": pairs.positive_tau.mean(1), "negative": negative.mean((1, 2))}

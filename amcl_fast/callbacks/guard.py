@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diagnosis import diagnose
-from ..nonfinite import NonFiniteError
-from ..steps import at_logging_step, begins, stepped
+from ..methods.trainer import NonFiniteError, at_logging_step, begins, stepped
 
 
 class Guard(L.Callback):

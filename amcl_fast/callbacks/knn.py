@@ -11,8 +11,8 @@ from ..data.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import apart, exchange, world
 from ..evaluate import knn_accuracy
 from ..evaluate.features import Extract, NothingToEvaluateError, collect, encoding, pixels
-from ..modes import in_mode
-from ..steps import begins, epoch_is_over
+from ..methods.trainer import begins, epoch_is_over
+from ..models.modes import in_mode
 
 _PIXELS = 32
 """Side of the raw pixels that are compared: of more, neighbours are no better, and memory grows with the square."""

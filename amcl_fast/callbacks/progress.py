@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
+from ..methods.trainer import at_logging_step, epoch_is_over, stepped
 from ..progress import duration
-from ..steps import at_logging_step, epoch_is_over, stepped
 from .knn import OnlineKNN
 from .throughput import Throughput
 

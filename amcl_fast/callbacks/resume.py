@@ -8,8 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from ..methods.trainer import epoch_is_over
 from ..runs.checkpoint import EXACT_RESUME
-from ..steps import epoch_is_over
 
 
 class ExactResume(L.Callback):

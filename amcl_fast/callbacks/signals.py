@@ -12,7 +12,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 
-from ..steps import at_logging_step, at_step_boundary
+from ..methods.trainer import at_logging_step, at_step_boundary
 from .checkpoint import Checkpoint
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

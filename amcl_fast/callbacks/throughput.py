@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from ..steps import at_logging_step
+from ..methods.trainer import at_logging_step
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed import apart, exchange, together, world
-from ..modes import in_mode
+from ..models.modes import in_mode
 from .features import Progress, encode, encoding, silent
 from .knn import knn_accuracy
 from .linear import RATES, ProbeResult, ShuffledFeatures, linear_probe

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed import exchange, in_step
-from ..modes import floating_dtype, in_mode
+from ..models.modes import floating_dtype, in_mode
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps a loop, given what it is about, to show how far it is; as tqdm does."""

@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from ..distributed import world
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
-from ..modes import floating_dtype, untracked
-from ..nonfinite import NonFiniteError
+from ..models.modes import floating_dtype, untracked
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
-from ..steps import at_logging_step, stepped
 from .pairs import Pairs
+from .trainer import NonFiniteError, at_logging_step, stepped
 
 Batch = tuple[Sequence[Tensor], Tensor]
 
@@ -87,7 +86,7 @@ class Method(L.LightningModule):
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError if the framework's settings do not fit the global batch size."""
 
-    def contrast(self, views: Sequence[Tensor]) -> Tensor:
+    def loss_of_views(self, views: Sequence[Tensor]) -> Tensor:
         """Loss (0-dim) of the two views of a batch.
 
         Raises:
@@ -95,10 +94,10 @@ class Method(L.LightningModule):
         """
         return self.loss(self._both(views))
 
-    def temperatures(self, views: Sequence[Tensor]) -> Pairs:
+    def pairs_of_views(self, views: Sequence[Tensor]) -> Pairs:
         """A look at the pairs of one batch of views, in the present mode; the module stays as it is.
 
-        Anchors are of the first view, at most 512. Raises ValueError as `contrast`.
+        Anchors are of the first view, at most 512. Raises ValueError as `loss_of_views`.
         """
         with torch.no_grad(), untracked(self):
             return self.pairs(self._both(views))
@@ -106,7 +105,7 @@ class Method(L.LightningModule):
     def _both(self, views: Sequence[Tensor]) -> Tensor:
         if len(views) != 2:
             raise ValueError(
-                f"{type(self).__name__} contrasts two views of an image, got {len(views)}; set data.views to 2"
+                f"views must be two views of an image for {type(self).__name__}, got {len(views)}; set data.views to 2"
             )
         # Views may be float16, a look at the pairs brings its own; autocast to bfloat16 joins no float16.
         return torch.cat([view.to(floating_dtype(self.backbone)) for view in views])
@@ -124,7 +123,7 @@ class Method(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         try:
-            loss = self.contrast(batch[0])
+            loss = self.loss_of_views(batch[0])
         except NonFiniteInputError as error:
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
         self._losses.append(loss.detach())
@@ -181,7 +180,9 @@ class Method(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+            raise ValueError(
+                "trainer.max_epochs or trainer.max_steps must be set, got neither: the schedule has no end"
+            )
         clips_scaled = self._scales_gradients and bool(self.trainer.gradient_clip_val)
         optimizer = build_optimizer(
             self,

@@ -9,7 +9,7 @@ from ..distributed import gather_rows, row_counts, world
 from ..losses import MoCoLoss
 from ..models import KeyQueue, MomentumEncoder
 from .base import Method, share_of_mean
-from .pairs import LARGEST, Pairs, pairs_of, unit_rows
+from .pairs import LARGEST, Pairs, normalised_rows, pairs_of
 
 
 class MoCo(Method):
@@ -62,7 +62,7 @@ class MoCo(Method):
     def loss(self, images: Tensor) -> Tensor:
         queries = self.encode_views(images)
         with torch.no_grad():
-            keys = unit_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
+            keys = normalised_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
         self._keys = keys
         k1, k2 = keys.to(self.queue.keys.dtype).transpose(0, 1).chunk(2)
         loss = self.criterion(queries.to(k1.dtype), torch.cat([k2, k1]), self.queue.keys.mT)
@@ -79,9 +79,9 @@ class MoCo(Method):
 
     def pairs(self, images: Tensor) -> Pairs:
         n = len(images) // 2
-        x = unit_rows(self.embed(images)[:n][:LARGEST])
+        x = normalised_rows(self.embed(images)[:n][:LARGEST])
         step = -(-self.queue.keys.shape[1] // LARGEST)
-        keys = unit_rows(self.key_encoder(images)[n:])
+        keys = normalised_rows(self.key_encoder(images)[n:])
         y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
         negative = torch.arange(y.shape[1], device=x.device) >= n
         return pairs_of(x, y, self.criterion.temperature, negative.expand(x.shape[1], -1))

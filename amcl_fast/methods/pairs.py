@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
     negative_tau: Tensor
 
 
-def unit_rows(z: Tensor) -> Tensor:
+def normalised_rows(z: Tensor) -> Tensor:
     """Projections (n, C, d) as L2-normalised rows (C, n, d), float32 or better."""
     return unit((z if z.dtype == torch.float64 else z.float()).transpose(0, 1))
 

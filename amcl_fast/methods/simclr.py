@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..losses import SimCLRLoss
 from .base import Method
-from .pairs import LARGEST, Pairs, pairs_of, unit_rows
+from .pairs import LARGEST, Pairs, normalised_rows, pairs_of
 
 
 class SimCLR(Method):
@@ -30,7 +30,7 @@ class SimCLR(Method):
         return self.criterion(*self.encode_views(images).chunk(2))
 
     def pairs(self, images: Tensor) -> Pairs:
-        z1, z2 = (unit_rows(z) for z in self.embed(images).chunk(2))
+        z1, z2 = (normalised_rows(z) for z in self.embed(images).chunk(2))
         x, y = z1[:, :LARGEST], torch.cat([z2, z1], dim=1)
         own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:LARGEST]
         return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1))

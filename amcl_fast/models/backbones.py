@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..extras import extras_named
-from ..modes import in_mode
+from .modes import in_mode
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -171,9 +171,9 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
         backbone = _TimmEncoder(name, config.size)
     elif config.name in RESNETS:
         if config.stem not in ("standard", "small"):
-            raise ValueError(f"stem must be 'standard' or 'small', got {config.stem!r}")
+            raise ValueError(f"backbone.stem must be 'standard' or 'small', got {config.stem!r}")
         if config.width < 8 or config.width % 8:
-            raise ValueError(f"width must be a positive multiple of 8, got {config.width}")
+            raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
         if config.size is not None:
             raise ValueError(
                 f"backbone.size is a setting of timm's models: with {config.name}, which takes images of any size, it "

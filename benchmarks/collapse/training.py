@@ -44,7 +44,7 @@ from torchvision.transforms import v2
 from amcl_fast import AdaptiveTemperature, MoCoLoss, SimCLRLoss
 from amcl_fast.data import Augmentation
 from amcl_fast.evaluate.knn import knn_accuracy
-from amcl_fast.methods.pairs import unit_rows
+from amcl_fast.methods.pairs import normalised_rows
 from amcl_fast.models import (
     BackboneConfig,
     KeyQueue,
@@ -366,9 +366,9 @@ class _Training:
         """Loss, projections (2N, C, d), keys (C, 2N, d)."""
         projections = self.encoder(images)
         if self.loss.framework == "simclr":
-            return self.criterion(*projections.chunk(2)), projections, unit_rows(projections)
+            return self.criterion(*projections.chunk(2)), projections, normalised_rows(projections)
         with torch.no_grad():
-            keys = unit_rows(self.keys(images))
+            keys = normalised_rows(self.keys(images))
         k1, k2 = keys.transpose(0, 1).chunk(2)
         return self.criterion(projections, torch.cat([k2, k1]), self.queue.keys.mT), projections, keys
 
@@ -386,7 +386,7 @@ class _Training:
         """Similarities of a batch that training has not seen yet, the last one, with that batch's statistics."""
         with torch.no_grad(), untracked(self.encoder), untracked(self.keys):
             loss, projections, keys = self._evaluate(self._batch(self.rows[-1]))
-            x = unit_rows(projections)
+            x = normalised_rows(projections)
             count = x.shape[1]
             half = torch.arange(count, device=x.device)
             partner = (half + count // 2) % count

@@ -55,7 +55,7 @@ def test_temperatures_of_every_head_are_logged_after_every_epoch(tmp_path):
     # The last batch, as training left the weights.
     views, _ = FakeLoader(4, 8)._draw(7)
     module.train()
-    pairs = module.temperatures(views)
+    pairs = module.pairs_of_views(views)
     assert [series[1][-1] for series in run.heads("positive")] == pytest.approx(pairs.positive_tau.mean(1).tolist())
     hardest = pairs.negative_similarity.topk(4, dim=-1).indices  # top_k of the loss
     expected = pairs.negative_tau.gather(-1, hardest).mean((1, 2))

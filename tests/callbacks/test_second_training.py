@@ -98,11 +98,11 @@ def test_measuring_that_was_cut_short_is_of_that_training(tmp_path):
 
 def test_a_loss_that_was_not_finite_is_of_that_training(tmp_path):
     module, guard = method(), Guard()
-    contrast = module.contrast
-    module.contrast = lambda views: contrast(views) * float("nan")
+    loss_of_views = module.loss_of_views
+    module.loss_of_views = lambda views: loss_of_views(views) * float("nan")
     with pytest.raises(NonFiniteError, match="step 0"):
         fit(tmp_path, module, guard=guard, accumulate_grad_batches=4)
-    del module.contrast
+    del module.loss_of_views
     assert fit(tmp_path, module, guard=guard, accumulate_grad_batches=4).global_step == 2
 
 

@@ -51,14 +51,14 @@ def test_the_logged_loss_is_the_mean_over_the_batches_of_a_step(tmp_path):
 def test_every_framework_logs_the_mean_of_what_it_computed(tmp_path, framework):
     """Of its own losses, not of what Lightning hands on, batch for batch; the last step has fewer."""
     module = toy_methods.method(framework, optimizer=OptimizerConfig(lr=0.05))
-    contrast, seen = module.contrast, []
+    loss_of_views, seen = module.loss_of_views, []
 
     def recorded(views):
-        loss = contrast(views)
+        loss = loss_of_views(views)
         seen.append(float(loss.detach()))
         return loss
 
-    module.contrast = recorded
+    module.loss_of_views = recorded
     settings = {"accumulate_grad_batches": 4, "max_epochs": 1, "log_every_n_steps": 1}
     fit(tmp_path, module, FakeDataModule(steps=10), logger=MetricsFile(tmp_path), **settings)
     means = [sum(seen[i:j]) / (j - i) for i, j in ((0, 4), (4, 8), (8, 10))]

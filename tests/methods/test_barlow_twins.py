@@ -10,7 +10,7 @@ def test_loss_is_of_both_views(kind):
     module = method("barlow", kind).double().eval()
     views = tuple(torch.randn(2, 8, 3, 8, 8, dtype=torch.float64))
     expected = module.criterion(*(module.embed(view) for view in views))
-    torch.testing.assert_close(module.contrast(views), expected)
+    torch.testing.assert_close(module.loss_of_views(views), expected)
 
 
 def test_phi_must_be_as_wide_as_the_batch():
@@ -23,7 +23,7 @@ def test_phi_must_be_as_wide_as_the_batch():
 
 def test_a_batch_of_another_size_is_refused_by_the_loss_too():
     with pytest.raises(ValueError, match=r"temperature\.dim.*= 6.*got 8"):
-        method("barlow", batch=8).contrast(tuple(torch.randn(2, 6, 3, 8, 8)))
+        method("barlow", batch=8).loss_of_views(tuple(torch.randn(2, 6, 3, 8, 8)))
 
 
 def test_a_bounded_score_starts_where_the_baseline_does():

@@ -24,7 +24,7 @@ def test_every_framework_can_be_looked_at(framework, kind):
     found = capture(module, Data(), pairs=16)
     assert found.framework == type(module).__name__
     assert found.positive_tau.shape == (2, 2 * (6 if framework == "barlow" else 8))  # channels or images, two batches
-    pairs = module.train().temperatures(next(iter(Data().loader))[0])
+    pairs = module.train().pairs_of_views(next(iter(Data().loader))[0])
     count = pairs.positive_tau.shape[1]
     assert np.array_equal(found.positive_tau[:, :count], pairs.positive_tau.numpy())
     assert np.array_equal(found.positive_similarity[:, :count], pairs.positive_similarity.numpy())

@@ -26,7 +26,7 @@ def test_loss_is_float32_while_the_encoder_is_not(framework):
     dtypes = {}
     module.backbone.register_forward_hook(lambda _, __, out: dtypes.update(features=out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = module.contrast(views())
+        loss = module.loss_of_views(views())
     assert loss.dtype == torch.float32 and dtypes == {"features": torch.bfloat16}
 
 
@@ -107,7 +107,7 @@ def test_accumulation_sums_gradients_of_batches(framework, kind):
     sgd = OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0)
     module, other = method(framework, kind, optimizer=sgd), method(framework, kind)
     for batch, _ in FakeDataModule(steps=2).train_dataloader():
-        (other.contrast(batch) / 2).backward()
+        (other.loss_of_views(batch) / 2).backward()
         other.on_after_backward()  # MoCo's second batch meets the keys of the first
     expected = {name: p.detach() - p.grad for name, p in other.named_parameters() if p.requires_grad}
     trainer = fit(module, data=FakeDataModule(steps=2), accumulate_grad_batches=2)
@@ -136,7 +136,7 @@ def test_epochs_without_end_are_refused():
 @every_framework
 def test_three_views_are_refused(framework):
     with pytest.raises(ValueError, match=r"two views.*got 3"):
-        method(framework).contrast(tuple(torch.randn(3, 4, 3, 8, 8)))
+        method(framework).loss_of_views(tuple(torch.randn(3, 4, 3, 8, 8)))
 
 
 @every_framework
@@ -151,7 +151,7 @@ def test_compiled_training_gives_the_same_numbers(framework, monkeypatch):
     monkeypatch.setattr(torch, "compile", fake)
     eager, compiled = method(framework), method(framework, compile=True)
     assert len(compiled_functions) == {"moco": 2, "simsiam": 2}.get(framework, 1)
-    losses = [module.contrast(views()) for module in (eager, compiled)]
+    losses = [module.loss_of_views(views()) for module in (eager, compiled)]
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(losses[1], losses[0])

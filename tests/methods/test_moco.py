@@ -20,14 +20,14 @@ def test_both_views_are_query_and_key(kind):
     k1, k2 = module.key_encoder(first), module.key_encoder(second)
     queue = module.queue.keys.mT
     expected = (module.criterion(q1, k2, queue) + module.criterion(q2, k1, queue)) / 2
-    torch.testing.assert_close(module.contrast((first, second)), expected)
+    torch.testing.assert_close(module.loss_of_views((first, second)), expected)
 
 
 def test_keys_of_both_views_follow_the_backward_pass():
     module = method("moco").double().eval()
     first, second = views()
     before = module.queue.keys.clone()
-    loss = module.contrast((first, second))
+    loss = module.loss_of_views((first, second))
     assert torch.equal(module.queue.keys, before)
     loss.backward()
     module.on_after_backward()
@@ -39,7 +39,7 @@ def test_keys_of_both_views_follow_the_backward_pass():
 @pytest.mark.parametrize("kind", ["baseline", "amcl"])
 def test_autograd_notices_keys_that_come_too_early(kind):
     module = method("moco", kind)
-    loss = module.contrast(tuple(view.float() for view in views()))
+    loss = module.loss_of_views(tuple(view.float() for view in views()))
     module.on_after_backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -47,7 +47,7 @@ def test_autograd_notices_keys_that_come_too_early(kind):
 
 def test_keys_carry_no_gradient():
     module = method("moco").double()
-    module.contrast(views()).backward()
+    module.loss_of_views(views()).backward()
     assert all(p.grad is None for p in module.key_encoder.parameters())
     assert all(p.grad is not None for p in (*module.backbone.parameters(), *module.criterion.parameters()))
 

@@ -1,4 +1,4 @@
-"""Method.temperatures: the pairs that the losses form."""
+"""Method.pairs_of_views: the pairs that the losses form."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def expected_rows(module, framework):
 def test_pairs_one_by_one(framework, kind):
     module = method(framework, kind)
     anchors, positives, negatives = expected_rows(module, framework)
-    found = module.temperatures(views())
+    found = module.pairs_of_views(views())
 
     def similarity(a, b):
         if framework == "barlow":
@@ -65,7 +65,7 @@ def test_pairs_one_by_one(framework, kind):
 def test_a_look_changes_nothing(framework):
     module = method(framework).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    module.temperatures(views())
+    module.pairs_of_views(views())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(norm.track_running_stats for norm in module.modules() if hasattr(norm, "track_running_stats"))
 
@@ -74,11 +74,11 @@ def test_long_queues_are_sampled_all_along():
     module = method("moco", "baseline", queue_size=3 * LARGEST - 2)
     keys = module.queue.keys
     keys[:, ::3] = keys[:, :1]
-    found = module.temperatures(views())
+    found = module.pairs_of_views(views())
     assert found.negative_tau.shape == (HEADS, N, LARGEST)
     torch.testing.assert_close(found.negative_similarity.std(dim=-1), torch.zeros(HEADS, N), rtol=0, atol=1e-6)
 
 
 def test_views_are_two():
     with pytest.raises(ValueError, match=r"two views.*got 1"):
-        method("simclr").temperatures(views()[:1])
+        method("simclr").pairs_of_views(views()[:1])

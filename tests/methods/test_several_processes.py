@@ -135,7 +135,7 @@ def shuffling_worker(rank, port, folder):
     start(rank, 2, port)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     module = method("moco", shuffle_batch_norm=True, projector=ProjectorConfig(2, 5, 6, batch_norm=True)).double()
-    module.contrast(tuple(images(rank).chunk(2)))
+    module.loss_of_views(tuple(images(rank).chunk(2)))
     module.on_after_backward()
     torch.save(module.queue.keys, folder / f"{rank}.pt")
     end_group()

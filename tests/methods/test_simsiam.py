@@ -15,14 +15,14 @@ def test_predictions_meet_the_other_views_projections(kind):
     module = method("simsiam", kind).double().eval()
     z1, z2 = (module.embed(view) for view in views())
     p1, p2 = module.predictor(z1), module.predictor(z2)
-    torch.testing.assert_close(module.contrast(views()), module.criterion(p1, z2, p2, z1))
+    torch.testing.assert_close(module.loss_of_views(views()), module.criterion(p1, z2, p2, z1))
 
 
 def test_gradients_pass_the_predictor_only():
     module = method("simsiam", "baseline").double().eval()
     z = module.embed(torch.cat(views())).detach().requires_grad_()
     module.encode_views = lambda images: z
-    module.contrast(views()).backward()
+    module.loss_of_views(views()).backward()
     targets = z.detach()
     p1, p2 = module.predictor(z).chunk(2)
     expected = torch.autograd.grad(module.criterion(p1, targets[8:], p2, targets[:8]), z)[0]
