@@ -456,7 +456,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         command.list_cases()
         return 0
     if arguments.report:
-        command.report(arguments.output)
+        command.draw(arguments.output)
         return 0
     if arguments.compare:
         command.compare(*arguments.compare, arguments.case, arguments.backend, arguments.seconds, arguments.output)

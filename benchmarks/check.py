@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amcl_fast import ops
-
-from .cases import Case, Operands
-from .peers import Run, implementation
+from .cases import Case, Operands, Run
+from .peers import allowance, implementation
+from .step import distinct
 
 # What every dtype is granted, ‖found − exact‖ / ‖exact‖, beside three times the error of PyTorch's own arithmetic.
 # In half precision the products read rounded factors, and gradients are rounded when they leave.
@@ -17,25 +16,20 @@ FLOOR = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.
 _LARGEST = {"cpu": 15_000_000, "cuda": 100_000_000}
 
 
-def evaluate(run: Run, operands: Operands, upstream: Tensor | None = None) -> list[Tensor]:
+def evaluate(run: Run, operands: Operands, gradient: Tensor | None = None) -> list[Tensor]:
     """Result and gradients of all leaves.
 
     Args:
         run: implementation.
         operands: of a case.
-        upstream: gradient of the result. None: unequal weights, so that errors do not cancel.
+        gradient: gradient of the result. None: unequal weights, so that errors do not cancel.
     """
     leaves = _renewed(operands)
     result = run(*leaves)
-    if upstream is None:
-        upstream = torch.linspace(0.5, 1.5, result.numel(), device=result.device).reshape(result.shape)
-    (result * upstream.to(result.dtype)).sum().backward()
+    if gradient is None:
+        gradient = torch.linspace(0.5, 1.5, result.numel(), device=result.device).reshape(result.shape)
+    (result * gradient.to(result.dtype)).sum().backward()
     return [result.detach(), *(t.grad for t in distinct(leaves) if t.grad is not None)]
-
-
-def distinct(operands: Operands) -> list[Tensor]:
-    """The tensors among the operands, each once."""
-    return list({id(t): t for t in operands if t is not None}.values())
 
 
 def _renewed(operands: Operands, dtype: torch.dtype | None = None) -> Operands:
@@ -55,20 +49,8 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
     return max(error if error == error else float("inf") for error in errors)
 
 
-def granted(name: str, case: Case, dtype: torch.dtype) -> float:
-    """Relative error of an implementation that is no mistake in it: 0 for the backends of amcl_fast."""
-    if name in ops.BACKENDS:
-        return 0.0
-    if dtype.itemsize == 2:
-        # PyTorch's products round s and r to half precision, which changes temperatures and the hardest negatives.
-        return 0.5
-    if case.settings.get("top_k") is not None:
-        # torch.topk breaks ties as it likes, and the operands of the check have some.
-        return 2e-2
-    if (name, case.operator) == ("lightly", "barlow"):
-        # It standardises by the biased variance: a difference of the order of one over the batch.
-        return 5 / case.width
-    return 0.0
+class WrongResult(Exception):
+    """Our implementation is not within its tolerance, so it is not timed."""
 
 
 class Oracle:
@@ -83,8 +65,8 @@ class Oracle:
     """
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
+        self._case, self._dtype = case, dtype
         self._operands = case.operands(device, dtype, on_grid=True)
-        self._shared = case.shared
         self._rows: Tensor | None = None
         limit = _LARGEST[device] // (case.heads * case.columns)
         if case.operator == "contrast" and case.rows > limit:
@@ -92,30 +74,34 @@ class Oracle:
         # Half precision is what the factors are given in; the arithmetic after that is float32.
         arithmetic = torch.float32 if dtype.itemsize == 2 else dtype
         reference = implementation("reference", case)
-        self._upstreams: list[Tensor | None] = [None]
+        self._gradients: list[Tensor | None] = [None]
         if self._rows is None:
             # Equal gradients, as a mean over anchors sends them; a backend may have a faster path for these.
-            self._upstreams.append(torch.ones((), device=device))
+            self._gradients.append(torch.ones((), device=device))
         sampled = self._sampled(self._operands)
         exact = _renewed(sampled, torch.float64)
         own = _renewed(sampled, arithmetic)
-        self._expected = [self._merged(evaluate(reference, exact, upstream)) for upstream in self._upstreams]
+        self._expected = [self._merged(evaluate(reference, exact, gradient)) for gradient in self._gradients]
         errors = [
-            relative_error(self._merged(evaluate(reference, own, upstream)), expected)
-            for upstream, expected in zip(self._upstreams, self._expected, strict=True)
+            relative_error(self._merged(evaluate(reference, own, gradient)), expected)
+            for gradient, expected in zip(self._gradients, self._expected, strict=True)
         ]
         self.tolerance = FLOOR[dtype] + 3 * max(errors)
 
+    def allows(self, name: str) -> float:
+        """Relative error of the implementation `name` that is no mistake in it."""
+        return max(self.tolerance, allowance(name, self._case, self._dtype))
+
     def evaluate(self, run: Run) -> list[list[Tensor]]:
-        """Result and gradients by `run`, once for each kind of upstream gradient."""
+        """Result and gradients by `run`, once for each kind of gradient of the result."""
         if self._rows is None:
-            return [evaluate(run, self._operands, upstream) for upstream in self._upstreams]
+            return [evaluate(run, self._operands, gradient) for gradient in self._gradients]
         heads, rows = self._operands[0].shape[:2]  # type: ignore[union-attr]
-        upstream = torch.zeros(heads, rows, device=self._rows.device)
-        upstream[:, self._rows] = torch.linspace(0.5, 1.5, heads * len(self._rows), device=upstream.device).reshape(
+        gradient = torch.zeros(heads, rows, device=self._rows.device)
+        gradient[:, self._rows] = torch.linspace(0.5, 1.5, heads * len(self._rows), device=gradient.device).reshape(
             heads, -1
         )
-        found = evaluate(run, self._operands, upstream)
+        found = evaluate(run, self._operands, gradient)
         return [[t[:, self._rows] if number in self._by_row else t for number, t in enumerate(found)]]
 
     def error(self, run: Run) -> float:
@@ -129,14 +115,14 @@ class Oracle:
     @property
     def _by_row(self) -> set[int]:
         """Places in what `evaluate` returns that have a row for each anchor: the result, gradients of x and φ(x)."""
-        if self._shared:
+        if self._case.shared:
             return {0}
         given = [place for place, t in enumerate(self._operands[:4]) if t is not None and t.requires_grad]
         return {0} | {1 + number for number, place in enumerate(given) if place in (0, 2)}
 
     def _merged(self, found: list[Tensor]) -> list[Tensor]:
         """Where anchors are candidates and a sample of them stood apart for the reference: one gradient of both."""
-        if self._rows is None or not self._shared:
+        if self._rows is None or not self._case.shared:
             return found
         result, *gradients = found
         return [result, *(y.index_add(1, self._rows, x) for x, y in zip(gradients[::2], gradients[1::2], strict=True))]

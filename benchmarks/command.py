@@ -1,4 +1,4 @@
-"""What `amcl-fast bench` does: measure sections, list cases, draw the report, compare."""
+"""What `amcl-fast bench` does: measure sections, list cases, draw tables and plots, compare."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,17 +59,17 @@ def list_cases() -> None:
         print(section, *(f"  {case}" for case in cases), sep="\n")
 
 
-def report(output: Path | None) -> None:
-    """Draw the tables of README.md and docs/imagenet.md and docs/benchmarks/*.png here; print what was written.
+def draw(output: Path | None) -> None:
+    """Draw the tables of README.md and docs/ and docs/benchmarks/*.png here; print what was written.
 
     Raises:
-        ValueError, OSError: no results in the folder, or no README.md with the markers.
+        ValueError, OSError: no results in the folder, or no pages with the markers.
         ImportError: no matplotlib.
     """
     require("bench --report", "matplotlib")
-    from .show.tables import write
+    from .show.pages import write
 
-    pages = Path("README.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
+    pages = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
     for path in write(output or results.default_folder(), *pages):
         print(path)
 
@@ -154,7 +154,8 @@ def _check_seconds(seconds: float | None) -> None:
 
 
 def _operators(asked: Asked) -> Rows:
-    from .measure.operators import WrongResult, copy_bandwidth, measure
+    from .check import WrongResult
+    from .measure.operators import copy_bandwidth, measure
     from .show.tables import operator_line
 
     cases = select(device(), asked.substring)
@@ -224,7 +225,7 @@ def _training(asked: Asked) -> Rows:
 
 
 def _scaling(asked: Asked) -> Rows:
-    from .measure.operators import WrongResult
+    from .check import WrongResult
     from .measure.scaling import AXES, measure
 
     for axis, _ in _matching(AXES, asked.substring):

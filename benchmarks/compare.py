@@ -223,8 +223,8 @@ def serve(answers: TextIO, device: str, backend: str, threads: str) -> None:
 def _prepared(case: Case, device: str, backend: str) -> tuple[Callable[[], object], str | None]:
     """A step of the case, which has run once, and why it must not be timed."""
     from .check import Oracle
-    from .measure.operators import step_of
     from .peers import implementation
+    from .step import step_of
 
     dtype = case.dtype_on(device)
     run, oracle = implementation(backend, case), Oracle(case, device, dtype)

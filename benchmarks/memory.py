@@ -10,18 +10,19 @@ import dataclasses
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .cases import Case
+from .peers import implementation
+from .step import gradient_bytes, step_of
+from .system import memory, reset_peak
 
-_LONGEST = 300  # seconds for one measurement, start and compilation included
+_PATIENCE = 300  # seconds for one measurement, start and compilation included
 
 
 def extra_bytes(run: Callable[[], object], device: str) -> int | None:
@@ -41,10 +42,10 @@ def extra_bytes(run: Callable[[], object], device: str) -> int | None:
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        reset_peak()
+        before = memory()["resident"]
         run()
-        return max(0, _status("VmHWM") - before)
+        return max(0, memory()["peak"] - before)
     except (OSError, AttributeError):
         return None
 
@@ -59,10 +60,10 @@ def in_fresh_process(case: Case, name: str, device: str = "cpu") -> int | None:
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_LONGEST
+            command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_PATIENCE
         )
     except subprocess.TimeoutExpired:
-        problem = f"took longer than {_LONGEST} s"
+        problem = f"took longer than {_PATIENCE} s"
     else:
         if not done.returncode:
             return json.loads(done.stdout.splitlines()[-1])
@@ -71,24 +72,12 @@ def in_fresh_process(case: Case, name: str, device: str = "cpu") -> int | None:
     return None
 
 
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise OSError(f"/proc/self/status has no {field}")
-    return int(found[1]) * 1024
-
-
 def _answer(request: dict[str, Any]) -> int | None:
-    from .check import distinct
-    from .measure.operators import step_of
-    from .peers import implementation
-
     torch.set_num_threads(request["threads"])
     case, device = Case(**request["case"]), request["device"]
     operands = case.operands(device, case.dtype_on(device))
     measured = extra_bytes(step_of(implementation(request["name"], case), [operands]), device)
-    gradients = sum(t.nbytes for t in distinct(operands) if t.requires_grad)
-    return None if measured is None else max(0, measured - gradients)
+    return None if measured is None else max(0, measured - gradient_bytes(operands))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a machine has left for `bench scale`."""
+"""What the system says of the machine and of this process: cores, memory, file systems."""
 
 import os
 import re
@@ -12,6 +12,38 @@ _FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory() -> dict[str, int]:
+    """Bytes of this process: resident, of these its own and mapped from files, and the peak.
+
+    Raises:
+        OSError: the system does not tell (no Linux).
+    """
+    text = Path("/proc/self/status").read_text()
+    found = {}
+    for name, field in {"resident": "VmRSS", "own": "RssAnon", "mapped": "RssFile", "peak": "VmHWM"}.items():
+        value = re.search(rf"{field}:\s*(\d+) kB", text)
+        if value is None:
+            raise OSError(f"/proc/self/status has no {field}")
+        found[name] = int(value[1]) * 1024
+    return found
+
+
+def reset_peak() -> None:
+    """Have the peak of `memory` begin at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def child_processes() -> list[int]:
+    """Process ids of this process's child processes."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def memory_free(device: str) -> int:

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from .cases import CASES, Case
-from .check import Oracle, granted
+from .check import Oracle
 from .command import device
-from .measure.operators import step_of
-from .peers import NotInstalled, implementation
+from .peers import NotInstalled, beside, implementation
+from .step import step_of
 
 pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark: pip install 'amcl-fast[bench]'")
 
-_LONGEST = {"cpu": 3e10, "cuda": 1e13}
-_CASES = [case for case in CASES if case.operations <= _LONGEST[device()] and case.fits(device())]
+_MOST_OPERATIONS = {"cpu": 3e10, "cuda": 1e13}
+_CASES = [case for case in CASES if case.operations <= _MOST_OPERATIONS[device()] and case.fits(device())]
 _RUNS = [
     (case, name)
     for case in _CASES
-    for name in ("auto", "reference", *(peer for peer in case.peers if peer in ("dense", "compiled", "lightly")))
+    for name in dict.fromkeys(("auto", "reference", *(peer.name for peer in beside(case, device()))))
 ]
 
 
@@ -33,7 +33,7 @@ def test_forward_and_backward(benchmark: Any, case: Case, name: str) -> None:
     except NotInstalled as missing:
         pytest.skip(str(missing))
     oracle = Oracle(case, device(), dtype)
-    assert oracle.error(run) <= max(oracle.tolerance, granted(name, case, dtype))
+    assert oracle.error(run) <= oracle.allows(name)
     step = step_of(run, [case.operands(device(), dtype, seed) for seed in range(3)])
     benchmark.group = case.name
     benchmark.pedantic(step, rounds=5, warmup_rounds=1)

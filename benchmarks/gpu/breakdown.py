@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cases import Case, named
-from ..measure.operators import step_of
 from ..peers import implementation
+from ..step import step_of
 from . import device
 from .checks import EqualRows
 from .device import Step

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ..cases import Case, Operands, named
-from ..check import Oracle, evaluate
-from ..measure.operators import WrongResult
+from ..check import Oracle, WrongResult, evaluate
 from ..peers import implementation
 from . import device
 

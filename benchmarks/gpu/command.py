@@ -43,7 +43,7 @@ _MINUTES = 5.0
 # Seconds kept back of the time that is given: to end what hangs, and to have started.
 _RESERVE = 6.0
 # An item of a part that has no end to its time.
-_LONGEST = 600.0
+_ITEM_SECONDS = 600.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         seconds=options.seconds,
         resume=options.resume,
         end=started + 60 * minutes - _RESERVE,
-        longest=_LONGEST,
+        longest=_ITEM_SECONDS,
     )
     if options.list:
         print(run.listed())

@@ -10,6 +10,7 @@ from pathlib import Path
 from amcl_fast.kernels import tuning
 
 from ..cases import CASES, named
+from ..check import WrongResult
 from ..measure import operators
 from ..show import tables
 from . import breakdown, checks, device, sweep, tools, whole
@@ -112,7 +113,7 @@ def _timed(name: str, action: Callable[[], object]) -> Iterator[Row]:
 def _one(make: Callable[[], Row]) -> Iterator[Row]:
     yield (row := make())
     if not row.get("same_bits", True):
-        raise operators.WrongResult(f"a graph's bits are not eager's: relative difference {row['difference']:.1e}")
+        raise WrongResult(f"a graph's bits are not eager's: relative difference {row['difference']:.1e}")
 
 
 def _breakdown(place: Place) -> dict[str, Item]:

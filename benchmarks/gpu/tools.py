@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import results
-from ..measure.operators import WrongResult
+from ..check import WrongResult
 
 _MEMCHECK_SECONDS, _NCU_SECONDS = 120, 120
 _SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")

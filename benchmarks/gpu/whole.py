@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..cases import Case, named
-from ..check import relative_error
-from ..measure.operators import WrongResult, step_of
-from ..peers import implementation, module_of
+from ..check import WrongResult, relative_error
+from ..ours import module_of
+from ..peers import implementation
+from ..step import step_of
 from . import breakdown, device
 
 Row = dict[str, Any]

@@ -11,36 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from amcl_fast import ops
 
 from .. import memory
-from ..cases import Case, Operands
-from ..check import Oracle, distinct, granted
-from ..peers import NotInstalled, Run, implementation, products
+from ..cases import PRODUCTS, Case, Operands
+from ..check import Oracle, WrongResult
+from ..peers import NotInstalled, beside, implementation, products
+from ..step import gradient_bytes, step_of
 from ..timing import interleaved, once
 
 # Targets that bound a ratio from above; all others from below.
-_AT_MOST = ("products", "gib")
-
-
-class WrongResult(Exception):
-    """Our implementation is not within its tolerance, so it was not timed."""
-
-
-def step_of(run: Run, sets: list[Operands]) -> Callable[[], tuple[Tensor | None, ...]]:
-    """Forward and backward pass on each set of operands in turn: one set alone might stay in the cache."""
-    count = 0
-
-    def step() -> tuple[Tensor | None, ...]:
-        nonlocal count
-        operands = sets[count % len(sets)]
-        count += 1
-        leaves = [t for t in distinct(operands) if t.requires_grad]
-        return torch.autograd.grad(run(*operands).mean(), leaves)
-
-    return step
+_AT_MOST = (PRODUCTS, "gib")
 
 
 def measure(case: Case, device: str, backend: str, seconds: float, bandwidth: float | None = None) -> dict[str, Any]:
@@ -63,7 +45,7 @@ def measure(case: Case, device: str, backend: str, seconds: float, bandwidth: fl
     sets = [case.operands(device, dtype, seed) for seed in range(1 if large else 3)]
     runs: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], object]] = {}
-    for name in ("ours", *(peer for peer in case.peers if not peer.startswith("products"))):
+    for name in ("ours", *(peer.name for peer in beside(case, device))):
         try:
             run = implementation(backend if name == "ours" else name, case)
         except NotInstalled as missing:
@@ -82,17 +64,16 @@ def measure(case: Case, device: str, backend: str, seconds: float, bandwidth: fl
             raise WrongResult(
                 f"{case.name}: relative error {error:.1e}, tolerance {oracle.tolerance:.1e}; it was not timed"
             )
-        if error > max(oracle.tolerance, granted(name, case, dtype)):
+        if name != "ours" and error > oracle.allows(name):
             runs[name] = {"wrong": error}
             continue
         runs[name] = {"first_call_ms": first, "error": error, "extra_bytes": None}
         steps[name] = step
     for name in steps:
         runs[name]["extra_bytes"] = _memory(case, name, backend, device, steps[name], sets[0])
-    for name in case.peers:
-        if name.startswith("products"):
-            steps["products"] = products(case, sets[0], 4096 if name != "products" else None)
-            runs["products"] = {}
+    if PRODUCTS in case.peers:
+        steps[PRODUCTS] = products(case, sets[0])
+        runs[PRODUCTS] = {}
     for name, timing in interleaved(steps, seconds, device).items():
         runs[name] |= timing
     row = {
@@ -117,8 +98,8 @@ def ratios(row: dict[str, Any], bandwidth: float | None) -> dict[str, float]:
     for name, run in runs.items():
         if name != "ours" and "median_ms" in run:
             found[name] = run["median_ms"] / ours["median_ms"]
-    if "products" in found:
-        found["products"] = 1 / found["products"]
+    if PRODUCTS in found:
+        found[PRODUCTS] = 1 / found[PRODUCTS]
     if ours["extra_bytes"] is not None:
         found["gib"] = ours["extra_bytes"] / 2**30
         if (dense := runs.get("dense", {}).get("extra_bytes")) is not None:
@@ -158,6 +139,5 @@ def _memory(
 ) -> int | None:
     if device == "cpu":
         return memory.in_fresh_process(case, backend if name == "ours" else name)
-    gradients = sum(t.nbytes for t in distinct(operands) if t.requires_grad)
     measured = memory.extra_bytes(step, device)
-    return None if measured is None else max(0, measured - gradients)
+    return None if measured is None else max(0, measured - gradient_bytes(operands))

@@ -23,8 +23,8 @@ import torch
 from amcl_fast.data import Augmentation
 from amcl_fast.data.scan import Images, scan_classes
 
-from .scale.children import cores
-from .scale.tree import removed
+from ..system import child_processes, cores
+from ..temporary import removed
 
 LETTERS = ("", "a", "ab", "ac", "ad", "ae", "acde", "abcde")
 BATCH = {32: 256, 224: 32}
@@ -162,12 +162,11 @@ def _processor_seconds() -> float:
     """User and system time of this process's threads and of its living child processes."""
     own = os.times()
     total = own.user + own.system
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            with suppress(OSError):  # it has ended since
-                # The name of the command, in brackets, may hold spaces.
-                fields = re.sub(r".*\) ", "", Path(f"/proc/{pid}/stat").read_text()).split()
-                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    for pid in child_processes():
+        with suppress(OSError):  # it has ended since
+            # The name of the command, in brackets, may hold spaces.
+            fields = re.sub(r".*\) ", "", Path(f"/proc/{pid}/stat").read_text()).split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 

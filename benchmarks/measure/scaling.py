@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..cases import CASES, Case
-from ..check import Oracle
+from ..check import Oracle, WrongResult
 from ..memory import in_fresh_process
 from ..peers import implementation, products
+from ..step import step_of
 from ..timing import interleaved
-from .operators import WrongResult, step_of
 
 AXES: dict[str, tuple[int, ...]] = {
     "N": (256, 512, 1024, 2048, 4096),
@@ -24,7 +24,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "κ": (1, 10, 100, 1000),
 }
 # Of dense operations: where the peers stop. Ours goes on.
-_LONGEST = {"cpu": 1e11, "cuda": 1e13}
+_MOST_OPERATIONS = {"cpu": 1e11, "cuda": 1e13}
 
 
 def case_at(axis: str, value: int) -> Case:
@@ -71,7 +71,7 @@ def _point(case: Case, device: str, backend: str, seconds: float) -> dict[str, t
     sets = [case.operands(device, dtype, seed) for seed in range(2)]
     steps: dict[str, Callable[[], object]] = {"ours": step_of(ours, sets)}
     extra = {"ours": in_fresh_process(case, backend, device)}
-    if case.operations <= _LONGEST[device]:
+    if case.operations <= _MOST_OPERATIONS[device]:
         steps["dense"] = step_of(implementation("dense", case), sets)
         extra["dense"] = in_fresh_process(case, "dense", device)
         steps["products"] = products(case, sets[0])

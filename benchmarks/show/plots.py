@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import results
+from ..cases import PRODUCTS
+from ..peers import PEERS
 
-_COLOURS = {"ours": "#1b6ca8", "dense": "#c1440e", "compiled": "#e0a030", "chunked": "#7a9e3f", "products": "#555555",
-            "reference": "#a86bb0", "lightly": "#3aa6a0"}  # fmt: skip
+_OURS, _OTHER, _FLOOR = "#1b6ca8", "#c1440e", "#555555"
 
 
 def draw(document: dict[str, Any], folder: Path) -> list[Path]:
@@ -32,16 +33,17 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
 
 def _speed_up(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Bars of each case, one a peer, on a logarithmic axis."""
-    rows = [row for row in rows if set(row["ratios"]) & {"dense", "compiled", "chunked", "lightly"}][::-1]
+    drawn = [peer for peer in PEERS.values() if peer.drawn]
+    rows = [row for row in rows if any(peer.name in row["ratios"] for peer in drawn)][::-1]
     seen = set()
     for place, row in enumerate(rows):
-        peers = [peer for peer in ("dense", "compiled", "chunked", "lightly") if peer in row["ratios"]]
+        peers = [peer for peer in drawn if peer.name in row["ratios"]]
         height = 0.8 / len(peers)
         for number, peer in enumerate(peers):
             y = place + 0.4 - height * (number + 0.5)
-            label = None if peer in seen else peer
-            axes.barh(y, row["ratios"][peer] - 1, height, left=1, color=_COLOURS[peer], label=label)
-            seen.add(peer)
+            label = None if peer.name in seen else peer.name
+            axes.barh(y, row["ratios"][peer.name] - 1, height, left=1, color=peer.colour, label=label)
+            seen.add(peer.name)
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     low, high = axes.get_xlim()
@@ -55,12 +57,13 @@ def _speed_up(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def _against_n(axes: Any, rows: list[dict[str, Any]], key: str, label: str, unit: float) -> None:
     row = next(row for row in rows if row["axis"] == "N")
-    for name in ("ours", "dense", "products"):
+    colours = {"ours": _OURS, "dense": PEERS["dense"].colour, PRODUCTS: _FLOOR}
+    for name, colour in colours.items():
         points = [(n, m / unit) for n, m in zip(row["values"], row[name][key], strict=True) if m]
         if points:
-            style = "--" if name == "products" else "o-"
-            called = "bare products (floor)" if name == "products" else name
-            axes.plot(*zip(*points, strict=True), style, color=_COLOURS[name], label=called)
+            style = "--" if name == PRODUCTS else "o-"
+            called = "bare products (floor)" if name == PRODUCTS else name
+            axes.plot(*zip(*points, strict=True), style, color=colour, label=called)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(row["values"], [f"{n:,}" for n in row["values"]])
@@ -86,7 +89,7 @@ def _pipeline(axes: Any, rows: list[dict[str, Any]]) -> None:
         points = [(keys.index((row["size"], row["letters"])), row) for row in rows if row["library"] == library]
         low, median, high = zip(*(row["processor_ms"] for _, row in points), strict=True) if points else ((), (), ())
         spread = [[m - l for m, l in zip(median, low, strict=True)], [h - m for m, h in zip(median, high, strict=True)]]
-        colour = _COLOURS[("ours", "dense")[number]]
+        colour = (_OURS, _OTHER)[number]
         places = [place + 0.4 * number - 0.2 for place, _ in points]
         axes.bar(places, median, 0.4, yerr=spread, color=colour, label=library)
     axes.set_yscale("log")

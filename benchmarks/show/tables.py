@@ -1,125 +1,55 @@
-"""Tables and plots from the JSON of every machine; nothing in them is written by hand."""
+"""Tables of the sections of a machine's JSON, in Markdown, and lines for the terminal."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from .. import results
+from ..cases import PRODUCTS
+from ..peers import PEERS
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-SCALE_BEGIN, SCALE_END = "<!-- scale: begin -->", "<!-- scale: end -->"
-_PEERS = ("dense", "compiled", "chunked", "reference", "lightly")
 _TARGETS = {
-    "products": "≤ {:g} × products", "memory": "memory ≤ 1/{:g} of dense", "gib": "< {:g} GiB",
+    PRODUCTS: "≤ {:g} × products", "memory": "memory ≤ 1/{:g} of dense", "gib": "< {:g} GiB",
     "bandwidth": "≥ {:.0%} of copy bandwidth",
 }  # fmt: skip
-_FOUND = {"products": "{:.2f} ×", "memory": "1/{:.0f}", "gib": "{:.2f} GiB", "bandwidth": "{:.0%}"}
-
-
-def write(folder: Path, readme: Path, pictures_folder: Path, rehearsal: Path) -> list[Path]:
-    """Put the tables of all results in `folder` between the README's markers, and draw the plots.
-
-    The tables of the section `scale` go to the page `rehearsal` instead, if there are any.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        ValueError: there are no results, or the README or the page lacks the markers.
-        ImportError: no matplotlib.
-    """
-    from . import plots
-
-    documents = results.load_all(folder)
-    if not documents:
-        raise ValueError(f"{folder} must hold the JSON of a machine; amcl-fast bench writes it")
-    rehearsals = [document for document in documents if "scale" in document["sections"]]
-    _check_markers(readme, BEGIN, END)
-    if rehearsals:
-        _check_markers(rehearsal, SCALE_BEGIN, SCALE_END)
-    written, parts = [readme], []
-    for document in documents:
-        pictures = plots.draw(document, pictures_folder)
-        written += pictures
-        parts.append(machine(document, [_relative(path, readme.parent) for path in pictures]))
-    _put(readme, BEGIN, END, parts)
-    if rehearsals:
-        parts = ["\n\n".join([_heading(document), *_section(document, "scale")]) for document in rehearsals]
-        _put(rehearsal, SCALE_BEGIN, SCALE_END, parts)
-        written.append(rehearsal)
-    return written
-
-
-def _check_markers(page: Path, begin: str, end: str) -> None:
-    text = page.read_text()
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{page} must hold the lines {begin} and {end} once")
-
-
-def _put(page: Path, begin: str, end: str, parts: list[str]) -> None:
-    before, rest = page.read_text().split(begin)
-    page.write_text(f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.split(end)[1]}")
-
-
-def machine(document: dict[str, Any], pictures: list[str]) -> str:
-    """Markdown of one machine's document, with links to its plots."""
-    lines = [_heading(document)]
-    for section in _TABLES:
-        if section != "scale":
-            lines += _section(document, section)
-    lines += [f"![{_alt(path)}]({path})" for path in pictures]
-    return "\n\n".join(lines)
-
-
-def _heading(document: dict[str, Any]) -> str:
-    about = document["machine"]
-    return f"### {about['name']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"
-
-
-def _section(document: dict[str, Any], section: str) -> list[str]:
-    """Title and table of a section, nothing if it was not measured."""
-    if section not in document["sections"]:
-        return []
-    title, table = _TABLES[section]
-    content = document["sections"][section]
-    return [f"**{title}** {conditions(content['environment'])}", table(content["rows"])]
-
-
-def conditions(about: dict[str, Any]) -> str:
-    """When, of which commit and with what a section was measured."""
-    parts = [
-        about["date"][:10],
-        f"commit {about['commit'][:7]}{' with uncommitted changes' if about['dirty'] else ''}",
-        f"torch {about['torch']}",
-        f"{about['threads']} threads",
-        f"load {about['load']:.2f} at the start",
-    ]
-    if about.get("elsewhere") is not None:
-        parts.append(f"{about['elsewhere']:.0%} of the processors' time spent elsewhere")
-    return f"({', '.join(parts)})"
+_FOUND = {PRODUCTS: "{:.2f} ×", "memory": "1/{:.0f}", "gib": "{:.2f} GiB", "bandwidth": "{:.0%}"}
 
 
 def operators(rows: list[dict[str, Any]]) -> str:
     """Table of the operators: times, speed-up over each peer, share of the bare products, memory, targets."""
-    peers = [peer for peer in _PEERS if any(peer in row["runs"] for row in rows)]
+    peers = [peer for peer in PEERS if any(peer in row["runs"] for row in rows)]
     head = ["case", "dtype, backend", "ms (quartiles)", *(f"× {peer}" for peer in peers), "of the products"]
     lines = []
     for row in rows:
         ours = row["runs"]["ours"]
         cells = [row["case"], f"{row['dtype']}, {row['backend']}", _quartiles(ours)]
         cells += [_speed_up(row, peer) for peer in peers]
-        cells += [_or_dash(row["ratios"].get("products"), "{:.2f} ×"), _memory(row), _verdicts(row)]
+        cells += [_or_dash(row["ratios"].get(PRODUCTS), "{:.2f} ×"), _memory(row), _verdicts(row)]
         lines.append(cells)
-    return _table([*head, "extra memory", "target"], lines)
+    return table([*head, "extra memory", "target"], lines)
+
+
+def headline(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    """Table of a few operators, each with the kind of device that it was measured on, in few columns."""
+    peers = ("dense", "compiled")
+    lines = []
+    for device, row in rows:
+        speed_up = [_speed_up(row, peer) for peer in peers]
+        memory = _or_dash(row["ratios"].get("memory"), "1/{:.0f}")
+        lines.append([row["case"], f"{device}, {row['dtype']}", _three_digits(_median_ms(row)), *speed_up, memory])
+    head = ["forward and backward", "on", "ms", *(f"× {peer}" for peer in peers), "memory of dense"]
+    return table(head, lines)
+
+
+def peers() -> str:
+    """Table of what the peers are."""
+    return table(["peer", "what it is"], [[peer.name, peer.about] for peer in PEERS.values()])
 
 
 def operator_line(row: dict[str, Any]) -> str:
     """One line about one case, for the terminal."""
     parts = [_quartiles(row["runs"]["ours"]) + " ms"]
-    parts += [f"{_speed_up(row, peer)} {peer}" for peer in _PEERS if peer in row["runs"]]
-    if "products" in row["ratios"]:
-        parts.append(f"{row['ratios']['products']:.2f} × the products")
+    parts += [f"{_speed_up(row, peer)} {peer}" for peer in PEERS if peer in row["runs"]]
+    if PRODUCTS in row["ratios"]:
+        parts.append(f"{row['ratios'][PRODUCTS]:.2f} × the products")
     return "; ".join([*parts, _memory(row), _verdicts(row)])
 
 
@@ -138,7 +68,7 @@ def pipeline(rows: list[dict[str, Any]]) -> str:
         cells.append(_or_dash(cost[1] / cost[0] if cost[0] and cost[1] else None, "{:.1f}"))
         cells += [_or_dash(_added(of, size, letters, library), "{:+.2f}") for library in ("dali", "torchvision")]
         lines.append(cells)
-    return _table(
+    return table(
         ["size", "augmentations", "DALI, images/s", "torchvision, images/s", "DALI, CPU ms/image",
          "torchvision, CPU ms/image", "×", "added by the letter, DALI", "torchvision"],
         lines,
@@ -148,7 +78,7 @@ def pipeline(rows: list[dict[str, Any]]) -> str:
 def _storages(rows: list[dict[str, Any]]) -> str:
     """Table of where photographs are kept."""
     if any("missing" in row for row in rows):
-        return _table(["kept as", "why not"], [[row["storage"], row.get("missing", "–")] for row in rows])
+        return table(["kept as", "why not"], [[row["storage"], row.get("missing", "–")] for row in rows])
     base = rows[0]
     lines = [
         [
@@ -160,7 +90,7 @@ def _storages(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table(["kept as", "kB an image", "images/s", "CPU ms/image", "× the first"], lines)
+    return table(["kept as", "kB an image", "images/s", "CPU ms/image", "× the first"], lines)
 
 
 def losses(rows: list[dict[str, Any]]) -> str:
@@ -173,7 +103,7 @@ def losses(rows: list[dict[str, Any]]) -> str:
         cells = [case, _or_dash(ours.get("kernels"), "{:.0f}")]
         cells += [_or_dash(ours.get(f"{kind}_ms"), "{:.2f}") for kind in ("busy", "wall", "graph")]
         lines.append(cells + [_or_dash(of.get((case, run), {}).get("wall_ms"), "{:.2f}") for run in runs])
-    return _table(
+    return table(
         [
             "loss",
             "kernels",
@@ -197,7 +127,7 @@ def training(rows: list[dict[str, Any]]) -> str:
         total = sum(row["milliseconds"].values())
         shares = [f"{row['milliseconds'][phase] / total:.1%}" for phase in phases]
         lines.append([f"`{row['recipe']}`", f"{row['images_per_second']:.0f}", f"{total:.0f}", *shares])
-    return _table(["recipe", "images/s", "ms a step", *phases], lines)
+    return table(["recipe", "images/s", "ms a step", *phases], lines)
 
 
 def scaling(rows: list[dict[str, Any]]) -> str:
@@ -212,7 +142,7 @@ def scaling(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table(["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines)
+    return table(["in", "from – to", "time: ours", "dense", "products", "extra memory: ours", "dense"], lines)
 
 
 def scale(rows: list[dict[str, Any]]) -> str:
@@ -223,7 +153,7 @@ def scale(rows: list[dict[str, Any]]) -> str:
         else [row["what"], _scale_target(row), _scale_found(row), row["note"] or "–"]
         for row in rows
     ]
-    return _table(["what", "target", "found", "in detail"], lines)
+    return table(["what", "target", "found", "in detail"], lines)
 
 
 def scale_line(row: dict[str, Any]) -> str:
@@ -252,6 +182,10 @@ def _unit(row: dict[str, Any]) -> str:
 
 def _quartiles(run: dict[str, Any]) -> str:
     return f"{_three_digits(run['median_ms'])} ({_three_digits(run['q1_ms'])} – {_three_digits(run['q3_ms'])})"
+
+
+def _median_ms(row: dict[str, Any]) -> float:
+    return row["runs"]["ours"]["median_ms"]
 
 
 def _three_digits(value: float) -> str:
@@ -305,20 +239,13 @@ def _or_dash(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """Markdown of a table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return path.resolve().relative_to(folder.resolve()).as_posix()
-
-
-def _alt(path: str) -> str:
-    return re.sub(r"[-_]", " ", Path(path).stem)
-
-
-_TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
+TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "operators": ("Operators and losses, forward and backward.", operators),
     "losses": ("Whole losses on the GPU, forward and backward, ms a step.", losses),
     "scaling": ("Exponents of the contrast's time and memory.", scaling),
@@ -326,3 +253,4 @@ _TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "training": ("Where a training step's time goes.", training),
     "scale": ("A rehearsal at the size of ImageNet.", scale),
 }
+"""By section: its title, and its table."""

@@ -40,6 +40,6 @@ def test_failure_is_told(capsys):
 
 
 def test_a_process_that_does_not_end_is_given_up(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "_LONGEST", 0.1)
+    monkeypatch.setattr(memory, "_PATIENCE", 0.1)
     assert in_fresh_process(SIMCLR, "dense") is None
     assert "by dense is not measured: took longer than 0.1 s" in capsys.readouterr().err

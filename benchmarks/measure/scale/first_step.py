@@ -3,12 +3,13 @@
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning
 
-from .children import memory
+from ...system import child_processes, memory
 
 
 class FirstStep(lightning.Callback):
@@ -32,10 +33,7 @@ class FirstStep(lightning.Callback):
 def _of_children() -> int:
     """Resident bytes of this process's child processes."""
     pages = 0
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-            except OSError:  # it has ended since
-                continue
+    for pid in child_processes():
+        with suppress(OSError):  # it has ended since
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

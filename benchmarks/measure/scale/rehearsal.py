@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...system import memory_free
+from ...system import cores, memory_free
 from . import children
-from .children import BATCH, IMAGES, SIZE, Failed
+from .answers import BATCH, IMAGES, SIZE
+from .children import Failed
 from .tree import FULL, LEAST, Tree, tree
 
 ROWS = 1_281_167
@@ -36,7 +37,7 @@ CASES = (
 )
 
 # Seconds that a run may take until its first step, kNN before training included.
-_LONGEST = 240
+_FIRST_STEP_SECONDS = 240
 _EPOCHS = 100
 _WITH_TARGET = ("512", "float32")
 # Of what a start costs beyond 1,000 images, what nobody notices: it counts as this.
@@ -45,7 +46,7 @@ _NOTICED_SECONDS, _NOTICED_BYTES, _NOTICED_STATE = 0.1, float(8 << 20), 1024.0
 _LINEAR = 1.15
 _OF_THE_SLOWEST = ("product", "product_processor", "knn", "knn_processor", "beyond")
 _SETTINGS = {
-    "data.size": 64, "data.batch_size": 128, "data.num_threads": children.cores(),
+    "data.size": 64, "data.batch_size": 128, "data.num_threads": cores(),
     "model.backbone.name": "resnet18", "model.backbone.width": 16, "model.compile": "false",
     "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true",
     "trainer.sync_batchnorm": "false",
@@ -211,7 +212,7 @@ def _pretrain(made: Tree) -> Iterator[Row]:
                 found = _first_step(made, size, knn)
             except subprocess.TimeoutExpired:
                 note = "it was ended then"
-                yield _row("pretrain", what, _LONGEST, "s", None, basis="at least", note=note, details={})
+                yield _row("pretrain", what, _FIRST_STEP_SECONDS, "s", None, basis="at least", note=note, details={})
                 continue
             memory = found["memory"]
             note = f"{memory['resident'] / 2**20:,.0f} MiB resident, peak {memory['peak'] / 2**20:,.0f}, its processes "
@@ -224,7 +225,7 @@ def _first_step(made: Tree, size: str, knn: bool) -> dict[str, Any]:
 
     Raises:
         Failed: the command ended without one.
-        TimeoutExpired: it takes longer than `_LONGEST`.
+        TimeoutExpired: it takes longer than `_FIRST_STEP_SECONDS`.
     """
     name = f"{size}-{'knn' if knn else 'plain'}"
     told = made.folder / f"{name}.json"
@@ -241,7 +242,7 @@ def _first_step(made: Tree, size: str, knn: bool) -> dict[str, Any]:
         started = time.monotonic()
         process = children.Process(command, _environment(made, size), stdout=log, stderr=log)
         try:
-            code = process.wait(_LONGEST)
+            code = process.wait(_FIRST_STEP_SECONDS)
         finally:
             process.end()
     if code or not told.exists():

@@ -1,13 +1,11 @@
 """A folder like ImageNet's for `bench scale`: classes of hard links to a few hundred JPEG files, gone when it is left.
 
-The links lie in a temporary folder (TMPDIR). A process of its own removes it when the pipe to the benchmark is closed,
-however that ends: by itself, by Ctrl-C, by SIGKILL.
+The links lie in a temporary folder (TMPDIR).
 """
 
 import errno
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from amcl_fast.progress import Progress
 
 from ...system import file_system
+from ...temporary import removed
 
 FULL = 1_281_000
 """Images of the training part of ImageNet-1k, 1,281 in each of 1,000 classes."""
@@ -31,7 +29,6 @@ LEAST = 1_000
 """Images of the small folder beside it, and the least that can be asked for."""
 
 WIDTH, HEIGHT = 500, 375
-PREFIX = "amcl-fast-scale-"
 
 _CLASSES = 1_000
 _LEAST_OF_CLASS = 20
@@ -40,7 +37,6 @@ _SOURCES = 256
 _MOST_LINKS = 30_000
 # Bytes an image in folders and in what is kept of a scan, and beside all of these: sources, runs, their checkpoints.
 _ROOM_OF_IMAGE, _ROOM = 700, 300 << 20
-_REMOVE = 'cat >/dev/null; rm -rf -- "$1" 2>/dev/null || { sleep 5; rm -rf -- "$1"; }'
 
 
 @dataclass(frozen=True)
@@ -199,19 +195,3 @@ def _check_room(where: Path, images: int) -> None:
             f"TMPDIR must have {needed / 2**20:,.0f} MiB and {wanted:,} inodes free for --images {images}, got "
             f"{where} with {room / 2**20:,.0f} MiB and {inodes:,}"
         )
-
-
-@contextmanager
-def removed(where: Path) -> Iterator[Path]:
-    """A temporary folder; it goes when the block or the process ends."""
-    folder = tempfile.mkdtemp(prefix=PREFIX, dir=where)
-    # A session of its own: neither a Ctrl-C nor a terminal that is closed reaches it.
-    remover: subprocess.Popen[Any] = subprocess.Popen(
-        ["sh", "-c", _REMOVE, "sh", folder], stdin=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        yield Path(folder)
-    finally:
-        assert remover.stdin is not None
-        remover.stdin.close()
-        remover.wait()

@@ -152,7 +152,7 @@ def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
     faults = Faults(FAULTS)
     pretend.setattr(parts, "WORK", parts.Work(faults.perform, faults.unusable))
     pretend.setattr(run_of_parts, "WORK", parts.WORK)
-    pretend.setattr(command, "_LONGEST", 1.0)
+    pretend.setattr(command, "_ITEM_SECONDS", 1.0)
     code, sections, printed, complaints = call("quick")
     assert code == 1
     for name, row in rows_of_parts(sections).items():

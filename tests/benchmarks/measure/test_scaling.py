@@ -33,7 +33,7 @@ def test_axes_change_one_thing():
 def test_row_and_refusal(monkeypatch):
     monkeypatch.setitem(scaling.AXES, "N", (8, 16, 2048))
     monkeypatch.setattr(scaling, "in_fresh_process", lambda case, name, device: case.rows**2)
-    monkeypatch.setitem(scaling._LONGEST, "cpu", 1e8)
+    monkeypatch.setitem(scaling._MOST_OPERATIONS, "cpu", 1e8)
     monkeypatch.setattr(scaling, "case_at", lambda axis, n: small(n))
     row = scaling.measure("N", "cpu", "auto", 0.0)
     assert row["values"] == [8, 16, 2048]

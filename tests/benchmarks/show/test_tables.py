@@ -1,44 +1,6 @@
-import json
-
-import pytest
-
+from benchmarks.peers import PEERS
 from benchmarks.show import tables
 from tests.helpers.benchmarks.tiny import document
-
-
-@pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A README with markers and a folder with one machine's results."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "machine.json").write_text(json.dumps(document()))
-    (tmp_path / "README.md").write_text(f"# before\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n")
-    (tmp_path / "scale.md").write_text(f"# rehearsal\n\n{tables.SCALE_BEGIN}\nold\n{tables.SCALE_END}\n")
-    return tmp_path
-
-
-def write(house):
-    return tables.write(house / "results", house / "README.md", house / "docs" / "benchmarks", house / "scale.md")
-
-
-def test_readme_is_regenerated_the_same(house):
-    pytest.importorskip("matplotlib")
-    first = write(house)
-    contents = [path.read_bytes() for path in first]
-    assert write(house) == first
-    assert [path.read_bytes() for path in first] == contents
-    text = (house / "README.md").read_text()
-    assert text.startswith("# before\n\n") and text.endswith(f"{tables.END}\n\nafter\n") and "old" not in text
-    assert [path.name for path in first[1:-1]] == [
-        f"some-processor-1-2-cores-{name}.png" for name in ("speed-up", "time", "memory", "pipeline", "steps")
-    ]
-    page = (house / "scale.md").read_text()
-    assert first[-1] == house / "scale.md" and "first scan" not in text
-    assert page.startswith("# rehearsal\n\n") and "old" not in page
-    assert "**A rehearsal at the size of ImageNet.** (2026-01-02, commit 0123456" in page
-    assert "| first scan | ≤ 60 s: **missed** | 61.2 s | – |" in page
-    assert "](docs/benchmarks/some-processor-1-2-cores-speed-up.png)" in text
-    assert "commit 0123456, torch 2.11.0, 2 threads, load 0.05 at the start, 1% of the processors'" in text
 
 
 def test_operators_table():
@@ -85,14 +47,13 @@ def test_line_for_the_terminal():
     assert tables.operator_line(row).startswith("10 (9 – 11) ms; 5.0 dense; wrong by 3e-01 compiled; not installed")
 
 
-def test_what_is_missing_is_told(house):
-    (house / "README.md").write_text("no markers")
-    with pytest.raises(ValueError, match=r"README.md must hold the lines <!-- benchmarks: begin --> and"):
-        write(house)
-    (house / "README.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
-    (house / "scale.md").write_text("no markers")
-    with pytest.raises(ValueError, match=r"scale.md must hold the lines <!-- scale: begin --> and"):
-        write(house)
-    (house / "results" / "machine.json").unlink()
-    with pytest.raises(ValueError, match="results must hold the JSON of a machine; amcl-fast bench writes it"):
-        write(house)
+def test_the_headline_has_few_columns():
+    (row,) = document()["sections"]["operators"]["rows"]
+    head, _, line = tables.headline([("CPU", row)]).splitlines()
+    assert head == "| forward and backward | on | ms | × dense | × compiled | memory of dense |"
+    assert line == "| SimCLR | CPU, float32 | 10 | 5.0 | wrong by 3e-01 | 1/32 |"
+
+
+def test_every_peer_is_explained():
+    lines = tables.peers().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in PEERS]

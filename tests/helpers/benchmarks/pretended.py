@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from amcl_fast.kernels import tuning
-from benchmarks import cases, results
+from benchmarks import cases, peers, results
 from benchmarks.gpu import checks, command, device, parts, run, sweep, workers
 
 NAME = "NVIDIA Stand-in 1"
@@ -93,6 +93,8 @@ def install(set_, seconds=0.0):
     # Not even the reference keeps within the tolerance of bfloat16 where it rounds every step to it.
     set_(checks, "DTYPES", 3 * (torch.float32,))
     set_(cases, "DTYPES", dict.fromkeys(("cpu", "cuda"), torch.float32))
+    # Its kind is called cpu.
+    set_(peers, "PEERS", {name: replace(peer, devices=("cpu", "cuda")) for name, peer in peers.PEERS.items()})
     set_(results, "machine", lambda kind: MACHINE)
     set_(results, "_output", lambda *command: {"rev-parse": COMMIT, "status": ""}.get(command[1], "580.1"))
     set_(results, "_QUIET", 1e6)

@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 
 from amcl_fast.benchmarks import command, system
-from amcl_fast.benchmarks.measure.scale import children, rehearsal
+from amcl_fast.benchmarks.measure.scale import answers, children, rehearsal
 from amcl_fast.benchmarks.measure.scale.tree import FULL, LEAST, tree
 from amcl_fast.benchmarks.show import tables
 from amcl_fast.cli import main
@@ -35,11 +35,11 @@ def here(tmp_path, monkeypatch):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            return [children._answer(what, dict(request) | {"rank": 0, "processes": 1})]
+            return [answers._answer(what, dict(request) | {"rank": 0, "processes": 1})]
 
     monkeypatch.setattr(children, "measure", measure)
-    monkeypatch.setattr(children, "SIZE", 16)
-    monkeypatch.setattr(children, "IMAGES", 8)
+    monkeypatch.setattr(answers, "SIZE", 16)
+    monkeypatch.setattr(answers, "IMAGES", 8)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -216,7 +216,7 @@ def slow_start(rank, request, folder):
         usual(data)
 
     ContrastiveDataModule.prepare_data = slow
-    answer = children._answer("start", request | {"rank": rank})
+    answer = answers._answer("start", request | {"rank": rank})
     (folder / f"{rank}.json").write_text(json.dumps(answer))
 
 
@@ -247,7 +247,7 @@ def test_a_process_that_fails_is_named():
 
 
 def test_features_have_class_structure():
-    features = children._Features(512, torch.float32, "cpu")
+    features = answers._Features(512, torch.float32, "cpu")
     rows, labels = features.rows(4000, seed=1)
     assert torch.equal(rows, features.rows(4000, seed=1)[0]) and not torch.equal(rows, features.rows(4000, seed=2)[0])
     rows = torch.nn.functional.normalize(rows, dim=1)

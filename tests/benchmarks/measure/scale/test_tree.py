@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.measure.scale import tree as tree_module
-from benchmarks.measure.scale.tree import LEAST, PREFIX, photograph, tree
+from benchmarks.measure.scale.tree import LEAST, photograph, tree
+from benchmarks.temporary import PREFIX
 from tests.helpers.command_line import image_folder
 
 ROOT = Path(__file__).parents[4]
@@ -137,7 +138,7 @@ def test_a_signal_removes_it_and_ends_what_measures(photographs, temporary, tmp_
         found = []
         for pid in children.read_text().split():
             with suppress(OSError):  # it has ended since
-                if b"scale.children" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"scale.answers" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found
 
