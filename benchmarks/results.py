@@ -4,7 +4,7 @@
       "schema": 1,
       "machine": {"device": "cpu" | "cuda", "name": str, "cores": int, "memory_gib": float},
       "sections": {
-        NAME: {                      # operators, pipeline, training, scaling, scale, compare; benchmarks.parts's
+        NAME: {                      # operators, pipeline, training, scaling, scale, compare, gpu.parts's
           "environment": {
             "commit": str, "dirty": bool, "date": str,                # ISO 8601, UTC; dirty: uncommitted changes
             "python": str, "torch": str, "numpy": str, "triton": str | null, "amcl_fast": str,
@@ -25,6 +25,7 @@ import contextlib
 import datetime as dt
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -130,8 +131,20 @@ def save(path: Path, device: str, section: str, about: dict[str, Any], rows: lis
     document: dict[str, Any] = load(path) if path.exists() else {"schema": SCHEMA, "sections": {}}
     document["machine"] = machine(device)
     document["sections"][section] = {"environment": about, "rows": rows}
+    # Here: the sides of a comparison import this module beside an amcl_fast of long ago.
+    from amcl_fast.runs.files import write_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def rounded(value: Any, digits: int, *, finite: bool = False) -> Any:
+    """With so many digits of every float in it; `finite`: null for what JSON has no number for."""
+    if isinstance(value, float):
+        return None if finite and not math.isfinite(value) else float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {name: rounded(of, digits, finite=finite) for name, of in value.items()}
+    return [rounded(of, digits, finite=finite) for of in value] if isinstance(value, list | tuple) else value
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`python -m benchmarks.collapse`."""
 
-from .training import main
+from .command import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,9 @@ from . import device
 from .parts import PARTS, WORK, Place
 from .workers import Event, Row, Workers
 
+# More than any measurement has.
+_DIGITS = 6
+
 
 @dataclass
 class _Done:
@@ -61,7 +64,7 @@ class _Section:
     def add(self, item: str, row: Row) -> None:
         """Put a row of an item into the file."""
         self._kept = [kept for kept in self._kept if kept["item"] != item]
-        self.rows.append({"item": item, **_rounded(row)})
+        self.rows.append({"item": item, **results.rounded(row, _DIGITS)})
         self.save()
 
     def save(self) -> None:
@@ -101,15 +104,6 @@ def _sources(section: dict[str, Any]) -> tuple[str, bool]:
 
 def _sources_of(about: dict[str, Any]) -> tuple[str, bool]:
     return about["commit"], about["dirty"]
-
-
-def _rounded(value: Any) -> Any:
-    """With six digits of every float, more than any measurement has."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {name: _rounded(of) for name, of in value.items()}
-    return [_rounded(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 class Run:

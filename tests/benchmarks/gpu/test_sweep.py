@@ -1,6 +1,8 @@
 """What is swept is what the launchers ask for; in the interpreter, at sizes of a test."""
 
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from amcl_fast.kernels import tuning
 from benchmarks.cases import named
 from benchmarks.gpu import device, sweep, tools
 from tests.helpers.benchmarks import pretended
+from tests.helpers.benchmarks.schema import rows_of_parts
 
 
 @pytest.fixture
@@ -49,12 +52,6 @@ ONE = replace(
     next(one for one in sweep.SWEEPS if one.name == "sums"),
     variants=({}, {"num_warps": 2}, {"M": 128, "N": 128}, {"num_warps": 4, "BLOCK": 8}, {"num_warps": 1}),
 )
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    pretended.install(monkeypatch.setattr)
-    return monkeypatch
 
 
 def rows(folder, one=ONE, until=float("inf")):
@@ -145,3 +142,39 @@ def test_everything_that_is_swept_is_compiled_before(pretend):
     assert len(sweep.compilations()) == sum(len(one.variants) for one in sweep.SWEEPS)
     for action in list(sweep.compilations().values())[:3]:
         action()
+
+
+@pytest.mark.parametrize("when", ["at a variant", "at the launchers' choice", "when the winner is looked for"])
+def test_a_sweep_goes_on_after_what_ends_its_process(pretend, call, tmp_path, when):
+    one = next(one for one in sweep.SWEEPS if one.name == "scores")
+    fatal = {"at a variant": (one.variants[2], one.variants[5], one.variants[-1])}.get(when, ())
+    if when == "at the launchers' choice":
+        fatal = (one.variants[0],)
+
+    def step_of_case(case, run, of=sweep.step_of_case):
+        if tuning._trying.get(one.table) in fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return of(case, run)
+
+    pretend.setattr(sweep, "step_of_case", step_of_case)
+    if when.startswith("when"):
+        pretend.setattr(sweep, "_decided", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    code, sections, _, complaints = call("sweep", "--only", "scores")
+    told = rows_of_parts(sections)["sweep"]
+    found = sections.get("sweep", {"rows": []})["rows"]
+    if when != "at a variant":
+        assert code == 1 and not told["done"] and len(found) == (0 if fatal else len(one.variants))
+        why = "its process ended: SIGKILL"
+        assert told["failed"] == {"scores": why if fatal else f"RuntimeError: when the winner was looked for, {why}"}
+        return
+    *variants, last = found
+    assert code == 0 and told["done"] == ["scores"] and not told["failed"]
+    assert [row["parameters"] for row in variants] == list(one.variants)
+    failed = {str(row["parameters"]): row["failed"] for row in variants if "failed" in row}
+    assert failed == {str(parameters): "its process ended: SIGKILL" for parameters in fatal}
+    assert complaints.count("going on after  sweep, scores: its process ended: SIGKILL") == 3
+    # What is measured by the processes after the first is compared with the launchers' choice as well.
+    assert {round(row["difference"], 2) for row in variants[6:-1]} == {0, 0.1}
+    assert last["winner"]["num_warps"] == 4 and last["variants"] == [len(one.variants)] * 2 and last["keys"]
+    tuned = json.loads((tmp_path / "tuned" / "nvidia-stand-in-1.json").read_text())
+    assert tuned["tables"][one.table] == {last["keys"][0]: last["winner"]}

@@ -18,3 +18,8 @@ def check_schema(found):
         for name, kind in TYPES.items():
             assert isinstance(section["environment"][name], kind), name
         assert all(isinstance(row, dict) for row in section["rows"])
+
+
+def rows_of_parts(sections):
+    """What the section `parts` says of each."""
+    return {row["part"]: row for row in sections["parts"]["rows"]}

@@ -1,48 +1,15 @@
 """`bench scale` at a tiny size: rows, JSON, table, targets that are missed, processes that fail."""
 
 import json
-import statistics
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing as mp
 
-from amcl_fast.benchmarks import command, system
-from amcl_fast.benchmarks.measure.scale import answers, children, rehearsal
+from amcl_fast.benchmarks import command
+from amcl_fast.benchmarks.measure.scale import children, rehearsal
 from amcl_fast.benchmarks.measure.scale.tree import FULL, LEAST, tree
 from amcl_fast.benchmarks.show import tables
 from amcl_fast.cli import main
-from amcl_fast.data import ContrastiveDataModule
-from tests.helpers.command_line import image_folder
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("photographs"), 20, 1)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Measurements of one process in this one, which has all libraries loaded; loaders of small images."""
-    alone = children.measure
-
-    def measure(what, request, environment, processes=1):
-        if processes > 1 and what == "knn":  # a start of its own costs seconds
-            return alone(what, request, environment, processes)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            return [answers._answer(what, dict(request) | {"rank": 0, "processes": 1})]
-
-    monkeypatch.setattr(children, "measure", measure)
-    monkeypatch.setattr(answers, "SIZE", 16)
-    monkeypatch.setattr(answers, "IMAGES", 8)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def first_step(made, size, knn):
@@ -126,15 +93,6 @@ def test_a_run_to_its_first_step(tmp_path, photographs, monkeypatch):
             rehearsal._first_step(made, "full", knn=False)
 
 
-def test_an_exact_number_of_queries(here):
-    """Then nothing is extrapolated; the bank's accuracy is checked against float64."""
-    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "queries": 300, "seconds": None}
-    request["most"] = 50_000
-    (answer,) = children.measure("knn", request, {})
-    assert [(one["queries"], one["rows"]) for one in answer["timed"]] == [(300, 3000)] and answer["error"] == 0
-    assert answer["timed"][0]["knn"] > 0 and answer["timed"][0]["product"] > 0
-
-
 @pytest.mark.parametrize(
     ("first", "seconds", "ratio"),
     [
@@ -171,90 +129,6 @@ def test_what_does_not_fit_into_memory_is_a_row(here, monkeypatch, capsys):
     assert len(rows) == 5
     assert rows[0]["missing"] == "11.8 GiB of memory must be free, got 3.0" in capsys.readouterr().out
     assert "| kNN, 50,000 × 1,281,167 × 2048, float32 | – | – | 11.8 GiB of memory" in tables.scale(rows)
-
-
-@pytest.mark.parametrize(
-    ("line", "files"),
-    [
-        ("0::/jobs/one", {"memory.max": "300", "memory.current": "200", "memory.stat": "anon 5\ninactive_file 50\n"}),
-        (
-            "4:memory:/jobs/one",
-            {
-                "memory/memory.limit_in_bytes": "300", "memory/memory.usage_in_bytes": "200",
-                "memory/memory.stat": "total_inactive_file 50\n",
-            },
-        ),
-    ],
-)  # fmt: skip
-def test_the_limit_of_a_group_counts(tmp_path, monkeypatch, line, files):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    read = Path.read_text
-    monkeypatch.setattr(system, "_GROUPS", tmp_path)
-    monkeypatch.setattr(Path, "read_text", lambda path: line if str(path) == "/proc/self/cgroup" else read(path))
-    assert system.memory_free("cpu") == 150
-
-
-def test_the_file_system_of_a_folder():
-    assert system.file_system(Path("/proc/self")) == "proc"
-
-
-def test_steps_of_a_probe(here):
-    """No more than an epoch has, however much time there is; the first are none of them."""
-    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 3600}
-    (answer,) = children.measure("probe", request, {})
-    assert answer["steps"] == 10 and answer["steps_of_a_block"] == 2 and answer["batches"] == 12
-    assert 0 < answer["step"] == pytest.approx(statistics.median(answer["blocks"][1:]) / 2)
-
-
-def slow_start(rank, request, folder):
-    usual = ContrastiveDataModule.prepare_data
-
-    def slow(data):
-        time.sleep(2)
-        usual(data)
-
-    ContrastiveDataModule.prepare_data = slow
-    answer = answers._answer("start", request | {"rank": rank})
-    (folder / f"{rank}.json").write_text(json.dumps(answer))
-
-
-def test_the_start_of_two_processes(photographs, tmp_path, monkeypatch):
-    """The second takes the first one's list, and waits for it."""
-    monkeypatch.setenv("AMCL_FAST_CACHE", str(tmp_path / "cache"))
-    request = {"root": str(photographs), "loads": False, "processes": 2, "group": str(tmp_path / "group")}
-    mp.spawn(slow_start, args=(request, tmp_path), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first["images"] == second["images"] > 0
-    # Both are counted from one moment on, and the list is there at another.
-    listed = [answer["prepare"] + answer["waiting"] for answer in (first, second)]
-    assert listed[0] == pytest.approx(listed[1], abs=1)
-    assert first["prepare"] > 2 and second["prepare"] < 1 < second["waiting"]
-
-
-def test_two_processes():
-    """Both take the same steps of a probe."""
-    request = {"rows": 3000, "width": 16, "dtype": "float32", "device": "cpu", "seconds": 0.1}
-    answers = children.measure("probe", request, {}, 2)
-    assert [answer["batches"] for answer in answers] == [12, 12] and answers[0]["steps"] == answers[1]["steps"] >= 10
-    assert min(answer["step"] for answer in answers) > 0
-
-
-def test_a_process_that_fails_is_named():
-    with pytest.raises(children.Failed, match="nosuch: the process that measures it ended with code 1"):
-        children.measure("nosuch", {}, {})
-
-
-def test_features_have_class_structure():
-    features = answers._Features(512, torch.float32, "cpu")
-    rows, labels = features.rows(4000, seed=1)
-    assert torch.equal(rows, features.rows(4000, seed=1)[0]) and not torch.equal(rows, features.rows(4000, seed=2)[0])
-    rows = torch.nn.functional.normalize(rows, dim=1)
-    cosine = rows @ rows.T
-    same = (labels[:, None] == labels) & ~torch.eye(4000, dtype=torch.bool)
-    assert cosine[same].mean() == pytest.approx(0.9 / 512**0.5, rel=0.1)
-    assert abs(cosine[labels[:, None] != labels].mean()) < 0.001
 
 
 @pytest.mark.parametrize(
