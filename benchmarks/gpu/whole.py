@@ -2,8 +2,8 @@
 
 A row of a loss: `case`, `run` (`ours`, `dense`; with `compiled`: by torch.compile; `graphed`: by
 torch.cuda.make_graphed_callables), `wall_ms`, and of the first two `busy_ms`, `kernels` (launches a step) and
-`graph_ms` as in `benchmarks.breakdown`; of `graphed` `same_bits`, whether loss and gradients of new inputs are eager's,
-and their relative `difference`; where φ's precision is set `products`, the library's kernels.
+`graph_ms` as in `benchmarks.gpu.breakdown`; of `graphed` `same_bits`, whether loss and gradients of new inputs are
+eager's, and their relative `difference`; where φ's precision is set `products`, the library's kernels.
 
 A row of a training step: `loss`, `run`, `wall_ms`, `peak_gib`, `images_per_second`.
 """
