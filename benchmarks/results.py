@@ -38,8 +38,6 @@ from typing import Any
 
 import torch
 
-from amcl_fast.runs.files import write_file
-
 SCHEMA = 1
 # A machine with more load than this, a core, is not quiet.
 _QUIET = 0.1

@@ -31,7 +31,9 @@ class Assets(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         if tag != "a":
-            self.found += [value for name, value in attrs if name in ("src", "srcset", "href", "poster", "data") and value]
+            self.found += [
+                value for name, value in attrs if name in ("src", "srcset", "href", "poster", "data") and value
+            ]
 
 
 def test_pages_fetch_nothing_from_elsewhere(site):
