@@ -9,6 +9,9 @@ import torch.distributed as dist
 if not torch.cuda.is_available():
     # Read when triton is imported, which any test may do first.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    from tests.helpers.kernels.interpreter import quicken
+
+    quicken()
 
 
 @pytest.fixture(scope="session", autouse=True)
