@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from .extras import require
 from .recipes import describe_recipes
-from .runs.directory import LATEST
+from .runs.directory import EVALUATIONS, LATEST
 from .terminal import lasting_output, output_error
 
 _PRETRAIN = """\
@@ -244,7 +244,7 @@ def _declare_evaluate(commands: Any) -> None:
         "(default: crops and flips on a GPU, once on a CPU)",
     )
     parser.add_argument("--half", action="store_true", help="keep features in float16: half the memory")
-    parser.add_argument("--output", type=_path, metavar="FILE", help="JSON (default: evaluation-*.json beside CKPT)")
+    parser.add_argument("--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} beside CKPT)")
     parser.set_defaults(run=_evaluate)
 
 

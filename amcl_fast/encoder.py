@@ -11,9 +11,9 @@ from .extras import extras_named
 from .models import BackboneConfig, build_backbone
 from .models.backbones import RESNETS, TIMM_PREFIX
 from .runs.checkpoint import load_checkpoint
+from .runs.directory import LAST, RunDirectory
 
 SUFFIX = ".safetensors"
-_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _PREFIX = "backbone."
 _METADATA_KEYS = {"amcl_fast", "backbone", "size", "mean", "std"}
 
@@ -68,9 +68,9 @@ def find_weights(path: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    file = path / _CHECKPOINT if path.is_dir() else path
+    file = RunDirectory(path).last if path.is_dir() else path
     if not file.is_file():
-        what = f"{path} holds no {_CHECKPOINT}" if path.is_dir() else f"{path} does not exist"
+        what = f"{path} holds no {LAST}" if path.is_dir() else f"{path} does not exist"
         raise FileNotFoundError(f"{what}; expected a run directory, a checkpoint or an exported {SUFFIX} file")
     return file
 

@@ -60,8 +60,8 @@ from .parser import Parser
 from .paths import absolute_data, expanded, find_data
 from .recipes import recipe_files, recipe_names
 from .runs.checkpoint import load_checkpoint
-from .runs.directory import CONFIG, RUNS, NewFolder, told_run_dir
-from .runs.files import Unwritten, copy_file, is_full, remove_partial, write_file
+from .runs.directory import RUNS, NewFolder, RunDirectory, aside, told_run_dir
+from .runs.files import Unwritten, copy_file, is_full, write_file
 from .runs.lock import RunLock
 from .runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
 from .runs.settings import (
@@ -198,6 +198,10 @@ class PretrainCLI(LightningCLI):
         data.root, data.held_out = root(data.root), held_out(data.held_out) if data.held_out else None
 
     @property
+    def _files(self) -> RunDirectory:
+        return RunDirectory(self.run_dir)
+
+    @property
     def _known_dir(self) -> Path | None:
         """The run directory, None where the name of a new one is still to be found."""
         return self.run_dir if self._folder is None else self._folder.given
@@ -234,12 +238,12 @@ class PretrainCLI(LightningCLI):
             OSError: they cannot be written.
         """
         if not _rank() and self.resumed is None:
-            write_file(self.run_dir / CONFIG, self._yaml)
+            write_file(self._files.config, self._yaml)
 
     def discard(self) -> None:
         """Remove the directory of a new run in which nothing was begun."""
         if self._folder is not None:
-            (self.run_dir / CONFIG).unlink(missing_ok=True)
+            self._files.config.unlink(missing_ok=True)
             self._folder.give_up()
 
     def _open_resumed(self) -> None:
@@ -247,8 +251,8 @@ class PretrainCLI(LightningCLI):
         if self.resumed is None:
             return
         self._put_aside_what_is_later()
-        remove_partial(*(self.run_dir / folder for folder in (".", "checkpoints", "snapshots", "report")))
-        path = self.run_dir / CONFIG
+        self._files.clear()
+        path = self._files.config
         self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
         for logger in self.trainer.loggers:
             if isinstance(logger, MetricsFile | EventsFile):
@@ -256,18 +260,18 @@ class PretrainCLI(LightningCLI):
 
     def _put_aside_what_is_later(self) -> None:
         """Keep the end of a run that goes on from an earlier checkpoint than its last."""
-        last = self.run_dir / "checkpoints" / "last.ckpt"
+        last = self._files.last
         assert self.resumed is not None
         if self.resumed.checkpoint is None or not last.is_file() or last.samefile(self.resumed.checkpoint):
             return
         step = load_checkpoint(last)["global_step"]
         if step <= self.resumed.step:
             return
-        for path in (last, self.run_dir / "metrics.csv"):
-            aside = path.with_name(f"{path.stem}-step-{step}{path.suffix}")
-            if path.is_file() and not aside.exists():
-                copy_file(path, aside)
-                print(f"{path} is of step {step}, which is later: it is kept as {aside}", flush=True)
+        for path in (last, self._files.metrics):
+            kept = aside(path, step)
+            if path.is_file() and not kept.exists():
+                copy_file(path, kept)
+                print(f"{path} is of step {step}, which is later: it is kept as {kept}", flush=True)
 
     @property
     def _yaml(self) -> str:
@@ -474,7 +478,7 @@ def _prepare(
             raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
         run_dir, checkpoint = find_run(resume, recipe)
         if not _rank():
-            _check_writable(run_dir, run_dir / "checkpoints")
+            _check_writable(run_dir, RunDirectory(run_dir).checkpoints)
             lock.acquire(run_dir)
         resumed = read_resumed(run_dir, checkpoint)
         if not trust:

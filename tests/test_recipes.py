@@ -16,7 +16,7 @@ from amcl_fast.optim import lr_scale
 from amcl_fast.pretrain import PretrainCLI
 from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
-from amcl_fast.runs.read import snapshot_path
+from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.resuming import Resumed
 from tests.helpers.command_line import image_folder
 from tests.helpers.fake_data import FakeDataModule
@@ -89,7 +89,7 @@ def test_a_run_of_every_framework_ends_with_its_report(framework, images, tmp_pa
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     assert (run / "report" / "index.html").is_file()
     for moment in ("before", "after"):
-        shot = Snapshot.load(snapshot_path(run, moment))
+        shot = Snapshot.load(RunDirectory(run).snapshot(moment))
         assert np.isfinite(shot.positive_similarity).all() and np.isfinite(shot.random_tau).all()
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
 from ..methods.trainer import at_logging_step, at_step_boundary, epoch_is_over, stepped
+from ..runs.directory import RunDirectory
 from ..runs.files import NewFile, copy_file, flush_to_disk, of_place, partial_name
 from ..runs.settings import read_settings
 from .guard import check_finite_weights
@@ -142,8 +143,7 @@ class Checkpoint(LightningCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         run_dir = Path(trainer.default_root_dir)
-        self.path = run_dir / "checkpoints" / "last.ckpt"
-        config = run_dir / "config.yaml"
+        self.path, config = RunDirectory(run_dir).last, RunDirectory(run_dir).config
         if self.settings is None and config.is_file():
             self.settings = read_settings(config)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -257,7 +257,7 @@ class Checkpoint(LightningCheckpoint):
         assert self.path is not None
         if not trainer.is_global_zero:
             return
-        kept = self.path.with_name(f"epoch-{trainer.current_epoch + 1:04d}.ckpt")
+        kept = RunDirectory.of(self.path).epoch(trainer.current_epoch + 1)
         try:
             copy_file(self.path, kept, link=True)
         except OSError as error:

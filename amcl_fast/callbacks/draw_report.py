@@ -15,8 +15,9 @@ from .. import __version__
 from ..methods.trainer import out_of_time
 from ..models.modes import in_mode
 from ..report.page import write_report
+from ..runs.directory import RunDirectory, write_facts, write_skipped
 from ..runs.files import Unwritten
-from ..runs.read import facts_path, head_metric, snapshot_path, write_facts, write_skipped
+from ..runs.read import head_metric
 from .capture import capture, hardest
 from .knn import OnlineKNN
 
@@ -57,7 +58,7 @@ class Report(L.Callback):
             self._capture(trainer, pl_module, "before")
         if trainer.is_global_zero:
             run_dir, facts = Path(trainer.default_root_dir), _facts(trainer)
-            self._unwritten.write(str(facts_path(run_dir)), lambda: write_facts(run_dir, facts))
+            self._unwritten.write(str(RunDirectory(run_dir).facts), lambda: write_facts(run_dir, facts))
         self._started = time.monotonic()
 
     def on_train_batch_end(
@@ -85,7 +86,7 @@ class Report(L.Callback):
             finished = not out_of_time(trainer)
             write_facts(run_dir, {**_facts(trainer), "finished": finished, "seconds": round(seconds, 1)})
             write_report(run_dir)
-            self.path = run_dir / "report" / "index.html"
+            self.path = RunDirectory(run_dir).page
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
             warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
 
@@ -122,7 +123,7 @@ class Report(L.Callback):
                 step=trainer.global_step,
             )
         if trainer.is_global_zero:
-            path = snapshot_path(Path(trainer.default_root_dir), moment)
+            path = RunDirectory(Path(trainer.default_root_dir)).snapshot(moment)
             self._unwritten.write(str(path), lambda: snapshot.save(path))
 
 

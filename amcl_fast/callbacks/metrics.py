@@ -19,6 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from ..runs.directory import RunDirectory
 from ..runs.files import Unwritten, append_whole, flush_to_disk, write_file
 
 Row = dict[str, Any]
@@ -103,7 +104,7 @@ class MetricsFile(_RunLogger):
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         super().__init__(folder)
-        self.path = self.folder / "metrics.csv"
+        self.path = RunDirectory(self.folder).metrics
         self._resume_step = resume_step
         self._columns: list[str] | None = None  # of the file; None: not known yet
         self._waiting: list[Row] = []
@@ -176,7 +177,7 @@ class EventsFile(_RunLogger):
         if self._path is None:
             now, host = int(time.time()), socket.gethostname()
             name = f"events.out.tfevents.{now:010d}.{host}.{os.getpid()}.{next(_numbers)}"
-            self._path = self.folder / "tensorboard" / name
+            self._path = RunDirectory(self.folder).events / name
         return self._path
 
     def _add(self, step: int | None, metrics: dict[str, float]) -> None:

@@ -8,8 +8,8 @@ import lightning as L
 
 from ..data.left_out import summarise
 from ..distributed import exchange
+from ..runs.directory import RunDirectory, write_skipped
 from ..runs.files import Unwritten
-from ..runs.read import skipped_path, write_skipped
 
 
 class SkippedFiles(L.Callback):
@@ -37,7 +37,7 @@ class SkippedFiles(L.Callback):
         self._started = True
         self._write(trainer)
         if _has_some(trainer):
-            path = skipped_path(Path(trainer.default_root_dir))
+            path = RunDirectory(Path(trainer.default_root_dir)).skipped
             listed = f"; listed in {path}" if path.exists() else ""
             print(f"{summarise(trainer.datamodule.skipped)}{listed}", flush=True)  # type: ignore[attr-defined]
 
@@ -59,7 +59,7 @@ class SkippedFiles(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         if _has_some(trainer):
             run_dir, skipped = Path(trainer.default_root_dir), trainer.datamodule.skipped  # type: ignore[attr-defined]
-            self._unwritten.write(str(skipped_path(run_dir)), lambda: write_skipped(run_dir, skipped))
+            self._unwritten.write(str(RunDirectory(run_dir).skipped), lambda: write_skipped(run_dir, skipped))
 
 
 def _has_some(trainer: L.Trainer) -> bool:

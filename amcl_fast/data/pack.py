@@ -28,11 +28,11 @@ from amcl_fast.data.tar import BLOCK
 from amcl_fast.data.walk import Tree
 from amcl_fast.extras import require
 from amcl_fast.progress import Progress
+from amcl_fast.runs.directory import SKIPPED
 from amcl_fast.runs.files import PARTIAL, NewFile, remove_partial, write_file
 from amcl_fast.runs.lock import LOCK, RunLock
 
 MANIFEST = "manifest.json"
-SKIPPED = "skipped_files.txt"
 
 _FORMAT = 2
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -16,6 +16,7 @@ from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..launch import launched, once_a_machine, patient, threads
 from ..paths import absolute_data, find_data
 from ..progress import Loop
+from ..runs.directory import RunDirectory
 from ..runs.files import check_output, write_file
 from .evaluation import Evaluation, evaluate
 from .features import NothingToEvaluateError
@@ -148,7 +149,7 @@ def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | Non
         return absolute_data(data), held_out
     if encoder.data is None:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
-    run_dir = _run_dir(find_weights(weights))
+    run_dir = RunDirectory.of(find_weights(weights).resolve()).path
     if held_out is None and encoder.held_out:
         held_out = find_data(encoder.held_out, run_dir)
     return find_data(encoder.data, run_dir), held_out
@@ -188,14 +189,10 @@ def _table(found: Evaluation, half: bool) -> str:
 def _beside(weights: Path, data: str) -> Path:
     """Where the result goes: into the run directory if there is one."""
     plain = "-".join(re.findall(r"\w+", Path(data).resolve().name))  # a pattern has braces, and dots
-    name = f"evaluation-{plain or 'data'}.json"
     if weights.is_dir():
-        return weights / name
+        return RunDirectory(weights).evaluation(plain or "data")
+    beside = RunDirectory(weights.parent).evaluation(plain or "data")
     if weights.suffix == SUFFIX:
-        return weights.with_name(f"{weights.stem}-{name}")
-    run_dir = _run_dir(weights)
-    return (run_dir if (run_dir / "config.yaml").is_file() else weights.parent) / name
-
-
-def _run_dir(checkpoint: Path) -> Path:
-    return checkpoint.resolve().parent.parent
+        return beside.with_name(f"{weights.stem}-{beside.name}")
+    run = RunDirectory.of(weights.resolve())
+    return run.path / beside.name if run.config.is_file() else beside

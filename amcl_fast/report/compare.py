@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from ..runs.directory import PAGE, SUMMARY
 from ..runs.files import write_file
 from ..runs.read import Run, read_run
 from .html import document, figure
@@ -49,13 +50,13 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
     summaries = [summarise(run) for run in runs]
     for name, content in figures.items():
         write_file(folder / name, content)
-    write_file(folder / "summary.json", json.dumps(summaries, indent=2) + "\n")
+    write_file(folder / SUMMARY, json.dumps(summaries, indent=2) + "\n")
     parts = [
         f"<h1>{len(runs)} runs</h1>",
         _table(runs, summaries),
         *(figure(content, _CAPTIONS[name]) for name, content in figures.items()),
     ]
-    page = folder / "index.html"
+    page = folder / PAGE
     write_file(page, document("Comparison of runs", parts))
     return page
 

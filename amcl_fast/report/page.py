@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..runs.directory import CONFIG, PAGE, SKIPPED, SUMMARY, RunDirectory
 from ..runs.files import write_file
 from ..runs.read import Run, read_run
 from .figures import draw_figures
 from .html import document, figure, table
 
 _LISTED = 100
-"""Skipped files that the page names; all of them are in skipped_files.txt."""
+"""Skipped files that the page names; all of them are in the run's list."""
 
 _CAPTIONS = {
     "embedding.png": "Held-out images on the first two principal axes of the encoder's L2-normalised features, by "
@@ -68,12 +69,12 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     figures = draw_figures(run)
     summary = summarise(run)
-    folder = run.folder / "report"
+    folder = RunDirectory(run.folder).report
     folder.mkdir(exist_ok=True)
     for name, content in figures.items():
         write_file(folder / name, content)
-    write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    page = folder / "index.html"
+    write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    page = folder / PAGE
     write_file(page, _page(run, summary, figures))
     return page
 
@@ -122,7 +123,7 @@ def _page(run: Run, summary: dict[str, Any], figures: dict[str, bytes]) -> str:
     ]
     if run.settings:
         text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
-        parts.append(f"<h2>All settings</h2><details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
+        parts.append(f"<h2>All settings</h2><details><summary>{CONFIG}</summary><pre>{escape(text)}</pre></details>")
     return document(name, parts)
 
 
@@ -230,5 +231,5 @@ def _skipped(run: Run) -> str:
         return "<p>Nothing: every file is an image that is used.</p>"
     listed = table(dict(run.skipped[:_LISTED]))
     rest = run.num_skipped - _LISTED
-    more = f"<p>and {rest:,} more, in skipped_files.txt</p>" if rest > 0 else ""
+    more = f"<p>and {rest:,} more, in {SKIPPED}</p>" if rest > 0 else ""
     return f"<p>Files and folders that were not used: {run.num_skipped:,}.</p>{listed}{more}"

@@ -1,12 +1,17 @@
-"""The folder of a new run: its name, whether it may be had, and how its processes agree on it."""
+"""The directory of a run: the name of every file in it, what is kept beside the log, and the folder of a new one."""
 
 import itertools
+import json
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from .files import remove_partial, write_file
 from .lock import LOCK, RunLock
 
 RUNS = Path("runs")
@@ -14,8 +19,129 @@ LATEST = "latest"
 """In place of a run: the one that saved last."""
 
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+SKIPPED = "skipped_files.txt"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_SUFFIX = ".ckpt"
+LAST = Path(CHECKPOINTS) / f"last{CHECKPOINT_SUFFIX}"
+PAGE, SUMMARY = "index.html", "summary.json"
+"""Of a report, and of a comparison of runs."""
+
+_EVALUATION = ("evaluation-", ".json")
+EVALUATIONS = "*".join(_EVALUATION)
+
 # Lightning's launcher starts the other processes with the same command line; they inherit the folder.
 VARIABLE = "AMCL_FAST_RUN_DIR"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where each file of a run lies.
+
+    Attributes:
+        path: of the directory.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunDirectory":
+        """The directory of the run to which a checkpoint belongs."""
+        return cls(checkpoint.parents[1])
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    @property
+    def facts(self) -> Path:
+        """What `write_facts` keeps."""
+        return self.path / "run.json"
+
+    @property
+    def skipped(self) -> Path:
+        """What `write_skipped` keeps."""
+        return self.path / SKIPPED
+
+    @property
+    def lock(self) -> Path:
+        return self.path / LOCK
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint from which the run goes on."""
+        return self.path / LAST
+
+    def epoch(self, number: int) -> Path:
+        """The checkpoint of an epoch, counted from 1, that is kept."""
+        return self.checkpoints / f"epoch-{number:04d}{CHECKPOINT_SUFFIX}"
+
+    def snapshot(self, moment: str) -> Path:
+        """The snapshot of a moment, "before" or "after" training."""
+        return self.path / "snapshots" / f"{moment}.npz"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def page(self) -> Path:
+        return self.report / PAGE
+
+    def evaluation(self, data: str) -> Path:
+        """What `amcl-fast evaluate` has found on a data set."""
+        return self.path / data.join(_EVALUATION)
+
+    @property
+    def evaluations(self) -> dict[str, Path]:
+        """Those that are there, by data set."""
+        before, after = _EVALUATION
+        found = sorted(self.path.glob(EVALUATIONS))
+        return {path.name.removeprefix(before).removesuffix(after): path for path in found}
+
+    def clear(self) -> None:
+        """Remove what processes that were killed have left half written."""
+        remove_partial(self.path, self.checkpoints, self.snapshot("before").parent, self.report)
+
+
+def aside(path: Path, step: int) -> Path:
+    """Where a file of a step is kept when its run goes on from an earlier one."""
+    return path.with_name(f"{path.stem}-step-{step}{path.suffix}")
+
+
+def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Keep what cannot be found out later, such as versions and device, in the run directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_file(RunDirectory(run_dir).facts, json.dumps(facts, indent=2) + "\n")
+
+
+def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
+    """Write the list of (path, reason) of what was left out, shortened where it is long; returns where.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from ..data.left_out import listed  # not at the top: numpy comes with it, and the command line needs these names
+
+    path = RunDirectory(run_dir).skipped
+    write_file(path, listed(skipped))
+    return path
 
 
 class NewFolder:
@@ -56,7 +182,7 @@ class NewFolder:
         """Remove what was made, unless something is in it."""
         if self._lock.run_dir is not None:
             with suppress(OSError):
-                (self._lock.run_dir / LOCK).unlink()
+                RunDirectory(self._lock.run_dir).lock.unlink()
         self._lock.release()
         for folder in self._made:
             with suppress(OSError):
@@ -106,7 +232,7 @@ def _check_empty(run_dir: Path) -> None:
     if not run_dir.is_dir():
         raise FileExistsError(f"{run_dir} is no folder; give another --run_dir")
     names = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
-    if CONFIG in names or "checkpoints" in names or "metrics.csv" in names:
+    if not {CONFIG, CHECKPOINTS, METRICS}.isdisjoint(names):
         raise FileExistsError(
             f"{run_dir} holds a run, and two runs never share a folder; give another --run_dir, or go on with that "
             f"run: --resume {shlex.quote(str(run_dir))}"

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,54 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.left_out import count, listed
-from .files import write_file
+from ..data.left_out import count
+from .directory import METRICS, RunDirectory
 from .settings import read_settings
 from .snapshot import Snapshot
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-_CONFIG, _METRICS, _FACTS, _SKIPPED = "config.yaml", "metrics.csv", "run.json", "skipped_files.txt"
-
-
-def snapshot_path(run_dir: Path, moment: str) -> Path:
-    """Where the snapshot of a moment, "before" or "after", lies in a run directory."""
-    return run_dir / "snapshots" / f"{moment}.npz"
-
-
-def facts_path(run_dir: Path) -> Path:
-    """Where `write_facts` keeps them."""
-    return run_dir / _FACTS
-
-
-def skipped_path(run_dir: Path) -> Path:
-    """Where `write_skipped` keeps the list."""
-    return run_dir / _SKIPPED
-
 
 def head_metric(kind: str, head: int) -> str:
     """Name of the metric that holds a head's mean temperature of its "positive" or "negative" pairs."""
     return f"tau_{kind}_head_{head}"
-
-
-def write_facts(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Keep what cannot be found out later, such as versions and device, in the run directory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_file(facts_path(run_dir), json.dumps(facts, indent=2) + "\n")
-
-
-def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
-    """Write the list of (path, reason) of what was left out, shortened where it is long; returns where.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = skipped_path(run_dir)
-    write_file(path, listed(skipped))
-    return path
 
 
 @dataclass(frozen=True)
@@ -121,23 +83,19 @@ def read_run(run_dir: Path) -> Run:
         ValueError: a file in it is damaged, or beyond what a run leaves.
     """
     run_dir = Path(run_dir)
-    facts, metrics = facts_path(run_dir), run_dir / _METRICS
-    if not metrics.is_file() and not facts.is_file():  # a short run may end before anything is logged
-        what = "does not exist" if not run_dir.exists() else f"holds no {_METRICS}"
+    files = RunDirectory(run_dir)
+    if not files.metrics.is_file() and not files.facts.is_file():  # a short run may end before anything is logged
+        what = "does not exist" if not run_dir.exists() else f"holds no {METRICS}"
         raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
-    snapshots = (snapshot_path(run_dir, moment) for moment in ("before", "after"))
+    snapshots = (files.snapshot(moment) for moment in ("before", "after"))
     before, after = (Snapshot.load(path) if path.is_file() else None for path in snapshots)
-    config = run_dir / _CONFIG
     return Run(
         folder=run_dir,
-        settings=read_settings(config) if config.exists() else {},
-        metrics=_read_metrics(metrics) if metrics.is_file() else {},
-        facts=_read_json(facts) if facts.is_file() else {},
-        skipped=_read_skipped(skipped_path(run_dir)),
-        evaluations={
-            path.stem.removeprefix("evaluation-"): _read_json(path)
-            for path in sorted(run_dir.glob("evaluation-*.json"))
-        },
+        settings=read_settings(files.config) if files.config.exists() else {},
+        metrics=_read_metrics(files.metrics) if files.metrics.is_file() else {},
+        facts=_read_json(files.facts) if files.facts.is_file() else {},
+        skipped=_read_skipped(files.skipped),
+        evaluations={data: _read_json(path) for data, path in files.evaluations.items()},
         before=before,
         after=after,
     )

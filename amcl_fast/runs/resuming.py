@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from .checkpoint import EXACT_RESUME, load_checkpoint
-from .directory import CONFIG, LATEST, RUNS
+from .directory import CHECKPOINT_SUFFIX, CHECKPOINTS, CONFIG, LAST, LATEST, RUNS, RunDirectory
 from .settings import TRUSTED, LimitError, foreign_names, lacking, may_change, read_settings, refused_changes
 
 
@@ -43,16 +43,17 @@ def find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
         FileNotFoundError: there is nothing to go on from.
     """
     if resume == LATEST:
-        pattern = f"{recipe or '*'}-*/checkpoints/last.ckpt"
+        pattern = f"{recipe or '*'}-*/{LAST}"
         found = sorted(RUNS.glob(pattern), key=lambda path: path.stat().st_mtime)
         if not found:
             raise FileNotFoundError(f"nothing to resume: no {RUNS / pattern}")
-        return found[-1].parents[1], found[-1]
+        return RunDirectory.of(found[-1]).path, found[-1]
     path = Path(resume)
     if path.is_dir():
-        checkpoint = path / "checkpoints" / "last.ckpt"
-        if not checkpoint.is_file() and (path / CONFIG).is_file():
-            kept = sorted(checkpoint.parent.glob("*.ckpt"), key=lambda file: file.lstat().st_mtime)
+        files = RunDirectory(path)
+        checkpoint = files.last
+        if not checkpoint.is_file() and files.config.is_file():
+            kept = sorted(files.checkpoints.glob(f"*{CHECKPOINT_SUFFIX}"), key=lambda file: file.lstat().st_mtime)
             if kept:  # a link that leads nowhere, too: to begin anew would overwrite what there is
                 raise FileNotFoundError(
                     f"{checkpoint} is no file, and the run has saved others: give one of these, {kept[-1]} for example"
@@ -62,9 +63,9 @@ def find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
         checkpoint = path if len(path.parents) > 1 else path.absolute()
     if not checkpoint.is_file():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
-    if checkpoint.absolute().parent.name != "checkpoints" and not (checkpoint.parents[1] / CONFIG).is_file():
+    if checkpoint.absolute().parent.name != CHECKPOINTS and not RunDirectory.of(checkpoint).config.is_file():
         raise FileNotFoundError(f"{checkpoint} does not lie in a run directory (there is no {CONFIG})")
-    return checkpoint.parents[1], checkpoint
+    return RunDirectory.of(checkpoint).path, checkpoint
 
 
 def read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
@@ -74,7 +75,7 @@ def read_resumed(run_dir: Path, checkpoint: Path | None) -> Resumed:
         FileNotFoundError: there are no settings.
         ValueError: checkpoint or settings are damaged, or hold what they must not.
     """
-    config = run_dir / CONFIG
+    config = RunDirectory(run_dir).config
     if checkpoint is None:
         print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, _known(read_settings(config)))

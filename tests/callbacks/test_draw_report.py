@@ -10,7 +10,7 @@ from amcl_fast.callbacks import MetricsFile
 from amcl_fast.callbacks import draw_report as callback
 from amcl_fast.callbacks.draw_report import Report
 from amcl_fast.report import Snapshot, read_run
-from amcl_fast.runs.read import snapshot_path
+from amcl_fast.runs.directory import RunDirectory
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import Stop, fit, method
 
@@ -39,7 +39,7 @@ def test_a_run_ends_with_a_report(tmp_path):
     assert (summary["training_images"], summary["classes"]) == (32, 2)
     assert summary["versions"]["torch"] == torch.__version__
     assert (tmp_path / "report" / "index.html").read_text().count("<img") == 7  # no kNN here
-    before, after = (Snapshot.load(snapshot_path(tmp_path, moment)) for moment in ("before", "after"))
+    before, after = (Snapshot.load(RunDirectory(tmp_path).snapshot(moment)) for moment in ("before", "after"))
     assert (before.step, after.step) == (0, 8)
     assert (before.positive_similarity != after.positive_similarity).any()
     assert (before.views == after.views).all()
@@ -112,11 +112,11 @@ def test_a_stopped_run_keeps_its_first_look_when_it_goes_on(tmp_path):
     with pytest.raises(Stop):
         train(tmp_path, extra=[Stop.at(6)])
     assert not (tmp_path / "report").exists()
-    first = snapshot_path(tmp_path, "before").read_bytes()
+    first = RunDirectory(tmp_path).snapshot("before").read_bytes()
     assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
     train(tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
-    assert snapshot_path(tmp_path, "before").read_bytes() == first
-    assert Snapshot.load(snapshot_path(tmp_path, "after")).step == 8
+    assert RunDirectory(tmp_path).snapshot("before").read_bytes() == first
+    assert Snapshot.load(RunDirectory(tmp_path).snapshot("after")).step == 8
 
 
 def test_a_report_leaves_the_training_as_it_is(tmp_path):

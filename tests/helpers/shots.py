@@ -3,7 +3,7 @@
 import numpy as np
 
 from amcl_fast.report import Snapshot
-from amcl_fast.runs.read import snapshot_path
+from amcl_fast.runs.directory import RunDirectory
 
 
 def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, framework="SimCLR", **arrays):
@@ -57,5 +57,5 @@ def run_directory(folder, *, before=None, after=None, metrics=METRICS):
     (folder / "metrics.csv").write_text(metrics)
     for moment, shot in (("before", before), ("after", after)):
         if shot is not None:
-            shot.save(snapshot_path(folder, moment))
+            shot.save(RunDirectory(folder).snapshot(moment))
     return folder

@@ -8,7 +8,7 @@ import pytest
 
 from amcl_fast.report import page as page_module
 from amcl_fast.report import write_report
-from amcl_fast.runs.read import write_facts, write_skipped
+from amcl_fast.runs.directory import write_facts, write_skipped
 from tests.helpers.shots import run_directory, snapshot
 
 

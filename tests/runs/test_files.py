@@ -98,6 +98,11 @@ def test_no_link_is_followed(tmp_path, monkeypatch):
     path.symlink_to(theirs)
     write_file(path, "new")
     assert not path.is_symlink() and path.read_text() == "new"
+    path.unlink()
+    path.symlink_to(theirs)
+    write_file(tmp_path / "source", "new")
+    copy_file(tmp_path / "source", path)
+    assert not path.is_symlink() and path.read_text() == "new"
     monkeypatch.setattr(module.secrets, "token_hex", lambda _: "foretold")
     (tmp_path / "file.foretold.partial").symlink_to(theirs)
     for write in (write_file, lambda path, content: copy_file(theirs, path)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amcl_fast.report import read_run, write_comparison, write_report
-from amcl_fast.runs.read import write_facts
+from amcl_fast.runs.directory import write_facts
 from tests.helpers.shots import METRICS, run_directory, snapshot
 
 
