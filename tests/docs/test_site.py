@@ -31,9 +31,8 @@ class Assets(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         if tag != "a":
-            self.found += [
-                value for name, value in attrs if name in ("src", "srcset", "href", "poster", "data") and value
-            ]
+            fetched = ("src", "srcset", "href", "poster", "data")
+            self.found += [value for name, value in attrs if name in fetched and value]
 
 
 def test_pages_fetch_nothing_from_elsewhere(site):
@@ -65,7 +64,8 @@ def test_links_of_docstrings_lead_to_their_pages(site):
 def test_a_public_name_without_place_or_docstring_is_a_warning(hooks, tmp_path, caplog, monkeypatch):
     (tmp_path / "api").mkdir()
     page = tmp_path / "api" / "all.html"
-    names = [name for name, _ in hooks.public_names()]
+    found = hooks.public_names()
+    names = [name for name, _ in found]
     assert {"amcl_fast.SimCLRLoss", "amcl_fast.evaluate.knn_accuracy", "amcl_fast.ops.contrast"} <= set(names)
     config = type("Config", (), {"site_dir": tmp_path})
 
@@ -74,7 +74,7 @@ def test_a_public_name_without_place_or_docstring_is_a_warning(hooks, tmp_path, 
     assert not caplog.records
 
     page.write_text("".join(f'<h2 id="{name}">' for name in names if name != "amcl_fast.models.KeyQueue"))
-    monkeypatch.setattr(hooks, "public_names", lambda found=hooks.public_names(): [*found, ("amcl_fast.bare", False)])
+    monkeypatch.setattr(hooks, "public_names", lambda: [*found, ("amcl_fast.bare", False)])
     hooks.on_post_build(config)
     assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
         "amcl_fast.models.KeyQueue is public and in no page of docs/api",
