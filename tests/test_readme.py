@@ -17,6 +17,7 @@ from amcl_fast.evaluate import encode, knn_accuracy
 from amcl_fast.models import BackboneConfig, build_backbone
 
 README = Path(__file__).parents[1] / "README.md"
+GENERATED = re.compile(r"<!-- benchmarks: begin -->.*<!-- benchmarks: end -->", re.DOTALL)
 BATCH, STEPS = 128, 60
 
 
@@ -52,6 +53,11 @@ class Run:
         """In percent; chance is 10."""
         bank, queries = (encode(self.backbone, images, "cpu") for images in self.images)
         return knn_accuracy(*bank, *queries, k=50, num_classes=10)
+
+
+def test_it_is_short():
+    """130 lines with what is generated, which has 16 of them at the most."""
+    assert len(GENERATED.sub("", README.read_text()).splitlines()) <= 130 - 16 + 1
 
 
 @pytest.fixture(autouse=True)
