@@ -1,0 +1,82 @@
+"""What the loss saw at one moment of training, as it is kept: similarities and temperatures of pairs, an embedding."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import write_file
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Similarity and temperature of pairs, per head, as the loss forms them, and an embedding of held-out images.
+
+    Pairs are of images; in Barlow Twins they are of channels, similarity is their correlation, and the positive of a
+    channel is itself in the other view. SimSiam's loss has no negatives: those here are the other images.
+
+    Attributes:
+        framework: name of the method's class.
+        step: optimiser step at which it was taken.
+        tau_min, tau_max: range of the temperature, equal if it is constant.
+        top_k: hardest negatives that the loss selects per anchor and head, 0 if it takes all.
+        positive_similarity, positive_tau: (C, N) of the two views of an image.
+        hardest_similarity, hardest_tau: (C, M) of a sample of the selected negatives.
+        random_similarity, random_tau: (C, M) of a sample of all negatives.
+        views: (2, P, H, W, 3) uint8, the first pairs of views as pictures.
+        embedding: (E, 2) of the encoder's features of held-out images, on their first two principal axes; E = 0 if
+            none is held out.
+        embedding_variance: (2,) share of the variance that each axis shows.
+        labels: (E,) index into `classes`.
+        classes: names of the classes in the embedding.
+    """
+
+    framework: str
+    step: int
+    tau_min: float
+    tau_max: float
+    top_k: int
+    positive_similarity: NDArray[np.float32]
+    positive_tau: NDArray[np.float32]
+    hardest_similarity: NDArray[np.float32]
+    hardest_tau: NDArray[np.float32]
+    random_similarity: NDArray[np.float32]
+    random_tau: NDArray[np.float32]
+    views: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    embedding_variance: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: NDArray[np.str_]
+
+    @property
+    def constant_tau(self) -> bool:
+        """Whether the temperature is a constant."""
+        return self.tau_min == self.tau_max
+
+    def save(self, path: Path) -> None:
+        """Write it as .npz; the file appears when it is whole. Its folder is made, those above are not.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path.parent.mkdir(exist_ok=True)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_file(path, lambda file: np.savez_compressed(file, **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> "Snapshot":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is no snapshot.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            missing = {field.name for field in fields(cls)} - set(file.files)
+            if missing:
+                raise ValueError(f"{path} is no snapshot: it lacks {', '.join(sorted(missing))}")
+            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
+        scalars = {"framework": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
+        return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items()}))
