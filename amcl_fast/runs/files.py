@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-
 PARTIAL = ".partial"
 """How the name of a file ends that is not whole yet, or never will be since its writer was killed."""
 

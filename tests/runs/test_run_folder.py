@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
-from amcl_fast.runs.directory import NewFolder
-from amcl_fast.runs.lock import RunLock
 from amcl_fast.paths import absolute_data, expanded, find_data
 from amcl_fast.pretrain import PretrainCLI
+from amcl_fast.runs.directory import NewFolder
+from amcl_fast.runs.lock import RunLock
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"

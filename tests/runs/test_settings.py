@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from amcl_fast.runs.checkpoint import load_checkpoint
 from amcl_fast.cli import main
+from amcl_fast.runs.checkpoint import load_checkpoint
 from amcl_fast.runs.settings import (
     MAX_DEPTH,
     MAX_NODES,
