@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_Rows = tuple[int, int, int] | None
+_Table = tuple[int, int, int] | None
 _Sums = tuple[float, float, float, float, float, float]
 _Temperature = tuple[float, float, float, float]
 
@@ -17,7 +17,7 @@ class Contrast:
         shape: tuple[int, int, int, int, int, int, int],
         form: Form,
         temperature: _Temperature,
-        inputs: Sequence[_Rows],
+        inputs: Sequence[_Table],
         skip: int,
         threads: int,
     ) -> None: ...
@@ -28,33 +28,39 @@ class Align:
         shape: tuple[int, int, int, int],
         temperature: _Temperature,
         weight: float,
-        inputs: Sequence[_Rows],
+        inputs: Sequence[_Table],
         threads: int,
     ) -> None: ...
 
+# As in `kernels.common`.
+BOUND_SHARE: float
+EPS: float
+LONGEST: float
 ALIGN_FACTORS: int  # numbers that align_forward leaves of each row for align_backward
 
 def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 def use_blas(sgemm: int, dgemm: int, set_threads: int) -> None: ...
-def contrast_topk_forward(is_double: bool, call: Contrast, values: int, columns: int, ds: int, dr: int) -> _Sums: ...
+def contrast_topk_forward(
+    is_double: bool, call: Contrast, rows: int, chosen: int, slope_s: int, slope_r: int
+) -> _Sums: ...
 def contrast_topk_backward(
     is_double: bool,
     call: Contrast,
-    upstream: int,
-    columns: int,
-    ds: int,
-    dr: int,
-    gradients: Sequence[_Rows],
+    gradient: int,
+    chosen: int,
+    slope_s: int,
+    slope_r: int,
+    gradients: Sequence[_Table],
     offset: int,
 ) -> None: ...
 def contrast_softmax(
     is_double: bool,
     call: Contrast,
-    weights: int,
+    gradient: int,
     extra: int,
-    values: int,
-    gradients: Sequence[_Rows],
+    rows: int,
+    gradients: Sequence[_Table],
     offset: int,
 ) -> _Sums: ...
 def decorrelate(
@@ -62,13 +68,13 @@ def decorrelate(
     shape: tuple[int, int, int, int],
     temperature: _Temperature,
     lambd: float,
-    inputs: Sequence[_Rows],
+    inputs: Sequence[_Table],
     threads: int,
-    values: int,
-    gradients: Sequence[_Rows],
+    losses: int,
+    gradients: Sequence[_Table],
     offset: int,
 ) -> tuple[_Sums, _Sums]: ...
-def align_forward(is_double: bool, call: Align, values: int, factors: int) -> _Sums: ...
+def align_forward(is_double: bool, call: Align, rows: int, factors: int) -> _Sums: ...
 def align_backward(
-    is_double: bool, call: Align, upstream: int, factors: int, gradients: Sequence[_Rows], offset: int
+    is_double: bool, call: Align, gradient: int, factors: int, gradients: Sequence[_Table], offset: int
 ) -> None: ...

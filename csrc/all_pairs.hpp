@@ -18,7 +18,7 @@ template <class T>
 struct AllPairs {
   int64_t heads, rows, columns, width, phi_width;
   T scale;
-  Rows<T> x, y, phi_x, phi_y;
+  Table<T> x, y, phi_x, phi_y;
   int threads;
 };
 

@@ -7,28 +7,28 @@
 namespace amcl {
 
 template <class T>
-Sums contrast_softmax(const Contrast<T>& call, const T* weights, const T* extra, T* values,
+Sums contrast_softmax(const Contrast<T>& call, const T* gradient, const T* extra, T* rows,
                       const Gradients<T>& gradients) {
   const Kernels<T>& kernel = kernels<T>();
   const auto count = static_cast<std::size_t>(call.heads * call.anchors);
-  std::vector<T> dr_sums(count);
+  std::vector<T> slope_r_sums(count);
   std::vector<Sums> sums(count);
   const AllPairs<T> pairs{call.heads, call.anchors, call.candidates, call.width,  call.phi_width, T(1),
                           call.a,     call.b,       call.phi_a,      call.phi_b, call.threads};
   for_all_pairs(pairs, gradients, 3 * call.candidates, [&](int64_t head, int64_t anchor, T* s, T* r, T* work) {
     const int64_t at = head * call.anchors + anchor;
-    values[at] = kernel.softmax_row(call.candidates, s, r, call.skip + anchor * call.skips, call.skips,
-                                    call.temperature, gradients.any(), weights ? weights[at] : T(1),
-                                    extra ? extra + at : nullptr, work, &dr_sums[static_cast<std::size_t>(at)],
-                                    &sums[static_cast<std::size_t>(at)]);
+    rows[at] = kernel.softmax_row(call.candidates, s, r, call.skip + anchor * call.skips, call.skips,
+                                  call.temperature, gradients.any(), gradient ? gradient[at] : T(1),
+                                  extra ? extra + at : nullptr, work, &slope_r_sums[static_cast<std::size_t>(at)],
+                                  &sums[static_cast<std::size_t>(at)]);
   });
   Sums result;
   for (const Sums& part : sums) result.add(part);
   for (int64_t head = 0; gradients.offset && head < call.heads; ++head) {
-    double dr = 0;
+    double slope_r = 0;
     for (int64_t i = 0; i < call.anchors; ++i)
-      dr += static_cast<double>(dr_sums[static_cast<std::size_t>(head * call.anchors + i)]);
-    gradients.offset[head] = -dr;
+      slope_r += static_cast<double>(slope_r_sums[static_cast<std::size_t>(head * call.anchors + i)]);
+    gradients.offset[head] = -slope_r;
   }
   return result;
 }

@@ -1,9 +1,9 @@
-// `contrast` over the k hardest negatives, forward and backward.
+// `contrast` over the top_k hardest negatives, forward and backward.
 //
-// Only S = anchors · candidatesᵀ is ever formed, tile by tile in cache, and at once reduced to the k largest of each
-// row. R, the temperatures and all gradients are then needed for k columns a row and are gathered, which for k much
-// smaller than the number of candidates costs a few percent of the dense products. The candidates' gradients go by a
-// list sorted by (column, row), so every sum has one order: no atomics, and the same bits for any number of threads.
+// Only S = anchors · candidatesᵀ is ever formed, tile by tile in cache, and at once reduced to the top_k largest of
+// each row. R, the temperatures and all gradients are then needed for top_k columns a row and are gathered, which for
+// far fewer than all candidates costs a few percent of the dense products. The candidates' gradients go by a list
+// sorted by (column, row), so every sum has one order: no atomics, and the same bits for any number of threads.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -27,22 +27,22 @@ int64_t rows_per_block(int64_t heads, int64_t anchors) { return heads * anchors 
 
 template <class T>
 struct ForwardMemory {
-  T *tile, *similarity, *floors, *r, *work, *ds, *dr, *scratch_values;
-  int32_t *columns, *scratch_columns;
+  T *tile, *similarities, *floors, *r, *work, *slope_s, *slope_r, *scratch_similarities;
+  int32_t *chosen, *scratch_chosen;
   int64_t* counts;
   char* finite;
 
-  ForwardMemory(Arena& arena, int64_t rows, int64_t tile_width, int64_t k)
+  ForwardMemory(Arena& arena, int64_t rows, int64_t tile_width, int64_t top_k)
       : tile(arena.take<T>(rows * tile_width)),
-        similarity(arena.take<T>(rows * k)),
+        similarities(arena.take<T>(rows * top_k)),
         floors(arena.take<T>(rows)),
-        r(arena.take<T>(k)),
-        work(arena.take<T>(3 * k)),
-        ds(arena.take<T>(k)),
-        dr(arena.take<T>(k)),
-        scratch_values(arena.take<T>(k + tile_width + kPadding)),
-        columns(arena.take<int32_t>(rows * k)),
-        scratch_columns(arena.take<int32_t>(k + tile_width + kPadding)),
+        r(arena.take<T>(top_k)),
+        work(arena.take<T>(3 * top_k)),
+        slope_s(arena.take<T>(top_k)),
+        slope_r(arena.take<T>(top_k)),
+        scratch_similarities(arena.take<T>(top_k + tile_width + kPadding)),
+        chosen(arena.take<int32_t>(rows * top_k)),
+        scratch_chosen(arena.take<int32_t>(top_k + tile_width + kPadding)),
         counts(arena.take<int64_t>(rows)),
         finite(arena.take<char>(rows)) {}
 };
@@ -50,8 +50,8 @@ struct ForwardMemory {
 }  // namespace
 
 template <class T>
-Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns, T* ds, T* dr) {
-  const int64_t k = call.top_k;
+Sums contrast_topk_forward(const Contrast<T>& call, T* rows, int32_t* chosen, T* slope_s, T* slope_r) {
+  const int64_t top_k = call.top_k;
   const int64_t block = std::min(rows_per_block(call.heads, call.anchors), call.anchors);
   const int64_t blocks = (call.anchors + block - 1) / block;
   const int64_t tile_width = std::min<int64_t>(kTileBytes / static_cast<int64_t>(sizeof(T)), call.candidates);
@@ -59,7 +59,7 @@ Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns,
   const Kernels<T>& kernel = kernels<T>();
 
   Arena measure;
-  ForwardMemory<T>(measure, block, tile_width, k);
+  ForwardMemory<T>(measure, block, tile_width, top_k);
   const Workspace workspace(call.threads, measure.used());
   std::vector<Sums> sums(static_cast<std::size_t>(call.heads * blocks));
 
@@ -67,29 +67,29 @@ Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns,
   {
     const BlasOnThisThread alone;
     Arena arena(workspace.of_thread());
-    const ForwardMemory<T> memory(arena, block, tile_width, k);
-    SelectionScratch<T> scratch{memory.scratch_values, memory.scratch_columns, infinity};
+    const ForwardMemory<T> memory(arena, block, tile_width, top_k);
+    SelectionScratch<T> scratch{memory.scratch_similarities, memory.scratch_chosen, infinity};
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < call.heads * blocks; ++item) {
       const int64_t head = item / blocks, first = item % blocks * block;
-      const int64_t rows = std::min(block, call.anchors - first);
-      std::fill_n(memory.floors, rows, -infinity);
-      std::fill_n(memory.counts, rows, 0);
-      std::fill_n(memory.finite, rows, 1);
+      const int64_t height = std::min(block, call.anchors - first);
+      std::fill_n(memory.floors, height, -infinity);
+      std::fill_n(memory.counts, height, 0);
+      std::fill_n(memory.finite, height, 1);
 
       for (int64_t column = 0; column < call.candidates; column += tile_width) {
         const int64_t width = std::min(tile_width, call.candidates - column);
-        multiply<T>(rows, width, call.width, T(1), {call.a.row(head, first), call.a.row_stride, false},
+        multiply<T>(height, width, call.width, T(1), {call.a.row(head, first), call.a.row_stride, false},
                     {call.b.row(head, column), call.b.row_stride, true}, false, memory.tile, tile_width);
-        for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t i = 0; i < height; ++i) {
           T* similarity = memory.tile + i * tile_width;
           for (int64_t j = 0; j < call.skips; ++j) {
             const int64_t skipped = call.skip[(first + i) * call.skips + j] - column;
             if (skipped >= 0 && skipped < width) similarity[skipped] = -infinity;
           }
-          Selection<T> best{memory.similarity + i * k, memory.columns + i * k, memory.counts[i], memory.floors[i],
-                            memory.finite[i] != 0};
-          kernel.select(similarity, width, static_cast<int32_t>(column), k, &best, &scratch);
+          Selection<T> best{memory.similarities + i * top_k, memory.chosen + i * top_k, memory.counts[i],
+                            memory.floors[i], memory.finite[i] != 0};
+          kernel.select(similarity, width, static_cast<int32_t>(column), top_k, &best, &scratch);
           memory.counts[i] = best.count;
           memory.floors[i] = best.floor;
           memory.finite[i] = best.finite;
@@ -97,25 +97,26 @@ Sums contrast_topk_forward(const Contrast<T>& call, T* values, int32_t* columns,
       }
 
       Sums& total = sums[static_cast<std::size_t>(item)];
-      for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t i = 0; i < height; ++i) {
         const int64_t row = head * call.anchors + first + i;
-        T* similarity = memory.similarity + i * k;
-        int32_t* chosen = memory.columns + i * k;
-        if (!memory.finite[i] || memory.counts[i] < k) {
+        T* similarity = memory.similarities + i * top_k;
+        int32_t* own = memory.chosen + i * top_k;
+        if (!memory.finite[i] || memory.counts[i] < top_k) {
           // No order, no selection: NaN takes the place of every similarity, so the loss shows it.
-          std::fill_n(similarity, k, std::numeric_limits<T>::quiet_NaN());
-          std::fill_n(chosen, k, 0);
+          std::fill_n(similarity, top_k, std::numeric_limits<T>::quiet_NaN());
+          std::fill_n(own, top_k, 0);
         }
         if (call.phi_a) {
-          kernel.gather_dot(memory.r, k, chosen, call.phi_a.row(head, first + i), call.phi_b.row(head, 0),
+          kernel.gather_dot(memory.r, top_k, own, call.phi_a.row(head, first + i), call.phi_b.row(head, 0),
                             call.phi_b.row_stride, call.phi_width);
         }
-        values[row] = kernel.topk_row(call.form, k, similarity, call.phi_a ? memory.r : nullptr, call.temperature,
-                                      ds ? memory.ds : nullptr, ds ? memory.dr : nullptr, memory.work, &total);
-        if (ds) {
-          std::copy_n(chosen, k, columns + row * k);
-          std::copy_n(memory.ds, k, ds + row * k);
-          if (dr) std::copy_n(memory.dr, k, dr + row * k);
+        rows[row] = kernel.topk_row(call.form, top_k, similarity, call.phi_a ? memory.r : nullptr, call.temperature,
+                                    slope_s ? memory.slope_s : nullptr, slope_s ? memory.slope_r : nullptr,
+                                    memory.work, &total);
+        if (slope_s) {
+          std::copy_n(own, top_k, chosen + row * top_k);
+          std::copy_n(memory.slope_s, top_k, slope_s + row * top_k);
+          if (slope_r) std::copy_n(memory.slope_r, top_k, slope_r + row * top_k);
         }
       }
     }
@@ -132,32 +133,32 @@ template <class T>
 struct ByColumn {
   std::unique_ptr<int64_t[]> begin;  // (candidates + 1): where each column's entries start
   std::unique_ptr<int32_t[]> row;
-  std::unique_ptr<T[]> ds, dr;  // scaled by the upstream gradient of the row; null when not wanted
+  std::unique_ptr<T[]> slope_s, slope_r;  // times the gradient of the row; null when not needed
 };
 
 // Counting sort over fixed chunks of rows, so that it runs on many threads and gives one order.
 template <class T>
 class ColumnSort {
  public:
-  ColumnSort(const Contrast<T>& call, bool with_ds, bool with_dr)
+  ColumnSort(const Contrast<T>& call, bool with_slope_s, bool with_slope_r)
       : call_(call), chunk_rows_((call.anchors + kChunks - 1) / kChunks) {
     // Arrays by `new` and not vectors: they are written whole, so filling them with zeros first would be waste.
     const auto entries = static_cast<std::size_t>(call.anchors * call.top_k);
     offsets_.reset(new int64_t[static_cast<std::size_t>(kChunks * call.candidates)]);
     sorted_.begin.reset(new int64_t[static_cast<std::size_t>(call.candidates + 1)]);
     sorted_.row.reset(new int32_t[entries]);
-    if (with_ds) sorted_.ds.reset(new T[entries]);
-    if (with_dr) sorted_.dr.reset(new T[entries]);
+    if (with_slope_s) sorted_.slope_s.reset(new T[entries]);
+    if (with_slope_r) sorted_.slope_r.reset(new T[entries]);
   }
 
   // To be called by all threads of a parallel region; ends with a barrier.
-  void sort(const T* upstream, const int32_t* columns, const T* ds, const T* dr) {
-    const int64_t k = call_.top_k, candidates = call_.candidates;
+  void sort(const T* gradient, const int32_t* chosen, const T* slope_s, const T* slope_r) {
+    const int64_t top_k = call_.top_k, candidates = call_.candidates;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
       int64_t* counts = offsets_.get() + chunk * candidates;
       std::fill_n(counts, candidates, 0);
-      for (int64_t e = first_row(chunk) * k; e < first_row(chunk + 1) * k; ++e) ++counts[columns[e]];
+      for (int64_t e = first_row(chunk) * top_k; e < first_row(chunk + 1) * top_k; ++e) ++counts[chosen[e]];
     }
 #pragma omp single
     {
@@ -177,11 +178,11 @@ class ColumnSort {
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
       int64_t* offsets = offsets_.get() + chunk * candidates;
       for (int64_t row = first_row(chunk); row < first_row(chunk + 1); ++row) {
-        for (int64_t e = row * k; e < (row + 1) * k; ++e) {
-          const int64_t at = offsets[columns[e]]++;
+        for (int64_t e = row * top_k; e < (row + 1) * top_k; ++e) {
+          const int64_t at = offsets[chosen[e]]++;
           sorted_.row[at] = static_cast<int32_t>(row);
-          if (sorted_.ds) sorted_.ds[at] = upstream[row] * ds[e];
-          if (sorted_.dr) sorted_.dr[at] = upstream[row] * dr[e];
+          if (sorted_.slope_s) sorted_.slope_s[at] = gradient[row] * slope_s[e];
+          if (sorted_.slope_r) sorted_.slope_r[at] = gradient[row] * slope_r[e];
         }
       }
     }
@@ -202,10 +203,10 @@ class ColumnSort {
 }  // namespace
 
 template <class T>
-void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const int32_t* columns, const T* ds,
-                            const T* dr, const Gradients<T>& gradients) {
+void contrast_topk_backward(const Contrast<T>& call, const T* gradient, const int32_t* chosen, const T* slope_s,
+                            const T* slope_r, const Gradients<T>& gradients) {
   const Kernels<T>& kernel = kernels<T>();
-  const int64_t k = call.top_k;
+  const int64_t top_k = call.top_k;
   const bool to_candidates = gradients.y || gradients.phi_y;
   std::vector<double> offset_terms(gradients.offset ? static_cast<std::size_t>(call.heads * call.anchors) : 0);
   std::optional<ColumnSort<T>> by_column;
@@ -219,32 +220,33 @@ void contrast_topk_backward(const Contrast<T>& call, const T* upstream, const in
 #pragma omp for schedule(dynamic, 16) nowait
       for (int64_t i = 0; i < call.anchors; ++i) {
         const int64_t row = start + i;
-        const int32_t* chosen = columns + row * k;
+        const int32_t* own = chosen + row * top_k;
         if (gradients.x)
-          kernel.gather_sum(gradients.x.row(head, i), upstream[row], k, chosen, ds + row * k, call.b.row(head, 0),
-                            call.b.row_stride, call.width);
+          kernel.gather_sum(gradients.x.row(head, i), gradient[row], top_k, own, slope_s + row * top_k,
+                            call.b.row(head, 0), call.b.row_stride, call.width);
         if (gradients.phi_x)
-          kernel.gather_sum(gradients.phi_x.row(head, i), upstream[row], k, chosen, dr + row * k,
+          kernel.gather_sum(gradients.phi_x.row(head, i), gradient[row], top_k, own, slope_r + row * top_k,
                             call.phi_b.row(head, 0), call.phi_b.row_stride, call.phi_width);
         if (gradients.offset) {
           double sum = 0;
-          for (int64_t e = row * k; e < (row + 1) * k; ++e) sum += static_cast<double>(dr[e]);
-          offset_terms[static_cast<std::size_t>(row)] = -sum * static_cast<double>(upstream[row]);
+          for (int64_t e = row * top_k; e < (row + 1) * top_k; ++e) sum += static_cast<double>(slope_r[e]);
+          offset_terms[static_cast<std::size_t>(row)] = -sum * static_cast<double>(gradient[row]);
         }
       }
     }
     if (to_candidates) {
-      by_column->sort(upstream + start, columns + start * k, ds + start * k, dr ? dr + start * k : nullptr);
+      by_column->sort(gradient + start, chosen + start * top_k, slope_s + start * top_k,
+                      slope_r ? slope_r + start * top_k : nullptr);
       const ByColumn<T>& sorted = by_column->sorted();
 #pragma omp for schedule(dynamic, 16)
       for (int64_t j = 0; j < call.candidates; ++j) {
         const int64_t begin = sorted.begin[j], count = sorted.begin[j + 1] - begin;
         const int32_t* rows = sorted.row.get() + begin;
         if (gradients.y)
-          kernel.gather_sum(gradients.y.row(head, j), T(1), count, rows, sorted.ds.get() + begin, call.a.row(head, 0),
-                            call.a.row_stride, call.width);
+          kernel.gather_sum(gradients.y.row(head, j), T(1), count, rows, sorted.slope_s.get() + begin,
+                            call.a.row(head, 0), call.a.row_stride, call.width);
         if (gradients.phi_y)
-          kernel.gather_sum(gradients.phi_y.row(head, j), T(1), count, rows, sorted.dr.get() + begin,
+          kernel.gather_sum(gradients.phi_y.row(head, j), T(1), count, rows, sorted.slope_r.get() + begin,
                             call.phi_a.row(head, 0), call.phi_a.row_stride, call.phi_width);
       }
     }

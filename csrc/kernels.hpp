@@ -1,7 +1,8 @@
 // Row kernels: everything that is worth vectorising, one row of one head at a time, single-threaded.
 //
-// kernels.inc implements them once; it is compiled for each instruction set, and `kernels<T>()` returns the table
-// of the best set that the processor at hand has. The operators (contrast.cpp, ...) own threads, blocks and memory.
+// kernels.inc and selection.inc implement them once; they are compiled for each instruction set, and `kernels<T>()`
+// returns the table of the best set that the processor at hand has. The operators (contrast_topk.cpp, ...) own threads,
+// blocks and memory.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +13,14 @@ namespace amcl {
 
 enum class Form { topk_mean, topk_softmax, softmax };
 
-// τ(r) = low + span·σ(−r); a constant temperature has no r and span = 0. `dim` is the d of Ω.
+// τ(r) = tau_min + tau_span·σ(−r); a constant temperature has no r and tau_span = 0. `dim` is the d of Ω.
 template <class T>
 struct Temperature {
-  T low, span, offset, beta;
+  T tau_min, tau_span, offset, beta;
   double dim;
 };
 
-// Sums from which the statistics of an operator are made. `rise` is Σ (τ − low): measured from the lower end of the
+// Sums from which the statistics of an operator are made. `rise` is Σ (τ − tau_min): measured from the lower end of the
 // range, and in double, the variance keeps its digits, and is 0 for a constant temperature.
 struct Sums {
   double s = 0, rise = 0, rise_squared = 0, tau_lowest = 1e300, at_bound = 0, count = 0;
@@ -34,39 +35,43 @@ struct Sums {
   }
 };
 
-// The best k similarities of a row so far, in column order. `floor` is the lowest of them once there are k: from
-// then on only a strictly larger similarity can enter, because ties go to the lower column.
+// The best top_k similarities of a row so far, in column order. `floor` is the lowest of them once there are top_k:
+// from then on only a strictly larger similarity can enter, because ties go to the lower column.
 template <class T>
 struct Selection {
-  T* values;         // (k,)
-  int32_t* columns;  // (k,)
+  T* similarities;  // (top_k,)
+  int32_t* chosen;  // (top_k,), their columns
   int64_t count;
   T floor;
   bool finite;  // false: the row holds a NaN or an infinity and has no meaningful order
 };
 
-// Per-thread memory of `select`: room for k kept and a tile of new entries. `guess` carries the threshold of the
+// Per-thread memory of `select`: room for top_k kept and a tile of new entries. `guess` carries the threshold of the
 // row before, which costs nothing when wrong: the result does not depend on it.
 template <class T>
 struct SelectionScratch {
-  T* values;
-  int32_t* columns;
+  T* similarities;
+  int32_t* chosen;
   T guess;
 };
 
+// τ counts as at a bound within this share of its range; a shorter row is divided by kEps, as by
+// torch.nn.functional.normalize; a longer one than kLongest is scaled down before it is squared. Python has them too.
+constexpr double kBoundShare = 0.01, kEps = 1e-12, kLongest = 1099511627776.0;  // the last: 2⁴⁰
+
 constexpr int64_t kPadding = 16;  // lanes that a vector store may write behind the last element of a scratch array
 
-// Derivatives of an `align` value: by x, scale_x·(cross·v + own_x·u); by y, scale_y·(cross·u + own_y·v); by r, dr. Here
-// u = scale_x·x and v = scale_y·y: rows too long for their squares are scaled down, all others have a scale of 1.
+// Derivatives of an `align` value: by x, scale_x·(cross·v + own_x·u); by y, scale_y·(cross·u + own_y·v); by r,
+// slope_r. Here u = scale_x·x and v = scale_y·y: rows too long for their squares are scaled down, all others have a scale of 1.
 template <class T>
 struct AlignFactors {
-  T cross, own_x, own_y, dr, scale_x, scale_y;
+  T cross, own_x, own_y, slope_r, scale_x, scale_y;
 };
 
 template <class T>
 struct Kernels {
   // Offers x[0..width), the similarities of columns first_column.., to the selection. −inf is never taken.
-  void (*select)(const T* x, int64_t width, int32_t first_column, int64_t k, Selection<T>* best,
+  void (*select)(const T* x, int64_t width, int32_t first_column, int64_t top_k, Selection<T>* best,
                  SelectionScratch<T>* scratch);
   // out[e] = x · base[index[e]]
   void (*gather_dot)(T* out, int64_t count, const int32_t* index, const T* x, const T* base, int64_t stride,
@@ -74,19 +79,19 @@ struct Kernels {
   // out = scale · Σ_e weight[e] · base[index[e]]
   void (*gather_sum)(T* out, T scale, int64_t count, const int32_t* index, const T* weight, const T* base,
                      int64_t stride, int64_t width);
-  // The value of one anchor over its k selected (s, r), and its derivatives (both null: not wanted; r null:
-  // constant temperature). r is overwritten; work holds 3k elements.
-  T (*topk_row)(Form form, int64_t k, const T* s, T* r, const Temperature<T>& temperature, T* ds, T* dr, T* work,
-                Sums* sums);
+  // The row of one anchor over its top_k chosen (s, r), and its derivatives (both null: not needed; r null:
+  // constant temperature). r is overwritten; work holds 3·top_k elements.
+  T (*topk_row)(Form form, int64_t top_k, const T* s, T* r, const Temperature<T>& temperature, T* slope_s, T* slope_r,
+                T* work, Sums* sums);
   // The same over a whole row of n columns but those in `skip`, and, unless null, the logit `extra`. With `gradients`, s
-  // and r become `weight` times the derivatives of the value by s and by r, and `dr_sum` the sum of the latter. work
-  // holds 3n elements.
+  // and r become `gradient` times the derivatives of the row by s and by r, and `slope_r_sum` the sum of the latter.
+  // work holds 3n elements.
   T (*softmax_row)(int64_t n, T* s, T* r, const int64_t* skip, int64_t skips, const Temperature<T>& temperature,
-                   bool gradients, T weight, const T* extra, T* work, T* dr_sum, Sums* sums);
+                   bool gradients, T gradient, const T* extra, T* work, T* slope_r_sum, Sums* sums);
   // The terms of one channel, `diagonal` being its own column. s holds correlations; s and r become the derivatives
   // of the value by them. work holds 2n elements.
   double (*decorrelate_row)(int64_t n, int64_t diagonal, T* s, T* r, const Temperature<T>& temperature, T lambda,
-                            T* work, T* dr_sum, Sums* on, Sums* off);
+                            T* work, T* slope_r_sum, Sums* on, Sums* off);
   // The value of one pair of rows of any norm (φ rows null: constant temperature), and the factors of its gradients.
   T (*align_row)(int64_t width, const T* x, const T* y, int64_t phi_width, const T* phi_x, const T* phi_y,
                  const Temperature<T>& temperature, T weight, AlignFactors<T>* factors, Sums* sums);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "blas.hpp"
@@ -19,10 +20,10 @@ namespace {
 
 using Address = std::uintptr_t;  // of contiguous elements; 0: absent
 // x, y, φx, φy or their gradients: each (address, head stride, row stride) or None.
-using FourRows = std::array<std::optional<std::tuple<Address, int64_t, int64_t>>, 4>;
-// (τ low, τ span, offset, β)
+using FourTables = std::array<std::optional<std::tuple<Address, int64_t, int64_t>>, 4>;
+// (tau_min, tau_span, offset, β)
 using TemperatureArgument = std::tuple<double, double, double, double>;
-// Σ s, Σ (τ − low), Σ (τ − low)², lowest τ, count at a bound, count
+// Σ s, Σ (τ − tau_min), Σ (τ − tau_min)², lowest τ, count at a bound, count
 using SumsResult = std::tuple<double, double, double, double, double, double>;
 
 template <class T>
@@ -34,9 +35,13 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+void require(bool condition, const char* name_must, int64_t got) {
+  if (!condition) throw std::invalid_argument(std::string(name_must) + ", got " + std::to_string(got));
+}
+
 template <class T>
-std::array<Rows<T>, 4> rows(const FourRows& argument) {
-  std::array<Rows<T>, 4> result;
+std::array<Table<T>, 4> tables(const FourTables& argument) {
+  std::array<Table<T>, 4> result;
   for (std::size_t i = 0; i < argument.size(); ++i) {
     if (!argument[i]) continue;
     const auto [address, head_stride, row_stride] = *argument[i];
@@ -46,15 +51,15 @@ std::array<Rows<T>, 4> rows(const FourRows& argument) {
 }
 
 template <class T>
-Gradients<T> gradients(const FourRows& argument, Address offset) {
-  const auto [x, y, phi_x, phi_y] = rows<T>(argument);
+Gradients<T> gradients(const FourTables& argument, Address offset) {
+  const auto [x, y, phi_x, phi_y] = tables<T>(argument);
   return {x, y, phi_x, phi_y, pointer<double>(offset)};
 }
 
 template <class T>
 Temperature<T> temperature(const TemperatureArgument& argument, int64_t dim) {
-  const auto [low, span, offset, beta] = argument;
-  return {static_cast<T>(low), static_cast<T>(span), static_cast<T>(offset), static_cast<T>(beta),
+  const auto [tau_min, tau_span, offset, beta] = argument;
+  return {static_cast<T>(tau_min), static_cast<T>(tau_span), static_cast<T>(offset), static_cast<T>(beta),
           static_cast<double>(dim)};
 }
 
@@ -63,16 +68,16 @@ SumsResult result(const Sums& sums) {
 }
 
 void require_sizes(std::initializer_list<int64_t> sizes, int threads) {
-  // BLAS counts with 32-bit integers, and so do the lists of selected columns.
+  // BLAS counts with 32-bit integers, and so do the lists of chosen columns.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  for (const int64_t size : sizes) require(size >= 1 && size <= most, "size out of range");
-  require(threads >= 1, "threads must be positive");
+  for (const int64_t size : sizes) require(size >= 1 && size <= most, "sizes must be in [1, 2147483647]", size);
+  require(threads >= 1, "threads must be at least 1", threads);
 }
 
-void require_inputs(const FourRows& inputs, int64_t phi_width) {
-  require(inputs[0] && inputs[1], "x and y are required");
+void require_inputs(const FourTables& inputs, int64_t phi_width) {
+  require(inputs[0] && inputs[1], "x and y must be given, got none");
   require(inputs[2].has_value() == inputs[3].has_value() && inputs[2].has_value() == (phi_width > 0),
-          "phi_x, phi_y and their width go together");
+          "phi_x and phi_y must be given both with their width, or neither; of the width", phi_width);
 }
 
 // What the two forms of `contrast` share.
@@ -80,7 +85,7 @@ struct ContrastArguments {
   std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> shape;
   Form form;
   TemperatureArgument temperature;
-  FourRows inputs;
+  FourTables inputs;
   Address skip;
   int threads;
 
@@ -89,40 +94,45 @@ struct ContrastArguments {
     const auto [heads, anchors, candidates, width, phi_width, top_k, skips] = shape;
     require_sizes({heads, anchors, candidates, width}, threads);
     require_inputs(inputs, phi_width);
-    require(skips >= 0 && top_k >= 1 && top_k <= candidates - skips, "top_k must be in [1, candidates - skipped]");
-    require((skips > 0) == (skip != 0), "skip does not fit its size");
-    const auto* columns = pointer<const int64_t>(skip);
+    require(skips >= 0 && top_k >= 1 && top_k <= candidates - skips, "top_k must be in [1, candidates less skip]",
+            top_k);
+    require((skips > 0) == (skip != 0), "skip must be given where it has columns, and only there; of columns", skips);
+    const auto* skipped = pointer<const int64_t>(skip);
     for (int64_t i = 0; i < anchors * skips; ++i)
-      require(columns[i] >= 0 && columns[i] < candidates, "skip holds a column that does not exist");
-    const auto [a, b, phi_a, phi_b] = rows<T>(inputs);
+      require(skipped[i] >= 0 && skipped[i] < candidates, "skip must hold columns of candidates", skipped[i]);
+    const auto [a, b, phi_a, phi_b] = tables<T>(inputs);
     return {heads, anchors, candidates, width, phi_width, top_k, skips, form,
-            amcl::temperature<T>(temperature, width), a, b, phi_a, phi_b, columns, threads};
+            amcl::temperature<T>(temperature, width), a, b, phi_a, phi_b, skipped, threads};
   }
 };
 
 template <class T>
-SumsResult topk_forward(const ContrastArguments& arguments, Address values, Address columns, Address ds, Address dr) {
+SumsResult topk_forward(const ContrastArguments& arguments, Address rows, Address chosen, Address slope_s,
+                        Address slope_r) {
   const auto call = arguments.call<T>();
-  require(values != 0 && (columns != 0) == (ds != 0) && (dr != 0) == (ds && call.phi_a), "missing outputs");
-  return result(contrast_topk_forward(call, pointer<T>(values), pointer<int32_t>(columns), pointer<T>(ds),
-                                      pointer<T>(dr)));
+  require(rows != 0, "rows must be given, got none");
+  require((chosen != 0) == (slope_s != 0) && (slope_r != 0) == (slope_s && call.phi_a),
+          "chosen and slopes must be given all or none, got some");
+  return result(contrast_topk_forward(call, pointer<T>(rows), pointer<int32_t>(chosen), pointer<T>(slope_s),
+                                      pointer<T>(slope_r)));
 }
 
 template <class T>
-void topk_backward(const ContrastArguments& arguments, Address upstream, Address columns, Address ds, Address dr,
-                   const FourRows& outputs, Address offset) {
+void topk_backward(const ContrastArguments& arguments, Address gradient, Address chosen, Address slope_s,
+                   Address slope_r, const FourTables& outputs, Address offset) {
   const auto call = arguments.call<T>();
-  require(upstream && columns && ds && (dr || !(outputs[2] || outputs[3] || offset)), "missing inputs");
-  contrast_topk_backward(call, pointer<const T>(upstream), pointer<const int32_t>(columns), pointer<const T>(ds),
-                         pointer<const T>(dr), gradients<T>(outputs, offset));
+  require(gradient && chosen && slope_s && (slope_r || !(outputs[2] || outputs[3] || offset)),
+          "gradient, chosen and slopes must be given, got some of them");
+  contrast_topk_backward(call, pointer<const T>(gradient), pointer<const int32_t>(chosen), pointer<const T>(slope_s),
+                         pointer<const T>(slope_r), gradients<T>(outputs, offset));
 }
 
 template <class T>
-SumsResult softmax(const ContrastArguments& arguments, Address weights, Address extra, Address values,
-                   const FourRows& outputs, Address offset) {
+SumsResult softmax(const ContrastArguments& arguments, Address gradient, Address extra, Address rows,
+                   const FourTables& outputs, Address offset) {
   const auto call = arguments.call<T>();
-  require(values != 0, "missing outputs");
-  return result(contrast_softmax(call, pointer<const T>(weights), pointer<const T>(extra), pointer<T>(values),
+  require(rows != 0, "rows must be given, got none");
+  return result(contrast_softmax(call, pointer<const T>(gradient), pointer<const T>(extra), pointer<T>(rows),
                                  gradients<T>(outputs, offset)));
 }
 
@@ -132,17 +142,17 @@ using DecorrelateShape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 template <class T>
 std::tuple<SumsResult, SumsResult> decorrelate_both(const DecorrelateShape& shape,
                                                     const TemperatureArgument& temperatures, double lambda,
-                                                    const FourRows& inputs, int threads, Address values,
-                                                    const FourRows& outputs, Address offset) {
+                                                    const FourTables& inputs, int threads, Address losses,
+                                                    const FourTables& outputs, Address offset) {
   const auto [heads, channels, batch, phi_width] = shape;
   require_sizes({heads, channels, batch}, threads);
   require_inputs(inputs, phi_width);
-  require(values != 0, "missing outputs");
-  const auto [x, y, phi_x, phi_y] = rows<T>(inputs);
+  require(losses != 0, "losses must be given, got none");
+  const auto [x, y, phi_x, phi_y] = tables<T>(inputs);
   Sums on, off;
   decorrelate<T>({heads, channels, batch, phi_width, static_cast<T>(lambda), temperature<T>(temperatures, channels), x,
                   y, phi_x, phi_y, threads},
-                 pointer<double>(values), gradients<T>(outputs, offset), &on, &off);
+                 pointer<double>(losses), gradients<T>(outputs, offset), &on, &off);
   return {result(on), result(off)};
 }
 
@@ -150,7 +160,7 @@ struct AlignArguments {
   std::tuple<int64_t, int64_t, int64_t, int64_t> shape;  // heads, rows, width, width of φ
   TemperatureArgument temperature;
   double weight;
-  FourRows inputs;
+  FourTables inputs;
   int threads;
 
   template <class T>
@@ -158,23 +168,23 @@ struct AlignArguments {
     const auto [heads, count, width, phi_width] = shape;
     require_sizes({heads, count, width}, threads);
     require_inputs(inputs, phi_width);
-    const auto [x, y, phi_x, phi_y] = rows<T>(inputs);
+    const auto [x, y, phi_x, phi_y] = tables<T>(inputs);
     return {heads, count, width, phi_width, static_cast<T>(weight), amcl::temperature<T>(temperature, width),
             x,     y,     phi_x, phi_y,     threads};
   }
 };
 
 template <class T>
-SumsResult aligned(const AlignArguments& arguments, Address values, Address factors) {
-  require(values && factors, "missing outputs");
-  return result(align_forward(arguments.call<T>(), pointer<T>(values), pointer<AlignFactors<T>>(factors)));
+SumsResult aligned(const AlignArguments& arguments, Address rows, Address factors) {
+  require(rows && factors, "rows and factors must be given, got none");
+  return result(align_forward(arguments.call<T>(), pointer<T>(rows), pointer<AlignFactors<T>>(factors)));
 }
 
 template <class T>
-void aligned_backward(const AlignArguments& arguments, Address upstream, Address factors, const FourRows& outputs,
+void aligned_backward(const AlignArguments& arguments, Address gradient, Address factors, const FourTables& outputs,
                       Address offset) {
-  require(upstream && factors, "missing inputs");
-  align_backward(arguments.call<T>(), pointer<const T>(upstream), pointer<const AlignFactors<T>>(factors),
+  require(gradient && factors, "gradient and factors must be given, got none");
+  align_backward(arguments.call<T>(), pointer<const T>(gradient), pointer<const AlignFactors<T>>(factors),
                  gradients<T>(outputs, offset));
 }
 
@@ -199,12 +209,15 @@ PYBIND11_MODULE(_native, module) {
       .value("softmax", Form::softmax);
   using ContrastShape = decltype(ContrastArguments::shape);
   py::class_<ContrastArguments>(module, "Contrast")
-      .def(py::init([](ContrastShape shape, Form form, TemperatureArgument temperature, FourRows inputs, Address skip,
+      .def(py::init([](ContrastShape shape, Form form, TemperatureArgument temperature, FourTables inputs, Address skip,
                        int threads) { return ContrastArguments{shape, form, temperature, inputs, skip, threads}; }));
   using AlignShape = decltype(AlignArguments::shape);
   py::class_<AlignArguments>(module, "Align")
-      .def(py::init([](AlignShape shape, TemperatureArgument temperature, double weight, FourRows inputs,
+      .def(py::init([](AlignShape shape, TemperatureArgument temperature, double weight, FourTables inputs,
                        int threads) { return AlignArguments{shape, temperature, weight, inputs, threads}; }));
+  module.attr("BOUND_SHARE") = kBoundShare;
+  module.attr("EPS") = kEps;
+  module.attr("LONGEST") = kLongest;
   module.attr("ALIGN_FACTORS") = sizeof(AlignFactors<float>) / sizeof(float);
   module.def("instruction_sets", &instruction_sets, "Instruction sets that this processor can run, best first.");
   module.def("use_instruction_set", &use_instruction_set, "Chooses one of instruction_sets(), for tests.");

@@ -452,7 +452,7 @@ def wrong(**changes):
         (wrong(offset=torch.ones(3).double()), ValueError, "offset must be a 0-dim tensor"),
         (wrong(skip=torch.zeros(5, 1)), TypeError, "skip must be an int64 tensor"),
         (wrong(skip=torch.zeros(4, 1).long()), ValueError, r"skip must have the shape \(5, any\)"),
-        (wrong(skip=torch.full((5, 1), 7)), ValueError, "skip holds a column that does not exist"),
+        (wrong(skip=torch.full((5, 1), 7)), ValueError, "skip must hold columns of candidates, got 7"),
         (wrong(skip=torch.arange(7).expand(5, 7)), ValueError, "candidates must hold a negative"),
         (wrong(tau_min=0.0), ValueError, "tau_min=0.0"),
         (wrong(tau_min=3.0), ValueError, "tau_min=3.0"),

@@ -11,7 +11,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pybind11
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -123,11 +122,6 @@ def check_types_of_a_program(python: Path, folder: Path, cache: Path) -> None:
     assert verdict.startswith("Found 1 error")
 
 
-def cmake_program() -> str:
-    """CMake of this environment, or else the machine's."""
-    return shutil.which("cmake", path=sysconfig.get_path("scripts")) or "cmake"
-
-
 def build_only(source: Path, file: str, text: str) -> None:
     """Make the native module of one small file: the install that runs this test has built the real one."""
     (source / "csrc" / file).write_text(text)
@@ -173,22 +167,6 @@ def test_install_of_source_that_does_not_compile(tmp_path, source, python):
     assert "could not build the native module" in output
     *_, native = import_from(python, tmp_path)
     assert "nothing compiles here" in native
-
-
-@pytest.mark.parametrize("nvcc", ["nvcc", None])
-def test_cuda_sources_are_built_where_nvcc_is_found(tmp_path, source, nvcc):
-    if nvcc and not shutil.which(nvcc):
-        pytest.skip("there is no nvcc")
-    (source / "csrc" / "probe.cu").write_text('extern "C" int probe() { return 0; }\n')
-    # CMake looks for $CUDACXX first.
-    environment = os.environ | {"CUDACXX": shutil.which(nvcc) if nvcc else "/bin/false"}
-    command = [cmake_program(), "-S", source, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={sys.executable}"]
-    command.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    rules = (tmp_path / "build" / "CMakeFiles" / "_native.dir" / "build.make").read_text()
-    assert ("probe.cu" in rules) == bool(nvcc)
-    assert ("no nvcc: the CUDA sources are left out" in result.stdout) == (not nvcc)
 
 
 def test_editable_install(tmp_path, source, python, types_of_others):
