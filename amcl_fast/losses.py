@@ -202,7 +202,7 @@ class _Contrast(_Loss):
         so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors.
         """
         anchors = rows.product
-        assert anchors is not None and rows.first is not None
+        assert anchors is not None and rows.first is not None and rows.second is not None
         offset = self._offset(rows.first)
         positive, of_positives = ops.align(
             rows.first,
@@ -216,6 +216,7 @@ class _Contrast(_Loss):
             backend=self.backend,
         )
         # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
+        assert candidates is not None
         late = ops.fused(self.backend, anchors)
         both = None if late else torch.cat([positive, positive], dim=1)
         negative, of_negatives = ops.contrast(

@@ -1,6 +1,7 @@
 """The three operators and the choice of their backend.
 
-`contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`:
+`contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`, and check what they
+are given, once for all backends (`ops.checks`):
 
 - `reference`  plain PyTorch, any device and dtype;
 - `native`     C++ on CPU tensors, float32 and float64;
@@ -21,6 +22,7 @@ from torch import Tensor
 from .. import capabilities, reference, rows
 from ..reference import Stats
 from ..rows import Prepared, transformed
+from . import checks
 
 BACKENDS = ("auto", "triton", "native", "reference")
 
@@ -49,6 +51,8 @@ def resolve(backend: str, tensor: Tensor) -> str:
         raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
     if backend != "reference" and (problem := _problem(backend)) is not None:
         raise RuntimeError(f"backend {backend!r} is not available: {problem}")
+    if backend == "triton" and not tensor.is_cuda and not _interpreted():
+        raise ValueError(f"backend 'triton' takes CUDA tensors, got {tensor.device}")
     if backend != "reference" and transformed():
         raise NotImplementedError(
             f"backend {backend!r} has no forward-mode derivative and takes no part in torch.func; "
@@ -57,28 +61,140 @@ def resolve(backend: str, tensor: Tensor) -> str:
     return backend
 
 
-def contrast(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
-    """`amcl_fast.reference.contrast` on a backend."""
-    return _implementation(backend, tensors, settings).contrast(*tensors, **settings)
+def contrast(
+    anchors: Tensor,
+    candidates: Tensor,
+    phi_anchors: Tensor | None,
+    phi_candidates: Tensor | None,
+    offset: Tensor | None,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    beta: float,
+    extra: Tensor | None = None,
+    backend: str,
+) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.contrast` on a backend: the negative term of every anchor and head (Eq. 1.1, 1.4, 2.1, 2.4).
+
+    Args:
+        anchors: (C, A, d), L2-normalised; A may be 0, as that of a process whose own batch is empty.
+        candidates: (C, B, d), L2-normalised. Where they and their φ are the anchors' own tensors, these get one
+            gradient.
+        phi_anchors, phi_candidates: (C, A, m) and (C, B, m), or both None for a constant temperature.
+        offset: 0-dim tensor subtracted from every r, or None.
+        skip: (A, S) int64, for each anchor the S ≥ 1 distinct candidate columns that are not negatives of it, fewer
+            than B; None if all are.
+        tau_min, tau_max: range of τ.
+        negatives: one of `reference.NEGATIVES`.
+        top_k: κ ≥ 1; not read with `softmax`.
+        beta: β, weight of the regulariser.
+        extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None, which it must be with `topk_mean`.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        (rows, stats): rows (C, A), float32 on `triton`; stats as in `reference.stats`.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong kind, dtype, device, shape or size; the message names it. The
+            range of `skip` is looked at on the CPU, outside of compiled code.
+    """
+    tensors = (anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra)
+    resolved = _resolved(backend, "anchors", anchors)
+    checks.contrast(resolved, tensors, tau_min, tau_max, negatives, top_k, beta)
+    result: tuple[Tensor, Stats] = _implementation(resolved, anchors).contrast(
+        *tensors[:6],
+        tau_min=tau_min,
+        tau_max=tau_max,
+        negatives=negatives,
+        top_k=top_k,
+        beta=beta,
+        extra=extra,
+    )
+    return result
 
 
-def align(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats]:
-    """`amcl_fast.reference.align` on a backend."""
-    return _implementation(backend, tensors, settings).align(*tensors, **settings)
+def align(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    weight: float,
+    beta: float,
+    backend: str,
+) -> tuple[Tensor, Stats]:
+    """`amcl_fast.reference.align` on a backend: −weight·s/τ + β·Ω(τ) of paired rows (Eq. 1.2, 2.2).
+
+    Args:
+        x, y: (C, N, d), of any norm; N may be 0.
+        phi_x, phi_y: (C, N, m), or both None for a constant temperature.
+        offset, tau_min, tau_max, beta, backend: as in `contrast`.
+        weight: factor of s/τ.
+
+    Returns:
+        (rows, stats): rows (C, N), float32 on `triton`; stats as in `reference.stats`.
+
+    Raises:
+        ValueError, TypeError: as `contrast`.
+    """
+    tensors = (x, y, phi_x, phi_y, offset)
+    resolved = _resolved(backend, "x", x)
+    checks.paired(resolved, tensors, tau_min, tau_max, weight=weight, beta=beta)
+    result: tuple[Tensor, Stats] = _implementation(resolved, x).align(
+        *tensors, tau_min=tau_min, tau_max=tau_max, weight=weight, beta=beta
+    )
+    return result
 
 
-def decorrelate(*tensors: Tensor | None, backend: str, **settings: Any) -> tuple[Tensor, Stats, Stats]:
-    """`amcl_fast.reference.decorrelate` on a backend."""
-    return _implementation(backend, tensors, settings).decorrelate(*tensors, **settings)
+def decorrelate(
+    x: Tensor,
+    y: Tensor,
+    phi_x: Tensor | None,
+    phi_y: Tensor | None,
+    offset: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    lambd: float,
+    beta: float,
+    backend: str,
+) -> tuple[Tensor, Stats, Stats]:
+    """`amcl_fast.reference.decorrelate` on a backend: Barlow Twins with a temperature per pair of channels (Eq. 2.3).
+
+    Args:
+        x, y: (C, d, N), channel vectors standardised along the batch.
+        phi_x, phi_y: (C, d, m), φ of the raw channel vectors, or both None for a constant temperature.
+        offset, tau_min, tau_max, beta, backend: as in `contrast`.
+        lambd: λ, weight of the off-diagonal.
+
+    Returns:
+        (heads, on, off): heads (C,), float32 on `triton`; stats on the diagonal and off it.
+
+    Raises:
+        ValueError, TypeError: as `contrast`.
+    """
+    tensors = (x, y, phi_x, phi_y, offset)
+    resolved = _resolved(backend, "x", x)
+    checks.paired(resolved, tensors, tau_min, tau_max, lambd=lambd, beta=beta)
+    result: tuple[Tensor, Stats, Stats] = _implementation(resolved, x).decorrelate(
+        *tensors, tau_min=tau_min, tau_max=tau_max, lambd=lambd, beta=beta
+    )
+    return result
 
 
 def prepared(x: Tensor, y: Tensor | None, *, backend: str, **settings: Any) -> Prepared:
     """`amcl_fast.rows.prepared` on a backend."""
     if not fused(backend, x):
         return rows.prepared(x, y, **settings)
-    from . import triton
+    from . import triton_rows
 
-    return triton.prepared(x, y, **settings)
+    return triton_rows.prepared(x, y, **settings)
 
 
 def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, backend: str) -> Tensor:
@@ -87,9 +203,9 @@ def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, ba
     `joined`: the positive is one more logit of its anchors' log-sum-exp.
     """
     assert fused(backend, negative)
-    from . import triton
+    from . import triton_rows
 
-    return triton.total(positive, negative, joined=joined, weight=weight)
+    return triton_rows.total(positive, negative, joined=joined, weight=weight)
 
 
 def fused(backend: str, x: Tensor) -> bool:
@@ -97,31 +213,23 @@ def fused(backend: str, x: Tensor) -> bool:
     return x.shape[1] > 0 and resolve(backend, x) == "triton"
 
 
-def _implementation(backend: str, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> Any:
-    first = tensors[0]
-    assert first is not None
-    resolved = resolve(backend, first)
-    tau_min, tau_max = settings["tau_min"], settings["tau_max"]
-    # Half precision is for products: τ is float32 then.
-    normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
-    if not normal.tiny <= tau_min <= tau_max <= normal.max:
-        raise ValueError(
-            f"{normal.tiny:.3g} <= tau_min <= tau_max <= {normal.max:.3g} must hold in {normal.dtype}, "
-            f"got tau_min={tau_min} and tau_max={tau_max}"
-        )
-    if not first.shape[1]:
-        # Of a process whose own batch is empty; the engines need not know how to do nothing.
+def _resolved(backend: str, name: str, first: Tensor) -> str:
+    checks.tensor(name, first)
+    return resolve(backend, first)
+
+
+def _implementation(resolved: str, first: Tensor) -> Any:
+    """The module of a resolved backend, imported on use: a machine may have no compiler or no Triton."""
+    if resolved == "reference" or not first.shape[1]:
+        # No rows are those of a process whose own batch is empty; the engines need not know how to do nothing.
         return reference
-    # Imported on use: a machine without a compiler or without Triton still has the other backends.
     if resolved == "native":
         from . import native
 
         return native
-    if resolved == "triton":
-        from . import triton
+    from . import triton
 
-        return triton
-    return reference
+    return triton
 
 
 def _problem(backend: str) -> str | None:
@@ -130,6 +238,14 @@ def _problem(backend: str) -> str | None:
     return None if status.available else status.reason
 
 
-# torch.compile cannot trace the imports that answer this. It is what torch.compiler.assume_constant_result does; that
+def _interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, which takes tensors of the CPU."""
+    from .triton import INTERPRETED
+
+    return INTERPRETED
+
+
+# torch.compile cannot trace the imports that answer these. It is what torch.compiler.assume_constant_result does; that
 # function itself would import the compiler with amcl_fast.
 _problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]

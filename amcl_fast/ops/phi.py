@@ -10,12 +10,12 @@ thread meanwhile, may raise that both are in use.
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .tensors import masked, once, stand_ins
+from .registration import differentiable
 
 _LOCK = threading.Lock()
 
@@ -64,77 +64,58 @@ def phi(rows: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], precision:
         weights: (h, d), (h,), (m, h), (m,) of the two layers, in the dtype of `rows`.
         precision: of the products on CUDA, "ieee" or "tf32"; "" is what torch is set to.
     """
-    return _phi(rows, *weights, precision)[0]
+    result: Tensor = _phi(rows, *weights, precision)[0]
+    return result
 
 
-@torch.library.custom_op("amcl_fast::phi", mutates_args=())
-def _phi(rows: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+class _Phi(NamedTuple):
+    rows: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    precision: str
+
+
+def _forward(a: _Phi) -> tuple[Tensor, Tensor]:
     """φ, and its hidden rows (C, R, h) after the ReLU, which the backward pass reads."""
-    heads, count, width = rows.shape
-    with _products(precision, rows):
-        hidden = rows.new_empty(heads, count, len(b1))
+    heads, count, width = a.rows.shape
+    with _products(a.precision, a.rows):
+        hidden = a.rows.new_empty(heads, count, len(a.b1))
         # Without a copy rows of all heads are one matrix, or those of each head are one.
-        if _foldable(rows):
-            torch._addmm_activation(b1, rows.reshape(-1, width), w1.t(), out=hidden.view(-1, len(b1)))
+        if _foldable(a.rows):
+            torch._addmm_activation(a.b1, a.rows.reshape(-1, width), a.w1.t(), out=hidden.view(-1, len(a.b1)))
         else:
-            for x, out in zip(rows, hidden, strict=True):
-                torch._addmm_activation(b1, x, w1.t(), out=out)
-        return torch.addmm(b2, hidden.view(-1, len(b1)), w2.t()).view(heads, count, -1), hidden
+            for x, out in zip(a.rows, hidden, strict=True):
+                torch._addmm_activation(a.b1, x, a.w1.t(), out=out)
+        return torch.addmm(a.b2, hidden.view(-1, len(a.b1)), a.w2.t()).view(heads, count, -1), hidden
 
 
-@_phi.register_fake
-def _(rows: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    heads, count, _ = rows.shape
-    return rows.new_empty(heads, count, b2.shape[0]), rows.new_empty(heads, count, b1.shape[0])
+def _fake(a: _Phi) -> list[Tensor]:
+    heads, count, _ = a.rows.shape
+    return [a.rows.new_empty(heads, count, b.shape[0]) for b in (a.b2, a.b1)]
 
 
-@torch.library.custom_op("amcl_fast::phi_backward", mutates_args=())
-def _phi_backward(
-    gradient: Tensor, hidden: Tensor, rows: Tensor, w1: Tensor, w2: Tensor, precision: str, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the rows and of the four weights, those that are needed."""
-    by_out = gradient.reshape(-1, len(w2))
-    flat = hidden.view(-1, len(w1))
-    with _products(precision, rows):
+def _backward(a: _Phi, needs: list[bool], gradient: Tensor, hidden: Tensor) -> list[Tensor | None]:
+    by_out = gradient.reshape(-1, len(a.w2))
+    flat = hidden.view(-1, len(a.w1))
+    with _products(a.precision, a.rows):
         by_w2 = by_out.t() @ flat if needs[3] else None
         by_b2 = by_out.sum(0) if needs[4] else None
         by_rows = by_w1 = by_b1 = None
         if any(needs[:3]):
-            by_hidden = by_out @ w2
+            by_hidden = by_out @ a.w2
             torch.ops.aten.threshold_backward.grad_input(by_hidden, flat, 0, grad_input=by_hidden)
             by_b1 = by_hidden.sum(0) if needs[2] else None
-            if needs[1] and _foldable(rows):
-                by_w1 = by_hidden.t() @ rows.reshape(-1, rows.shape[2])
+            if needs[1] and _foldable(a.rows):
+                by_w1 = by_hidden.t() @ a.rows.reshape(-1, a.rows.shape[2])
             elif needs[1]:
-                by_w1 = torch.bmm(by_hidden.view(hidden.shape).mT, rows).sum(0)
-            by_rows = (by_hidden @ w1).view(rows.shape) if needs[0] else None
-    a, b, c, d, e = stand_ins(gradient, (by_rows, by_w1, by_b1, by_w2, by_b2))
-    return a, b, c, d, e
+                by_w1 = torch.bmm(by_hidden.view(hidden.shape).mT, a.rows).sum(0)
+            by_rows = (by_hidden @ a.w1).view(a.rows.shape) if needs[0] else None
+    return [by_rows, by_w1, by_b1, by_w2, by_b2]
 
 
-@_phi_backward.register_fake
-def _(
-    gradient: Tensor, hidden: Tensor, rows: Tensor, w1: Tensor, w2: Tensor, precision: str, needs: list[bool]
-) -> tuple[Tensor, ...]:
-    shapes = (rows.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
-    return tuple(gradient.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    rows, w1, _, w2, _, ctx.precision = inputs
-    ctx.save_for_backward(output[1], rows, w1, w2)
-
-
-@once
-def _gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return 6 * (None,)
-    needs = list(ctx.needs_input_grad[:5])
-    return *masked(_phi_backward(gradient, *ctx.saved_tensors, ctx.precision, needs), needs), None
-
-
-_phi.register_autograd(_gradients, setup_context=_setup)
+_phi = differentiable("phi", _Phi, _forward, _fake, _backward, saves=(1,))
 
 
 def _foldable(rows: Tensor) -> bool:

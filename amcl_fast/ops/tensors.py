@@ -33,16 +33,16 @@ class _Final(torch.autograd.Function):
 def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """`backward` of an operator, whose results raise where they are differentiated.
 
-    torch.autograd.function.once_differentiable does so only if the upstream gradient is differentiated as well.
+    torch.autograd.function.once_differentiable does so only if the gradient it is given is differentiated as well.
     """
 
     @functools.wraps(backward)
-    def first_only(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def first_only(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            gradients = backward(ctx, *upstream)
+            gradients = backward(ctx, *given)
         if not torch.is_grad_enabled():  # no create_graph
             return gradients
-        sources = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+        sources = [t for t in (*ctx.saved_tensors, *given) if t is not None and t.requires_grad]
         return tuple(None if g is None else _Final.apply(g, *sources) for g in gradients)
 
     return first_only
@@ -63,9 +63,34 @@ def masked(tensors: Sequence[Tensor | None], present: Sequence[bool]) -> list[Te
     return [tensor if there else None for tensor, there in zip(tensors, present, strict=True)]
 
 
-def fake_gradients(like: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
-    """Fake gradients of `tensors`, contiguous, after `stand_ins`."""
-    return tuple(
-        like.new_empty(0) if t is None or not need else t.new_empty(t.shape)
-        for t, need in zip(tensors, needs, strict=True)
-    )
+def present(tensor: Tensor | None) -> Tensor | None:
+    """None for the stand-in of an absent tensor. No result has one dimension and no element but these."""
+    return None if tensor is None or (tensor.dim() == 1 and tensor.shape[0] == 0) else tensor
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """An empty tensor like `tensor`, whose strides may overlap or have gaps."""
+    return tensor.new_empty(tensor.shape)
+
+
+def scaled(
+    gradients: Sequence[Tensor | None], by_head: Tensor, dtypes: Sequence[torch.dtype | None]
+) -> list[Tensor | None]:
+    """Gradients of each head's value, times the gradient of that value, in `dtypes`.
+
+    Args:
+        gradients: of tables (C, …), and of the offset one for each head, (C,).
+        by_head: (C,).
+        dtypes: of the results.
+    """
+    result: list[Tensor | None] = []
+    for t, dtype in zip(gradients, dtypes, strict=True):
+        if t is None:
+            result.append(None)
+        elif t.dim() == 1:
+            result.append((t * by_head).sum().to(dtype))
+        else:
+            # One pass; bfloat16 was rounded when it was kept as well.
+            out = t.new_empty(t.shape, dtype=dtype)
+            result.append(torch.mul(t, by_head[:, None, None], out=out))
+    return result

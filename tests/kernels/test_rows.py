@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from amcl_fast import rows
-from amcl_fast.ops import triton as backend
+from amcl_fast import ops, rows
+from amcl_fast.ops import triton_rows as backend
 from tests.helpers.kernels.compare import DEVICE, relative_error
 
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -146,8 +146,9 @@ def test_is_a_well_formed_operator():
 
 
 def test_float64_is_refused():
-    with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16 .* got torch.float64"):
-        backend.prepared(*(t.double() for t in views(2, 1, 4, torch.float32)), product=torch.float32)
+    pair = (t.double() for t in views(2, 1, 4, torch.float32))
+    with pytest.raises(ValueError, match=r"takes float32, bfloat16 and float16, got torch.float64"):
+        ops.prepared(*pair, product=torch.float32, backend="triton")
 
 
 def terms(joined, heads=3, n=37, size=10.0, seed=0):

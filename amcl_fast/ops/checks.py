@@ -1,0 +1,183 @@
+"""What every backend refuses, in the same words: the check of an operator's tensors and settings.
+
+Nothing here reads a value of a tensor that is not on the CPU at hand, so it waits for no device, and all of it may be
+traced by torch.compile, which takes numbers for symbols with dynamic=True (hence no math.isfinite).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import rows
+from ..reference import NEGATIVES
+from .registration import is_seen
+
+_DTYPES = {
+    "native": (torch.float32, torch.float64),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "reference": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+
+
+def contrast(
+    backend: str,
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    beta: float,
+) -> None:
+    """The arguments of `ops.contrast` for `backend`, a resolved one; `tensors` are anchors, …, skip, extra."""
+    anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra = tensors
+    _numbers(anchors, tau_min, tau_max, beta=beta)
+    selection(negatives, top_k)
+    heads, count, width = _first("anchors", anchors, backend)
+    _like_first("candidates", candidates, "anchors", anchors)
+    available = _shaped("candidates", candidates, (heads, None, width))[1]
+    _phi(("anchors", anchors, count), ("candidates", phi_anchors, phi_candidates, available), offset)
+    if extra is not None:
+        if negatives == "topk_mean":
+            raise ValueError("extra must be None with negatives='topk_mean', which has no log-sum-exp, got a tensor")
+        _beside("extra", extra, "anchors", anchors)
+        _shaped("extra", extra, (heads, count))
+    skipped = 0 if skip is None else _skip(skip, anchors, count, available)
+    if available <= skipped:
+        raise ValueError(
+            f"candidates must hold at least one negative, got {available} rows, of which {skipped} are skipped"
+        )
+
+
+def paired(
+    backend: str,
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    tau_min: float,
+    tau_max: float,
+    **numbers: float,
+) -> None:
+    """The arguments of `ops.align` and `ops.decorrelate` for `backend`, a resolved one."""
+    x, y, phi_x, phi_y, offset = tensors
+    _numbers(x, tau_min, tau_max, **numbers)
+    heads, count, width = _first("x", x, backend)
+    _like_first("y", y, "x", x)
+    _shaped("y", y, (heads, count, width))
+    _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
+
+
+def selection(negatives: str, top_k: int | None) -> None:
+    """Which negatives of an anchor count.
+
+    Raises:
+        ValueError: unknown `negatives`, or top_k below 1.
+        TypeError: top_k is no int where it is needed.
+    """
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+    if negatives == "softmax":
+        return
+    if top_k is None or isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+
+
+def tensor(name: str, value: Any) -> None:
+    """That it is one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def _numbers(first: Tensor, tau_min: float, tau_max: float, **numbers: float) -> None:
+    # Half precision is for products: τ is float32 then.
+    normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
+    if not normal.tiny <= tau_min <= tau_max <= normal.max:
+        raise ValueError(
+            f"tau_min and tau_max must be in order from {normal.tiny:.3g} to {normal.max:.3g}, normal numbers of "
+            f"{normal.dtype}, got tau_min={tau_min} and tau_max={tau_max}"
+        )
+    for name, number in numbers.items():
+        if not -math.inf < number < math.inf:
+            raise ValueError(f"{name} must be finite, got {number}")
+
+
+def _first(name: str, first: Tensor, backend: str) -> torch.Size:
+    """The shape of the tensor that all others must fit; it may have no rows."""
+    if first.dtype not in _DTYPES[backend]:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[backend])
+        raise TypeError(f"{name} must be one of {accepted} for backend {backend!r}, got {first.dtype}")
+    if first.dim() != 3 or first.shape[0] < 1 or first.shape[2] < 1:
+        raise ValueError(f"{name} must have the shape (C, rows, width) with C, width ≥ 1, got {tuple(first.shape)}")
+    return first.shape
+
+
+def _like_first(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    tensor(name, value)
+    if value.dtype != first.dtype:
+        raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {value.dtype}")
+    _on(name, value, first_name, first)
+
+
+def _beside(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    """φ, the offset and the extra logit: beside half precision they may be float32 as well."""
+    tensor(name, value)
+    if value.dtype != first.dtype and (value.dtype != torch.float32 or first.dtype == torch.float64):
+        raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {value.dtype}")
+    _on(name, value, first_name, first)
+
+
+def _on(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    if value.device != first.device:
+        raise ValueError(f"{name} must be on the device of {first_name}, {first.device}, got {value.device}")
+
+
+def _phi(
+    x: tuple[str, Tensor, int], of_y: tuple[str, Tensor | None, Tensor | None, int], offset: Tensor | None
+) -> None:
+    """φ of both sides, (C, rows, m) each, and the offset of their product."""
+    (x_name, first, x_rows), (y_name, phi_x, phi_y, y_rows) = x, of_y
+    if offset is not None:
+        _beside("offset", offset, x_name, first)
+        if offset.dim() != 0:
+            raise ValueError(f"offset must be a 0-dim tensor, got the shape {tuple(offset.shape)}")
+    if phi_x is None and phi_y is None:
+        return
+    names = f"phi_{x_name}", f"phi_{y_name}"
+    if phi_x is None or phi_y is None:
+        given = names[phi_x is None]
+        raise ValueError(f"{names[0]} and {names[1]} must be given both or neither, got {given} alone")
+    _beside(names[0], phi_x, x_name, first)
+    _like_first(names[1], phi_y, names[0], phi_x)
+    # Rows may be none, the width of φ may not.
+    width = phi_x.shape[-1] if phi_x.dim() == 3 else None
+    _shaped(names[0], phi_x, (first.shape[0], x_rows, width))
+    _shaped(names[1], phi_y, (first.shape[0], y_rows, width))
+
+
+def _skip(skip: Tensor, anchors: Tensor, count: int, columns: int) -> int:
+    """How many columns every anchor skips."""
+    tensor("skip", skip)
+    if skip.dtype != torch.int64:
+        raise TypeError(f"skip must be int64, got {skip.dtype}")
+    _on("skip", skip, "anchors", anchors)
+    each = _shaped("skip", skip, (count, None))[1]
+    if count and rows.may_look(skip) and not is_seen((skip,)) and not _fits(skip, columns):
+        raise ValueError(f"skip must hold columns from 0 to {columns - 1}, got one that does not exist")
+    return each
+
+
+def _fits(skip: Tensor, columns: int) -> bool:
+    lowest, highest = skip.aminmax()
+    return int(lowest) >= 0 and int(highest) < columns
+
+
+def _shaped(name: str, value: Tensor, shape: tuple[int | None, ...]) -> torch.Size:
+    """The shape, which must be `shape`; None stands for any size but 0."""
+    fits = value.dim() == len(shape) and all(
+        have == size if size is not None else have > 0 for have, size in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        accepted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have the shape ({accepted}) and not be empty, got {tuple(value.shape)}")
+    return value.shape
