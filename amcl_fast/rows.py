@@ -1,5 +1,6 @@
 """Rows of any finite size: the one division of a row by its norm, and what keeps its squares inside float32."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,16 @@ def unit(x: Tensor) -> Tensor:
     large.
     """
     return F.normalize(bounded(x), dim=-1)
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Channel vectors (C, d, N) with zero mean and unit (unbiased) standard deviation along the batch."""
+    centred = x - x.mean(-1, keepdim=True)
+    # What rounding left in the mean: for a channel of nearly equal values it is as large as their deviation.
+    centred = centred - centred.detach().mean(-1, keepdim=True)
+    # The same as x.std, which takes several times as long on a CPU.
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
+    return centred * (deviation + 1e-9).reciprocal()
 
 
 class Prepared(NamedTuple):

@@ -154,3 +154,12 @@ class AdaptiveTemperature(nn.Module):
         scale = f", scale={self.scale}" if self.score == "cosine" else ""
         precision = "" if self.precision == "auto" else f", precision={self.precision!r}"
         return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}{precision}"
+
+
+def cosine_temperature(
+    dim: int, tau_min: float, tau_max: float, *, per_width: bool = False, offset: float = 0.0
+) -> AdaptiveTemperature:
+    """τ from `tau_min` to `tau_max`, with `per_width` both divided by `dim`; the score does not see φ's lengths."""
+    # A width that is none is AdaptiveTemperature's to name.
+    width = dim if per_width and isinstance(dim, int) and dim > 0 else 1
+    return AdaptiveTemperature(dim, tau_min=tau_min / width, tau_max=tau_max / width, score="cosine", offset=offset)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities, losses, ops
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities, ops
 from amcl_fast import rows as rows_module
+from amcl_fast.losses import barlow_twins
 from amcl_fast.rows import bounded, unit
 from tests.helpers import literal
 
@@ -77,7 +78,7 @@ def exact(monkeypatch):
 
     def evaluated(name, kind, tensors):
         with monkeypatch.context() as patch:
-            for module in (rows_module, losses):
+            for module in (rows_module, barlow_twins):
                 patch.setattr(module, "bounded", lambda x: x)
             return evaluate(loss_of(name, kind, "reference", torch.float64), tensors)
 
@@ -266,7 +267,7 @@ def test_operators_refuse_what_their_dtype_cannot_hold(dtype, smallest):
     rows, _ = ops.align(x, x, None, None, None, tau_min=smallest, tau_max=smallest, **settings)
     assert rows.isfinite().all()
     for tau in (smallest / 2, torch.finfo(dtype).max * 2):
-        with pytest.raises(ValueError, match=r"<= tau_min <= tau_max <= .* must hold in float(32|64), got tau_min="):
+        with pytest.raises(ValueError, match=r"tau_min and tau_max must be in order from .* got tau_min="):
             ops.align(x, x, None, None, None, tau_min=tau, tau_max=tau, **settings)
 
 

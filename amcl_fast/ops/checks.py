@@ -35,7 +35,7 @@ def contrast(
     _numbers(anchors, tau_min, tau_max, beta=beta)
     selection(negatives, top_k)
     heads, count, width = _first("anchors", anchors, backend)
-    _like_first("candidates", candidates, "anchors", anchors)
+    of_one_kind("candidates", candidates, "anchors", anchors)
     available = _shaped("candidates", candidates, (heads, None, width))[1]
     _phi(("anchors", anchors, count), ("candidates", phi_anchors, phi_candidates, available), offset)
     if extra is not None:
@@ -61,7 +61,7 @@ def paired(
     x, y, phi_x, phi_y, offset = tensors
     _numbers(x, tau_min, tau_max, **numbers)
     heads, count, width = _first("x", x, backend)
-    _like_first("y", y, "x", x)
+    of_one_kind("y", y, "x", x)
     _shaped("y", y, (heads, count, width))
     _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
 
@@ -112,7 +112,8 @@ def _first(name: str, first: Tensor, backend: str) -> torch.Size:
     return first.shape
 
 
-def _like_first(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+def of_one_kind(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    """That it is a tensor with the dtype of the first, on its device."""
     tensor(name, value)
     if value.dtype != first.dtype:
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {value.dtype}")
@@ -148,7 +149,7 @@ def _phi(
         given = names[phi_x is None]
         raise ValueError(f"{names[0]} and {names[1]} must be given both or neither, got {given} alone")
     _beside(names[0], phi_x, x_name, first)
-    _like_first(names[1], phi_y, names[0], phi_x)
+    of_one_kind(names[1], phi_y, names[0], phi_x)
     # Rows may be none, the width of φ may not.
     width = phi_x.shape[-1] if phi_x.dim() == 3 else None
     _shaped(names[0], phi_x, (first.shape[0], x_rows, width))

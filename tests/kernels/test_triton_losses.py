@@ -7,7 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, losses
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast.losses import moco
 from amcl_fast.ops import triton as backend
 from tests.helpers.kernels.compare import DEVICE
 
@@ -184,8 +185,8 @@ def test_a_phi_that_was_changed_is_what_it_was_changed_to(change):
 @pytest.mark.parametrize("score", [None, "cosine"])
 def test_the_queue_is_read_in_float32_by_phi_alone(score, monkeypatch):
     read = []
-    original = losses.at_least_float32
-    monkeypatch.setattr(losses, "at_least_float32", lambda x: read.append(x.shape) or original(x))
+    original = moco.at_least_float32
+    monkeypatch.setattr(moco, "at_least_float32", lambda x: read.append(x.shape) or original(x))
     criterion = MoCoLoss(0.2 if score is None else temperature(D), top_k=4, backend="triton")
     criterion(*inputs("moco", torch.bfloat16))
     assert ((HEADS, 60, D) in read) == (score is not None)

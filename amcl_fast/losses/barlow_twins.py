@@ -1,0 +1,94 @@
+"""Barlow Twins' loss."""
+
+from typing import Self
+
+from torch import Tensor
+
+from .. import ops
+from ..distributed import gather_rows, row_counts, world
+from ..rows import at_least_float32, bounded, standardised
+from ..temperature import AdaptiveTemperature, cosine_temperature
+from .base import Loss, full_precision
+from .inputs import finite, heads_first, number
+from .statistics import named
+
+
+class BarlowTwinsLoss(Loss):
+    """Barlow Twins: the correlation of two views' channels approaches the identity (Eq. 1.3, 2.3).
+
+    φ reads channel vectors of the raw projections, so an `AdaptiveTemperature` fixes the global batch size N.
+
+    Args:
+        temperature: constant τ (Barlow Twins itself is 1), or an `AdaptiveTemperature` of dim N; τ ≥ 1e-12.
+        lambd: λ ≥ 0, weight of the off-diagonal.
+        beta: β ≥ 0, weight of the temperature regulariser.
+        gather: correlate the batches of all processes of torch.distributed. Every process returns the loss of
+            the global batch; gradients are right under DDP, which averages them. Batches may differ in size; the
+            host waits for the sizes.
+        backend: `auto`, `triton`, `native` or `reference`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature = 1.0,
+        *,
+        lambd: float = 5e-3,
+        beta: float = 1e-6,
+        gather: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, backend)
+        # Slopes hold 1/τ³, which must be a number of float32.
+        if (smallest := self._range()["tau_min"]) < 1e-12:
+            raise ValueError(f"temperature must be at least 1e-12 for Barlow Twins, got {smallest}")
+        self.lambd = number("lambd", lambd)
+        self.beta = number("beta", beta)
+        self.gather = bool(gather)
+
+    @classmethod
+    def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL whose temperatures stay inside their range: τ from 0.8 to 1.25 by a bounded score.
+
+        No adaptive setting was found that beats the baseline, `BarlowTwinsLoss()` (docs/frameworks.md): this is the
+        one to start from where temperatures are the subject, and the baseline where they are not.
+
+        Args:
+            dim: global batch size N, the width of what φ reads here.
+            gather, backend: as the class's.
+        """
+        return cls(cosine_temperature(dim, 0.8, 1.25), gather=gather, backend=backend)
+
+    @classmethod
+    def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+        """AMCL as its authors released it. At their size every τ starts at τ_min, and the loss near 1e13.
+
+        Args: as `recommended`.
+        """
+        return cls(AdaptiveTemperature(dim), gather=gather, backend=backend)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""
+        x, y = heads_first(z1=z1, z2=z2)
+        if self.gather and world()[1] > 1:
+            counts = row_counts(x)
+            x, y = gather_rows(x, counts), gather_rows(y, counts)
+        self._note_shape("z1", x.shape[1], x)
+        self._check_width(x.shape[1], "the global batch size N", "z1", z1)
+        product_dtype = self._product_dtype(z1)
+        with full_precision(x):
+            # Channel vectors, (C, d, N), each in one piece: all that follows reads and writes along the batch.
+            # φ reads them too: from a size of 1e12 on, its score does not change with it, or τ is at a bound.
+            x, y = (bounded(at_least_float32(z).mT.contiguous()) for z in (x, y))
+            heads, on, off = ops.decorrelate(
+                standardised(x).to(product_dtype),
+                standardised(y).to(product_dtype),
+                self._phi_of(x, product_dtype).product,
+                self._phi_of(y, product_dtype).product,
+                self._offset(x),
+                **self._range(),
+                lambd=self.lambd,
+                beta=self.beta,
+                backend=self.backend,
+            )
+            self.last_stats = named(on, off)
+            return finite(heads.sum(), z1=z1, z2=z2)

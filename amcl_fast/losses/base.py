@@ -1,0 +1,127 @@
+"""What the losses of all frameworks share: a temperature, a backend, the shape and statistics of the latest call."""
+
+import math
+import warnings
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.phi import phi
+from ..reference import Stats
+from ..rows import Prepared, at_least_float32
+from ..temperature import SMALLEST, AdaptiveTemperature
+from .inputs import number
+
+
+class Shape(NamedTuple):
+    """How a loss read its projections: images of the (global) batch, heads, width."""
+
+    N: int
+    C: int
+    d: int
+
+
+class Loss(nn.Module):
+    """Temperature, backend and statistics, shared by the four losses."""
+
+    def __init__(self, temperature: float | AdaptiveTemperature, backend: str) -> None:
+        super().__init__()
+        if backend not in ops.BACKENDS:
+            raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
+        if not isinstance(temperature, AdaptiveTemperature):
+            temperature = number("temperature", temperature, SMALLEST)
+        self.temperature = temperature
+        self.backend = backend
+        self.last_stats: Stats = {}
+        self.last_shape: Shape | None = None
+        self._warned = False
+
+    @property
+    def adaptive(self) -> AdaptiveTemperature | None:
+        """The temperature module, None if the temperature is a constant."""
+        return self.temperature if isinstance(self.temperature, AdaptiveTemperature) else None
+
+    def _range(self) -> dict[str, float]:
+        """tau_min and tau_max for an operator; a constant is the range of width zero."""
+        adaptive = self.adaptive
+        if adaptive is None:
+            return {"tau_min": float(self.temperature), "tau_max": float(self.temperature)}  # type: ignore[arg-type]
+        return {"tau_min": adaptive.tau_min, "tau_max": adaptive.tau_max}
+
+    def _offset(self, like: Tensor) -> Tensor | None:
+        """The score's offset in the dtype in which `like` is evaluated."""
+        offset = None if self.adaptive is None else self.adaptive.score_offset
+        return None if offset is None else offset.to(torch.promote_types(like.dtype, torch.float32))
+
+    def _phi_of(self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False) -> Prepared:
+        """φ of rows x (C, R, d) as the operators take it; `halves`: those of two views that x holds."""
+        adaptive = self.adaptive
+        if adaptive is None or x is None:
+            return Prepared(None, None, None, None, None)
+        if not (ops.fused(self.backend, x) and adaptive.is_plain):
+            table = adaptive.features(x)
+            n = x.shape[1] // 2
+            first, second = (table[:, :n], table[:, n:]) if halves else (None, None)
+            return Prepared(table, None if product is None else table.to(product), first, second, None)
+        out = phi(x, adaptive.weights(x.dtype), adaptive.products(product or x.dtype))
+        cosine = adaptive.score == "cosine"
+        if not cosine and not halves and product == out.dtype:
+            return Prepared(out, out, None, None, None)
+        return ops.prepared(
+            out,
+            None,
+            product=product,
+            factor=math.sqrt(adaptive.scale) if cosine else 1.0,
+            normalise=cosine,
+            halves="ready" if halves else "none",
+            backend=self.backend,
+        )
+
+    def _product_dtype(self, z: Tensor) -> torch.dtype:
+        """What matrix products of the input `z` read; call it outside of `full_precision`."""
+        if ops.resolve(self.backend, z) != "triton":
+            return at_least_float32(z).dtype
+        if torch.is_autocast_enabled(z.device.type):
+            return torch.get_autocast_dtype(z.device.type)
+        return z.dtype
+
+    def _check_width(self, width: int, meaning: str, argument: str, like: Tensor) -> None:
+        """That φ reads vectors of `width`, and stands on the device of the input `argument`."""
+        if self.adaptive is None:
+            return
+        if self.adaptive.dim != width:
+            raise ValueError(
+                f"temperature.dim must be {meaning} = {width} for this {argument}, got {self.adaptive.dim}"
+            )
+        device = self.adaptive.phi[0].weight.device
+        if device != like.device:
+            raise ValueError(f"temperature is on {device}, {argument} on {like.device}; move one of them")
+
+    def _note_shape(self, argument: str, n: int, like: Tensor) -> None:
+        """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d)."""
+        if n < 2:
+            raise ValueError(f"{argument} must have a batch of N ≥ 2 rows, got {n}")
+        heads, _, dim = like.shape
+        self.last_shape = Shape(n, heads, dim)
+        if heads > n and not torch.compiler.is_compiling() and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{argument} is read as (N, C, d): a batch of N = {n} images, C = {heads} heads, d = {dim}. "
+                f"If it is (C, N, d), pass {argument}.transpose(0, 1)",
+                stacklevel=5,  # the call of the module
+            )
+
+    def extra_repr(self) -> str:
+        hidden = {"adaptive", "last_stats", "training"}
+        if self.last_shape is None:
+            hidden.add("last_shape")
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden}
+        return ", ".join(f"{k}={v!r}" for k, v in settings.items())
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Autocast is off on the device of `like`."""
+    return torch.autocast(like.device.type, enabled=False)

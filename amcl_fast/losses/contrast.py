@@ -1,0 +1,87 @@
+"""What SimCLR and MoCo share: which negatives count, and the two terms of their loss."""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import checks
+from ..rows import Prepared
+from ..temperature import AdaptiveTemperature
+from .base import Loss
+from .inputs import number
+from .statistics import named
+
+
+class Contrast(Loss):
+    """The settings of the contrast, shared by SimCLR and MoCo."""
+
+    def __init__(
+        self,
+        temperature: float | AdaptiveTemperature,
+        negatives: str,
+        top_k: int | None,
+        beta: float,
+        include_positive: bool,
+        backend: str,
+    ) -> None:
+        super().__init__(temperature, backend)
+        checks.selection(negatives, top_k)
+        if include_positive and negatives == "topk_mean":
+            raise ValueError(
+                "include_positive must be False with negatives='topk_mean', which has no log-sum-exp, "
+                f"got {include_positive!r}"
+            )
+        self.negatives = negatives
+        self.top_k = None if negatives == "softmax" else top_k
+        self.beta = number("beta", beta)
+        self.include_positive = bool(include_positive)
+
+    def _evaluate(
+        self,
+        rows: Prepared,
+        phi: Prepared,
+        candidates: Tensor,
+        phi_candidates: Tensor | None,
+        weight: float,
+    ) -> Tensor:
+        """`weight` times the sum of the positive and negative terms of all anchors and heads.
+
+        `rows` are 2N anchors, the x of every pair, then its y, normalised. Their halves are the N pairs not normalised:
+        `align` does it, and doing it twice would square the gradient of a row of zeros. Similarity and r are symmetric,
+        so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors.
+        """
+        anchors = rows.product
+        assert anchors is not None and rows.first is not None and rows.second is not None
+        offset = self._offset(rows.first)
+        positive, of_positives = ops.align(
+            rows.first,
+            rows.second,
+            phi.first,
+            phi.second,
+            offset,
+            **self._range(),
+            weight=1.0,
+            beta=self.beta,
+            backend=self.backend,
+        )
+        # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
+        late = ops.fused(self.backend, anchors)
+        both = None if late else torch.cat([positive, positive], dim=1)
+        negative, of_negatives = ops.contrast(
+            anchors,
+            candidates,
+            phi.product,
+            phi_candidates,
+            offset,
+            rows.skip,
+            **self._range(),
+            negatives=self.negatives,
+            top_k=self.top_k,
+            beta=self.beta,
+            extra=-both if self.include_positive and both is not None else None,
+            backend=self.backend,
+        )
+        self.last_stats = named(of_positives, of_negatives)
+        if both is None:
+            return ops.total(positive, negative, joined=self.include_positive, weight=weight, backend=self.backend)
+        return (both + negative).sum() * weight
