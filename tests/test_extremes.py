@@ -1,71 +1,30 @@
 """Sizes of rows and temperatures that float32 can hold but not square, and derivatives that a backend does not know."""
 
 import itertools
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities, ops
+from amcl_fast import AdaptiveTemperature, SimSiamLoss, ops
 from amcl_fast import rows as rows_module
 from amcl_fast.losses import barlow_twins
 from amcl_fast.rows import bounded, unit
 from tests.helpers import literal
-
-N, HEADS, D = 6, 2, 8
-NATIVE = ["native"] if capabilities.native_status().available else []
-BACKENDS = ["reference", *NATIVE, "triton"]  # Triton's interpreter, without a GPU
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NAMES = ["simclr", "nt_xent", "moco", "simsiam", "barlow"]
-TAU = 0.5
-
-
-def temperature_of(name, kind, dtype):
-    if kind == "constant":
-        return TAU
-    torch.manual_seed(0)
-    module = AdaptiveTemperature(N if name == "barlow" else D, 8, 0.1, 1.0, score=kind)
-    return module.to(dtype)
-
-
-def device_of(backend):
-    return DEVICE if backend == "triton" else "cpu"
-
-
-def loss_of(name, kind="constant", backend="auto", dtype=torch.float32, temperature=None):
-    if temperature is None:
-        temperature = temperature_of(name, kind, dtype)
-    settings = {"backend": backend}
-    if name == "simclr":
-        loss = SimCLRLoss(temperature, top_k=3, **settings)
-    elif name == "nt_xent":
-        loss = SimCLRLoss(temperature, negatives="softmax", include_positive=True, **settings)
-    elif name == "moco":
-        loss = MoCoLoss(temperature, negatives="topk_softmax", top_k=3, **settings)
-    else:
-        loss = (SimSiamLoss if name == "simsiam" else BarlowTwinsLoss)(temperature, **settings)
-    return loss.to(device_of(backend))
-
-
-def inputs_of(name, seed=1):
-    """float64 inputs that are float32 numbers of at most 1."""
-    generator = torch.Generator().manual_seed(seed)
-    views = [
-        torch.rand(N, HEADS, D, generator=generator).double() * 2 - 1 for _ in range(4 if name == "simsiam" else 2)
-    ]
-    if name == "moco":
-        views.append(F.normalize(torch.randn(HEADS, D, 20, generator=generator), dim=1).double())
-    return views
-
-
-def evaluate(loss, tensors):
-    """The value, the gradient of every input (0 where there is none), and of φ's parameters."""
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    value = loss(*leaves)
-    grads = torch.autograd.grad(value, [*leaves, *loss.parameters()], allow_unused=True)
-    grads = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, [*leaves, *loss.parameters()], strict=True)]
-    return value.detach().cpu().double(), [g.cpu().double() for g in grads]
+from tests.helpers.small_losses import (
+    BACKENDS,
+    HEADS,
+    NAMES,
+    NATIVE,
+    TAU,
+    D,
+    N,
+    device_of,
+    evaluate,
+    inputs_of,
+    loss_of,
+    temperature_of,
+)
 
 
 def on_backend(name, kind, backend, tensors):
@@ -269,140 +228,3 @@ def test_operators_refuse_what_their_dtype_cannot_hold(dtype, smallest):
     for tau in (smallest / 2, torch.finfo(dtype).max * 2):
         with pytest.raises(ValueError, match=r"tau_min and tau_max must be in order from .* got tau_min="):
             ops.align(x, x, None, None, None, tau_min=tau, tau_max=tau, **settings)
-
-
-# ---- derivatives ------------------------------------------------------------------------------------------------
-
-
-def direction(t):
-    return torch.randn(t.shape, dtype=t.dtype, generator=torch.Generator().manual_seed(7))
-
-
-@pytest.mark.parametrize("kind", ["constant", "cosine"])
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_mode_is_the_gradient_times_the_direction(name, kind):
-    """`auto` takes the reference: through the engines torch would hand on a tangent of zero."""
-    loss = loss_of(name, kind, dtype=torch.float64)
-    tensors = inputs_of(name)
-    tangent = direction(tensors[0])
-    _, (gradient, *_) = evaluate(loss, tensors)
-    expected = (gradient * tangent).sum()
-    _, found = torch.func.jvp(lambda x: loss(x, *tensors[1:]), (tensors[0],), (tangent,))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    with torch.autograd.forward_ad.dual_level():
-        value = loss(torch.autograd.forward_ad.make_dual(tensors[0], tangent), *tensors[1:])
-        found = torch.autograd.forward_ad.unpack_dual(value).tangent
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_transforms_take_the_reference(name):
-    loss = loss_of(name, "cosine", dtype=torch.float64)
-    tensors = inputs_of(name)
-    _, (expected, *_) = evaluate(loss, tensors)
-
-    def of_first(x):
-        return loss(x, *tensors[1:])
-
-    torch.testing.assert_close(torch.func.grad(of_first)(tensors[0]), expected)
-    stack = torch.stack([tensors[0], tensors[0].flip(0)])
-    torch.testing.assert_close(torch.func.vmap(of_first)(stack), torch.stack([of_first(x) for x in stack]).detach())
-    torch.testing.assert_close(torch.func.vmap(torch.func.grad(of_first))(stack)[0].detach(), expected)
-    assert loss.last_stats == {}  # what it would hold means nothing outside of the transform
-    loss(*tensors)
-    assert loss.last_stats["similarity_positive"].isfinite()
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", [*NATIVE, "triton"])
-def test_engines_refuse_what_they_would_get_wrong(backend, name):
-    loss = loss_of(name, backend=backend)
-    first, *others = (t.float().to(device_of(backend)) for t in inputs_of(name))
-
-    def of_first(x):
-        return loss(x, *others)
-
-    tangent = direction(first.cpu()).to(first)
-    message = (
-        rf"backend '{backend}' has no forward-mode derivative and takes no part in torch.func; backend='reference'"
-    )
-    for call in (
-        lambda: torch.func.jvp(of_first, (first,), (tangent,)),
-        lambda: torch.func.grad(of_first)(first),
-        lambda: torch.func.vmap(of_first)(torch.stack([first, first])),
-        lambda: torch.func.hessian(of_first)(first),
-    ):
-        with pytest.raises(NotImplementedError, match=message):
-            call()
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
-        of_first(torch.autograd.forward_ad.make_dual(first, tangent))
-
-
-@pytest.mark.parametrize("kind", ["constant", "cosine"])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_second_derivatives_are_right_or_refused(backend, name, kind):
-    dtype = torch.float64 if backend == "reference" else torch.float32
-    loss = loss_of(name, kind, backend, dtype)
-    first, *others = (t.to(device_of(backend), dtype) for t in inputs_of(name))
-    first.requires_grad_()
-    (once,) = torch.autograd.grad(loss(first, *others), first, create_graph=True)
-    (plain,) = torch.autograd.grad(loss(first, *others), first)
-    assert torch.equal(once, plain)
-    tangent = direction(first.cpu()).to(first)
-    if backend != "reference":
-        with pytest.raises(NotImplementedError, match="no second derivative; backend='reference' has"):
-            torch.autograd.grad((once * tangent).sum(), first)
-        return
-    (found,) = torch.autograd.grad((once * tangent).sum(), first)
-    step = 1e-5
-
-    def gradient(x):
-        return torch.autograd.grad(loss(x, *others), x)[0]
-
-    shifted = (gradient((first + sign * step * tangent).detach().requires_grad_()) for sign in (1, -1))
-    expected = (next(shifted) - next(shifted)) / (2 * step)
-    assert (found - expected).norm() <= 1e-6 * expected.norm()
-
-
-# ---- shapes -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_shape_that_was_understood_is_shown(name):
-    loss = loss_of(name)
-    assert loss.last_shape is None and "last_shape" not in repr(loss)
-    tensors = [t.float() for t in inputs_of(name)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loss(*tensors)
-    assert loss.last_shape == (N, HEADS, D)
-    assert f"last_shape=Shape(N={N}, C={HEADS}, d={D})" in repr(loss)
-    turned = [t.transpose(0, 1) for t in tensors[: 2 if name == "moco" else None]]
-    if name == "moco":
-        turned.append(torch.cat([tensors[2]] * (N // HEADS)))
-    argument = {"moco": "q", "simsiam": "p1"}.get(name, "z1")
-    message = rf"{argument} is read as \(N, C, d\): a batch of N = {HEADS} images, C = {N} heads, d = {D}\. If it is "
-    with pytest.warns(UserWarning, match=message + rf"\(C, N, d\), pass {argument}\.transpose\(0, 1\)") as caught:
-        loss(*turned)
-    assert caught[0].filename == __file__
-    assert loss.last_shape == (HEADS, N, D)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loss(*turned)  # said once
-    with pytest.warns(UserWarning, match=message):
-        loss_of(name)(*turned)
-
-
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compiled_code_keeps_the_shape_and_breaks_no_graph(dynamic):
-    torch._dynamo.reset()
-    loss = loss_of("nt_xent")
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for n in (N, 9, 11):
-        z = torch.randn(n, HEADS, D)
-        z[1] *= 1e25  # and rows of any size
-        torch.testing.assert_close(compiled(z, z + 1), loss_of("nt_xent")(z, z + 1))
-        assert loss.last_shape == (n, HEADS, D)
-    compiled(z.transpose(0, 1), z.transpose(0, 1))
-    assert loss.last_shape == (HEADS, 11, D)
