@@ -6,11 +6,10 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
 from amcl_fast.distributed import row_counts
-from tests.helpers.processes import end_group
+from tests.helpers.processes import end_group, spawn
 
 EQUAL, RAGGED = "equal", "ragged"
 # Rows of each process.
@@ -78,7 +77,7 @@ def worker(rank, counts, store, results):
 def test_processes_equal_one_process(tmp_path, world_size, sizes):
     counts = COUNTS[world_size, sizes]
     args = (counts, os.fspath(tmp_path / "store"), os.fspath(tmp_path / "found.pt"))
-    mp.spawn(worker, args=args, nprocs=world_size)
+    spawn(worker, args=args, nprocs=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, loss in losses(sum(counts), gather=False).items():
         value, grads = gradients(loss, encoder(), images(sum(counts)))
@@ -95,4 +94,4 @@ def disagreeing(rank, world_size, store):
 
 
 def test_disagreement_is_an_error_and_no_hang(tmp_path):
-    mp.spawn(disagreeing, args=(2, os.fspath(tmp_path / "store")), nprocs=2)
+    spawn(disagreeing, args=(2, os.fspath(tmp_path / "store")), nprocs=2)

@@ -6,11 +6,10 @@ from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from amcl_fast import launch
 from amcl_fast.distributed import together
-from tests.helpers.processes import end_group, start
+from tests.helpers.processes import end_group, spawn, start
 
 JOB = {
     "SLURM_JOB_ID": "4712345", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",
@@ -112,7 +111,7 @@ def leaves(rank, port):
 
 
 def test_a_process_that_has_lost_another_says_so(port):
-    mp.spawn(leaves, args=(port,), nprocs=2)
+    spawn(leaves, args=(port,), nprocs=2)
 
 
 def test_a_fault_stays_one(told):
@@ -135,4 +134,4 @@ def one_is_late(rank, port):
 
 
 def test_they_wait_longer_than_a_collective_may_take(port):
-    mp.spawn(one_is_late, args=(port,), nprocs=2)
+    spawn(one_is_late, args=(port,), nprocs=2)

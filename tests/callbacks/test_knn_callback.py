@@ -3,13 +3,12 @@ import signal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from amcl_fast.callbacks import Checkpoint, Interrupted, MetricsFile, OnlineKNN, SaveOnSignal
 from amcl_fast.distributed import ElsewhereError
 from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
 from tests.helpers.fake_data import FakeDataModule
-from tests.helpers.processes import end_group, start
+from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop, fit, method
 
 
@@ -298,4 +297,4 @@ def two_processes(rank, port, folder):
 
 
 def test_two_processes_measure_as_one_and_stop_together(tmp_path, port):
-    mp.spawn(two_processes, args=(port, tmp_path), nprocs=2)
+    spawn(two_processes, args=(port, tmp_path), nprocs=2)

@@ -6,11 +6,10 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from amcl_fast.distributed import ElsewhereError, exchange, in_step, share, together
 from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, features, knn, knn_accuracy, linear, linear_probe
-from tests.helpers.processes import end_group
+from tests.helpers.processes import end_group, spawn
 
 CLASSES, WIDTH = 12, 8
 RATES = (0.03, 0.1, 1.0, 3.0, 10.0)
@@ -92,7 +91,7 @@ def worker(rank, world_size, store, results):
 
 
 def test_processes_measure_what_one_does(tmp_path):
-    mp.spawn(worker, args=(2, os.fspath(tmp_path / "store"), tmp_path), nprocs=2)
+    spawn(worker, args=(2, os.fspath(tmp_path / "store"), tmp_path), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     knn, probe = measured(rows(600, 1), rows(120, 2), False)
     assert len(set(knn.values())) > 2 and 30 < knn[20, 7] < 99

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import gc
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,21 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def spawn(function, args, nprocs):
+    """`mp.spawn`, by forks of a process that has imported the package and done nothing else, one a session."""
+    multiprocessing.set_forkserver_preload(["amcl_fast.methods", "amcl_fast.evaluate", "amcl_fast.callbacks"])
+    given = (function, dict(os.environ), args)
+    mp.start_processes(_run, args=given, nprocs=nprocs, start_method="forkserver")
+
+
+def _run(rank, function, environment, args):
+    # That process has the environment of the session's first such test.
+    os.environ.clear()
+    os.environ.update(environment)
+    function(rank, *args)
 
 
 def start(rank, processes, port):

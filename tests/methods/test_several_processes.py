@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from amcl_fast.callbacks import Checkpoint
@@ -12,7 +11,7 @@ from amcl_fast.models import ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
 from tests.helpers import running
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
-from tests.helpers.processes import end_group, start
+from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop
 from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
 
@@ -82,7 +81,7 @@ def worker(rank, counts, port, folder):
 @pytest.mark.parametrize("sizes", COUNTS)
 def test_processes_train_as_one(tmp_path, port, sizes):
     counts = COUNTS[sizes]
-    mp.spawn(worker, args=(counts, port, tmp_path), nprocs=len(counts))
+    spawn(worker, args=(counts, port, tmp_path), nprocs=len(counts))
     by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(counts))]
     for setting, *found in zip(SETTINGS, *by_rank, strict=True):
         expected = trained(*setting, [sum(counts)])
@@ -125,7 +124,7 @@ class OwnLoader(FakeLoader):
 
 
 def test_a_run_resumes_with_as_many_processes_and_no_other_number(tmp_path, port):
-    mp.spawn(resuming_worker, args=(port, tmp_path), nprocs=2)
+    spawn(resuming_worker, args=(port, tmp_path), nprocs=2)
     path = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     with pytest.raises(ValueError, match=r"written by 2 processes and resumes with as many, got 1"):
         running.fit(tmp_path, method("moco", batch=16, queue_size=72), ckpt_path=str(path))
@@ -148,7 +147,7 @@ def images(rank):
 
 
 def test_batch_norm_of_keys_sees_images_of_all_processes(tmp_path, port):
-    mp.spawn(shuffling_worker, args=(port, tmp_path), nprocs=2)
+    spawn(shuffling_worker, args=(port, tmp_path), nprocs=2)
     queues = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(*queues)
     encoder = method("moco", projector=ProjectorConfig(2, 5, 6, batch_norm=True)).double().key_encoder
