@@ -206,7 +206,7 @@ def check_features(
     if labels.dtype != torch.int64:
         raise TypeError(f"{labels_name} must be int64, got {labels.dtype}")
     if not len(features) and not part:
-        raise ValueError(f"{name} is empty: at least one row is needed")
+        raise ValueError(f"{name} must have at least one row, got none")
     if labels.shape != features.shape[:1]:
         raise ValueError(
             f"{labels_name} must be ({len(features)},), one label a row of {name}, got {tuple(labels.shape)}"

@@ -212,7 +212,7 @@ def _counts(bank: Tensor, queries: Tensor) -> list[tuple[int, int]]:
     counts = [(size, asked) for (size, _), (asked, _) in shapes]
     for name, sizes in zip(("bank", "queries"), zip(*counts, strict=True), strict=True):
         if not any(sizes):
-            raise ValueError(f"{name} is empty: at least one row is needed")
+            raise ValueError(f"{name} must have at least one row, got none")
     return counts
 
 

@@ -180,7 +180,9 @@ def linear_probe(
             with alike() if world_size > 1 else nullcontext():
                 check_features("features of train", features, "labels of train", labels, num_classes)
                 if features.shape[1] != queries.shape[1]:
-                    raise ValueError(f"train has {features.shape[1]} features, queries have {queries.shape[1]}")
+                    raise ValueError(
+                        f"queries must have the {features.shape[1]} features of train, got {queries.shape[1]}"
+                    )
         try:
             if own and failure is None:
                 classifiers.step(features.to(weight), labels.to(device))

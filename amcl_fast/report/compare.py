@@ -40,9 +40,9 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
         OSError: the page cannot be written.
     """
     if not 2 <= len(run_dirs) <= len(CYCLE):
-        raise ValueError(f"run_dirs: two to {len(CYCLE)} runs can be compared, got {len(run_dirs)}")
+        raise ValueError(f"run_dirs must be two to {len(CYCLE)} runs, got {len(run_dirs)}")
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
-        raise ValueError(f"run_dirs: a run is given twice: {', '.join(map(str, run_dirs))}")
+        raise ValueError(f"run_dirs must be different runs, got {', '.join(map(str, run_dirs))}")
     runs = [read_run(path) for path in run_dirs]
     folder = folder or run_dirs[0].resolve().parent / "comparison"
     folder.mkdir(parents=True, exist_ok=True)

@@ -140,7 +140,7 @@ def test_half_precision_features_are_judged_in_float32():
         (
             {"bank": torch.empty(0, 2), "bank_labels": torch.empty(0, dtype=torch.int64)},
             ValueError,
-            "bank is empty",
+            "bank must have at least one row, got none",
         ),
         (
             {"queries": torch.empty(0, 2), "query_labels": torch.empty(0, dtype=torch.int64)},

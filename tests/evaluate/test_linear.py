@@ -125,7 +125,11 @@ def test_settings_out_of_range_are_named(change, message):
     ("train", "error", "message"),
     [
         ([], ValueError, "train yields no batch"),
-        ([(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))], ValueError, "train has 5 features, queries have 6"),
+        (
+            [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))],
+            ValueError,
+            "queries must have the 5 features.*got 6",
+        ),
         ([(torch.full((4, 6), torch.nan), torch.zeros(4, dtype=torch.int64))], ValueError, "features of train.*finite"),
         ([(torch.zeros(4, 6), torch.full((4,), 7))], ValueError, "labels of train.*7"),
         ([(torch.zeros(4, 6), torch.zeros(4))], TypeError, "labels of train must be int64"),

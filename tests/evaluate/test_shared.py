@@ -126,7 +126,7 @@ def errors(rank):
     broken = bank[0].clone().fill_(float("nan" if rank else 1)), bank[1]
     with told[rank]:
         knn_accuracy(*broken, *queries, num_classes=CLASSES, shared=True)
-    with pytest.raises(ValueError, match="bank is empty"):
+    with pytest.raises(ValueError, match="bank must have at least one row, got none"):
         knn_accuracy(bank[0][:0], bank[1][:0], *queries, num_classes=CLASSES, shared=True)
     with pytest.raises(ValueError, match=r"width of features, got \[7, 8\]"):
         knn_accuracy(bank[0][:, rank:], bank[1], queries[0][:, rank:], queries[1], num_classes=CLASSES, shared=True)

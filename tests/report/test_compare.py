@@ -47,7 +47,7 @@ def test_names_are_escaped(runs, tmp_path):
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="got 1"):
         write_comparison(runs[:1])
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="must be different runs"):
         write_comparison([runs[0], runs[1], runs[0]])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_comparison([runs[0], tmp_path / "nowhere"])
