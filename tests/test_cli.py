@@ -9,7 +9,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from amcl_fast import AdaptiveTemperature, callbacks
+from amcl_fast import AdaptiveTemperature, __version__, callbacks
 from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
 from amcl_fast.encoder import load_encoder
@@ -380,3 +380,15 @@ def test_doctor_and_help_need_no_trainer():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"amcl-fast {__version__}\n"
+
+
+def test_nothing_that_runs_imports_the_command_line():
+    code = "import sys, amcl_fast.pretrain, amcl_fast.evaluate.command\nprint('amcl_fast.cli' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

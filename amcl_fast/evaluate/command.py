@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,11 +79,6 @@ def run(
                 device="gpu" if device.type == "cuda" else "cpu",
             )
         _find_images(datamodule, data)
-        try:
-            datamodule.check_equal()
-        except UnequalImagesError as error:
-            with alike():
-                raise ValueError(str(error)) from error
         on_crops = device.type == "cuda" if augment is None else augment
         with together():
             bank, queries = datamodule.features_loaders(shard=rank, num_shards=world_size)
@@ -118,11 +114,7 @@ def run(
         content = {
             "weights": str(weights),
             "encoder": encoder.metadata,
-            "data": data,
-            "held_out": held_out,
-            "size": datamodule.size,
-            "crop_pct": datamodule.crop_pct,
-            "classes": datamodule.num_classes,
+            **_told_of(datamodule),
             "features_kept_in": "float16" if half else "float32",
             "processes": world_size,
             **found.as_dict(),
@@ -132,6 +124,16 @@ def run(
         print(f"written to  {path}")
 
 
+def _told_of(datamodule: ContrastiveDataModule) -> dict[str, Any]:
+    return {
+        "data": datamodule.root,
+        "held_out": datamodule.held_out,
+        "size": datamodule.size,
+        "crop_pct": datamodule.crop_pct,
+        "classes": datamodule.num_classes,
+    }
+
+
 def _find_images(datamodule: ContrastiveDataModule, data: str) -> None:
     with patient() as group:
         once_a_machine(datamodule.prepare_data, group)
@@ -139,6 +141,11 @@ def _find_images(datamodule: ContrastiveDataModule, data: str) -> None:
             datamodule.setup()
             if datamodule.unmeasurable:
                 raise ValueError(_unmeasurable(data, datamodule.unmeasurable))
+    try:
+        datamodule.check_equal()
+    except UnequalImagesError as error:
+        with alike():
+            raise ValueError(str(error)) from error
 
 
 def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | None) -> tuple[str, str | None]:

@@ -1,0 +1,203 @@
+"""What the command line takes: the sub-commands of `amcl-fast` with their arguments. Nothing is run here."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .recipes import describe_recipes
+from .runs.directory import EVALUATIONS, LATEST
+
+_PRETRAIN = """\
+Every setting of trainer, data and model can be given on top, with the name it has in the recipes:
+  amcl-fast pretrain --recipe demo --trainer.max_epochs 3 --model.optimizer.lr 0.1
+`amcl-fast pretrain --recipe demo --print_config` prints them all with their values.
+
+recipes:
+"""
+_DATA = (
+    "folder of images, by class or not; text or CSV file of paths; folder, pattern ('train-{000000..001023}.tar') or "
+    "list of WebDataset's tars; or builtin, cifar10, cifar100, stl10"
+)
+_WEIGHTS = "run directory, checkpoint, or file written by export"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of a command line; it tells the sub-command as `command`."""
+    whole = argparse.ArgumentParser(
+        prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
+    )
+    whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    declarations = (
+        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_pack, _declare_bench,
+        _declare_doctor,
+    )  # fmt: skip
+    for declare in declarations:
+        declare(commands)
+    return whole
+
+
+def _path(text: str) -> Path:
+    from .paths import expanded
+
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _declare_pretrain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pretrain",
+        help="train an encoder",
+        description="Train an encoder by a recipe, or go on with a run that was stopped.",
+        epilog=_PRETRAIN + describe_recipes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="one of the recipes below")
+    parser.add_argument("--data", metavar="PATH", help=_DATA)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="RUN",
+        help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given)",
+    )
+    parser.add_argument(
+        "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="go on with a run that names classes from outside amcl_fast, torch, torchvision and lightning",
+    )
+
+
+def _declare_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="kNN and linear probe of an encoder",
+        description="Measure a frozen encoder: weighted kNN, and a linear probe for every learning rate at once.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
+    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of the data is for that")
+    parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
+    parser.add_argument(
+        "--crop_pct",
+        type=float,
+        metavar="F",
+        help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
+    )
+    parser.add_argument("--k", type=int, default=200, metavar="N", help="neighbours of kNN (200)")
+    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="of the linear probe (100)")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", metavar="LR", help="learning rates at batch 256 (0.01 to 30, eight of them)"
+    )
+    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="of the linear probe (256)")
+    parser.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="linear probe on random crops and flips, anew every epoch, or on features computed once "
+        "(default: crops and flips on a GPU, once on a CPU)",
+    )
+    parser.add_argument("--half", action="store_true", help="keep features in float16: half the memory")
+    parser.add_argument("--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} beside CKPT)")
+
+
+def _declare_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write an encoder for other programs",
+        description="Write the backbone as safetensors, with torchvision's or timm's names, or as ONNX.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument(
+        "--format", choices=("safetensors", "onnx"), help="(default: that of --output's suffix, or safetensors)"
+    )
+    parser.add_argument(
+        "--output", type=_path, metavar="FILE", help="ends in .FORMAT (default: backbone.FORMAT beside CKPT)"
+    )
+
+
+def _declare_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="draw the report of a run again, or compare several",
+        description="Draw the report of a run; of several runs, one page with all of them side by side.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dirs", type=_path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument(
+        "--output", type=_path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
+    )
+
+
+def _declare_pack(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="write images as shards, scaled or as they are",
+        description="Write a folder of images, a list or shards as WebDataset's tars, train-000000.tar and so on, and "
+        "what is held out as val-…; --data takes their folder. Stopped, it goes on with the same command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, list, shards or a name, as --data of pretrain")
+    parser.add_argument("target", type=_path, metavar="TARGET", help="folder of the shards; empty or not there")
+    parser.add_argument(
+        "--shorter_side",
+        type=int,
+        metavar="N",
+        help="pixels to which a longer shorter side is scaled (default: none is)",
+    )
+    parser.add_argument(
+        "--shard_size", default="256MB", metavar="SIZE", help="of a shard at most: bytes, or a number of images (256MB)"
+    )
+    parser.add_argument(
+        "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="the training images, once (default)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that (0)")
+    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+
+
+def _declare_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure this machine; draw the benchmarks' report",
+        description="Check every case against float64 and time it beside its peers. Results go to this machine's JSON.",
+        allow_abbrev=False,
+    )
+    sections = ("operators", "pipeline", "training", "scaling", "scale", "all")
+    parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
+    parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 30 for kNN)")
+    parser.add_argument(
+        "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
+    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (50,000 for its target, or a pass)")
+    parser.add_argument(
+        "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--list", action="store_true", help="names of the cases for this machine")
+    modes.add_argument(
+        "--report",
+        action="store_true",
+        help="draw the tables of README.md and docs/ and docs/benchmarks/ from the JSON",
+    )
+    modes.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two JSON files; or two commits, measured here in turn, into the JSON",
+    )
+
+
+def _declare_doctor(commands: Any) -> None:
+    commands.add_parser("doctor", help="versions, devices and backends", allow_abbrev=False)

@@ -1,0 +1,299 @@
+"""A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .extras import extras_named
+
+with extras_named("training"):
+    import yaml
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.trainer import Trainer
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from .callbacks import (
+    Checkpoint,
+    End,
+    EpochSummary,
+    EventsFile,
+    ExactResume,
+    Guard,
+    MetricsFile,
+    OnlineKNN,
+    OpenRun,
+    ProgressBar,
+    Report,
+    SaveOnSignal,
+    SkippedFiles,
+    StopSignals,
+    Throughput,
+)
+from .data import ContrastiveDataModule
+from .methods import Method
+from .models.backbones import TIMM_PREFIX
+from .parser import Parser
+from .paths import absolute_data, find_data
+from .runs.checkpoint import load_checkpoint
+from .runs.directory import NewFolder, RunDirectory, aside
+from .runs.files import Unwritten, copy_file, write_file
+from .runs.resuming import Resumed
+from .runs.settings import refused_changes
+from .trainer_settings import check_trainer, let_speak, refuse_useless
+
+
+class _Trainer(Trainer):
+    """Takes 1 batch for one batch: Python remembers Union[int, float] as the Union[float, int] that it met first."""
+
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, limit_train_batches=limit_train_batches, overfit_batches=overfit_batches, **kwargs)
+
+
+class PretrainCLI(LightningCLI):
+    """LightningCLI with the settings of this package's callbacks, all output in one run directory.
+
+    Args:
+        args: settings as command-line arguments; of a resumed run, those that change.
+        run_dir: where everything of the run goes.
+        resumed: what the run goes on from, None for a new run.
+        signals: whose handlers are set; None: they are set while training lasts.
+        folder: of a new run; it is made once the settings are known to be good, and replaces `run_dir`.
+
+    Raises:
+        ValueError: a setting of a resumed run is changed that must stay, or one is out of range or of no effect here.
+        FileNotFoundError: the data of a resumed run, a relative path, is not to be found.
+        OSError: `folder` cannot be had.
+    """
+
+    def __init__(
+        self,
+        args: list[str],
+        run_dir: Path,
+        resumed: Resumed | None = None,
+        signals: StopSignals | None = None,
+        folder: NewFolder | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self._folder = folder
+        self.resumed = resumed
+        self.signals = signals
+        self._unwritten = Unwritten()
+        self.opening = OpenRun(self._open_resumed, self._unwritten.retry)
+        super().__init__(
+            Method,
+            ContrastiveDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            trainer_class=_Trainer,
+            parser_class=Parser,
+            trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            parser_kwargs={"allow_abbrev": False},
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights and data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--base", type=str | list[str] | None, help="parts on which a recipe builds")
+        parser.add_argument("--recipe", type=str | None, help="name of the recipe of a run, kept with its results")
+        parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(Guard, "guard")
+        parser.add_lightning_class_args(Report, "report")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # The parent warns of `args` beside sys.argv; here they are what remains of it.
+        if self.resumed is None:
+            self.config = parser.parse_args(args)
+            refuse_useless(self.config.trainer, self._known_dir)
+            self._settle(absolute_data, absolute_data)
+            self._set_backbone_size()
+            return
+        self.config = parser.parse_args([*self.resumed.argument, *args])
+        before = parser.parse_args(self.resumed.argument)
+        refuse_useless(self.config.trainer, self._known_dir, before.trainer)
+        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
+        if changed:
+            first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
+                "the training, devices of the same number, logging, data.root, where data.held_out lies, threads, "
+                f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
+            )
+
+        def placed(name: str) -> Callable[[str], str]:
+            kept = self.config.data[name] == before.data[name]
+            return lambda path: find_data(path, self.run_dir) if kept else absolute_data(path)
+
+        self._settle(placed("root"), placed("held_out"))
+        self._set_backbone_size()
+
+    def _settle(self, root: Callable[[str], str], held_out: Callable[[str], str]) -> None:
+        """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
+        check_trainer(self.config.trainer)
+        let_speak(self.config.trainer)
+        data = self.config.data
+        data.root, data.held_out = root(data.root), held_out(data.held_out) if data.held_out else None
+
+    @property
+    def _files(self) -> RunDirectory:
+        return RunDirectory(self.run_dir)
+
+    @property
+    def _known_dir(self) -> Path | None:
+        """The run directory, None where the name of a new one is still to be found."""
+        return self.run_dir if self._folder is None else self._folder.given
+
+    def before_instantiate_classes(self) -> None:
+        if self._folder is not None:
+            self.run_dir = self._folder.reserve()
+
+    def _set_backbone_size(self) -> None:
+        """Build a model of timm for images of data.size, other encoders for any; a resumed run keeps timm's as it was.
+
+        Raises:
+            ValueError: the settings say another one.
+        """
+        backbone, size = self.config.get("model.init_args.backbone"), self.config.data.size
+        if backbone is None:
+            return
+        if self.resumed is None and backbone.get("size") not in (None, size):
+            raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
+        if not str(backbone.get("name")).startswith(TIMM_PREFIX):
+            backbone.size = None  # older runs have one, without effect
+        elif self.resumed is None:
+            backbone.size = size
+
+    @staticmethod
+    def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:
+        settings = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
+        return {name: value for name, value in settings.items() if name != "config"}
+
+    def open_run(self) -> None:
+        """Write the settings into the directory of a new run.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if not rank() and self.resumed is None:
+            write_file(self._files.config, self._yaml)
+
+    def discard(self) -> None:
+        """Remove the directory of a new run in which nothing was begun."""
+        if self._folder is not None:
+            self._files.config.unlink(missing_ok=True)
+            self._folder.give_up()
+
+    def _open_resumed(self) -> None:
+        """What changes in the directory of a run once its resume has succeeded."""
+        if self.resumed is None:
+            return
+        self._put_aside_what_is_later()
+        self._files.clear()
+        path = self._files.config
+        self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
+        for logger in self.trainer.loggers:
+            if isinstance(logger, MetricsFile | EventsFile):
+                logger.write()
+
+    def _put_aside_what_is_later(self) -> None:
+        """Keep the end of a run that goes on from an earlier checkpoint than its last."""
+        last = self._files.last
+        assert self.resumed is not None
+        if self.resumed.checkpoint is None or not last.is_file() or last.samefile(self.resumed.checkpoint):
+            return
+        step = load_checkpoint(last)["global_step"]
+        if step <= self.resumed.step:
+            return
+        for path in (last, self._files.metrics):
+            kept = aside(path, step)
+            if path.is_file() and not kept.exists():
+                copy_file(path, kept)
+                print(f"{path} is of step {step}, which is later: it is kept as {kept}", flush=True)
+
+    @property
+    def _yaml(self) -> str:
+        return self.parser.dump(self.config, skip_unset=False, format="yaml")
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        # Plain types: the checkpoint loads with weights_only, and `Method.load_from_checkpoint` rebuilds.
+        settings = yaml.safe_load(self._yaml)
+        model = settings["model"]
+        self.model.save_hyperparameters(
+            {
+                "_instantiator": "lightning.pytorch.cli.instantiate_module",
+                "_class_path": model["class_path"],
+                **model["init_args"],
+            },
+            logger=False,
+        )
+        self.checkpoint.settings = settings
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The callback that saves."""
+        return self.callback(Checkpoint)
+
+    def callback(self, kind: type) -> Any:
+        """The trainer's callback of a kind of this package."""
+        return next(callback for callback in self.trainer.callbacks if type(callback) is kind)  # type: ignore[attr-defined]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        step = None if self.resumed is None else self.resumed.step
+        given = self._get(self.config_init, "trainer")
+        theirs = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
+        loggers: list[Logger] = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
+        loggers += [logger for logger in theirs if isinstance(logger, Logger)]
+        bar = given["enable_progress_bar"]
+        try:
+            return super().instantiate_trainer(
+                logger=loggers,
+                default_root_dir=self.run_dir,
+                enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
+                # There is no validation; Lightning compares them with the length of an epoch all the same.
+                val_check_interval=None,
+                check_val_every_n_epoch=1,
+                **kwargs,
+            )
+        except ImportError as error:
+            precision = self.config["trainer"]["precision"]
+            if not str(precision).startswith("transformer-engine"):
+                raise
+            raise ImportError(
+                "trainer.precision must be 32-true, 64-true, bf16-true, 16-true, bf16-mixed or 16-mixed where "
+                f"transformer_engine is not installed, got {precision}"
+            ) from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        checkpoint = next(callback for callback in callbacks if isinstance(callback, Checkpoint))
+        on_signal = SaveOnSignal(checkpoint, self.signals)
+        next(callback for callback in callbacks if isinstance(callback, OnlineKNN)).between_batches = on_signal.poll
+        given = config["callbacks"] or []
+        # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
+        # which may find the first of them.
+        begin = [ExactResume(), self.opening, SkippedFiles()]
+        config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given])]
+        end = End()
+        progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
+        extra = [Throughput(), on_signal, *progress]
+        return super()._instantiate_trainer(config, [*callbacks, *extra])
+
+
+def rank() -> int:
+    """Of this process, which the launcher tells before anything is set up."""
+    return rank_zero_only.rank or 0  # type: ignore[attr-defined]
