@@ -6,11 +6,11 @@ with extras_named("amcl_fast.callbacks"):
     from ..methods.trainer import NonFiniteError
     from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
     from .draw_report import Report
+    from .exact_resume import ExactResume, OpenRun
     from .guard import Guard
     from .knn import OnlineKNN
     from .metrics import EventsFile, MetricsFile
     from .progress import End, EpochSummary, ProgressBar
-    from .resume import ExactResume, OpenRun
     from .signals import Interrupted, SaveOnSignal, StopSignals
     from .skipped import SkippedFiles
     from .throughput import Throughput

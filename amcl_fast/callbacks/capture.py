@@ -18,7 +18,7 @@ from ..runs.snapshot import Snapshot
 if TYPE_CHECKING:
     from ..methods.pairs import Pairs
 
-_KEPT = 4096
+_SAMPLED = 4096
 """Negatives of each kind that are sampled from a batch; it has millions."""
 
 _SHOWN = 10
@@ -117,7 +117,7 @@ def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, T
     """Positives, and a sample of the selected and of all negatives: the same pairs in every head."""
     selected = [values.flatten(1) for values in hardest(pairs.negative_similarity, pairs.negative_tau, top_k)]
     every = [values.flatten(1) for values in (pairs.negative_similarity, pairs.negative_tau)]
-    drawn = [torch.randint(of[0].shape[1], (_KEPT,), generator=sampler).to(of[0].device) for of in (selected, every)]
+    drawn = [torch.randint(of[0].shape[1], (_SAMPLED,), generator=sampler).to(of[0].device) for of in (selected, every)]
     return {
         "positive_similarity": pairs.positive_similarity.cpu(),
         "positive_tau": pairs.positive_tau.cpu(),
