@@ -224,7 +224,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 @_in_one_line
 def _pack(arguments: argparse.Namespace) -> int:
-    from .data.pack import SKIPPED, pack
+    from .data.shards.pack import SKIPPED, pack
     from .paths import absolute_data
     from .runs.files import is_full
 

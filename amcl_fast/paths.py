@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from .data.named import NAMES
-from .data.patterns import is_there
+from .data.shards.patterns import is_there
+from .data.sources.named import NAMES
 
 
 def expanded(path: str) -> str:

@@ -30,8 +30,8 @@ from .callbacks import (
     SaveError,
     StopSignals,
 )
-from .data.headers import NoImageLeftError
 from .data.module import UnequalImagesError, UnevenBatchError
+from .data.scan.headers import NoImageLeftError
 from .distributed import ElsewhereError
 from .launch import group_error
 from .methods.trainer import out_of_time

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from amcl_fast import AdaptiveTemperature, SimCLRLoss, diagnose
-from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, builtin
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.scan import scan_classes
+from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.graph import Output
+from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.sources import builtin
 from amcl_fast.evaluate import encode, knn_accuracy
 from amcl_fast.models import BackboneConfig, build_backbone
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.headers import NoImageLeftError
+from ..data.scan.headers import NoImageLeftError
 from ..evaluate import encode
 from ..models.modes import in_mode
 from ..runs.snapshot import Snapshot

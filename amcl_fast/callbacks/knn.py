@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from ..data.headers import NONE_MEASURED, NoImageLeftError
+from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import apart, exchange, world
 from ..evaluate import knn_accuracy
 from ..evaluate.features import Extract, NothingToEvaluateError, collect, encoding, pixels

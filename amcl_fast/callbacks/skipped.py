@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from ..data.left_out import summarise
+from ..data.scan.left_out import summarise
 from ..distributed import exchange
 from ..runs.directory import RunDirectory, write_skipped
 from ..runs.files import Unwritten

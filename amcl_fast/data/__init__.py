@@ -11,12 +11,16 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.extras import extras_named
 
 if TYPE_CHECKING:
-    from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
+    from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader
     from amcl_fast.data.module import ContrastiveDataModule
 
 __all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "EvaluationLoader"]
 
-_HOMES = {"ContrastiveDataModule": "module", "ContrastiveLoader": "loader", "EvaluationLoader": "loader"}
+_HOMES = {
+    "ContrastiveDataModule": "module",
+    "ContrastiveLoader": "loader.contrastive",
+    "EvaluationLoader": "loader.contrastive",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,15 +15,15 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.headers import NONE_MEASURED, NoImageLeftError
-from amcl_fast.data.kept import keep, kept, machine
-from amcl_fast.data.kinds import find_images
-from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader, SingleViewLoader
+from amcl_fast.data.graph import Device, Output
+from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader, SingleViewLoader
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.named import data_path
-from amcl_fast.data.pipeline import Device, Output
-from amcl_fast.data.scan import Images
-from amcl_fast.data.sources import Sources
+from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
+from amcl_fast.data.sources.find import find_images
+from amcl_fast.data.sources.folder import Sources
+from amcl_fast.data.sources.list_cache import keep, kept, machine
+from amcl_fast.data.sources.named import data_path
 from amcl_fast.distributed import share, together, world
 from amcl_fast.launch import patient
 

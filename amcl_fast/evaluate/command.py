@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..data import ContrastiveDataModule
-from ..data.headers import NONE_MEASURED, NoImageLeftError
-from ..data.left_out import shorten, summarise
 from ..data.module import UnequalImagesError
+from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
+from ..data.scan.left_out import shorten, summarise
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..launch import launched, once_a_machine, patient, threads

@@ -137,7 +137,8 @@ def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    from ..data.left_out import listed  # not at the top: numpy comes with it, and the command line needs these names
+    # Not at the top: numpy comes with it, and the command line needs these names.
+    from ..data.scan.left_out import listed
 
     path = RunDirectory(run_dir).skipped
     write_file(path, listed(skipped))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from amcl_fast.data import Augmentation
-from amcl_fast.data.scan import Images, scan_classes
+from amcl_fast.data.scan.classes import Images, scan_classes
 
 from ..system import child_processes, cores
 from ..temporary import removed
@@ -44,7 +44,7 @@ def images(size: int, data: Path | None) -> Images:
         ValueError: `data` is no folder of classes of images.
     """
     if size == 32:
-        from amcl_fast.data.builtin import prepare_builtin  # Pillow is an extra
+        from amcl_fast.data.sources.builtin import prepare_builtin  # Pillow is an extra
 
         return scan_classes(prepare_builtin() / "train")
     assert data is not None
@@ -74,8 +74,8 @@ def measure_storages(size: int, letters: str, data: Path, seconds: float, rounds
         ValueError: `data` is no folder of classes of images, or there is no room in TMPDIR.
         OSError: the shards cannot be written.
     """
-    from amcl_fast.data.kinds import find_images
-    from amcl_fast.data.pack import pack
+    from amcl_fast.data.shards.pack import pack
+    from amcl_fast.data.sources.find import find_images
 
     where = Path(tempfile.gettempdir())
     every = scan_classes(_training(data))
@@ -171,8 +171,8 @@ def _processor_seconds() -> float:
 
 
 def _dali(size: int, letters: str, source: Images) -> Iterator[Any]:
-    from amcl_fast.data.loader import ContrastiveLoader
-    from amcl_fast.data.pipeline import Output
+    from amcl_fast.data.graph import Output
+    from amcl_fast.data.loader.contrastive import ContrastiveLoader
 
     cuda = torch.cuda.is_available()
     output = Output(

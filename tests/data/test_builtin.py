@@ -1,4 +1,4 @@
-"""amcl_fast.data.builtin: complete, repeatable, safe to interrupt, and of no use to raw pixels."""
+"""amcl_fast.data.sources.builtin: complete, repeatable, safe to interrupt, and of no use to raw pixels."""
 
 import multiprocessing
 import time
@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from amcl_fast.data import builtin
-from amcl_fast.data.textures import TEXTURES, draw
+from amcl_fast.data.sources import builtin
+from amcl_fast.data.sources.textures import TEXTURES, draw
 from amcl_fast.evaluate import knn_accuracy
 
 

@@ -20,14 +20,16 @@ from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
 from amcl_fast.cli import main
-from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader, headers, trial
-from amcl_fast.data.complaints import complaints
-from amcl_fast.data.headers import BadImage, Look, NoImageLeftError, look, open_image
-from amcl_fast.data.loader import SingleViewLoader, _Pass
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.reader import Reader
-from amcl_fast.data.scan import Images, scan_classes
-from amcl_fast.data.trial import Trial
+from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.decoding import trial
+from amcl_fast.data.decoding.complaints import complaints
+from amcl_fast.data.decoding.trial import Trial
+from amcl_fast.data.graph import Output
+from amcl_fast.data.loader.contrastive import SingleViewLoader, _Pass
+from amcl_fast.data.reading.reader import Reader
+from amcl_fast.data.scan import headers
+from amcl_fast.data.scan.classes import Images, scan_classes
+from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look, open_image
 from tests.helpers import damage
 from tests.helpers.command_line import NT_XENT
 from tests.helpers.disk import no_room
@@ -55,7 +57,7 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
 
 @pytest.mark.parametrize("loader", ["training", "evaluation"])
 def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tmp_path, loader, monkeypatch, caplog):
-    monkeypatch.setattr("amcl_fast.data.loader._MOST_FAILURES", 3)
+    monkeypatch.setattr("amcl_fast.data.loader.contrastive._MOST_FAILURES", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     files = []
     for number in range(48):
@@ -70,7 +72,7 @@ def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tm
     bad = []
     images = Images([str(path) for path in files], [0] * len(files), ["a"])
     output = Output(size=16, batch_size=2, num_threads=1, prefetch=1)
-    with caplog.at_level("DEBUG", "amcl_fast.data.loader"):
+    with caplog.at_level("DEBUG", "amcl_fast.data.loader.contrastive"):
         if loader == "training":
             made = ContrastiveLoader(images, [Augmentation()], output, on_bad_file=lambda path, _: bad.append(path))
             batches = [labels for _, labels in made]
@@ -268,7 +270,7 @@ def test_the_reader_outlives_signals_and_ends_with_its_user(tmp_path):
     (tmp_path / "a.jpg").write_bytes(damage.JPEG)
     script = f"""
 import os, signal, sys
-from amcl_fast.data.reader import Reader
+from amcl_fast.data.reading.reader import Reader
 reader = Reader()
 reader.read([{str(tmp_path / "a.jpg")!r}])
 print(reader._worker._process.pid, flush=True)
@@ -279,7 +281,7 @@ sys.stdin.read()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(pid, signum)
     time.sleep(0.2)
-    assert "amcl_fast.data.reading_process" in Path(f"/proc/{pid}/cmdline").read_text()
+    assert "amcl_fast.data.reading.reader_process" in Path(f"/proc/{pid}/cmdline").read_text()
     user.kill()
     user.communicate()
     until = time.monotonic() + 20

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amcl_fast.data import damaged
-from amcl_fast.data.complaints import Lines
-from amcl_fast.data.damaged import Damaged
-from amcl_fast.data.reader import Reader
-from amcl_fast.data.trial import Trial
-from amcl_fast.data.worker import Worker
+from amcl_fast.data.decoding import damaged
+from amcl_fast.data.decoding.complaints import Lines
+from amcl_fast.data.decoding.damaged import Damaged
+from amcl_fast.data.decoding.trial import Trial
+from amcl_fast.data.processes.worker import Worker
+from amcl_fast.data.reading.reader import Reader
 from tests.helpers.command_line import environment
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -56,8 +56,8 @@ CODE = """
 import ctypes, sys
 from pathlib import Path
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.scan import Images
+from amcl_fast.data.graph import Output
+from amcl_fast.data.scan.classes import Images
 
 files = sorted(map(str, Path(sys.argv[1]).iterdir()))
 images, output = Images(files, [0] * len(files), ["a"]), Output(size=8, batch_size=4)
@@ -94,7 +94,7 @@ def test_each_damaged_image_is_a_line_and_the_last_words_of_other_libraries_are_
 
 HELD_UP = """
 import ctypes, os, signal, time
-from amcl_fast.data import complaints as module
+from amcl_fast.data.decoding import complaints as module
 
 counted = module.complaints()
 libc = ctypes.CDLL(None)
@@ -144,7 +144,7 @@ def test_lines_of_threads_are_told_apart(printed, lines):
 def test_a_complaint_within_a_line_of_libpng_is_heard(tmp_path):
     code = (
         "import ctypes\n"
-        "from amcl_fast.data.complaints import complaints\n"
+        "from amcl_fast.data.decoding.complaints import complaints\n"
         "counted, libc = complaints(), ctypes.CDLL(None)\n"
         "parts = b'libpng warning: iCCP', b'Corrupt JPEG data: 3\\n', b'\\n', b'other\\n', b'libpng warning: a'\n"
         "for part in parts:\n"

@@ -7,7 +7,7 @@ import torchvision.datasets
 from PIL import Image
 
 from amcl_fast.data import ContrastiveDataModule
-from amcl_fast.data.download import prepare_download
+from amcl_fast.data.sources.download import prepare_download
 
 
 class Fake:

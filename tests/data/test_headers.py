@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amcl_fast.data.headers import BadImage, check_header
+from amcl_fast.data.scan.headers import BadImage, check_header
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
 
@@ -141,6 +141,6 @@ def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "secret.jpg").write_bytes(encoded("JPEG"))
-    monkeypatch.setattr("amcl_fast.data.headers.os.open", denied)
+    monkeypatch.setattr("amcl_fast.data.scan.headers.os.open", denied)
     with pytest.raises(BadImage, match="cannot be read: Permission denied"):
         check_header(str(tmp_path / "secret.jpg"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from amcl_fast.cli import main
-from amcl_fast.data.scan import scan_classes
+from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.report import read_run
 from tests.helpers.command_line import NT_XENT
 

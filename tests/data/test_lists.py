@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from amcl_fast.data import lists
-from amcl_fast.data.kinds import find_images
-from amcl_fast.data.lists import read_lines
+from amcl_fast.data.sources import lists
+from amcl_fast.data.sources.find import find_images
+from amcl_fast.data.sources.lists import read_lines
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import torch.multiprocessing
 from PIL import Image
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
-from amcl_fast.data.kinds import find_images
-from amcl_fast.data.loader import _pack, _unpack
+from amcl_fast.data.graph import Output
+from amcl_fast.data.loader.contrastive import _pack, _unpack
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.reader import Reader
-from amcl_fast.data.scan import Images
+from amcl_fast.data.reading.reader import Reader
+from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.sources.find import find_images
 from tests.helpers.processes import end_group
 from tests.helpers.small_shards import noise, picture, samples
 
@@ -421,7 +421,7 @@ def test_shards_that_vanish_do_not_end_a_run(make_shards):
 
 def test_an_error_that_no_file_explains_is_raised(tmp_path, monkeypatch):
     data = loader(numbered(tmp_path / "i", 16))
-    monkeypatch.setattr("amcl_fast.data.trial.Trial.__call__", lambda trial, image: None)
+    monkeypatch.setattr("amcl_fast.data.decoding.trial.Trial.__call__", lambda trial, image: None)
     for file in (tmp_path / "i").iterdir():
         corrupt(file)
     with pytest.raises(RuntimeError, match="decode"):

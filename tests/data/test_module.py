@@ -12,7 +12,8 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from amcl_fast.data import Augmentation, ContrastiveDataModule, module, named
+from amcl_fast.data import Augmentation, ContrastiveDataModule, module
+from amcl_fast.data.sources import named
 from tests.helpers.small_shards import noise, samples
 
 
@@ -121,9 +122,9 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
     assert prepared("cifar10").num_classes == 3
     # Of what has parts the held-out one is measured on.
     assert prepared("cifar10", held_out="stl10").measured_images()[1] == 6
-    builtin = type(sys)("amcl_fast.data.builtin")
+    builtin = type(sys)("amcl_fast.data.sources.builtin")
     builtin.prepare_builtin = lambda: root
-    monkeypatch.setitem(sys.modules, "amcl_fast.data.builtin", builtin)
+    monkeypatch.setitem(sys.modules, "amcl_fast.data.sources.builtin", builtin)
     assert prepared("builtin").num_classes == 3
 
 
@@ -302,7 +303,7 @@ def test_values_for_which_half_precision_has_no_room(make_folder):
 def test_importing_needs_no_extras_and_a_missing_dali_is_named():
     code = """
 import sys
-import amcl_fast.data.scan
+import amcl_fast.data.scan.classes
 assert not {"nvidia.dali", "lightning", "torchvision"} & set(sys.modules)
 assert not hasattr(amcl_fast.data, "anything_else")
 sys.modules["nvidia.dali"] = None  # as if it were not installed

@@ -1,9 +1,9 @@
-"""amcl_fast.data.order: every image once an epoch, and with a pool read in pieces that lie together."""
+"""amcl_fast.data.loader.order: every image once an epoch, and with a pool read in pieces that lie together."""
 
 import numpy as np
 import pytest
 
-from amcl_fast.data.order import BLOCK, Order
+from amcl_fast.data.loader.order import BLOCK, Order
 
 
 def epoch(order, number):

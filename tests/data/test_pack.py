@@ -1,4 +1,4 @@
-"""amcl_fast.data.pack: the same bytes however often it was interrupted, pixels and labels of the source."""
+"""amcl_fast.data.shards.pack: the same bytes however often it was interrupted, pixels and labels of the source."""
 
 import errno
 import fcntl
@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from amcl_fast.cli import main
-from amcl_fast.data import named
-from amcl_fast.data import pack as packing
-from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import shown
-from amcl_fast.data.pack import pack
-from amcl_fast.data.reduction import encoded
+from amcl_fast.data.reading.reduction import encoded
+from amcl_fast.data.shards import pack as packing
+from amcl_fast.data.shards.pack import pack
+from amcl_fast.data.sources import named
+from amcl_fast.data.sources.find import find_images
 from amcl_fast.runs.lock import RunInUseError
 from tests.helpers.command_line import environment
 from tests.helpers.small_shards import noise, picture, samples
@@ -366,8 +366,8 @@ def test_a_job_has_as_many_images_as_fit_into_its_bytes():
 
 
 def test_large_images_are_jobs_of_their_own(source, tmp_path, monkeypatch):
-    jobs, job = [], packing.packing.job
-    monkeypatch.setattr(packing.packing, "job", lambda paths, side: jobs.append(paths) or job(paths, side))
+    jobs, job = [], packing.pack_process.job
+    monkeypatch.setattr(packing.pack_process, "job", lambda paths, side: jobs.append(paths) or job(paths, side))
     pack(source, tmp_path / "target", workers=1)
     assert sorted(map(len, jobs)) == [6, 11, 32]
     jobs.clear()

@@ -1,16 +1,16 @@
-"""amcl_fast.data.pool: jobs in order, whatever becomes of the processes."""
+"""amcl_fast.data.processes.pool: jobs in order, whatever becomes of the processes."""
 
 import os
 import time
 
 import pytest
 
-from amcl_fast.data import worker
-from amcl_fast.data.pool import Pool
+from amcl_fast.data.processes import worker
+from amcl_fast.data.processes.pool import Pool
 
 _JOBS = """
 import os, sys, time
-from amcl_fast.data.pool import serve_jobs
+from amcl_fast.data.processes.pool import serve_jobs
 
 def answer(job):
     what, _, rest = job.decode().partition(" ")

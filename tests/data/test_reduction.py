@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.loader import ContrastiveLoader, EvaluationLoader
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.reader import Reader
-from amcl_fast.data.reduction import FACTORS, Reduction, reduce
-from amcl_fast.data.scan import Images
+from amcl_fast.data.graph import Output
+from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.reading.reader import Reader
+from amcl_fast.data.reading.reduction import FACTORS, Reduction, reduce
+from amcl_fast.data.scan.classes import Images
 
 ABOVE = 40_000
 
@@ -183,9 +183,9 @@ def test_the_least_share_is_that_of_the_smallest_crop():
 _MEASURED = """
 import re, sys
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.loader import ContrastiveLoader
-from amcl_fast.data.pipeline import Output
-from amcl_fast.data.scan import Images
+from amcl_fast.data.loader.contrastive import ContrastiveLoader
+from amcl_fast.data.graph import Output
+from amcl_fast.data.scan.classes import Images
 
 def peak():  # in kB; getrusage's outlives exec, so it may be that of this process's parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

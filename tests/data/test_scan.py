@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amcl_fast.data import checking, mapped, scan
+from amcl_fast.data import array_files
 from amcl_fast.data.cache import remove_old
-from amcl_fast.data.decodable import find_undecodable
-from amcl_fast.data.packed import PackedPaths
-from amcl_fast.data.scan import scan_classes
-from amcl_fast.data.verdicts import Verdicts
+from amcl_fast.data.packed_paths import PackedPaths
+from amcl_fast.data.scan import classes, header_process
+from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.scan.undecodable import find_undecodable
+from amcl_fast.data.scan.verdict_cache import Verdicts
 
 
 def reasons(images):
@@ -116,8 +117,8 @@ def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, 
     assert len(list((own_cache / "scans").iterdir())) == 1
 
     looked_at = []
-    check = checking.check_header
-    monkeypatch.setattr(checking, "check_header", lambda path: looked_at.append(path) or check(path))
+    check = header_process.check_header
+    monkeypatch.setattr(header_process, "check_header", lambda path: looked_at.append(path) or check(path))
     assert scan_classes(root) == first
     assert looked_at == []
 
@@ -192,7 +193,9 @@ def test_what_may_pass_is_no_verdict_that_is_kept(save, tmp_path, monkeypatch):
     good, doubtful = save("a/good.png", noise), save("a/doubtful.png", noise)
     with open(doubtful, "ab") as file:
         file.write(b"more")
-    monkeypatch.setattr("amcl_fast.data.decodable.Trial.__call__", lambda *_: "the process does not live: SIGKILL")
+    monkeypatch.setattr(
+        "amcl_fast.data.scan.undecodable.Trial.__call__", lambda *_: "the process does not live: SIGKILL"
+    )
     assert scan_classes(tmp_path).files == [good]
     monkeypatch.undo()
     assert scan_classes(tmp_path).files == [doubtful, good]
@@ -278,8 +281,8 @@ def test_processes_come_to_the_same_verdicts(make_folder, own_cache, monkeypatch
     content = cache.read_bytes()
     cache.unlink()
     opened.clear()
-    monkeypatch.setattr(scan, "_MANY", 1)
-    monkeypatch.setattr(scan, "_TOGETHER", 25)
+    monkeypatch.setattr(classes, "_MANY", 1)
+    monkeypatch.setattr(classes, "_TOGETHER", 25)
     assert scan_classes(root) == alone
     assert opened == [] and cache.read_bytes() == content  # not this process
     assert scan_classes(root) == alone and cache.read_bytes() == content
@@ -292,7 +295,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(make_folder, opened, monkeypat
         (root / "ant" / f"{number:03}.png").write_text("text")
     with open(root / "ant" / "001.png", "ab") as file:
         file.write(b"doubtful")
-    answers, real = [], checking.answer
+    answers, real = [], header_process.answer
 
     def answer(job):
         if len(answers) == 7:
@@ -300,12 +303,12 @@ def test_an_interrupted_scan_goes_on_where_it_was(make_folder, opened, monkeypat
         answers.append(None)
         return real(job)
 
-    monkeypatch.setattr(scan, "_TOGETHER", 5)
-    monkeypatch.setattr(checking, "answer", answer)
+    monkeypatch.setattr(classes, "_TOGETHER", 5)
+    monkeypatch.setattr(header_process, "answer", answer)
     with pytest.raises(error):
         scan_classes(root)
     assert len(opened) == 35
-    monkeypatch.setattr(checking, "answer", real)
+    monkeypatch.setattr(header_process, "answer", real)
     opened.clear()
     again = scan_classes(root)
     # What only decoding can tell had not been decoded.
@@ -313,10 +316,10 @@ def test_an_interrupted_scan_goes_on_where_it_was(make_folder, opened, monkeypat
     # What was known already stays known, also of folders that were not reached.
     (root / "ant" / "000.png").unlink()
     answers[:] = [None] * 5
-    monkeypatch.setattr(checking, "answer", answer)
+    monkeypatch.setattr(header_process, "answer", answer)
     with pytest.raises(error):
         scan_classes(root)
-    monkeypatch.setattr(checking, "answer", real)
+    monkeypatch.setattr(header_process, "answer", real)
     opened.clear()
     assert scan_classes(root).files == again.files and opened == []
 
@@ -325,7 +328,7 @@ def test_a_long_scan_that_is_killed_loses_little(make_folder, own_cache, opened,
     root = make_folder(per_class=20)
     with open(root / "bee" / "001.png", "ab") as file:
         file.write(b"doubtful")
-    first, jobs, real = [], [], checking.answer
+    first, jobs, real = [], [], header_process.answer
 
     def answer(job):
         if len(jobs) == 7:
@@ -334,9 +337,9 @@ def test_a_long_scan_that_is_killed_loses_little(make_folder, own_cache, opened,
         jobs.append(None)
         return real(job)
 
-    monkeypatch.setattr(scan, "_TOGETHER", 5)
-    monkeypatch.setattr(scan, "_KEPT_EVERY", 0)
-    monkeypatch.setattr(checking, "answer", answer)
+    monkeypatch.setattr(classes, "_TOGETHER", 5)
+    monkeypatch.setattr(classes, "_KEPT_EVERY", 0)
+    monkeypatch.setattr(header_process, "answer", answer)
     found = scan_classes(root)
     cache, content = first
     assert cache.read_bytes() != content
@@ -420,8 +423,8 @@ def test_a_cache_of_nonsense_is_not_believed(make_folder, own_cache, opened, hea
     (root / "ant" / "bad.png").write_text("text")
     expected = scan_classes(root)
     (cache,) = (own_cache / "scans").iterdir()
-    old_header, old_arrays = mapped.read(cache)
-    cache.write_bytes(b"".join(mapped.encode({**old_header, **header}, {**old_arrays, **arrays}).pieces))
+    old_header, old_arrays = array_files.read(cache)
+    cache.write_bytes(b"".join(array_files.encode({**old_header, **header}, {**old_arrays, **arrays}).pieces))
     opened.clear()
     assert scan_classes(root) == expected and len(opened) == 10
 
@@ -440,7 +443,7 @@ def test_a_long_scan_tells_how_far_it_is(make_folder, monkeypatch, capsys):
     root = make_folder(per_class=5)
     assert scan_classes(root) and capsys.readouterr().err == ""
     monkeypatch.setattr("amcl_fast.progress._SILENT_SECONDS", 0)
-    monkeypatch.setattr(scan, "_TOGETHER", 5)
+    monkeypatch.setattr(classes, "_TOGETHER", 5)
     monkeypatch.setattr("amcl_fast.progress._LINE_SECONDS", 0)
     scan_classes(root)
     told = capsys.readouterr().err.splitlines()
@@ -452,24 +455,24 @@ def test_files_of_a_list_need_not_lie_in_one_folder(make_folder, own_cache, open
     files = sorted(str(path) for name in ("aaa", "bbb") for path in make_folder(name, per_class=2).rglob("*.png"))
     shuffled = [files[place] for place in np.random.default_rng(0).permutation(len(files))]
     for count in (12, 0):
-        (group,) = scan.check_files("/lists/of images.txt", {"": PackedPaths.pack(shuffled)}).values()
+        (group,) = classes.check_files("/lists/of images.txt", {"": PackedPaths.pack(shuffled)}).values()
         assert group.good() == shuffled and len(opened) == count
         opened.clear()
 
 
 def test_images_are_told_apart_and_need_a_label_each():
-    images = scan.Images(["/a/1", "/a/2"], [0, 1], ["a", "b"])
-    assert images == scan.Images(("/a/1", "/a/2"), np.array([0, 1], np.int32), ["a", "b"])
+    images = classes.Images(["/a/1", "/a/2"], [0, 1], ["a", "b"])
+    assert images == classes.Images(("/a/1", "/a/2"), np.array([0, 1], np.int32), ["a", "b"])
     for other in (["/a/1", "/a/3"], [0, 1], ["a", "b"]), (["/a/1", "/a/2"], [1, 1], ["a", "b"]):
-        assert images != scan.Images(*other)
-    assert images.subset([1]) == images.subset(np.array([False, True])) == scan.Images(["/a/2"], [1], ["a", "b"])
-    assert images.subset([]) == scan.Images([], [], ["a", "b"]) and "2 files of 2 classes" in repr(images)
+        assert images != classes.Images(*other)
+    assert images.subset([1]) == images.subset(np.array([False, True])) == classes.Images(["/a/2"], [1], ["a", "b"])
+    assert images.subset([]) == classes.Images([], [], ["a", "b"]) and "2 files of 2 classes" in repr(images)
     with pytest.raises(ValueError, match="labels must be 2 numbers, one for each file, got 1"):
-        scan.Images(["/a/1", "/a/2"], [0], ["a"])
+        classes.Images(["/a/1", "/a/2"], [0], ["a"])
 
 
 def test_the_fingerprint_is_that_of_earlier_versions():
-    images = scan.Images(["/a/1.png", "/b/ü.png", "/b/3.png"], [0, 12, -1], [])
+    images = classes.Images(["/a/1.png", "/b/ü.png", "/b/3.png"], [0, 12, -1], [])
     text = b"".join(
         f"{label}/{os.path.basename(path)}\0".encode() for path, label in zip(images.files, images.labels, strict=True)
     )

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amcl_fast.data import decodable, shard_index, shards
 from amcl_fast.data.cache import remove_old
-from amcl_fast.data.contents import CHANGED, Contents
-from amcl_fast.data.headers import BadImage
-from amcl_fast.data.kinds import find_images
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.patterns import expand
-from amcl_fast.data.reader import Reader
+from amcl_fast.data.reading.contents import CHANGED, Contents
+from amcl_fast.data.reading.reader import Reader
+from amcl_fast.data.scan import undecodable
+from amcl_fast.data.scan.headers import BadImage
+from amcl_fast.data.shards import index as shard_index
+from amcl_fast.data.shards import read as shards
+from amcl_fast.data.shards.patterns import expand
+from amcl_fast.data.sources.find import find_images
 from tests.helpers.small_shards import noise, picture, samples
 
 
@@ -180,8 +182,8 @@ def test_bad_images_in_shards_are_left_out_and_listed(make_shards):
         "a.tar/empty.jpg": "empty file",
         "a.tar/x.gif": "GIF is not supported; JPEG, PNG, WebP and BMP are",
         "a.tar/odd\udcff.jpg": "its name is not valid UTF-8",
-        "a.tar/doubtful.png": decodable.UNDECODABLE,
-        "a.tar/half.jpg": decodable.UNDECODABLE,
+        "a.tar/doubtful.png": undecodable.UNDECODABLE,
+        "a.tar/half.jpg": undecodable.UNDECODABLE,
     }
     assert find_images(root).train.skipped == found.train.skipped
 
@@ -383,7 +385,7 @@ def test_members_are_read_and_what_has_changed_is_told(make_shards, tmp_path):
 def test_tars_stay_open_but_not_all(make_shards, monkeypatch):
     root = make_shards({f"{number}.tar": samples([number]) for number in range(8)})
     files = [os.fsencode(path) for path in find_images(root).train.files]
-    monkeypatch.setattr("amcl_fast.data.contents._MOST_OPEN", 3)
+    monkeypatch.setattr("amcl_fast.data.reading.contents._MOST_OPEN", 3)
     before = len(os.listdir("/proc/self/fd"))
     some = Contents()
     room = bytearray(10_000)

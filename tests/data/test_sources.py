@@ -1,4 +1,4 @@
-"""amcl_fast.data.sources: layouts of folders as people have them."""
+"""amcl_fast.data.sources.folder: layouts of folders as people have them."""
 
 import os
 import re
@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from amcl_fast.data.left_out import LOOSE, summarise
-from amcl_fast.data.sources import find_sources
+from amcl_fast.data.scan.left_out import LOOSE, summarise
+from amcl_fast.data.sources.folder import find_sources
 
 ANT_BEE = ("ant", "bee")
 

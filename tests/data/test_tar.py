@@ -1,4 +1,4 @@
-"""amcl_fast.data.tar: what Python's own reader finds, cut and damaged tars told."""
+"""amcl_fast.data.shards.tar: what Python's own reader finds, cut and damaged tars told."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from amcl_fast.data.tar import BLOCK, Entry, TarError, compression, entries
+from amcl_fast.data.shards.tar import BLOCK, Entry, TarError, compression, entries
 
 LONG = "a/" * 60 + "b" * 150 + ".jpg"
 NAMES = ["a.jpg", "n01/b c.cls", "x" * 90 + "/" + "y" * 90 + ".jpg", "z" * 100, LONG]

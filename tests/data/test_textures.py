@@ -1,9 +1,9 @@
-"""amcl_fast.data.textures: repeatable images that keep their pattern in greyscale."""
+"""amcl_fast.data.sources.textures: repeatable images that keep their pattern in greyscale."""
 
 import numpy as np
 import pytest
 
-from amcl_fast.data.textures import SIDE, TEXTURES, draw
+from amcl_fast.data.sources.textures import SIDE, TEXTURES, draw
 
 
 @pytest.mark.parametrize("name", TEXTURES)

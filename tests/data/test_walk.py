@@ -1,8 +1,8 @@
-"""amcl_fast.data.walk: each real folder once, whatever the links."""
+"""amcl_fast.data.scan.walk: each real folder once, whatever the links."""
 
 import os
 
-from amcl_fast.data.walk import list_files
+from amcl_fast.data.scan.walk import list_files
 
 
 def tree(root, *files):

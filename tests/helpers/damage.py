@@ -258,7 +258,7 @@ class Stage:
     """A loader of images whose label is their number, and what is known of the batches to come."""
 
     def __init__(self, loader: str, folder: Path, batches: int) -> None:
-        from amcl_fast.data.scan import Images
+        from amcl_fast.data.scan.classes import Images
 
         self.name, count = loader, batches * BATCH
         folder.mkdir(parents=True)
@@ -280,8 +280,8 @@ class Stage:
 
     def _make(self, images: object) -> object:
         from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
-        from amcl_fast.data.loader import SingleViewLoader
-        from amcl_fast.data.pipeline import Output
+        from amcl_fast.data.graph import Output
+        from amcl_fast.data.loader.contrastive import SingleViewLoader
 
         output = Output(size=8, batch_size=BATCH, num_threads=2)
         if self.name == "evaluation":
@@ -334,7 +334,7 @@ def each(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[t
     """Every kind and place in a process of its own."""
     import torch  # noqa: F401, once for all
 
-    import amcl_fast.data.loader  # noqa: F401
+    import amcl_fast.data.loader.contrastive  # noqa: F401
 
     for number, (kind, place) in enumerate(chosen):
         reading, writing = os.pipe()

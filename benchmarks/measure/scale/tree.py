@@ -144,7 +144,7 @@ def _drawn(folder: Path, count: int) -> list[Path]:
 
 def _copied(folder: Path, data: Path, least: int) -> list[Path]:
     """Copies of images of `data`, spread over all of them: links would change what is known of the user's files."""
-    from amcl_fast.data.scan import scan_classes
+    from amcl_fast.data.scan.classes import scan_classes
 
     files = scan_classes(data / "train" if (data / "train").is_dir() else data).files
     chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(_SOURCES, len(files))).astype(int)]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from amcl_fast.data import Augmentation
-from amcl_fast.data.scan import scan_classes
+from amcl_fast.data.scan.classes import scan_classes
 from benchmarks import command
 from benchmarks.measure import pipeline
 from benchmarks.show import tables
@@ -87,7 +87,7 @@ def test_storages_take_evenly_what_a_measurement_reads(folder, monkeypatch):
         packed.append([line.split(",") for line in source.read_text().splitlines()[1:]])
         raise OSError("no more")
 
-    monkeypatch.setattr("amcl_fast.data.pack.pack", pack)
+    monkeypatch.setattr("amcl_fast.data.shards.pack.pack", pack)
     with pytest.raises(OSError, match="no more"):
         pipeline.measure_storages(32, "a", folder, seconds=0.1)
     assert len(packed[0]) == 64 and {label for _, label in packed[0]} == {"0", "1"}

@@ -1,0 +1,1 @@
+"""Loaders: batches of torch tensors from DALI, resumable, not ended by a bad file."""

@@ -1,0 +1,1 @@
+"""Helper processes without torch: one (`worker`), or several that share jobs (`pool`)."""

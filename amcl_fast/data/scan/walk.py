@@ -1,0 +1,236 @@
+"""The files below folders: each real folder once, under its own name rather than through a link."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from itertools import count
+from typing import NamedTuple, TypeVar
+
+from amcl_fast.data.packed_paths import PackedPaths
+
+FOLDER_UNREADABLE = "the folder cannot be read"
+LINK = "a link"
+SAME = "the same folder as"
+"""How the reasons begin for which folders are not entered."""
+
+_LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+"""Folders that systems leave in those of their users: copies and thumbnails of the images, if any. In lower case."""
+
+_Id = tuple[int, int]  # device and inode
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class _Content(NamedTuple):
+    """Names of what lies in a folder, sorted."""
+
+    names: bytes  # of files, each followed by a NUL: those of a large data set are many
+    folders: list[str]
+    links: list[str]  # to folders
+
+    @property
+    def files(self) -> list[str]:
+        return os.fsdecode(self.names).split("\0")[:-1]
+
+
+class Tree:
+    """Folders as they were when they were read: each real one is read once, whatever the paths to it.
+
+    What begins with a dot is ignored, and so are folders that systems leave behind (`__MACOSX`, `@eaDir`).
+    """
+
+    def __init__(self, found: Callable[[int], None] = lambda files: None) -> None:
+        """Nothing is known yet.
+
+        Args:
+            found: called with the number of files of each folder that is read.
+        """
+        self._known: dict[_Id, _Content | OSError] = {}
+        self._found = found
+
+    def subfolders(self, path: str) -> list[str]:
+        """Names of the folders in a folder, sorted, links among them.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        content = self._read(path)
+        return sorted([*content.folders, *content.links])
+
+    def direct_files(self, path: str) -> PackedPaths:
+        """Paths of the files in a folder, sorted.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return PackedPaths.in_folders([(path, self._read(path).names)])
+
+    def files_below(self, path: str, most_folders: int | None = None, strict: bool = False) -> Iterator[str]:
+        """Paths of the files in a folder and below, which is read no further than they are asked for; links last.
+
+        Args:
+            path: of the folder.
+            most_folders: after so many folders it ends.
+            strict: a folder that cannot be read is an error; it is passed over otherwise.
+
+        Raises:
+            OSError: a folder cannot be read, and `strict`.
+        """
+        seen = lineage(os.path.dirname(path))
+        folders, links = deque([path]), deque[str]()
+        for number in count():
+            if number == most_folders or not (folders or links):
+                return
+            path = (folders or links).popleft()
+            try:
+                here = identity(path)
+                if here in seen:
+                    continue
+                seen.add(here)
+                content = self._read(path)
+            except OSError:
+                if strict:
+                    raise
+                continue
+            yield from (os.path.join(path, name) for name in content.files)
+            folders.extend(os.path.join(path, name) for name in content.folders)
+            links.extend(os.path.join(path, name) for name in content.links)
+
+    def take(self, path: str) -> _Content:
+        """What lies in a folder, which is forgotten: the names of a large data set take much memory."""
+        content = self._read(path)
+        self._known.pop(identity(path), None)
+        return content
+
+    def _read(self, path: str) -> _Content:
+        here = identity(path)
+        if here not in self._known:
+            try:
+                read = self._known[here] = _read_folder(path)
+                self._found(read.names.count(b"\0"))
+            except OSError as error:
+                self._known[here] = error
+        content = self._known[here]
+        if isinstance(content, OSError):
+            raise OSError(content.errno, content.strerror, path)
+        return content
+
+
+def _read_folder(path: str) -> _Content:
+    files: list[str] = []
+    folders: list[str] = []
+    links: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not is_folder(entry):
+                files.append(entry.name)
+            elif entry.name.lower() not in _LITTER:
+                (links if entry.is_symlink() else folders).append(entry.name)
+    return _Content(os.fsencode("".join(f"{name}\0" for name in sorted(files))), sorted(folders), sorted(links))
+
+
+def list_files(
+    roots: Iterable[str], starts: Mapping[_Key, str], tree: Tree | None = None
+) -> tuple[dict[_Key, PackedPaths], list[tuple[str, str]]]:
+    """List the files in some folders and below. What a `Tree` ignores is ignored.
+
+    Links to folders are followed after all that lies there under its own name, each real folder once; so is none that
+    leads up to a folder in which it lies, or to `roots` and above. A data set is therefore never counted twice, and
+    links in circles end. No start is entered from another one that is a link to a folder above it.
+
+    Args:
+        roots: folders that make up the data set.
+        starts: the folders to list, by any key; a link among them is followed like others.
+        tree: what is known of the folders already; it forgets what is listed.
+
+    Returns:
+        The files of every start, sorted, and (path, reason) of every folder that was not entered.
+    """
+    tree = tree or Tree()
+    read: dict[_Key, list[tuple[str, bytes]]] = {key: [] for key in starts}
+    left_out: list[tuple[str, str]] = []
+    above = {folder for root in roots for folder in lineage(root)}
+    seen: dict[_Id, str] = {}
+    pending: deque[tuple[_Key, str]] = deque()
+    links: deque[tuple[_Key, str]] = deque()
+
+    def enter(path: str, is_link: bool) -> bool:
+        """Whether its files are to be listed from here; from then on they are from nowhere else."""
+        try:
+            here = identity(path)
+            if here in seen or (is_link and here in above):
+                what = f"{LINK} to" if is_link else SAME
+                other = seen.get(here, os.path.realpath(path))
+                left_out.append((path, f"{what} {other}, which is in the data set already"))
+                return False
+            if is_link and here in lineage(os.path.dirname(path)):
+                left_out.append((path, f"{LINK} up to {os.path.realpath(path)}, in which it lies"))
+                return False
+        except OSError as error:
+            left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
+            return False
+        seen[here] = path
+        return True
+
+    def descend(entered: deque[tuple[_Key, str]]) -> None:
+        while entered:
+            key, path = entered.popleft()
+            try:
+                content = tree.take(path)
+            except OSError as error:
+                left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
+                continue
+            read[key].append((path, content.names))
+            links.extend((key, os.path.join(path, name)) for name in content.links)
+            below = [os.path.join(path, name) for name in content.folders]
+            entered.extend((key, folder) for folder in below if enter(folder, False))
+
+    # All starts of a kind are entered before what lies below any: one may be a folder within another.
+    for are_links in (False, True):
+        for start in starts.items():
+            if os.path.islink(start[1]) == are_links and enter(start[1], are_links):
+                pending.append(start)
+        descend(pending)
+    while links:
+        key, path = links.popleft()
+        if enter(path, True):
+            pending.append((key, path))
+            descend(pending)
+    # One table for all, which those who put the parts together go on sharing.
+    everything = PackedPaths.in_folders([folder for folders in read.values() for folder in folders])
+    files, begin = {}, 0
+    for key, folders in read.items():
+        end = begin + sum(names.count(b"\0") for _, names in folders)
+        found = everything[begin:end]
+        files[key], begin = found.take(found.in_order()), end
+    return files, left_out
+
+
+def identity(path: str) -> _Id:
+    """What tells a real folder from others, whatever its names.
+
+    Raises:
+        OSError: there is none.
+    """
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def lineage(path: str) -> set[_Id]:
+    """A folder and all folders in which it really lies."""
+    found, path = set(), os.path.realpath(path)
+    while True:
+        found.add(identity(path))
+        parent = os.path.dirname(path)
+        if parent == path:
+            return found
+        path = parent
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,422 @@
+"""Any source of images as shards: `amcl-fast pack` (docs/data.md)."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amcl_fast.data.loader.order import permutation
+from amcl_fast.data.locations import member, shown
+from amcl_fast.data.packed_paths import PackedPaths
+from amcl_fast.data.processes.pool import Pool
+from amcl_fast.data.scan.left_out import listed
+from amcl_fast.data.scan.walk import Tree
+from amcl_fast.data.shards import pack_process
+from amcl_fast.data.shards.read import CLASSES
+from amcl_fast.data.shards.tar import BLOCK
+from amcl_fast.data.sources.find import find_images
+from amcl_fast.data.sources.named import data_path
+from amcl_fast.extras import require
+from amcl_fast.progress import Progress
+from amcl_fast.runs.directory import SKIPPED
+from amcl_fast.runs.files import PARTIAL, NewFile, remove_partial, write_file
+from amcl_fast.runs.lock import LOCK, RunLock
+
+MANIFEST = "manifest.json"
+
+_FORMAT = 2
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMG]i?B)", re.IGNORECASE)
+_TOGETHER = 32  # images of a job at most
+_JOB_BYTES = 4 << 20  # of its images, if it has more than one: several jobs of each process are in memory
+_ASKING = 16  # threads that ask for sizes: a network folder answers many at once
+_ASKED = 4096  # files of which a thread asks before it tells
+_RECORD = 20 * BLOCK  # tars end at a multiple of it
+_STEM = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_STEM = 60
+
+
+@dataclass
+class Packed:
+    """What was packed.
+
+    Attributes:
+        images: how many, in all parts.
+        shards: paths of the tars.
+        bytes: of all of them.
+        left_out: (what is shown, reason) of every image that is in none.
+    """
+
+    images: int = 0
+    shards: list[str] = field(default_factory=list)
+    bytes: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Shard:
+    """A shard that is whole, as the manifest has it.
+
+    Attributes:
+        name: of its file.
+        images: in it.
+        bytes: of it.
+        taken: images of the source that were looked at for it.
+        left_out: those of them that are not in it, and why.
+    """
+
+    name: str
+    images: int
+    bytes: int
+    taken: int
+    left_out: list[tuple[str, str]]
+
+
+@dataclass
+class _Part:
+    """Images of a part in the order in which they are packed, labels and bytes of each, and the whole shards."""
+
+    name: str
+    files: PackedPaths
+    labels: np.ndarray
+    sizes: np.ndarray
+    shards: list[_Shard] = field(default_factory=list)
+
+    @property
+    def taken(self) -> int:
+        return sum(shard.taken for shard in self.shards)
+
+
+def pack(
+    source: str | Path,
+    target: str | Path,
+    *,
+    shorter_side: int | None = None,
+    shard_size: str | int = "256MB",
+    shuffle: bool = True,
+    seed: int = 0,
+    held_out: str | Path | None = None,
+    workers: int | None = None,
+) -> Packed:
+    """Write the images of a source as tars of samples, train-000000.tar and so on, and the held-out ones as val-….
+
+    A call that was interrupted is gone on with by the same call, and leaves the same bytes as one that was not. Only
+    whole shards ever have their name.
+
+    Args:
+        source: folder, list or shards, or a name, as data.root may be.
+        target: folder; it is made.
+        shorter_side: pixels to which a longer shorter side is scaled; None: images are copied.
+        shard_size: of a shard at most, as bytes ("256MB", "1 GiB") or a number of images.
+        shuffle: the training images, once.
+        seed: of that.
+        held_out: as data.held_out.
+        workers: processes; None: one for each core.
+
+    Raises:
+        ValueError: a setting is out of range, the source holds no usable image, or the target something else.
+        OSError: something cannot be read or written.
+        ImportError: Pillow is missing, which scales.
+    """
+    for what, value in (("shorter_side", shorter_side), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    most_images, most_bytes = _limits(shard_size)
+    if shorter_side is not None:
+        require("packing to a shorter side", "PIL")
+    folder = Path(os.path.abspath(target))
+    source, held_out = data_path(source), data_path(held_out) if held_out else None
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a folder or not there, got a file")
+    for path in (source, held_out):
+        within = (path or Path(os.devnull)).resolve()
+        if within.is_dir() and Path(os.path.realpath(folder)).is_relative_to(within):
+            raise ValueError(f"{folder} must lie outside of what is packed, {within}")
+    _read_manifest(folder)
+    found = find_images(source, held_out)
+    classes = found.train.classes
+    odd = next((name for name in classes if not name.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"the name of a class must be a line of text, got {odd!r}")
+    given = {"train": found.train, "held_out": found.held_out, "unlabelled": found.unlabelled}
+    images = {name: part for name, part in given.items() if part is not None}
+    sizes = {name: _sizes(part.files) for name, part in images.items()}
+    training = [name for name in images if name != "held_out"]
+    parts = [
+        _Part(
+            "train",
+            PackedPaths.join(images[name].files for name in training),
+            np.concatenate([images[name].labels for name in training]),
+            np.concatenate([sizes[name] for name in training]),
+        )
+    ]
+    if shuffle:
+        order = permutation((seed,), len(parts[0].files))
+        parts[0] = _Part("train", parts[0].files.take(order), parts[0].labels[order], parts[0].sizes[order])
+    if found.held_out is not None:
+        parts.append(_Part("val", found.held_out.files, found.held_out.labels, sizes["held_out"]))
+    settings: dict[str, Any] = {
+        "shorter_side": shorter_side,
+        "shard_size": str(shard_size),
+        "shuffle": shuffle,
+        "seed": seed if shuffle else None,
+        "classes": len(classes),
+        "class_names": _digest("".join(f"{name}\n" for name in classes).encode()),
+        "images": {name: [part.fingerprint, _digest(sizes[name].tobytes())] for name, part in images.items()},
+    }
+    _check_same(folder, _read_manifest(folder), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped = [entry for part in images.values() for entry in part.skipped]
+    with _alone(folder):
+        # Again: what another process has packed while this one looked at the images.
+        manifest = _read_manifest(folder)
+        _check_same(folder, manifest, settings)
+        for part in parts:
+            part.shards = _whole(folder, part.name, manifest)
+
+        def keep(complete: bool = False) -> None:
+            content = {
+                "format": _FORMAT,
+                "source": os.path.abspath(source),
+                **settings,
+                "complete": complete,
+                "parts": {part.name: [asdict(shard) for shard in part.shards] for part in parts},
+            }
+            write_file(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+        keep()
+        if classes:
+            write_file(folder / CLASSES, "".join(f"{name}\n" for name in classes))
+        left = sum(len(part.files) - part.taken for part in parts)
+        with Progress("packing images", left) as progress, Pool("shards.pack_process", processes=workers) as pool:
+            for part in parts:
+                _write_part(folder, part, pool, shorter_side, most_images, most_bytes, keep, progress)
+        skipped += [(name, reason) for part in parts for shard in part.shards for name, reason in shard.left_out]
+        if skipped:
+            write_file(folder / SKIPPED, listed(skipped))
+        keep(complete=True)
+    shards = [shard for part in parts for shard in part.shards]
+    return Packed(
+        sum(shard.images for shard in shards),
+        [str(folder / shard.name) for shard in shards],
+        sum(shard.bytes for shard in shards),
+        skipped,
+    )
+
+
+def _limits(shard_size: str | int) -> tuple[float, float]:
+    """The most images of a shard, and the most bytes."""
+    images = size = 0.0
+    if isinstance(shard_size, int) or shard_size.isdecimal():
+        images, size = int(shard_size), math.inf
+    elif match := _SIZE.fullmatch(shard_size.strip()):
+        images, size = math.inf, float(match[1]) * _UNITS[match[2].upper()]
+    if images < 1 or size < _RECORD:
+        raise ValueError(
+            f"shard_size must be bytes with a unit (256MB, 1GiB) or a number of images, got {shard_size!r}"
+        )
+    return images, size
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What is known of a folder in which packing has begun; {} of one that is empty or not there."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != _FORMAT:
+            raise ValueError
+        return dict(manifest)
+    except FileNotFoundError:
+        if folder.is_dir() and _holds_something(folder):
+            raise ValueError(
+                f"{folder} must be empty or not there, or begun by the same command; it holds other files"
+            ) from None
+        return {}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{folder / MANIFEST} is not of this version of amcl-fast pack: give another target") from None
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether a folder holds more than what systems leave there (lost+found), and what an interruption has left."""
+    tree = Tree()
+    return bool(tree.subfolders(str(folder))) or any(
+        not path.endswith(PARTIAL) for path in tree.direct_files(str(folder))
+    )
+
+
+def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise ValueError if the folder was begun with something else."""
+    told = {"images": "they were other images", "class_names": "the classes had other names"}
+    for name, value in settings.items():
+        if manifest and manifest.get(name) != value:
+            what = told.get(name, f"{name} was {manifest.get(name)}, is {value}")
+            raise ValueError(f"{folder} was packed with other settings: {what}; give another target, or remove it")
+
+
+def _sizes(files: PackedPaths) -> np.ndarray:
+    """Bytes of each image, (n,) int64; 0 of one that is not there any more."""
+
+    def asked(start: int) -> np.ndarray:
+        return np.array([_size(location) for location in files[start : start + _ASKED]], np.int64)
+
+    starts = range(0, len(files), _ASKED)
+    found = [np.empty(0, np.int64)]
+    with Progress("asking for sizes", len(files)) as progress, ThreadPoolExecutor(_ASKING) as threads:
+        try:
+            for part in threads.map(asked, starts):
+                found.append(part)
+                progress.add(len(part))
+        except BaseException:  # Ctrl-C: nobody waits for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return np.concatenate(found)
+
+
+def _size(location: str) -> int:
+    if (found := member(location)) is not None:
+        return found.length
+    with suppress(OSError):
+        return os.stat(location).st_size
+    return 0
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _whole(folder: Path, name: str, manifest: dict[str, Any]) -> list[_Shard]:
+    """The shards that are as the manifest says, up to the first that is not."""
+    shards = []
+    for entry in manifest.get("parts", {}).get(name, ()):
+        shard = _Shard(**entry)
+        shard.left_out = [(location, reason) for location, reason in shard.left_out]
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            break
+        shards.append(shard)
+    return shards
+
+
+def _write_part(
+    folder: Path,
+    part: _Part,
+    pool: Pool,
+    shorter_side: int | None,
+    most_images: float,
+    most_bytes: float,
+    keep: Callable[[], None],
+    progress: Progress,
+) -> None:
+    """Write the shards that are missing of a part, one after the other."""
+    spans = _spans(part.sizes[part.taken :].tolist(), part.taken)
+
+    def jobs() -> Iterator[bytes]:
+        return (pack_process.job([*part.files[start:end]], shorter_side) for start, end in spans)
+
+    digits = max(8, len(str(len(part.files))))
+    file: _Writer | None = None
+    try:
+        for (start, _), answer in zip(spans, pool.map(jobs()), strict=True):
+            found = pack_process.images(answer)
+            for place, (content, ending, reason) in enumerate(found, start):
+                location = shown(part.files[place])
+                if file is not None and reason is None and not file.has_room(len(content), most_images, most_bytes):
+                    part.shards.append(file.finish())
+                    keep()
+                    file = None
+                file = file or _Writer(folder / f"{part.name}-{len(part.shards):06}.tar")
+                file.taken += 1
+                if reason is not None:
+                    file.left_out.append((location, reason))
+                    continue
+                stem = _STEM.sub("_", os.path.splitext(os.path.basename(location))[0])[:_LONGEST_STEM]
+                file.add(f"{place:0{digits}}-{stem}", content, ending, int(part.labels[place]))
+            progress.add(len(found))
+        if file is not None:
+            if not file.images:
+                raise ValueError(f"no image of {part.name} can be packed, the first: {': '.join(file.left_out[0])}")
+            part.shards.append(file.finish())
+            keep()
+            file = None
+    finally:
+        if file is not None:
+            file.give_up()
+
+
+def _spans(sizes: Sequence[int], start: int) -> list[tuple[int, int]]:
+    """Places, from and to, of the images of each job, that of the first being `start`."""
+    spans, begin, held = [], start, 0
+    for place, size in enumerate(sizes, start):
+        if place > begin and (place - begin == _TOGETHER or held + size > _JOB_BYTES):
+            spans.append((begin, place))
+            begin, held = place, 0
+        held += size
+    end = start + len(sizes)
+    return [*spans, (begin, end)] if begin < end else spans
+
+
+class _Writer:
+    """A shard while it is written, under another name."""
+
+    def __init__(self, path: Path) -> None:
+        self._new = NewFile(path, durable=True)
+        self._bytes = self.images = self.taken = 0
+        self.left_out: list[tuple[str, str]] = []
+
+    def has_room(self, size: int, most_images: float, most_bytes: float) -> bool:
+        """Whether an image of so many bytes belongs here; the first one does, whatever its size."""
+        after = _padded(self._bytes + 3 * BLOCK + size, BLOCK) + 2 * BLOCK
+        return not self.images or (self.images < most_images and _padded(after, _RECORD) <= most_bytes)
+
+    def add(self, key: str, content: bytes, ending: str, label: int) -> None:
+        """Append a sample; its label, if it has one, goes before it, as names are sorted."""
+        if label >= 0:
+            self._member(f"{key}.cls", str(label).encode())
+        self._member(f"{key}.{ending}", content)
+        self.images += 1
+
+    def _member(self, name: str, content: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        padding = bytes(-len(content) % BLOCK)
+        self._write(info.tobuf(tarfile.USTAR_FORMAT) + content + padding)
+
+    def _write(self, content: bytes) -> None:
+        self._new.write(content)
+        self._bytes += len(content)
+
+    def finish(self) -> _Shard:
+        """Give it its name."""
+        self._write(bytes(_padded(self._bytes + 2 * BLOCK, _RECORD) - self._bytes))
+        self._new.finish()
+        return _Shard(self._new.path.name, self.images, self._bytes, self.taken, self.left_out)
+
+    def give_up(self) -> None:
+        """Write no more."""
+        self._new.give_up()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second `pack` out of a folder, as long as the process lives at most, and leaves there what is whole."""
+    with RunLock() as lock:
+        lock.acquire(folder, "packs there")
+        try:
+            yield
+        finally:
+            remove_partial(folder)
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+
+
+def _padded(size: int, to: int) -> int:
+    return -(-size // to) * to

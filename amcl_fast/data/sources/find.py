@@ -1,0 +1,244 @@
+"""What data.root may be beside a name: a folder of images, a list of files, or shards (docs/data.md has them all)."""
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amcl_fast.data.scan.classes import Images, not_empty, scan_classes
+from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
+from amcl_fast.data.scan.left_out import few
+from amcl_fast.data.scan.walk import Tree
+from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
+from amcl_fast.data.shards.read import read_shards
+from amcl_fast.data.sources.folder import HELD_OUT, TRAINING, UNLABELLED, Sources, find_sources, may_hold_images
+from amcl_fast.data.sources.lists import Listed, read_lines, read_list
+
+_IN_SHARDS = f"samples KEY.jpg and, if they have a class, KEY.cls, {SUPPORTED}"
+_IN_LISTS = f"a path a line, and its label if it has one, {SUPPORTED}"
+_PARTS = (*TRAINING, *HELD_OUT, *UNLABELLED)
+_WORDS = re.compile(r"[^\W\d_]+")
+
+_Name = Callable[[int], str]
+
+
+@dataclass
+class _Shards:
+    """Tars, by what they are for.
+
+    Attributes:
+        where: how they were given.
+        train, unlabelled: paths.
+        held_out: paths of every part, by its name.
+        missing: (path, reason).
+        notes: lines for the user.
+    """
+
+    where: str
+    train: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
+    held_out: dict[str, list[str]] = field(default_factory=dict)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+_Choice = Callable[[str, dict[str, list[str]]], _Shards]
+
+
+def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: bool = True) -> Sources:
+    """Find and check the images of a folder, a list or shards.
+
+    Args:
+        root: a folder, a list of files or of tars, a tar, or a pattern of tars.
+        held_out: the same, of images to measure on, in place of what `root` has for that.
+        tell: show how far it has come, should it take long.
+
+    Raises:
+        ValueError: it holds no usable image, is not to be understood, or leaves open which part of it is for what.
+        OSError: it cannot be read.
+    """
+    found, name = _find(os.fspath(root), tell)
+    if held_out is None:
+        return found
+    if not found.train.classes:
+        raise ValueError(f"data.held_out must be of the classes of {root}, which has none: {found.no_labels}")
+    images, why, notes = _measured(os.fspath(held_out), found.train.classes, name, tell)
+    if images is None:
+        raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
+    return Sources(found.train, images, found.unlabelled, found.no_labels, [*found.notes, *notes])
+
+
+def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
+    """The images of a path, and what numbers of classes are called there."""
+    given = _given(root, _to_train)
+    if isinstance(given, _Shards):
+        return _of_shards(given, tell)
+    if given is None:
+        return find_sources(root, tell=tell), str
+    found = read_list(root, given, tell)
+    train, no_labels = found.training()
+    not_empty(train, root, _IN_LISTS)
+    return Sources(train, None, None, no_labels, found.notes), str
+
+
+def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[Images | None, str, list[str]]:
+    """The images of some classes at a path of any kind; None and why if there are none; lines for the user."""
+    given = _given(root, _to_measure)
+    if isinstance(given, _Shards):
+        found = read_shards(given.train, name, tell)
+        found.left_out.extend(given.missing)
+        found.notes[:0] = given.notes
+    elif given is not None:
+        found = read_list(root, given, tell)
+    else:
+        return scan_classes(_held_out_part(root, classes), classes, tell=tell), "", []
+    images, why = found.measured(classes)
+    return images, why, found.notes
+
+
+def _held_out_part(folder: str, classes: list[str]) -> str:
+    """The folder of classes in a folder: the first held-out part of one that has no folder of a class."""
+    names = Tree().subfolders(folder) if os.path.isdir(folder) else []
+    if set(classes).isdisjoint(names):
+        for part in HELD_OUT:
+            for name in names:
+                if name.lower() == part:
+                    return os.path.join(folder, name)
+    return folder
+
+
+def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
+    found = read_shards(shards.train, tell=tell)
+    train, no_labels = found.training()
+    train.skipped.extend(shards.missing)
+    notes = [*shards.notes, *found.notes]
+    extra = read_shards(shards.unlabelled, tell=tell).unlabelled(train.classes) if shards.unlabelled else None
+    if extra is None or not extra.files:
+        not_empty(train, shards.where, _IN_SHARDS)
+    images, why = None, "the training has no classes"
+    for part, paths in shards.held_out.items():
+        if train.classes:
+            held = read_shards(paths, found.name, tell)
+            images, why = held.measured(train.classes)
+            notes += held.notes
+        if images is not None:
+            break
+        notes.append(f"the shards of {part} in {shards.where} are not used as the held-out part: {why}")
+    return Sources(train, images, extra, no_labels, notes), found.name
+
+
+def _given(root: str, choose: _Choice) -> _Shards | Listed | None:
+    """The shards that a path stands for, of those of a folder what `choose` takes; or a list of images.
+
+    None if it is neither: a folder of images, or not there.
+    """
+    refuse_compressed([root] if os.path.isfile(root) else [])
+    if is_pattern(root):
+        paths = expand(os.path.abspath(root))
+    elif os.path.isdir(root):
+        return _shards_of_folder(os.path.abspath(root), choose)
+    elif is_tar(root):
+        paths = [os.path.abspath(root)]
+    elif not os.path.isfile(root):
+        return None
+    elif not (listed := read_lines(root)).tars:
+        return listed
+    else:
+        paths = [path for line in listed.paths for path in (expand(line) if is_pattern(line) else [line])]
+    there, missing, notes = existing(paths, root)
+    return _Shards(root, there, missing=missing, notes=notes)
+
+
+def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
+    """The shards in a folder, or in folders of its parts; which part they are of their names say.
+
+    None if there are none, or if images lie in it or in folders beside them.
+    """
+    tree = Tree()
+    tars, folders = _tars(folder, tree)
+    if tars is None:
+        return None
+    parts: dict[str, list[str]] = {}
+    for path in tars:
+        words = [word.lower() for word in _WORDS.findall(os.path.basename(path))]
+        parts.setdefault(next((word for word in words if word in _PARTS), ""), []).append(path)
+    others = []
+    for path in folders:
+        if (name := os.path.basename(path).lower()) in _PARTS:
+            inside, _ = _tars(path, tree)
+            parts.setdefault(name, []).extend(inside or ())
+            others += [] if inside else [path]
+    parts = {name: paths for name, paths in parts.items() if paths}
+    if not parts:
+        return None
+    notes = []
+    for name, paths in parts.items():
+        parts[name], repeated = once(paths, folder)
+        notes += repeated
+    shards = choose(folder, parts)
+    shards.notes += notes
+    if others:
+        shards.notes.append(f"no shards in {few(others)}: given as data.held_out, it may be of another kind")
+    return shards
+
+
+def _tars(folder: str, tree: Tree) -> tuple[list[str] | None, list[str]]:
+    """The tars in a folder, and the folders in it; None if images lie beside the tars or in the folders.
+
+    Raises:
+        ValueError: nothing but compressed tars is there.
+    """
+    tars, folders, packed = [], [], []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(IMAGE_NAMES):
+                return None, []
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif is_tar(entry.path):
+                tars.append(entry.path)
+            elif is_compressed(entry.path):
+                packed.append(entry.path)
+    if (tars or packed) and any(may_hold_images(path, tree) for path in folders):
+        return None, []
+    refuse_compressed([] if tars or folders else sorted(packed))
+    return sorted(tars), sorted(folders)
+
+
+def _to_measure(folder: str, parts: dict[str, list[str]]) -> _Shards:
+    """The shards of the first held-out part; where none is, all of them."""
+    name = next((name for name in HELD_OUT if name in parts), None)
+    return _Shards(folder, parts[name] if name else [path for paths in parts.values() for path in paths])
+
+
+def _to_train(folder: str, parts: dict[str, list[str]]) -> _Shards:
+    """Shards by what they are for.
+
+    Raises:
+        ValueError: the names of the parts leave open what is for training.
+    """
+    held_out = [name for name in HELD_OUT if name in parts]
+    train = [name for name in TRAINING if name in parts]
+    shards = _Shards(folder, unlabelled=[path for name in UNLABELLED for path in parts.get(name, ())])
+    if len(train) > 1:
+        raise ValueError(f"{folder} must have shards of one training part, got {' and '.join(train)}")
+    if train and "" in parts:
+        shards.notes.append(f"not used, beside the shards of {train[0]}: {few(map(os.path.basename, parts['']))}")
+    if train or "" in parts:
+        shards.train = parts[train[0] if train else ""]
+    elif not shards.unlabelled:
+        if len(held_out) > 1:
+            raise ValueError(
+                f"{folder} must have shards for training ({' or '.join(TRAINING)}), got {' and '.join(held_out)}; to "
+                "train on one of these, give its pattern as data.root"
+            )
+        shards.notes.append(
+            f"{folder} has no shards for training ({' or '.join(TRAINING)}): {held_out[0]} is trained on"
+        )
+        shards.train = parts[held_out.pop()]
+    shards.held_out = {name: parts[name] for name in held_out}
+    return shards

@@ -1,0 +1,335 @@
+"""Where a folder keeps its images: for training, held out, without labels (docs/data.md has the table)."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from amcl_fast.data.packed_paths import PackedPaths
+from amcl_fast.data.scan.classes import (
+    Group,
+    Images,
+    check_files,
+    existing_folder,
+    labelled,
+    listing,
+    not_empty,
+    unlabelled,
+)
+from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header
+from amcl_fast.data.scan.left_out import LOOSE, NO_IMAGES, few
+from amcl_fast.data.scan.walk import FOLDER_UNREADABLE, LINK, SAME, Tree, identity, lineage, list_files
+from amcl_fast.data.sources.numbered import no_labels
+
+TRAINING = ("train", "training")
+HELD_OUT = ("test", "testing", "val", "valid", "validation")
+"""In the order in which they are considered."""
+UNLABELLED = ("unlabeled", "unlabelled")
+_NOT_TRAINING = (*HELD_OUT, *UNLABELLED)
+
+_LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, {SUPPORTED}"
+# Files, and folders, that are looked at to tell whether a folder holds images.
+_MOST_LOOKS = 200
+
+_Check = Callable[[str, Mapping[str, PackedPaths]], dict[str, Group]]
+"""`check_files` of a run."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a folder.
+
+    Attributes:
+        train: images to train on; their labels are -1 where fewer than two classes have a usable one.
+        held_out: images to measure on, of classes of `train`; None where no part of the folder is for them.
+        unlabelled: further images to train on, without a label; None where no part of the folder is for them.
+        no_labels: why the images of `train` have no labels; None if they have.
+        notes: lines for the user, on folders that were not taken for what they may have been meant for.
+        name: of all of this, paths included, once it was kept (`data.kept`); the same for the same content.
+    """
+
+    train: Images
+    held_out: Images | None
+    unlabelled: Images | None
+    no_labels: str | None
+    notes: list[str]
+    name: str | None = field(default=None, compare=False)
+
+
+@dataclass
+class _Parts:
+    """Which folder is for what.
+
+    Attributes:
+        base: in which the classes lie; None if there is none.
+        classes: names of the folders in `base`.
+        held_out, unlabelled: paths.
+        notes: as in `Sources`.
+    """
+
+    base: str | None
+    classes: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
+    """Find and check the images of a folder.
+
+    Args:
+        root: the folder.
+        tell: show how far it has come, should it take long.
+
+    Raises:
+        ValueError: it is no folder, holds no usable image, or leaves open which part of it is for what.
+        OSError: it cannot be read.
+    """
+    folder = existing_folder(root, _LAYOUT)
+    with listing(tell) as progress:
+        tree = Tree(progress.add)
+        parts = _find_parts(folder, tree)
+        _drop_repeated(folder, parts)
+        starts = {("", name): os.path.join(parts.base or folder, name) for name in parts.classes}
+        starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path, tree)}
+        starts |= {(path, ""): path for path in parts.unlabelled}
+        files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
+
+    def check(path: str, groups: Mapping[str, PackedPaths]) -> dict[str, Group]:
+        return check_files(path, groups, tell)
+
+    train, unlabelled_why = _training(
+        parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree, check
+    )
+    extra = [unlabelled(check(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
+    if parts.base != folder:
+        train.skipped.extend(_loose(folder, tree, check))
+    train.skipped.extend(left_out)
+    if not any(part.files for part in (train, *extra)):
+        where, layout = folder, _LAYOUT
+        if parts.held_out:
+            held = _names(parts.held_out)
+            where, layout = f"{folder} but for {held}", f"{layout}; to train on {held}, give that as data.root"
+        not_empty(Images([], [], [], [entry for part in (train, *extra) for entry in part.skipped]), where, layout)
+
+    held_out, why = None, "the training has no classes"
+    for path in parts.held_out:
+        if train.classes:
+            groups = {name: files[path, name] for name in _readable(path, tree)}
+            held_out, why = _held_out(path, groups, train.classes, tree, check)
+        if held_out is not None:
+            break
+        parts.notes.append(f"{path} is not used as the held-out part: {why}")
+    told = {starts["", name] for name in parts.classes}
+    parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
+    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes)
+
+
+def _find_parts(folder: str, tree: Tree) -> _Parts:
+    """The parts by their names, and by what lies in and beside them."""
+    names = tree.subfolders(folder)
+    train, held_out, extra = (
+        [os.path.join(folder, name) for known in kind for name in _named(folder, names, known)]
+        for kind in (TRAINING, HELD_OUT, UNLABELLED)
+    )
+    if len(train) > 1:
+        raise ValueError(f"{folder} must have one training part, got {_names(train)}")
+    others = [name for name in names if name.lower() not in (*TRAINING, *_NOT_TRAINING)]
+    if train and (held_out or extra or tree.subfolders(train[0])):
+        return _of_classes(train[0], tree.subfolders(train[0]), tree, held_out, extra)
+    if train:
+        like = [name for name in others if _holds_images(os.path.join(folder, name), tree)]
+        if like:
+            note = f"{train[0]} holds no folders, and {few(like)} beside it images: it is taken for a class like these"
+            return _of_classes(folder, sorted([*others, os.path.basename(train[0])]), tree, notes=[note])
+        beside = f"{train[0]} alone is trained on: no image among the first files of {few(others)} beside it"
+        return _Parts(train[0], notes=[beside] if others else [])
+    if (held_out or extra) and not any(may_hold_images(os.path.join(folder, name), tree) for name in others):
+        others = []
+    if others or not (held_out or extra):
+        return _of_classes(folder, others, tree, held_out, extra)
+    if extra:
+        return _Parts(None, held_out=held_out, unlabelled=extra)
+    if len(held_out) > 1:
+        raise ValueError(
+            f"{folder} must have a training part ({' or '.join(TRAINING)}), got {_names(held_out)}; "
+            "to train on one of these, give it as data.root"
+        )
+    note = f"{folder} has no training part ({' or '.join(TRAINING)}): {held_out[0]} is trained on"
+    return _of_classes(held_out[0], tree.subfolders(held_out[0]), tree, notes=[note])
+
+
+def _of_classes(
+    base: str,
+    classes: list[str],
+    tree: Tree,
+    held_out: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> _Parts:
+    """Parts of which the training has folders.
+
+    Raises:
+        ValueError: one of these, and no other, is a data set with parts of its own, which would all be trained on.
+    """
+    nested = {}
+    for name in classes:
+        inside = {part.lower(): part for part in _readable(os.path.join(base, name), tree)}
+        train, rest = ([inside[part] for part in kind if part in inside] for kind in (TRAINING, _NOT_TRAINING))
+        if train and rest and may_hold_images(os.path.join(base, name), tree):
+            nested[name] = " and ".join([*train, *rest])
+    if not nested:
+        return _Parts(base, classes, [*held_out], [*extra], [*notes])
+    name, parts = next(iter(nested.items()))
+    if len(nested) == 1:
+        below = os.path.join(base, name)
+        raise ValueError(f"{base} holds a data set of its own, {name} with {parts}: give {below} as data.root")
+    note = f"each of {few(nested)} in {base} is trained on as a whole, {parts} alike"
+    return _Parts(base, classes, [*held_out], [*extra], [*notes, note])
+
+
+def _named(folder: str, names: Sequence[str], known: str) -> list[str]:
+    """The folder of that name, however it is capitalised."""
+    found = [name for name in names if name.lower() == known]
+    if len(found) > 1:
+        raise ValueError(f"{folder} must have one folder {known!r}, whatever its capitals, got {_names(found)}")
+    return found
+
+
+def _names(paths: Sequence[str]) -> str:
+    return " and ".join(map(os.path.basename, paths))
+
+
+def _drop_repeated(folder: str, parts: _Parts) -> None:
+    """Leave out held-out parts that are links to another part, or up."""
+    known = lineage(folder) | ({identity(parts.base)} if parts.base else set())
+    for path in list(parts.held_out):
+        if (here := identity(path)) in known:
+            parts.held_out.remove(path)
+            real = os.path.realpath(path)
+            parts.notes.append(f"{path} is not used as the held-out part: a link to {real}, which is used already")
+        known.add(here)
+
+
+def _training(
+    parts: _Parts, groups: dict[str, PackedPaths], not_entered: dict[str, str], tree: Tree, check: _Check
+) -> tuple[Images, str | None]:
+    """The images of the folders of classes, and why they have no labels: fewer than two classes have a usable one."""
+    if parts.base is None:
+        return Images([], [], []), no_labels()
+    found = check(parts.base, {**groups, "": tree.direct_files(parts.base)})
+    no_class = [name for name in groups if found[name].files and not _holds_meant(found[name])]
+    passed_over = [
+        (os.path.join(parts.base, name), f"{NO_IMAGES}: {len(found.pop(name).files):,} other") for name in no_class
+    ]
+    if no_class:
+        parts.notes.append(f"no image files, so no class, in {parts.base}: {few(no_class)}")
+    usable = [name for name, group in found.items() if group.is_usable]
+    vanished = [
+        f"{name} ({not_entered.get(os.path.join(parts.base, name), 'it holds no usable image')})"
+        for name in groups
+        if name in found and name not in usable
+    ]
+    if vanished:
+        parts.notes.append(f"not a class of {parts.base}: {few(vanished)}")
+    if len(usable) - ("" in usable) < 2:
+        images, why = unlabelled(found, []), no_labels(usable[0] if len(usable) == 1 and usable[0] else None)
+    else:
+        loose = found.pop("")
+        images, why = labelled(found), None
+        images.skipped.extend((path, LOOSE) for path in loose.good())
+    images.skipped.extend(passed_over)
+    return images, why
+
+
+def _held_out(
+    path: str, groups: dict[str, PackedPaths], classes: list[str], tree: Tree, check: _Check
+) -> tuple[Images | None, str]:
+    """The images of a held-out part; None and why if it cannot be one."""
+    if not groups:
+        try:
+            tree.subfolders(path)
+        except OSError as error:
+            return None, f"{FOLDER_UNREADABLE}: {error.strerror}"
+        return None, "it holds no folder of a class"
+    if not groups.keys() & set(classes):
+        return None, f"its folders ({few(groups)}) are not of the classes that are trained on ({few(classes)})"
+    found = check(path, {**groups, "": tree.direct_files(path)})
+    loose = found.pop("")
+    images = labelled(found, classes)
+    if not images.files:
+        return None, "it holds no usable image of the classes that are trained on"
+    images.skipped.extend((file, LOOSE) for file in loose.good())
+    return images, ""
+
+
+def _loose(folder: str, tree: Tree, check: _Check) -> list[tuple[str, str]]:
+    """Images directly in a folder of parts."""
+    files = tree.direct_files(folder)
+    return [(path, LOOSE) for path in check(folder, {"": files})[""].good()] if files else []
+
+
+def _joined(parts: list[Images]) -> Images | None:
+    if not parts:
+        return None
+    return Images(
+        PackedPaths.join(part.files for part in parts),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].classes,
+        [entry for part in parts for entry in part.skipped],
+    )
+
+
+def _not_entered(left_out: list[tuple[str, str]]) -> list[str]:
+    """A line on links that were not followed, and one on folders that cannot be read."""
+    links = [entry for entry in left_out if entry[1].startswith((LINK, SAME))]
+    unreadable = [entry for entry in left_out if entry[1].startswith(FOLDER_UNREADABLE)]
+    return [
+        f"{len(found):,} {what}, the first: {found[0][0]}: {found[0][1]}"
+        for found, what in ((links, "link(s) to folders not followed"), (unreadable, "folder(s) left out"))
+        if found
+    ]
+
+
+def _readable(folder: str, tree: Tree) -> list[str]:
+    """Names of the folders in a folder; none if it cannot be read."""
+    with suppress(OSError):
+        return tree.subfolders(folder)
+    return []
+
+
+def _holds_meant(group: Group) -> bool:
+    """Whether a file is an image, or a damaged one by its name; one without an ending by what it begins with."""
+    return group.is_usable or any(_meant_as_image(*entry) for entry in group.left_out())
+
+
+def _meant_as_image(path: str, reason: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    return ending in IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
+
+
+def may_hold_images(folder: str, tree: Tree) -> bool:
+    """Whether a folder holds an image by the names of its files, or by the content of the first, or cannot be read."""
+    try:
+        for number, path in enumerate(tree.files_below(folder, strict=True)):
+            if path.lower().endswith(IMAGE_NAMES) or (number < _MOST_LOOKS and _is_image(path)):
+                return True
+    except OSError:
+        return True
+    return False
+
+
+def _holds_images(folder: str, tree: Tree) -> bool:
+    """Whether an image is among the first files of a folder or below."""
+    return any(map(_is_image, islice(tree.files_below(folder, _MOST_LOOKS), _MOST_LOOKS)))
+
+
+def _is_image(path: str) -> bool:
+    with suppress(BadImage):
+        check_header(path)
+        return True
+    return False
