@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -59,6 +60,32 @@ def test_links_of_docstrings_lead_to_their_pages(site):
     page = (site / "api" / "losses.html").read_text()
     assert 'href="../training.html">training</a>' in page
     assert not re.search(r"docs/\w+\.md", page)
+
+
+def test_what_is_wrong_fails(build, tmp_path):
+    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("docs", "amcl_fast", "benchmarks/results"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "docs" / "alone.md").write_text("# Alone\n\n[no page](nowhere.md), [no heading](data.md#nowhere)\n")
+    with (tmp_path / "docs" / "data.md").open("a") as page:
+        page.write("\n[no file](../kernels/nowhere.py)\n")
+    reference = tmp_path / "docs" / "api" / "models.md"
+    reference.write_text(reference.read_text().replace("::: amcl_fast.models.KeyQueue\n", ""))
+    module = tmp_path / "amcl_fast" / "models" / "heads.py"
+    module.write_text(module.read_text().replace("docs/training.md", "docs/nowhere.md"))
+
+    result = build(tmp_path, tmp_path / "site")
+    assert result.returncode == 1
+    for warning in (
+        'not included in the "nav" configuration:\n  - alone.md',
+        "'alone.md' contains a link 'nowhere.md'",
+        "'alone.md' contains a link 'data.md#nowhere'",
+        "'data.md' contains a link 'kernels/nowhere.py'",
+        "amcl_fast.models.KeyQueue is public and in no page of docs/api",
+        "a docstring in api/models.md names docs/nowhere.md, which is no page",
+    ):
+        assert warning in result.stderr, result.stderr
 
 
 def test_a_public_name_without_place_or_docstring_is_a_warning(hooks, tmp_path, caplog, monkeypatch):
