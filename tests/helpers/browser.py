@@ -66,8 +66,9 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self._session = None
+        self.call("Browser.close")
+        self._process.wait(30)
         os.close(self._out)
         os.close(self._in)
 
