@@ -66,11 +66,15 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session = None
-        self.call("Browser.close")
-        self._process.wait(30)
-        os.close(self._out)
-        os.close(self._in)
+        try:
+            self._session = None
+            self.call("Browser.close")
+            self._process.wait(30)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._out)
+            os.close(self._in)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a method of the protocol.
