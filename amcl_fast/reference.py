@@ -15,7 +15,8 @@ device. Temperatures enter as φ's outputs, already scaled, so that τ needs one
 `phi_x = phi_y = None` is a constant temperature τ = tau_min = tau_max. Its regulariser Ω(τ) is a constant too,
 so it is left out (β counts as 0): the baselines of the paper have none.
 
-This module may be dense in rows × candidates, never in rows × candidates × d.
+This module may be dense in rows × candidates, never in rows × candidates × d. What it is given is checked where a
+backend is chosen, by `amcl_fast.ops`.
 """
 
 import torch
@@ -72,21 +73,21 @@ def contrast(
         negatives: one of `NEGATIVES`.
         top_k: κ ≥ 1.
         beta: β, weight of the regulariser.
-        extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None.
+        extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None; not with `topk_mean`.
 
     Returns:
         (rows, stats): rows (C, A); stats of s and τ over T, 0-dim and detached.
     """
     heads, _, dim = anchors.shape
-    columns = candidates.shape[1]
+    available = candidates.shape[1]
     similarity = anchors @ candidates.mT  # (C, A, B)
-    keep = columns if negatives == "softmax" or top_k is None else top_k
+    count = available if negatives == "softmax" or top_k is None else top_k
     ranked = similarity.detach()
     if skip is not None:
         ranked = ranked.scatter(-1, skip.expand(heads, -1, -1), float("-inf"))
-        columns -= skip.shape[1]
+        available -= skip.shape[1]
     # A stable sort keeps equal similarities in column order, which torch.topk does not promise.
-    chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[..., : min(keep, columns)]
+    chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[..., : min(count, available)]
     s = similarity.gather(-1, chosen)
     if phi_anchors is None or phi_candidates is None:
         tau, beta = torch.full_like(s, tau_min), 0.0

@@ -99,15 +99,15 @@ def prepared(
     whole = unit(raw) if normalise else raw
     if factor != 1:
         whole = factor * whole
-    first = second = columns = None
+    first = second = skipped = None
     if halves != "none":
         n = raw.shape[1] // 2
         of = raw if halves == "raw" else whole
         first, second = of[:, :n], of[:, n:]
     if skip is not None:
         own = torch.arange(raw.shape[1], device=raw.device)
-        columns = skip + torch.stack([own, (own + len(own) // 2) % len(own)], dim=1)
-    return Prepared(whole, None if product is None else whole.to(product), first, second, columns)
+        skipped = skip + torch.stack([own, (own + len(own) // 2) % len(own)], dim=1)
+    return Prepared(whole, None if product is None else whole.to(product), first, second, skipped)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

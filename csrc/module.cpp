@@ -1,4 +1,4 @@
-// amcl_fast._native. Tensors arrive as addresses and strides, checked by amcl_fast/ops/native.py; what is checked here
+// amcl_fast._native. Tensors arrive as addresses and strides, checked by amcl_fast/ops; what is checked here
 // again are the sizes that decide where memory is written. The GIL is released for the whole work.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -202,7 +202,7 @@ auto by_type(Result (*single)(A...), Result (*both)(A...)) {
 
 PYBIND11_MODULE(_native, module) {
   using namespace amcl;
-  module.doc() = "CPU engine of amcl_fast; call it through amcl_fast.ops.native, which checks the arguments.";
+  module.doc() = "CPU engine of amcl_fast; call it through amcl_fast.ops, which checks the arguments.";
   py::enum_<Form>(module, "Form")
       .value("topk_mean", Form::topk_mean)
       .value("topk_softmax", Form::topk_softmax)

@@ -14,8 +14,8 @@ def named(positives: Stats, negatives: Stats | None = None) -> Stats:
     result: Stats = {}
     if transformed():
         return result
-    for group, values in (("positive", positives), ("negative", negatives or {})):
-        for key, value in values.items():
+    for group, stats in (("positive", positives), ("negative", negatives or {})):
+        for key, value in stats.items():
             kind, _, measure = key.partition("_")
             result[f"{kind}_{group}_{measure}" if measure else f"{kind}_{group}"] = value
     return result

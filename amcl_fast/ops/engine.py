@@ -32,7 +32,7 @@ connect_blas()
 
 
 class Tables:
-    """x, y, φx and φy as the engine reads them: their rows contiguous, and kept while it does.
+    """x, y, φx and φy as the engine reads them: their rows contiguous, and held while it does.
 
     Attributes:
         strided: of each, None where there is none.
@@ -43,8 +43,8 @@ class Tables:
     """
 
     def __init__(self, x: Tensor, y: Tensor, phi_x: Tensor | None, phi_y: Tensor | None) -> None:
-        self._kept = [_readable(t) for t in (x, y, phi_x, phi_y)]
-        self.strided = [_strided(t) for t in self._kept]
+        self._read = [_readable(t) for t in (x, y, phi_x, phi_y)]
+        self.strided = [_strided(t) for t in self._read]
         self.shape = x.shape
         self.candidates = y.shape[1]
         self.phi_width = width(phi_x)

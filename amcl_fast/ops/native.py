@@ -107,7 +107,7 @@ class _TopK(NamedTuple):
 
 
 def _topk_call(a: _TopK) -> tuple[Tables, Tensor | None, _native.Contrast]:
-    """The tables and skip, to be kept while the engine reads them, and its arguments."""
+    """The tables and skip, to be held while the engine reads them, and its arguments."""
     form = _native.Form.topk_mean if a.mean else _native.Form.topk_softmax
     return _contrast_call(a, form, a.top_k)
 

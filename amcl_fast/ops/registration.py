@@ -100,15 +100,15 @@ def differentiable(
     operator, tensors = _forward(name, arguments, forward, fake, around)
     fields = typing.get_type_hints(arguments)
 
-    def derivative(*values: Any) -> Any:
-        needs = values[-1]
-        made = backward(arguments(*values[: len(fields)]), needs, *values[len(fields) : -1])
-        return _returned(stand_ins(values[0], masked(made, needs)))
+    def derivative(*operands: Any) -> Any:
+        needs = operands[-1]
+        made = backward(arguments(*operands[: len(fields)]), needs, *operands[len(fields) : -1])
+        return _returned(stand_ins(operands[0], masked(made, needs)))
 
-    def fake_derivative(*values: Any) -> Any:
-        given = [values[i] for i in tensors]
-        made = [None if t is None or not need else layout(t) for t, need in zip(given, values[-1], strict=True)]
-        return _returned(stand_ins(values[0], made))
+    def fake_derivative(*operands: Any) -> Any:
+        given = [operands[i] for i in tensors]
+        made = [None if t is None or not need else layout(t) for t, need in zip(given, operands[-1], strict=True)]
+        return _returned(stand_ins(operands[0], made))
 
     more = {f"gradient_{i}": Tensor | None for i in range(gradients)} | {f"saved_{i}": Tensor | None for i in saves}
     signed = _signed(around(derivative), {**fields, **more, "needs_gradient": list[bool]}, len(tensors))
@@ -186,8 +186,8 @@ def _forward(
     results = len(typing.get_args(typing.get_type_hints(forward)["return"]))
 
     def filled(function: Callable[[A], Tensors]) -> Callable[..., Any]:
-        def call(*values: Any) -> Any:
-            return _returned(stand_ins(values[0], function(arguments(*values))))
+        def call(*operands: Any) -> Any:
+            return _returned(stand_ins(operands[0], function(arguments(*operands))))
 
         return call
 
@@ -216,11 +216,11 @@ def _all(returned: Any) -> tuple[Tensor, ...]:
     return returned if isinstance(returned, tuple) else (returned,)
 
 
-def _among(count: int, places: Sequence[int], values: Tensors) -> tuple[Tensor | None, ...]:
-    """`values` at their `places` of `count`, None elsewhere."""
+def _among(count: int, places: Sequence[int], gradients: Tensors) -> tuple[Tensor | None, ...]:
+    """`gradients` at their `places` of `count`, None elsewhere."""
     result: list[Tensor | None] = [None] * count
-    for place, value in zip(places, values, strict=True):
-        result[place] = value
+    for place, gradient in zip(places, gradients, strict=True):
+        result[place] = gradient
     return tuple(result)
 
 
@@ -233,5 +233,5 @@ def is_seen(inputs: tuple[Any, ...]) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch.autograd._profiler_enabled()
         or torch.jit.is_tracing()
-        or any(isinstance(value, Tensor) and type(value) not in _PLAIN for value in inputs)
+        or any(isinstance(given, Tensor) and type(given) not in _PLAIN for given in inputs)
     )
