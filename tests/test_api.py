@@ -11,7 +11,5 @@ def test_public_names_signatures_paths_and_commands():
         for line in unified_diff(TABLE.read_text().splitlines(), lines(), n=0, lineterm="")
         if not line.startswith(("---", "+++", "@@"))
     ]
-    told = "\n".join(change)
-    assert not change, (
-        f"others rely on what has changed; if that is meant, `{REWRITE}` and CHANGELOG.md say so:\n{told}"
-    )
+    advice = f"others rely on what has changed; where that is meant, run `{REWRITE}` and tell it in CHANGELOG.md"
+    assert not change, "\n".join([advice, *change])

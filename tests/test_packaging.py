@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import amcl_fast
+
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 NOTE = "_native_missing.txt"
@@ -64,6 +66,7 @@ def source(tmp_path) -> Path:
         "CMakeLists.txt",
         "Makefile",
         "constraints.txt",
+        "MANIFEST.in",
         "README.md",
         "LICENSE",
     ):
@@ -130,10 +133,18 @@ def build_only(source: Path, file: str, text: str) -> None:
     cmake.write_text(re.sub(r"pybind11_add_module\(_native[^)]*\)", one, cmake.read_text()))
 
 
-def test_wheel_holds_every_file_and_imports(tmp_path, source, python, types_of_others):
+def source_archive(source: Path, folder: Path) -> Path:
+    build = f"import setuptools.build_meta as backend; print(backend.build_sdist({str(folder)!r}))"
+    result = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder / result.stdout.splitlines()[-1]
+
+
+def test_wheel_of_the_source_archive_holds_every_file_and_imports(tmp_path, source, python, types_of_others):
     build_only(source, "empty.cpp", EMPTY_MODULE)
-    pip(python, "wheel", "--wheel-dir", tmp_path, source)
+    pip(python, "wheel", "--wheel-dir", tmp_path, source_archive(source, tmp_path))
     (wheel,) = tmp_path.glob("amcl_fast-*.whl")
+    assert wheel.name.split("-")[1] == amcl_fast.__version__
     modules = {path.relative_to(source) for path in (source / "amcl_fast").rglob("*") if path.is_file()}
     parts = {Path("amcl_fast", p.relative_to(source)) for name in PARTS for p in (source / name).rglob("*.py")}
     held = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
