@@ -39,7 +39,9 @@ def told(name, *parts):
 told("amcl_fast.data")
 told("amcl_fast.data", "ContrastiveDataModule")
 told("amcl_fast.data", "ContrastiveLoader")
-for name in ("callbacks", "evaluate", "export", "methods", "models", "optim", "pretrain", "recipes", "report"):
+told("amcl_fast.models", "KeyQueue")
+told("amcl_fast.models", "build_backbone")
+for name in ("callbacks", "evaluate", "export", "methods", "optim", "pretrain", "recipes", "report"):
     told(f"amcl_fast.{name}")
 """
 
@@ -68,13 +70,14 @@ def test_losses_and_python_names(plain):
         "amcl_fast.data: imported",
         f"amcl_fast.data.ContrastiveDataModule needs lightning: {install}",
         f"the data pipeline needs NVIDIA DALI: {install}",
+        "amcl_fast.models: imported",
+        f"amcl_fast.models needs torchvision: {install}",
         f"amcl_fast.callbacks needs lightning: {install}",
         "amcl_fast.evaluate: imported",
         f"amcl_fast.models needs torchvision: {install}",
         f"amcl_fast.methods needs lightning: {install}",
-        f"amcl_fast.models needs torchvision: {install}",
         "amcl_fast.optim: imported",
-        f"training needs PyYAML: {install}",
+        f"training needs lightning: {install}",
         "amcl_fast.recipes: imported",
         f"amcl_fast.report needs matplotlib: {install}",
     ], done.stderr

@@ -3,11 +3,10 @@
 from ..extras import extras_named
 
 with extras_named("amcl_fast.callbacks"):
-    from ..methods.trainer import NonFiniteError
     from .checkpoint import Checkpoint, LocalCheckpointIO, RunFolderError, SaveError
     from .draw_report import Report
     from .exact_resume import ExactResume, OpenRun
-    from .guard import Guard
+    from .guard import Guard, NonFiniteError
     from .knn import OnlineKNN
     from .metrics import EventsFile, MetricsFile
     from .progress import End, EpochSummary, ProgressBar
