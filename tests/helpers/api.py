@@ -52,8 +52,10 @@ COMMANDS = ("", "pretrain", "evaluate", "export", "report", "pack", "bench", "do
 def lines() -> list[str]:
     """The table, part by part."""
     named = [f"{module}.{name}" for module, names in MODULES.items() for name in names or import_module(module).__all__]
+    named = [path for path in named if not path.endswith("__version__")]
+    public = [_named(path) for path in named]
     parts = [
-        ("Names", [line for path in named if not path.endswith("__version__") for line in _of(path)]),
+        ("Names", [line for path in named for line in _of(path, public)]),
         ("Recipes", recipe_names()),
         ("Class paths of recipes and config.yaml", [f"{path} is a class" for path in sorted(_class_paths())]),
         ("Settings of config.yaml beside model, data and trainer", _settings()),
@@ -63,19 +65,23 @@ def lines() -> list[str]:
     return [line for title, part in parts for line in ("", f"# {title}", *part)][1:]
 
 
-def _of(path: str) -> Iterator[str]:
-    """Lines of a public name: its signature, and those of a class's own methods and properties."""
+def _named(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    value = getattr(import_module(module), name)
+    return getattr(import_module(module), name)
+
+
+def _of(path: str, public: list[Any]) -> Iterator[str]:
+    """Lines of a public name: its signature, and those of a class's own methods and properties."""
+    value = _named(path)
     if not callable(value):
         yield f"{path} = {value!r}"
         return
     yield path + _signature(value)
     if not inspect.isclass(value):
         return
-    # Of private bases too; what a public one has is told there.
+    # Of bases too; what a public one has is told there.
     ours = [base for base in value.__mro__ if base.__module__.startswith("amcl_fast.")]
-    ours = [base for base in ours if base is value or base.__name__.startswith("_")]
+    ours = [base for base in ours if base is value or base not in public]
     others = [base for base in value.__mro__ if base not in ours]
     for method_name in sorted({name for base in ours for name in vars(base) if not name.startswith("_")}):
         # What a hook of Lightning or torch is called with is theirs.
@@ -103,7 +109,7 @@ def _class_paths() -> set[str]:
     """Every class path of the recipes, once it is known to lead to a class."""
     texts = "".join(file.read_text() for file in FOLDER.rglob("*.yaml"))
     paths = set(re.findall(r"class_path: *([\w.]+)", texts))
-    assert all(inspect.isclass(getattr(import_module(p.rpartition(".")[0]), p.rpartition(".")[2])) for p in paths)
+    assert all(inspect.isclass(_named(path)) for path in paths)
     return paths
 
 
