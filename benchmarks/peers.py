@@ -75,6 +75,8 @@ class Peer:
         try:
             return self.make(case)
         except ImportError:
+            if not self.install:
+                raise
             raise NotInstalled(f"not installed: pip install {self.install}") from None
 
 

@@ -117,7 +117,7 @@ HOW = {
     "ends": "its process ended: exit code 3",
     "raises": "ValueError: no such tile",
     "poisons": "RuntimeError: CUDA error: an illegal memory access was encountered",
-    "hangs": r"ended after 1\.\d s, its time was up",
+    "hangs": r"ended after 3\.\d s, its time was up",
 }
 
 
@@ -125,7 +125,7 @@ def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
     faults = Faults(FAULTS)
     pretend.setattr(parts, "WORK", parts.Work(faults.perform, faults.unusable))
     pretend.setattr(run_of_parts, "WORK", parts.WORK)
-    pretend.setattr(command, "_ITEM_SECONDS", 1.0)
+    pretend.setattr(command, "_ITEM_SECONDS", 3.0)
     code, sections, printed, complaints = call("quick")
     assert code == 1
     for name, row in rows_of_parts(sections).items():
