@@ -77,7 +77,9 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Which settings of the contrast collapse.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.collapse", description="Which settings of the contrast collapse.", allow_abbrev=False
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/* and test/CLASS/*")
     parser.add_argument("--train", type=int, default=10_000, help="training images")
     parser.add_argument("--test", type=int, default=2_000, help="test images")

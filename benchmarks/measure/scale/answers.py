@@ -311,4 +311,6 @@ if __name__ == "__main__":
     # Before a group exists: see amcl_fast.distributed.
     import amcl_fast.distributed  # noqa: F401
 
-    print(json.dumps(_answer(sys.argv[1], json.load(sys.stdin))))
+    if not (asked := sys.stdin.read()):
+        raise SystemExit(1)  # whoever started it has ended since
+    print(json.dumps(_answer(sys.argv[1], json.loads(asked))))

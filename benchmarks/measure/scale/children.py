@@ -59,10 +59,15 @@ class Process(subprocess.Popen[bytes]):
         path = os.pathsep.join(filter(None, sys.path))
         about = dict(os.environ) | {"PYTHONPATH": path} | dict(environment)
         super().__init__(command, env=about, start_new_session=True, **streams)
-        self._guard: subprocess.Popen[bytes] = subprocess.Popen(
-            ["sh", "-c", 'read _; kill -s KILL -- "-$1" 2>/dev/null', "sh", str(self.pid)],
-            stdin=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        try:
+            self._guard: subprocess.Popen[bytes] = subprocess.Popen(
+                ["sh", "-c", 'read _; kill -s KILL -- "-$1" 2>/dev/null', "sh", str(self.pid)],
+                stdin=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+        except BaseException:  # Ctrl-C as well: nobody else knows of it yet
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+            raise
 
     def end(self) -> None:
         """Kill it, with those that it has started, if it still runs."""
