@@ -1,6 +1,6 @@
 """Compile the kernels for GPUs that are not there, exactly as the launchers would, and print what they use.
 
-    python -m tests.helpers.kernels.offline [--part 0/2] 80 90 100
+    python -m tests.helpers.kernels.offline 80 90 100
 
 The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
 tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block, and how
@@ -189,9 +189,7 @@ def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arch", nargs="+", type=int)
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th case from the i-th on")
     arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
     seen: set[str] = set()
     run, arch, label = JITFunction.run, 0, ""
 
@@ -213,8 +211,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     common.capability = lambda x: divmod(arch, 10)
-    todo = [(arch, *case) for arch in arguments.arch for case in cases()]
-    for arch, label, call in todo[part::parts]:  # noqa: B007 (read by compile_only)
+    for arch, (label, call) in product(arguments.arch, list(cases())):  # noqa: B007 (read by compile_only)
         triton.runtime.driver.set_active(_Offline(arch))
         call()
 
