@@ -1,22 +1,42 @@
-# `make demo` and `make test` do all their own set-up in .venv; a second call reuses it.
+# Every target does its own set-up in .venv; a second call reuses it. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test docs clean
+# What tells most in a minute: the losses on every path, what others rely on, and of each package what is quick. Less
+# what is marked slow or distributed. A name that is no more ends pytest with an error.
+QUICK := tests/test_*.py \
+    tests/benchmarks/test_*.py \
+    tests/callbacks/test_guard.py tests/callbacks/test_throughput.py \
+    tests/data/test_headers.py tests/data/test_order.py tests/data/test_textures.py tests/data/test_walk.py \
+    tests/docs/test_paths.py \
+    tests/evaluate/test_evaluation.py tests/evaluate/test_linear.py \
+    tests/kernels/test_launch_keys.py tests/kernels/test_tuning.py \
+    tests/methods/test_barlow_twins.py tests/methods/test_simclr.py \
+    tests/models/test_heads.py \
+    tests/report/test_page.py \
+    tests/runs/test_files.py tests/runs/test_read.py tests/runs/test_settings.py
 
-demo: $(INSTALLED)
+.PHONY: demo check lint test docs help clean
+
+demo: $(INSTALLED) # train for a minute on images that come with it
 	$(BIN)/amcl-fast pretrain --recipe demo
 
-test: $(INSTALLED)
+check: lint # linters, types and the quickest tests, in a minute and a half; the slowest ten are shown
+	$(PYTEST) -q -m "not slow and not distributed" --durations 10 $(QUICK)
+
+test: lint # linters, types and all tests
+	$(PYTEST)
+
+lint: $(INSTALLED) # linters and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-docs: $(INSTALLED)
+docs: $(INSTALLED) # the documentation, in site/
 	$(BIN)/mkdocs build --strict
 
 $(BIN)/python:
@@ -30,7 +50,10 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES) | $(BIN)
 	$(BIN)/amcl-fast doctor
 	@touch $@
 
-clean:
+help: # list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*# /make \1: /p' Makefile
+
+clean: # remove what building, testing and documenting leave
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -f amcl_fast/_native*.so amcl_fast/_native_missing.txt
-	find amcl_fast kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find amcl_fast benchmarks docs kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,15 @@ if not torch.cuda.is_available():
     quicken()
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no worker is alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if "spawn" in item.function.__code__.co_names and not item.get_closest_marker("distributed"):
+            raise pytest.UsageError(f"{item.nodeid} starts several processes: mark it distributed")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """One for all workers of a run, and not the user's; its users lock it themselves."""

@@ -5,6 +5,8 @@ import torch
 
 from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities
 
+pytestmark = pytest.mark.slow
+
 N, HEADS, D = 6, 2, 16
 
 

@@ -11,6 +11,8 @@ from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
 from amcl_fast.distributed import row_counts
 from tests.helpers.processes import end_group, spawn
 
+pytestmark = pytest.mark.distributed
+
 EQUAL, RAGGED = "equal", "ragged"
 # Rows of each process.
 COUNTS = {(2, EQUAL): [3, 3], (3, EQUAL): [3, 3, 3], (2, RAGGED): [4, 2], (3, RAGGED): [0, 5, 3]}

@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from amcl_fast import extras
 from tests.helpers.isolated import Environment, closure
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = """
 import sys, torch, amcl_fast

@@ -26,6 +26,8 @@ from tests.helpers.small_losses import (
     temperature_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def on_backend(name, kind, backend, tensors):
     return evaluate(loss_of(name, kind, backend), [t.float().to(device_of(backend)) for t in tensors])

@@ -10,6 +10,8 @@ from amcl_fast.cli import main
 from amcl_fast.report import read_run
 from tests.helpers.command_line import NT_XENT
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 
 

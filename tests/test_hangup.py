@@ -5,9 +5,12 @@ import pty
 import signal
 import sys
 
+import pytest
 import torch
 
 from tests.helpers.command_line import NT_XENT, environment, image_folder
+
+pytestmark = pytest.mark.slow
 
 _SETTINGS = f"{NT_XENT}trainer: {{max_epochs: 50, accelerator: cpu, log_every_n_steps: 1}}"
 

@@ -110,6 +110,7 @@ def leaves(rank, port):
         os._exit(0) if rank else dist.barrier()
 
 
+@pytest.mark.distributed
 def test_a_process_that_has_lost_another_says_so(port):
     spawn(leaves, args=(port,), nprocs=2)
 
@@ -133,5 +134,6 @@ def one_is_late(rank, port):
     end_group()
 
 
+@pytest.mark.distributed
 def test_they_wait_longer_than_a_collective_may_take(port):
     spawn(one_is_late, args=(port,), nprocs=2)

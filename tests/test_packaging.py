@@ -17,6 +17,8 @@ from packaging.utils import canonicalize_name
 
 import amcl_fast
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 NOTE = "_native_missing.txt"

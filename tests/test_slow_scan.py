@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
+pytestmark = pytest.mark.slow
+
 # The first process takes longer to find the images than the processes of a group wait for each other, or to measure.
 _SLOW = """
 import os, sys, time

@@ -12,6 +12,8 @@ from amcl_fast.runs.read import read_run
 from tests.helpers.command_line import AMCL, NT_XENT
 from tests.helpers.small_shards import noise, samples, write_shards
 
+pytestmark = pytest.mark.slow
+
 STEPS = "trainer: {max_steps: 6, accelerator: cpu, log_every_n_steps: 1}"
 
 

@@ -12,6 +12,8 @@ import torch
 from amcl_fast.report import read_run
 from tests.helpers.command_line import AMCL, environment, image_folder, pretrain
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 _SETTINGS = f"""{AMCL}
         gather: true
         backend: reference

@@ -296,5 +296,7 @@ def two_processes(rank, port, folder):
     end_group()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_measure_as_one_and_stop_together(tmp_path, port):
     spawn(two_processes, args=(port, tmp_path), nprocs=2)

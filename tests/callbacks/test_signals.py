@@ -13,6 +13,8 @@ from amcl_fast.callbacks.signals import HANDLED
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import fit
 
+pytestmark = pytest.mark.slow
+
 
 class Kill(L.Callback):
     """Sends this process a signal within a step."""

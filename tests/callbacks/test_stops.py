@@ -23,6 +23,8 @@ from amcl_fast.optim import OptimizerConfig, ScheduleConfig, lr_factor
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import fit, method
 
+pytestmark = pytest.mark.slow
+
 CLOCK = ("images_per_second", "wait_share")
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16, "bf16-mixed": torch.float32}
 

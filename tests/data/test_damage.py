@@ -34,7 +34,7 @@ from tests.helpers import damage
 from tests.helpers.command_line import NT_XENT
 from tests.helpers.disk import no_room
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("loader", damage.LOADERS)

@@ -147,6 +147,7 @@ def test_files_are_found_from_anywhere(write, tmp_path, monkeypatch):
     assert find_images(Path("../list.txt")).train.files == find_images(file).train.files
 
 
+@pytest.mark.slow
 def test_a_long_list_is_read_fast(tmp_path):
     lines = [f"train/n{number // 1300:08}/image {number}.JPEG" for number in range(200_000)]
     for name, text in (

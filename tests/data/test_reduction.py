@@ -199,6 +199,7 @@ print((peak() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_batch_of_photographs_fits_into_memory(save):
     """Six of 24 megapixels, 72 MB each when they are decoded."""
     path = save("photograph.jpg", _picture(750, 500).resize((6000, 4000)), quality=90)

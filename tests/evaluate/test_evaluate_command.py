@@ -15,6 +15,8 @@ from amcl_fast.cli import main
 from amcl_fast.evaluate import command
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -90,6 +90,8 @@ def worker(rank, world_size, store, results):
     end_group()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_processes_measure_what_one_does(tmp_path):
     spawn(worker, args=(2, os.fspath(tmp_path / "store"), tmp_path), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -16,6 +16,8 @@ import torch
 from amcl_fast.report import read_run
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 FOLDER = Path(__file__).parents[2] / "examples"
 # In place of what the recipe has for GPUs.
 EPOCHS = 40  # of three steps

@@ -5,6 +5,8 @@ from amcl_fast import ops, reference
 from amcl_fast.ops import triton as backend
 from tests.helpers.kernels.compare import DEVICE, check, evaluate
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"tau_min": 1e-2, "tau_max": 2.0, "weight": 0.5, "beta": 1e-2}
 CONSTANT = {"tau_min": 0.5, "tau_max": 0.5, "weight": 1.0, "beta": 0.1}
 

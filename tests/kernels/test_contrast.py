@@ -8,6 +8,8 @@ from amcl_fast.kernels import tuning
 from amcl_fast.ops import triton as backend
 from tests.helpers.kernels.compare import DEVICE, check, evaluate, relative_error
 
+pytestmark = pytest.mark.slow
+
 RANGE = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-2}
 FORMS = [
     {"negatives": "topk_mean", "top_k": 9},

@@ -8,6 +8,8 @@ from amcl_fast.ops import triton as backend
 from amcl_fast.ops.tensors import needed
 from tests.helpers.kernels.compare import DEVICE, check, evaluate, relative_error
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"tau_min": 0.05, "tau_max": 2.0, "lambd": 5e-3, "beta": 1e-4}
 CONSTANT = SETTINGS | {"tau_min": 1.0, "tau_max": 1.0}
 

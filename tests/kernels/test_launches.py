@@ -11,6 +11,8 @@ import torch
 
 from tests.helpers.kernels.standin import compiler
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # (Triton's launches, calls of torch's operators that launch) of a step, forward and backward: a change is meant.

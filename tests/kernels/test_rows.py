@@ -7,6 +7,8 @@ from amcl_fast import ops, rows
 from amcl_fast.ops import triton_rows as backend
 from tests.helpers.kernels.compare import DEVICE, relative_error
 
+pytestmark = pytest.mark.slow
+
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 OUTPUTS = ("table", "product", "first", "second")
 

@@ -10,6 +10,8 @@ from amcl_fast.kernels import select, tuning
 from amcl_fast.kernels.select.ranks import ordered
 from tests.helpers.kernels.compare import DEVICE
 
+pytestmark = pytest.mark.slow
+
 
 def expected(s, skip, top_k):
     """Columns, rising, of a stable sort by falling similarity: NaN first, skipped columns nowhere; s is (C, A, B)."""

@@ -6,6 +6,8 @@ import torch
 from tests.helpers.golden import CASES, relative_error, run
 from tests.helpers.kernels.compare import DEVICE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
 def test_golden(path):

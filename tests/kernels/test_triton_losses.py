@@ -12,6 +12,8 @@ from amcl_fast.losses import moco
 from amcl_fast.ops import triton as backend
 from tests.helpers.kernels.compare import DEVICE
 
+pytestmark = pytest.mark.slow
+
 N, HEADS, D = 8, 2, 32
 # Both operands are rounded (2⁻⁹ and 2⁻¹² relative), and 1/τ, up to 10 here, multiplies what that does to s.
 TOLERANCE = {torch.bfloat16: 6e-2, torch.float16: 8e-3}

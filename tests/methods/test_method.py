@@ -12,6 +12,8 @@ from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import Stop
 from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
 
+pytestmark = pytest.mark.slow
+
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

@@ -15,6 +15,8 @@ from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop
 from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 STEPS = 3
 COUNTS = {"two": [4, 4], "three, ragged": [2, 5, 3]}
 SETTINGS = [(framework, kind, {}) for framework in FRAMEWORKS for kind in KINDS]

@@ -8,6 +8,8 @@ from torchvision.models import resnet18
 
 from amcl_fast.models import BackboneConfig, build_backbone
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("name", "width", "feature_dim"), [("resnet18", 16, 128), ("resnet50", 8, 256)])
 def test_small_stem_keeps_resolution_and_width_scales_features(name, width, feature_dim):

@@ -54,6 +54,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     assert not (tmp_path / "comparison").exists()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(runs, tmp_path, capsys):
     assert main(["report", *map(str, runs), "--output", str(tmp_path / "all")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "all" / "index.html")

@@ -11,6 +11,8 @@ from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
 from tests.helpers.shots import run_directory, snapshot
 
+pytestmark = pytest.mark.slow
+
 
 def picture(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -152,6 +152,7 @@ def test_a_run_that_goes_on_has_a_report_that_grows(tmp_path):
     assert write_report(folder).read_text().count("<img") == 8
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(folder):
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first

@@ -7,6 +7,8 @@ import torch
 
 from tests.helpers.command_line import AMCL, image_folder, pretrain
 
+pytestmark = pytest.mark.slow
+
 _SETTINGS = f"""{AMCL}
     schedule: {{warmup_epochs: 0.5}}
 trainer:

@@ -17,6 +17,7 @@ def test_recipes_exist():
     assert set(training.recipes()) <= set(recipe_names())
 
 
+@pytest.mark.slow
 def test_steps_of_a_small_recipe(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
     pytest.importorskip("nvidia.dali")

@@ -41,6 +41,8 @@ def slow_start(rank, request, folder):
     (folder / f"{rank}.json").write_text(json.dumps(answer))
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_the_start_of_two_processes(photographs, tmp_path, monkeypatch):
     """The second takes the first one's list, and waits for it."""
     monkeypatch.setenv("AMCL_FAST_CACHE", str(tmp_path / "cache"))

@@ -17,6 +17,7 @@ def first_step(made, size, knn):
     return {"seconds": 7.5, "memory": memory, "children": 1 << 20}
 
 
+@pytest.mark.slow
 def test_the_command(here, photographs, monkeypatch, capsys):
     monkeypatch.setattr(rehearsal, "_first_step", first_step)
     monkeypatch.setattr(rehearsal, "CASES", rehearsal.CASES[:3])  # kNN of one width, in two processes too
