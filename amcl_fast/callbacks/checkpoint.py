@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from .. import __version__
 from ..methods.trainer import at_logging_step, at_step_boundary, epoch_is_over, stepped
 from ..runs.directory import RunDirectory
-from ..runs.files import NewFile, copy_file, flush_to_disk, of_place, partial_name
+from ..runs.files import NewFile, copy_file, move_into_place, of_place, partial_name
 from ..runs.settings import read_settings
 from .guard import check_finite_weights
 from .knn import OnlineKNN
@@ -214,8 +214,7 @@ class Checkpoint(LightningCheckpoint):
                 trainer.strategy.barrier()
                 raise
             if trainer.is_global_zero:
-                os.replace(partial, path)
-                flush_to_disk(path.parent)
+                move_into_place(partial, path)
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)

@@ -160,6 +160,16 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}{PARTIAL}")
 
 
+def move_into_place(partial: Path, path: Path) -> None:
+    """Give a whole file, which others have written, its place, on the disk as well.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    os.replace(partial, path)
+    flush_to_disk(path.parent)
+
+
 def of_place(error: OSError, partial: Path, path: Path) -> OSError:
     """An error of writing `partial` as one of writing `path`."""
     if error.errno is None or (error.filename is not None and str(error.filename) != str(partial)):

@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +151,15 @@ def test_what_killed_writers_left_is_removed(tmp_path):
     (tmp_path / "file").touch()
     remove_partial(tmp_path, tmp_path / "nowhere")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_no_other_source_replaces_or_locks_files():
+    """What writes a file anew calls this module; folders, which are made beside their place too, are renamed."""
+    told = re.compile(r"\bos\.(replace|rename)\(|\bmkstemp\(|\bNamedTemporaryFile\(|\bfcntl\.|\bfilelock\b")
+    root = Path(__file__).parents[2]
+    sources = [path for folder in ("amcl_fast", "kernels", "benchmarks") for path in (root / folder).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in sources if told.search(path.read_text())}
+    assert found == {"amcl_fast/runs/files.py", "amcl_fast/runs/lock.py"}
 
 
 class Lost(io.StringIO):

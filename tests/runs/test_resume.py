@@ -44,7 +44,7 @@ def test_killed_run_resumes_to_the_same_weights(images, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert "raw pixels" in whole.stdout and "checkpoints/last.ckpt" in whole.stdout
 
-    kill = ("--trainer.callbacks", "killing.Kill", "--trainer.callbacks.step", "6")
+    kill = ("--trainer.callbacks", "tests.helpers.killing.Kill", "--trainer.callbacks.step", "6")
     killed = pretrain(tmp_path, *start, "--run_dir", "killed", *kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # Step 4 is inside the second epoch of three steps.
