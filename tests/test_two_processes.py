@@ -35,7 +35,7 @@ def images(tmp_path_factory):
 
 def test_two_processes_make_one_run(images, tmp_path):
     (tmp_path / "settings.yaml").write_text(_SETTINGS)
-    full = ("--trainer.callbacks", "disk.FullAt", "--trainer.callbacks.epoch", "0")
+    full = ("--trainer.callbacks", "tests.helpers.disk.FullAt", "--trainer.callbacks.epoch", "0")
     watched = (*full, "--trainer.callbacks+", "processes.TellThreads")
     done = pretrain(tmp_path, "--config", "settings.yaml", "--data", images, "--run_dir", "run", *watched)
     assert done.returncode == 0, done.stderr
