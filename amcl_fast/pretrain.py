@@ -30,7 +30,7 @@ from .callbacks import (
     SaveError,
     StopSignals,
 )
-from .data.module import UnequalImagesError, UnevenBatchError
+from .data.equality import UnequalImagesError, UnevenBatchError
 from .data.scan.headers import NoImageLeftError
 from .distributed import ElsewhereError
 from .launch import group_error

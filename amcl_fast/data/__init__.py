@@ -11,7 +11,8 @@ from amcl_fast.data.augment import Augmentation
 from amcl_fast.extras import extras_named
 
 if TYPE_CHECKING:
-    from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader
+    from amcl_fast.data.loader.contrastive import ContrastiveLoader
+    from amcl_fast.data.loader.evaluation import EvaluationLoader
     from amcl_fast.data.module import ContrastiveDataModule
 
 __all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "EvaluationLoader"]
@@ -19,7 +20,7 @@ __all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "Evalua
 _HOMES = {
     "ContrastiveDataModule": "module",
     "ContrastiveLoader": "loader.contrastive",
-    "EvaluationLoader": "loader.contrastive",
+    "EvaluationLoader": "loader.evaluation",
 }
 
 

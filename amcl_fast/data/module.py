@@ -1,60 +1,36 @@
 """The data of a run as a LightningDataModule: from a folder or a name to loaders."""
 
-import hashlib
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import lightning
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.choice import held_out_part, limited, sampled, spread, unmeasurable
+from amcl_fast.data.equality import found_by_all, refuse_unequal, refuse_uneven, stale
 from amcl_fast.data.graph import Device, Output
-from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader, SingleViewLoader
+from amcl_fast.data.loader.contrastive import ContrastiveLoader, SingleViewLoader
+from amcl_fast.data.loader.evaluation import EvaluationLoader
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.pixels import check_of_pixels, fits_float16
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
-from amcl_fast.data.sources.list_cache import keep, kept, machine
+from amcl_fast.data.sources.list_cache import keep, kept
 from amcl_fast.data.sources.named import data_path
 from amcl_fast.distributed import share, together, world
 from amcl_fast.launch import patient
 
 log = logging.getLogger(__name__)
 
-_HELD_OUT = 0.1
 _OF_16_BITS = ("16-mixed", "bf16-mixed", "16-true", "bf16-true")
-
-
-class UnequalImagesError(RuntimeError):
-    """The processes of a run have found different images; in one line, as errors of files are told."""
-
-
-class UnevenBatchError(ValueError):
-    """The batch cannot be shared equally by the processes of a run."""
-
-
-class _Found(NamedTuple):
-    """What a process says of its images.
-
-    Attributes:
-        machine: on which it runs.
-        name: of the list of all images that were found, paths included.
-        is_kept: whether another process of the machine has found them.
-        parts: of those to train and to measure on the number, a digest of labels and names, one of the classes' names.
-    """
-
-    machine: str
-    name: str | None
-    is_kept: bool
-    parts: list[tuple[int, str, str]]
 
 
 class ContrastiveDataModule(lightning.LightningDataModule):
@@ -130,34 +106,26 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             ValueError: a setting out of range.
         """
         super().__init__()
-        for name, value in (
-            ("size", size),
-            ("batch_size", batch_size),
-            ("num_threads", num_threads),
-            ("prefetch", prefetch),
-            ("limit", limit),
-            ("reduce_above", reduce_above),
-            ("shuffle_pool", shuffle_pool),
-        ):
-            if value is not None and value < 1:
+        self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
+        self.mean, self.std = mean, std
+        self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
+        self.crop_pct, self.reduce_above = crop_pct, reduce_above
+        self.held_out, self.dtype, self.shuffle_pool = held_out, dtype, shuffle_pool
+        for name in ("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         if device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
         if dtype not in ("auto", "float32", "float16"):
             raise ValueError(f"data.dtype must be auto, float32 or float16, got {dtype!r}")
-        _check_of_pixels("mean", mean)
-        _check_of_pixels("std", std)
+        check_of_pixels("mean", mean)
+        check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected above 0 and at most 1")
         same = Augmentation.from_letters(augmentation)
         self.views = [same] * views if isinstance(views, int) else list(views)
         if len(self.views) < 2:
             raise ValueError(f"views={views}: contrastive learning needs two or more")
-        self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
-        self.mean, self.std = mean, std
-        self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
-        self.crop_pct, self.reduce_above = crop_pct, reduce_above
-        self.held_out, self.dtype, self.shuffle_pool = held_out, dtype, shuffle_pool
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -229,23 +197,20 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         train, query, unlabelled = found.train, found.held_out, found.unlabelled
         self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
         if query is None:
-            ranks, sizes = _ranks(train.labels)
-            held_out = ranks < np.maximum(1, (_HELD_OUT * sizes).astype(int)) * (sizes > 1)
-            held_out &= train.labels >= 0
+            held_out = held_out_part(train)
             query, train = train.subset(held_out), train.subset(~held_out)
         if unlabelled is not None:
             labels = np.concatenate([train.labels, unlabelled.labels])
             train = Images(train.files + unlabelled.files, labels, train.classes)
         if self.limit is not None and self.limit < len(train.files):
-            ranks, _ = _ranks(train.labels)
-            train = train.subset(np.sort(np.argsort(ranks, kind="stable")[: self.limit]))
+            train = limited(train, self.limit)
         if self.shuffle_pool is not None and train.files and member(train.files[0]) is None:
             raise ValueError(
                 f"data.shuffle_pool must be null where images are files, for it is of shards, got {self.shuffle_pool}"
             )
         self._found, self._train, self._query = None, train, query
         self.classes = train.classes
-        self.unmeasurable = found.no_labels or _unmeasurable(train, query)
+        self.unmeasurable = found.no_labels or unmeasurable(train, query)
         if not world()[0]:
             for note in found.notes:
                 log.warning("%s", note)
@@ -258,8 +223,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             UnequalImagesError: the processes have found different images. All of them must call this.
         """
         rank, world_size = world()
-        if self.batch_size % world_size:
-            raise UnevenBatchError(f"batch_size={self.batch_size} does not divide by {world_size} processes")
+        refuse_uneven(self.batch_size, world_size)
         self.check_equal()
         return ContrastiveLoader(
             self._images()[0],
@@ -282,30 +246,14 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         rank, world_size = world()
         if world_size == 1:
             return
-        found = self._found_by_all(world_size)
-        # What a process has kept for the others may be of an earlier run, if the cache cannot be written any more.
-        looked = {(one.machine, one.name) for one in found if not one.is_kept}
-        stale = [one.is_kept and (one.machine, one.name) not in looked for one in found]
-        if any(stale):
+        found = found_by_all(self._images(), self._list, self._is_kept, world_size)
+        of_earlier = stale(found)
+        if any(of_earlier):
             with patient() as group, together(group):
-                if stale[rank]:
+                if of_earlier[rank]:
                     self._look_again()
-            found = self._found_by_all(world_size)
-        if any(other.parts != found[0].parts for other in found):
-            counts = ", ".join("{:,} and {:,}".format(*(count for count, *_ in one.parts)) for one in found)
-            raise UnequalImagesError(
-                f"{self.root} must hold the same images for every process, got {counts} to train on and held out: it "
-                "changes, or is another folder on another machine"
-            )
-
-    def _found_by_all(self, world_size: int) -> list[_Found]:
-        found: list[Any] = [None] * world_size
-        parts = [
-            (len(part.files), part.fingerprint, hashlib.sha256(os.fsencode("\0".join(part.classes))).hexdigest())
-            for part in self._images()
-        ]
-        dist.all_gather_object(found, _Found(machine(), self._list, self._is_kept, parts))
-        return found
+            found = found_by_all(self._images(), self._list, self._is_kept, world_size)
+        refuse_unequal(self.root, found)
 
     def _look_again(self) -> None:
         """Find the images, instead of those that another process has kept."""
@@ -333,7 +281,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             NoImageLeftError: one process gets all, and of one of the two every file has turned out to be bad.
         """
         of_bank, of_queries = (
-            self._features_loader(self._sampled(images, most), shard, num_shards)
+            self._features_loader(sampled(images, most), shard, num_shards)
             for images, most in zip(self._images(), (bank, queries), strict=True)
         )
         return of_bank, of_queries
@@ -359,8 +307,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             UnevenBatchError: the batch does not divide by the number of processes.
             ValueError: there are fewer images than processes.
         """
-        if self.batch_size % num_shards:
-            raise UnevenBatchError(f"batch_size={self.batch_size} does not divide by {num_shards} processes")
+        refuse_uneven(self.batch_size, num_shards)
         images = self._labelled(self._images()[0])
         output = self._output(max(1, min(self.batch_size, len(images.files)) // num_shards))
         crop_and_flip = [Augmentation.from_letters("ae")]
@@ -378,11 +325,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         query = self._labelled(self._images()[1])
         if not query.files:
             return None
-        present = np.unique(query.labels)
-        chosen = present[np.linspace(0, len(present) - 1, min(classes, len(present))).astype(int)]
-        ranks, _ = _ranks(query.labels)
-        places = np.flatnonzero(np.isin(query.labels, chosen) & (ranks < images))
-        return self._features_loader(query.subset(places))
+        return self._features_loader(spread(query, classes, images))
 
     def _features_loader(self, images: Images, shard: int = 0, num_shards: int = 1) -> EvaluationLoader:
         first, end = share(len(images.files), shard, num_shards)
@@ -391,18 +334,6 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             raise NoImageLeftError(NONE_MEASURED)
         output = self._output(max(1, self.batch_size // num_shards))
         return EvaluationLoader(images, output, on_bad_file=self._note_bad_file, may_be_none=num_shards > 1)
-
-    @staticmethod
-    def _sampled(images: Images, most: int | None) -> Images:
-        """Those with a label, or a sample of them, which does not depend on what else has happened."""
-        places = np.flatnonzero(images.labels >= 0)
-        if most is not None and most < len(places):
-            labels = images.labels[places]
-            ranks, _ = _ranks(labels)
-            # Of fewer images than classes not the first classes, and the same ones in bank and queries.
-            classes = np.random.default_rng(len(images.classes)).permutation(len(images.classes))
-            places = np.sort(places[np.lexsort((classes[labels], ranks))[:most]])
-        return images.subset(places)
 
     def _labelled(self, images: Images) -> Images:
         chosen = images.labels >= 0
@@ -437,8 +368,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
 
         On the CPU auto is float32: nothing is copied from there, and DALI takes longer for float16.
         """
-        largest = max(max(m, 1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
-        fits = largest <= torch.finfo(torch.float16).max
+        fits = fits_float16(self.mean, self.std)
         if self.dtype == "float16" and not fits:
             raise ValueError(
                 f"data.dtype must be float32 for data.std {list(self.std)}, got float16, which ends at 65504"
@@ -465,40 +395,3 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             crop_pct=self.crop_pct,
             reduce_above=self.reduce_above,
         )
-
-
-def _unmeasurable(bank: Images, queries: Images) -> str | None:
-    """Why the classes of `queries` cannot be told by images of `bank`; None if they can."""
-    known = np.unique(bank.labels[bank.labels >= 0])
-    if len(known) == 1:
-        return f"all images that are trained on and have a label are of one class, {bank.classes[known[0]]!r}"
-    if not queries.files:
-        return "no image is held out, since no class has two"
-    if not np.isin(queries.labels, known).any():
-        return "no held-out image is of a class that is trained on"
-    return None
-
-
-def _check_of_pixels(name: str, values: Sequence[float]) -> None:
-    """Refuse a mean or a standard deviation that is not of pixels in [0, 1]; to divide by 1 changes nothing."""
-    is_mean = name == "mean"
-    lowest = "at least 0" if is_mean else "above 0"
-    if len(values) == 3 and all(0 < value <= 1 or (is_mean and value == 0) for value in values):
-        return
-    given = [float(value) for value in values]
-    # Both are often given for pixels from 0 to 255.
-    of_bytes = len(given) == 3 and all(1 < value <= 255 for value in given)
-    instead = f"; divided by 255: {[float(f'{value / 255:.4g}') for value in given]}" if of_bytes else ""
-    raise ValueError(f"data.{name} must be three numbers of pixels in [0, 1], {lowest}, got {given}{instead}")
-
-
-def _ranks(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each image its place in a fixed shuffle of its class, and the size of its class."""
-    order = np.argsort(labels, kind="stable")
-    of, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ranks, sizes = np.empty(len(labels), int), np.empty(len(labels), int)
-    for label, begin, count in zip(of.tolist(), begins.tolist(), counts.tolist(), strict=True):
-        members = order[begin : begin + count]
-        ranks[members] = np.random.default_rng((label + 1, count)).permutation(count)
-        sizes[members] = count
-    return ranks, sizes

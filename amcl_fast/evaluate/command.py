@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data import ContrastiveDataModule
-from ..data.module import UnequalImagesError
+from ..data.equality import UnequalImagesError
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..data.scan.left_out import shorten, summarise
 from ..distributed import alike, exchange, together, world

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from amcl_fast.data import Augmentation
-from amcl_fast.data.scan.classes import Images, scan_classes
+from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.scan.images import Images
 
 from ..system import child_processes, cores
 from ..temporary import removed

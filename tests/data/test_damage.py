@@ -25,11 +25,13 @@ from amcl_fast.data.decoding import trial
 from amcl_fast.data.decoding.complaints import complaints
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
-from amcl_fast.data.loader.contrastive import SingleViewLoader, _Pass
+from amcl_fast.data.loader.contrastive import SingleViewLoader
+from amcl_fast.data.loader.evaluation import _Pass
 from amcl_fast.data.reading.reader import Reader
 from amcl_fast.data.scan import headers
-from amcl_fast.data.scan.classes import Images, scan_classes
+from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look, open_image
+from amcl_fast.data.scan.images import Images
 from tests.helpers import damage
 from tests.helpers.command_line import NT_XENT
 from tests.helpers.disk import no_room
@@ -57,7 +59,7 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
 
 @pytest.mark.parametrize("loader", ["training", "evaluation"])
 def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tmp_path, loader, monkeypatch, caplog):
-    monkeypatch.setattr("amcl_fast.data.loader.contrastive._MOST_FAILURES", 3)
+    monkeypatch.setattr("amcl_fast.data.loader.checked._MOST_FAILURES", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     files = []
     for number in range(48):
@@ -72,7 +74,7 @@ def test_a_decoder_that_fails_again_and_again_is_given_no_more_damaged_pixels(tm
     bad = []
     images = Images([str(path) for path in files], [0] * len(files), ["a"])
     output = Output(size=16, batch_size=2, num_threads=1, prefetch=1)
-    with caplog.at_level("DEBUG", "amcl_fast.data.loader.contrastive"):
+    with caplog.at_level("DEBUG", "amcl_fast.data.loader"):
         if loader == "training":
             made = ContrastiveLoader(images, [Augmentation()], output, on_bad_file=lambda path, _: bad.append(path))
             batches = [labels for _, labels in made]

@@ -57,7 +57,7 @@ import ctypes, sys
 from pathlib import Path
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
 from amcl_fast.data.graph import Output
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 
 files = sorted(map(str, Path(sys.argv[1]).iterdir()))
 images, output = Images(files, [0] * len(files), ["a"]), Output(size=8, batch_size=4)

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from amcl_fast.data import ContrastiveDataModule, cache, module
-from amcl_fast.data.module import UnequalImagesError
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.equality import UnequalImagesError, found_by_all
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources import list_cache as kept
 from amcl_fast.data.sources.folder import Sources, find_sources
 from amcl_fast.distributed import ElsewhereError
@@ -59,7 +59,7 @@ def said(data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_gather_object", gather)
-        data._found_by_all(2)
+        found_by_all(data._images(), data._list, data._is_kept, 2)
     return own[0]
 
 

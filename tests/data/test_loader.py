@@ -12,10 +12,10 @@ from PIL import Image
 
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
 from amcl_fast.data.graph import Output
-from amcl_fast.data.loader.contrastive import _pack, _unpack
+from amcl_fast.data.loader.position import pack, unpack
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.reading.reader import Reader
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.find import find_images
 from tests.helpers.processes import end_group
 from tests.helpers.small_shards import noise, picture, samples
@@ -523,14 +523,14 @@ def test_a_state_of_many_processes_is_small(tmp_path):
     loaders = [loader(images, EVERYTHING, batch_size=4, shard=shard, num_shards=2) for shard in range(2)]
     for data in loaders:
         next(iter(data))
-    first, second = (_unpack(data.state_dict()["shards"])[0] for data in loaders)
+    first, second = (unpack(data.state_dict()["shards"])[0] for data in loaders)
     # What differs between processes follows from the seed.
     ours, theirs = (data._checkpoint for data in loaders)
     assert ours != theirs and first["checkpoint"] == second["checkpoint"]
     loaders[1].load_state_dict(loaders[1].state_dict())
     assert loaders[1]._checkpoint == theirs
     shards = [{**first, "shard": shard} for shard in range(512)]
-    assert len(first["checkpoint"]) > 1000 and len(_pack(shards)) < 32 * 1024 and _unpack(_pack(shards)) == shards
+    assert len(first["checkpoint"]) > 1000 and len(pack(shards)) < 32 * 1024 and unpack(pack(shards)) == shards
 
 
 def test_a_state_of_an_earlier_version_goes_on_where_it_was(tmp_path):
@@ -540,7 +540,7 @@ def test_a_state_of_an_earlier_version_goes_on_where_it_was(tmp_path):
     first = loader(images, EVERYTHING)
     done = list(islice(first, 2))
     state = first.state_dict()
-    shards = _unpack(state["shards"])
+    shards = unpack(state["shards"])
     assert len(done) == 2 and shards[0]["checkpoint"]
     earlier = [
         {

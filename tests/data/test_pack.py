@@ -239,7 +239,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(source, tmp_path, stop):
 def test_it_goes_on_from_any_shard(source, tmp_path, monkeypatch, after):
     options = {"shard_size": 7, "shorter_side": 40, "workers": 1}
     pack(source, tmp_path / "whole", **options)
-    finish, done = packing._Writer.finish, []
+    finish, done = packing.Writer.finish, []
 
     def full(writer):
         if len(done) == after:
@@ -247,7 +247,7 @@ def test_it_goes_on_from_any_shard(source, tmp_path, monkeypatch, after):
         done.append(finish(writer))
         return done[-1]
 
-    monkeypatch.setattr(packing._Writer, "finish", full)
+    monkeypatch.setattr(packing.Writer, "finish", full)
     with pytest.raises(OSError, match="No space"):
         pack(source, tmp_path / "target", **options)
     monkeypatch.undo()
@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, capsys):
     def full(writer, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(writer._new.path))
 
-    monkeypatch.setattr(packing._Writer, "_write", full)
+    monkeypatch.setattr(packing.Writer, "_write", full)
     assert main(["pack", str(source), str(tmp_path / "target"), "--workers", "1"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "No space left" in error and "the same command goes on" in error

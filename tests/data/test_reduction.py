@@ -9,10 +9,11 @@ from PIL import Image
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.graph import Output
-from amcl_fast.data.loader.contrastive import ContrastiveLoader, EvaluationLoader
+from amcl_fast.data.loader.contrastive import ContrastiveLoader
+from amcl_fast.data.loader.evaluation import EvaluationLoader
 from amcl_fast.data.reading.reader import Reader
 from amcl_fast.data.reading.reduction import FACTORS, Reduction, reduce
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 
 ABOVE = 40_000
 
@@ -185,7 +186,7 @@ import re, sys
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.loader.contrastive import ContrastiveLoader
 from amcl_fast.data.graph import Output
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 
 def peak():  # in kB; getrusage's outlives exec, so it may be that of this process's parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -12,8 +12,9 @@ from PIL import Image
 from amcl_fast.data import array_files
 from amcl_fast.data.cache import remove_old
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan import classes, header_process
+from amcl_fast.data.scan import check, header_process
 from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.undecodable import find_undecodable
 from amcl_fast.data.scan.verdict_cache import Verdicts
 
@@ -117,8 +118,8 @@ def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, 
     assert len(list((own_cache / "scans").iterdir())) == 1
 
     looked_at = []
-    check = header_process.check_header
-    monkeypatch.setattr(header_process, "check_header", lambda path: looked_at.append(path) or check(path))
+    look = header_process.check_header
+    monkeypatch.setattr(header_process, "check_header", lambda path: looked_at.append(path) or look(path))
     assert scan_classes(root) == first
     assert looked_at == []
 
@@ -281,8 +282,8 @@ def test_processes_come_to_the_same_verdicts(make_folder, own_cache, monkeypatch
     content = cache.read_bytes()
     cache.unlink()
     opened.clear()
-    monkeypatch.setattr(classes, "_MANY", 1)
-    monkeypatch.setattr(classes, "_TOGETHER", 25)
+    monkeypatch.setattr(check, "_MANY", 1)
+    monkeypatch.setattr(check, "_TOGETHER", 25)
     assert scan_classes(root) == alone
     assert opened == [] and cache.read_bytes() == content  # not this process
     assert scan_classes(root) == alone and cache.read_bytes() == content
@@ -303,7 +304,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(make_folder, opened, monkeypat
         answers.append(None)
         return real(job)
 
-    monkeypatch.setattr(classes, "_TOGETHER", 5)
+    monkeypatch.setattr(check, "_TOGETHER", 5)
     monkeypatch.setattr(header_process, "answer", answer)
     with pytest.raises(error):
         scan_classes(root)
@@ -337,8 +338,8 @@ def test_a_long_scan_that_is_killed_loses_little(make_folder, own_cache, opened,
         jobs.append(None)
         return real(job)
 
-    monkeypatch.setattr(classes, "_TOGETHER", 5)
-    monkeypatch.setattr(classes, "_KEPT_EVERY", 0)
+    monkeypatch.setattr(check, "_TOGETHER", 5)
+    monkeypatch.setattr(check, "_KEPT_EVERY", 0)
     monkeypatch.setattr(header_process, "answer", answer)
     found = scan_classes(root)
     cache, content = first
@@ -443,7 +444,7 @@ def test_a_long_scan_tells_how_far_it_is(make_folder, monkeypatch, capsys):
     root = make_folder(per_class=5)
     assert scan_classes(root) and capsys.readouterr().err == ""
     monkeypatch.setattr("amcl_fast.progress._SILENT_SECONDS", 0)
-    monkeypatch.setattr(classes, "_TOGETHER", 5)
+    monkeypatch.setattr(check, "_TOGETHER", 5)
     monkeypatch.setattr("amcl_fast.progress._LINE_SECONDS", 0)
     scan_classes(root)
     told = capsys.readouterr().err.splitlines()
@@ -455,24 +456,24 @@ def test_files_of_a_list_need_not_lie_in_one_folder(make_folder, own_cache, open
     files = sorted(str(path) for name in ("aaa", "bbb") for path in make_folder(name, per_class=2).rglob("*.png"))
     shuffled = [files[place] for place in np.random.default_rng(0).permutation(len(files))]
     for count in (12, 0):
-        (group,) = classes.check_files("/lists/of images.txt", {"": PackedPaths.pack(shuffled)}).values()
+        (group,) = check.check_files("/lists/of images.txt", {"": PackedPaths.pack(shuffled)}).values()
         assert group.good() == shuffled and len(opened) == count
         opened.clear()
 
 
 def test_images_are_told_apart_and_need_a_label_each():
-    images = classes.Images(["/a/1", "/a/2"], [0, 1], ["a", "b"])
-    assert images == classes.Images(("/a/1", "/a/2"), np.array([0, 1], np.int32), ["a", "b"])
+    images = Images(["/a/1", "/a/2"], [0, 1], ["a", "b"])
+    assert images == Images(("/a/1", "/a/2"), np.array([0, 1], np.int32), ["a", "b"])
     for other in (["/a/1", "/a/3"], [0, 1], ["a", "b"]), (["/a/1", "/a/2"], [1, 1], ["a", "b"]):
-        assert images != classes.Images(*other)
-    assert images.subset([1]) == images.subset(np.array([False, True])) == classes.Images(["/a/2"], [1], ["a", "b"])
-    assert images.subset([]) == classes.Images([], [], ["a", "b"]) and "2 files of 2 classes" in repr(images)
+        assert images != Images(*other)
+    assert images.subset([1]) == images.subset(np.array([False, True])) == Images(["/a/2"], [1], ["a", "b"])
+    assert images.subset([]) == Images([], [], ["a", "b"]) and "2 files of 2 classes" in repr(images)
     with pytest.raises(ValueError, match="labels must be 2 numbers, one for each file, got 1"):
-        classes.Images(["/a/1", "/a/2"], [0], ["a"])
+        Images(["/a/1", "/a/2"], [0], ["a"])
 
 
 def test_the_fingerprint_is_that_of_earlier_versions():
-    images = classes.Images(["/a/1.png", "/b/ü.png", "/b/3.png"], [0, 12, -1], [])
+    images = Images(["/a/1.png", "/b/ü.png", "/b/3.png"], [0, 12, -1], [])
     text = b"".join(
         f"{label}/{os.path.basename(path)}\0".encode() for path, label in zip(images.files, images.labels, strict=True)
     )

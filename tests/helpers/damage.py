@@ -258,7 +258,7 @@ class Stage:
     """A loader of images whose label is their number, and what is known of the batches to come."""
 
     def __init__(self, loader: str, folder: Path, batches: int) -> None:
-        from amcl_fast.data.scan.classes import Images
+        from amcl_fast.data.scan.images import Images
 
         self.name, count = loader, batches * BATCH
         folder.mkdir(parents=True)

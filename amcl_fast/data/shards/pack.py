@@ -1,15 +1,13 @@
 """Any source of images as shards: `amcl-fast pack` (docs/data.md)."""
 
 import hashlib
-import json
 import math
 import os
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +17,27 @@ from amcl_fast.data.loader.order import permutation
 from amcl_fast.data.locations import member, shown
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.left_out import listed
-from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards import pack_process
+from amcl_fast.data.shards.manifest import Shard, check_same, read_manifest, whole_shards, write_manifest
 from amcl_fast.data.shards.read import CLASSES
-from amcl_fast.data.shards.tar import BLOCK
+from amcl_fast.data.shards.writer import RECORD, Writer
 from amcl_fast.data.sources.find import find_images
+from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.named import data_path
 from amcl_fast.extras import require
 from amcl_fast.progress import Progress
 from amcl_fast.runs.directory import SKIPPED
-from amcl_fast.runs.files import PARTIAL, NewFile, remove_partial, write_file
+from amcl_fast.runs.files import remove_partial, write_file
 from amcl_fast.runs.lock import LOCK, RunLock
 
-MANIFEST = "manifest.json"
-
-_FORMAT = 2
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMG]i?B)", re.IGNORECASE)
 _TOGETHER = 32  # images of a job at most
 _JOB_BYTES = 4 << 20  # of its images, if it has more than one: several jobs of each process are in memory
 _ASKING = 16  # threads that ask for sizes: a network folder answers many at once
 _ASKED = 4096  # files of which a thread asks before it tells
-_RECORD = 20 * BLOCK  # tars end at a multiple of it
 _STEM = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_STEM = 60
 
@@ -64,25 +60,6 @@ class Packed:
 
 
 @dataclass
-class _Shard:
-    """A shard that is whole, as the manifest has it.
-
-    Attributes:
-        name: of its file.
-        images: in it.
-        bytes: of it.
-        taken: images of the source that were looked at for it.
-        left_out: those of them that are not in it, and why.
-    """
-
-    name: str
-    images: int
-    bytes: int
-    taken: int
-    left_out: list[tuple[str, str]]
-
-
-@dataclass
 class _Part:
     """Images of a part in the order in which they are packed, labels and bytes of each, and the whole shards."""
 
@@ -90,7 +67,7 @@ class _Part:
     files: PackedPaths
     labels: np.ndarray
     sizes: np.ndarray
-    shards: list[_Shard] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
 
     @property
     def taken(self) -> int:
@@ -134,22 +111,82 @@ def pack(
     most_images, most_bytes = _limits(shard_size)
     if shorter_side is not None:
         require("packing to a shorter side", "PIL")
-    folder = Path(os.path.abspath(target))
     source, held_out = data_path(source), data_path(held_out) if held_out else None
+    folder = _target(target, source, held_out)
+    read_manifest(folder)
+    found = find_images(source, held_out)
+    parts, images = _parts(found, seed if shuffle else None)
+    settings: dict[str, Any] = {
+        "shorter_side": shorter_side,
+        "shard_size": str(shard_size),
+        "shuffle": shuffle,
+        "seed": seed if shuffle else None,
+        "classes": len(found.train.classes),
+        "class_names": _digest(_lines(found.train.classes).encode()),
+        "images": images,
+    }
+    check_same(folder, read_manifest(folder), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        # Again: what another process has packed while this one looked at the images.
+        manifest = read_manifest(folder)
+        check_same(folder, manifest, settings)
+        for part in parts:
+            part.shards = whole_shards(folder, part.name, manifest)
+
+        def keep(complete: bool = False) -> None:
+            known = {part.name: part.shards for part in parts}
+            write_manifest(folder, os.path.abspath(source), settings, known, complete)
+
+        keep()
+        if found.train.classes:
+            write_file(folder / CLASSES, _lines(found.train.classes))
+        left = sum(len(part.files) - part.taken for part in parts)
+        with Progress("packing images", left) as progress, Pool("shards.pack_process", processes=workers) as pool:
+            for part in parts:
+                _write_part(folder, part, pool, shorter_side, most_images, most_bytes, keep, progress)
+        shards = [shard for part in parts for shard in part.shards]
+        skipped = [entry for part in _given(found).values() for entry in part.skipped]
+        skipped += [(name, reason) for shard in shards for name, reason in shard.left_out]
+        if skipped:
+            write_file(folder / SKIPPED, listed(skipped))
+        keep(complete=True)
+    return Packed(
+        sum(shard.images for shard in shards),
+        [str(folder / shard.name) for shard in shards],
+        sum(shard.bytes for shard in shards),
+        skipped,
+    )
+
+
+def _target(target: str | Path, *sources: Path | None) -> Path:
+    """The folder of the shards, which may be none of the sources nor within one."""
+    folder = Path(os.path.abspath(target))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} must be a folder or not there, got a file")
-    for path in (source, held_out):
+    for path in sources:
         within = (path or Path(os.devnull)).resolve()
         if within.is_dir() and Path(os.path.realpath(folder)).is_relative_to(within):
             raise ValueError(f"{folder} must lie outside of what is packed, {within}")
-    _read_manifest(folder)
-    found = find_images(source, held_out)
-    classes = found.train.classes
-    odd = next((name for name in classes if not name.isprintable()), None)
+    return folder
+
+
+def _given(found: Sources) -> dict[str, Images]:
+    parts = {"train": found.train, "held_out": found.held_out, "unlabelled": found.unlabelled}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _parts(found: Sources, seed: int | None) -> tuple[list[_Part], dict[str, list[str]]]:
+    """What is packed, and what tells the images from others, by the name of what was found.
+
+    Args:
+        found: what there is.
+        seed: of the training images' order; None: as they were found.
+    """
+    odd = next((name for name in found.train.classes if not name.isprintable()), None)
     if odd is not None:
         raise ValueError(f"the name of a class must be a line of text, got {odd!r}")
-    given = {"train": found.train, "held_out": found.held_out, "unlabelled": found.unlabelled}
-    images = {name: part for name, part in given.items() if part is not None}
+    images = _given(found)
     sizes = {name: _sizes(part.files) for name, part in images.items()}
     training = [name for name in images if name != "held_out"]
     parts = [
@@ -160,58 +197,16 @@ def pack(
             np.concatenate([sizes[name] for name in training]),
         )
     ]
-    if shuffle:
+    if seed is not None:
         order = permutation((seed,), len(parts[0].files))
         parts[0] = _Part("train", parts[0].files.take(order), parts[0].labels[order], parts[0].sizes[order])
     if found.held_out is not None:
         parts.append(_Part("val", found.held_out.files, found.held_out.labels, sizes["held_out"]))
-    settings: dict[str, Any] = {
-        "shorter_side": shorter_side,
-        "shard_size": str(shard_size),
-        "shuffle": shuffle,
-        "seed": seed if shuffle else None,
-        "classes": len(classes),
-        "class_names": _digest("".join(f"{name}\n" for name in classes).encode()),
-        "images": {name: [part.fingerprint, _digest(sizes[name].tobytes())] for name, part in images.items()},
-    }
-    _check_same(folder, _read_manifest(folder), settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    skipped = [entry for part in images.values() for entry in part.skipped]
-    with _alone(folder):
-        # Again: what another process has packed while this one looked at the images.
-        manifest = _read_manifest(folder)
-        _check_same(folder, manifest, settings)
-        for part in parts:
-            part.shards = _whole(folder, part.name, manifest)
+    return parts, {name: [part.fingerprint, _digest(sizes[name].tobytes())] for name, part in images.items()}
 
-        def keep(complete: bool = False) -> None:
-            content = {
-                "format": _FORMAT,
-                "source": os.path.abspath(source),
-                **settings,
-                "complete": complete,
-                "parts": {part.name: [asdict(shard) for shard in part.shards] for part in parts},
-            }
-            write_file(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
-        keep()
-        if classes:
-            write_file(folder / CLASSES, "".join(f"{name}\n" for name in classes))
-        left = sum(len(part.files) - part.taken for part in parts)
-        with Progress("packing images", left) as progress, Pool("shards.pack_process", processes=workers) as pool:
-            for part in parts:
-                _write_part(folder, part, pool, shorter_side, most_images, most_bytes, keep, progress)
-        skipped += [(name, reason) for part in parts for shard in part.shards for name, reason in shard.left_out]
-        if skipped:
-            write_file(folder / SKIPPED, listed(skipped))
-        keep(complete=True)
-    shards = [shard for part in parts for shard in part.shards]
-    return Packed(
-        sum(shard.images for shard in shards),
-        [str(folder / shard.name) for shard in shards],
-        sum(shard.bytes for shard in shards),
-        skipped,
-    )
+def _lines(names: Sequence[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
 
 
 def _limits(shard_size: str | int) -> tuple[float, float]:
@@ -221,45 +216,11 @@ def _limits(shard_size: str | int) -> tuple[float, float]:
         images, size = int(shard_size), math.inf
     elif match := _SIZE.fullmatch(shard_size.strip()):
         images, size = math.inf, float(match[1]) * _UNITS[match[2].upper()]
-    if images < 1 or size < _RECORD:
+    if images < 1 or size < RECORD:
         raise ValueError(
             f"shard_size must be bytes with a unit (256MB, 1GiB) or a number of images, got {shard_size!r}"
         )
     return images, size
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """What is known of a folder in which packing has begun; {} of one that is empty or not there."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != _FORMAT:
-            raise ValueError
-        return dict(manifest)
-    except FileNotFoundError:
-        if folder.is_dir() and _holds_something(folder):
-            raise ValueError(
-                f"{folder} must be empty or not there, or begun by the same command; it holds other files"
-            ) from None
-        return {}
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{folder / MANIFEST} is not of this version of amcl-fast pack: give another target") from None
-
-
-def _holds_something(folder: Path) -> bool:
-    """Whether a folder holds more than what systems leave there (lost+found), and what an interruption has left."""
-    tree = Tree()
-    return bool(tree.subfolders(str(folder))) or any(
-        not path.endswith(PARTIAL) for path in tree.direct_files(str(folder))
-    )
-
-
-def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise ValueError if the folder was begun with something else."""
-    told = {"images": "they were other images", "class_names": "the classes had other names"}
-    for name, value in settings.items():
-        if manifest and manifest.get(name) != value:
-            what = told.get(name, f"{name} was {manifest.get(name)}, is {value}")
-            raise ValueError(f"{folder} was packed with other settings: {what}; give another target, or remove it")
 
 
 def _sizes(files: PackedPaths) -> np.ndarray:
@@ -293,19 +254,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _whole(folder: Path, name: str, manifest: dict[str, Any]) -> list[_Shard]:
-    """The shards that are as the manifest says, up to the first that is not."""
-    shards = []
-    for entry in manifest.get("parts", {}).get(name, ()):
-        shard = _Shard(**entry)
-        shard.left_out = [(location, reason) for location, reason in shard.left_out]
-        path = folder / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            break
-        shards.append(shard)
-    return shards
-
-
 def _write_part(
     folder: Path,
     part: _Part,
@@ -323,7 +271,7 @@ def _write_part(
         return (pack_process.job([*part.files[start:end]], shorter_side) for start, end in spans)
 
     digits = max(8, len(str(len(part.files))))
-    file: _Writer | None = None
+    file: Writer | None = None
     try:
         for (start, _), answer in zip(spans, pool.map(jobs()), strict=True):
             found = pack_process.images(answer)
@@ -333,7 +281,7 @@ def _write_part(
                     part.shards.append(file.finish())
                     keep()
                     file = None
-                file = file or _Writer(folder / f"{part.name}-{len(part.shards):06}.tar")
+                file = file or Writer(folder / f"{part.name}-{len(part.shards):06}.tar")
                 file.taken += 1
                 if reason is not None:
                     file.left_out.append((location, reason))
@@ -364,47 +312,6 @@ def _spans(sizes: Sequence[int], start: int) -> list[tuple[int, int]]:
     return [*spans, (begin, end)] if begin < end else spans
 
 
-class _Writer:
-    """A shard while it is written, under another name."""
-
-    def __init__(self, path: Path) -> None:
-        self._new = NewFile(path, durable=True)
-        self._bytes = self.images = self.taken = 0
-        self.left_out: list[tuple[str, str]] = []
-
-    def has_room(self, size: int, most_images: float, most_bytes: float) -> bool:
-        """Whether an image of so many bytes belongs here; the first one does, whatever its size."""
-        after = _padded(self._bytes + 3 * BLOCK + size, BLOCK) + 2 * BLOCK
-        return not self.images or (self.images < most_images and _padded(after, _RECORD) <= most_bytes)
-
-    def add(self, key: str, content: bytes, ending: str, label: int) -> None:
-        """Append a sample; its label, if it has one, goes before it, as names are sorted."""
-        if label >= 0:
-            self._member(f"{key}.cls", str(label).encode())
-        self._member(f"{key}.{ending}", content)
-        self.images += 1
-
-    def _member(self, name: str, content: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        padding = bytes(-len(content) % BLOCK)
-        self._write(info.tobuf(tarfile.USTAR_FORMAT) + content + padding)
-
-    def _write(self, content: bytes) -> None:
-        self._new.write(content)
-        self._bytes += len(content)
-
-    def finish(self) -> _Shard:
-        """Give it its name."""
-        self._write(bytes(_padded(self._bytes + 2 * BLOCK, _RECORD) - self._bytes))
-        self._new.finish()
-        return _Shard(self._new.path.name, self.images, self._bytes, self.taken, self.left_out)
-
-    def give_up(self) -> None:
-        """Write no more."""
-        self._new.give_up()
-
-
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second `pack` out of a folder, as long as the process lives at most, and leaves there what is whole."""
@@ -416,7 +323,3 @@ def _alone(folder: Path) -> Iterator[None]:
             remove_partial(folder)
             with suppress(OSError):
                 (folder / LOCK).unlink()
-
-
-def _padded(size: int, to: int) -> int:
-    return -(-size // to) * to

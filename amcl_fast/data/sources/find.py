@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amcl_fast.data.scan.classes import Images, not_empty, scan_classes
+from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
+from amcl_fast.data.scan.images import Images, not_empty
 from amcl_fast.data.scan.left_out import few
 from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed

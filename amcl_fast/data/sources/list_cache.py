@@ -19,7 +19,7 @@ import numpy as np
 from amcl_fast.data import array_files
 from amcl_fast.data.cache import cache_folder, in_use, remove_old, write_whole
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.folder import Sources
 
 log = logging.getLogger(__name__)

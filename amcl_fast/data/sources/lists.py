@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.classes import check_files
+from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.left_out import few
 from amcl_fast.data.shards.patterns import is_tar, refuse_compressed
 from amcl_fast.data.sources.numbered import Found

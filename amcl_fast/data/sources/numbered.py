@@ -7,7 +7,7 @@ import numpy as np
 
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.classes import Images
+from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.left_out import NO_LABEL, few, of_other_class
 
 
