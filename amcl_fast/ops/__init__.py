@@ -25,6 +25,7 @@ from ..rows import Prepared, transformed
 from . import checks
 
 BACKENDS = ("auto", "triton", "native", "reference")
+"""Names of backends."""
 
 
 def resolve(backend: str, tensor: Tensor) -> str:

@@ -22,19 +22,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages that lie at the top level, where readers of a repository look for them."""
-PACKAGES = (
-    "amcl_fast",
-    "amcl_fast.ops",
-    "amcl_fast.methods",
-    "amcl_fast.models",
-    "amcl_fast.data",
-    "amcl_fast.evaluate",
-    "amcl_fast.callbacks",
-    "amcl_fast.report",
-)
-"""Modules whose `__all__` is public."""
-OPERATORS = ("contrast", "align", "decorrelate", "resolve")
-"""Of a module without one, `amcl_fast.ops`."""
+NAMES = ROOT / "tests" / "api.txt"
+"""What others rely on."""
 
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
@@ -95,15 +84,13 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def public_names() -> list[tuple[str, bool]]:
-    """Every public name, and whether it has a docstring."""
+    """Every public name but those within a class, and whether it has a docstring."""
     package: Any = griffe.load("amcl_fast", search_paths=[ROOT], resolve_aliases=True)
-    names = []
-    for path in PACKAGES:
-        module = package if path == "amcl_fast" else package[path.removeprefix("amcl_fast.")]
-        for name in module.exports or OPERATORS:
-            if name != "__version__":
-                names.append((f"{path}.{name}", module[name].has_docstring))
-    return names
+    section = NAMES.read_text().split("# Names\n")[1].split("\n\n")[0]
+    paths = [re.split(r"[^\w.]", line, maxsplit=1)[0] for line in section.splitlines()]
+    classes = {path for path in paths if any(other.startswith(f"{path}.") for other in paths)}
+    names = [path for path in paths if path.rpartition(".")[0] not in classes]
+    return [(path, package[path.removeprefix("amcl_fast.")].has_docstring) for path in names]
 
 
 def _links(markdown: str) -> list[str]:
