@@ -65,6 +65,8 @@ def test_links_of_docstrings_lead_to_their_pages(site):
 def test_what_is_wrong_fails(build, tmp_path):
     for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "api.txt", tmp_path / "tests")
     for name in ("docs", "amcl_fast", "benchmarks/results"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "docs" / "alone.md").write_text("# Alone\n\n[no page](nowhere.md), [no heading](data.md#nowhere)\n")
