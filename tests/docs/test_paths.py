@@ -27,3 +27,21 @@ def test_what_a_page_names_exists(page):
     for module in MODULE.findall(text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name} runs {module}"
+
+
+def test_every_room_has_a_place_on_the_plan():
+    text = (ROOT / "docs" / "layout.md").read_text()
+    top, rest = text.split("## The package")
+    package, data = rest.split("## Data")
+    for plan, folder in ((top, ROOT), (package, ROOT / "amcl_fast"), (data, ROOT / "amcl_fast" / "data")):
+        rooms = {path.name + "/" * path.is_dir() for path in folder.iterdir() if _has_python(path)}
+        cells = "".join(re.findall(r"^\| (?!in )[^|]+\|", plan, re.MULTILINE))
+        named = set(re.findall(r"`([\w-]+(?:\.py|/))`", cells))
+        assert rooms <= named, f"{folder}: {sorted(rooms - named)}"
+        assert all((folder / name).exists() for name in named), (folder, named)
+
+
+def _has_python(path: Path) -> bool:
+    if path.name.startswith((".", "_")) or path.name in ("setup.py", "build", "site", "csrc"):
+        return False
+    return path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))
