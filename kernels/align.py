@@ -12,23 +12,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import (
+    EPS,
+    LONGEST,
     PARTIALS,
     at_bound,
+    contiguous_rows,
     omega,
     omega_slope,
     store_block_partial,
     summarise,
     temperature,
     temperature_slope,
-    unit_rows,
 )
 from .launch import blocks, launched, power_of_two
 from .tile import load_tile, rows_of
-
-# As torch.nn.functional.normalize: x̂ = x / max(‖x‖, EPS).
-EPS = tl.constexpr(1e-12)
-# Longer rows are scaled down before they are squared.
-LONGEST = tl.constexpr(2.0**40)
 
 
 @launched("rows")
@@ -193,7 +190,7 @@ def align_forward(
     """
     heads, n, _ = x.shape
     phi = (x, y) if phi_x is None or phi_y is None else (phi_x, phi_y)
-    inputs = [rows_of(unit_rows(tensor)) for tensor in (x, y, *phi)]
+    inputs = [rows_of(contiguous_rows(tensor)) for tensor in (x, y, *phi)]
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
     grid = (blocks(n, tiling["ROWS"]), heads)
     rows = torch.empty(heads, n, device=x.device)
@@ -231,11 +228,11 @@ def align_backward(
         gradient: (C, N), of the rows.
         saved: of `align_forward`.
         x, y, phi_x, phi_y: as in `align_forward`.
-        needs: which of the four gradients are wanted.
+        needs: which of the four gradients are needed.
     """
     heads, n, _ = x.shape
     tensors = (x, y, x if phi_x is None else phi_x, y if phi_y is None else phi_y)
-    inputs = [rows_of(unit_rows(tensor)) for tensor in tensors]
+    inputs = [rows_of(contiguous_rows(tensor)) for tensor in tensors]
     x_grad, y_grad, phi_x_grad, phi_y_grad = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) if need else None
         for tensor, need in zip(tensors, needs, strict=True)

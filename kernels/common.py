@@ -12,7 +12,10 @@ PARTIALS = 6
 
 # τ counts as at a bound when σ(−r) is within this share of 0 or 1.
 BOUND_SHARE = tl.constexpr(0.01)
-
+# As torch.nn.functional.normalize: x̂ = x / max(‖x‖, EPS).
+EPS = tl.constexpr(1e-12)
+# Longer rows are scaled down before they are squared.
+LONGEST = tl.constexpr(2.0**40)
 
 # Launch options of kernels that must form the same bits from the same source: products and sums are fused only where
 # tl.fma says so, not wherever the compiler likes.
@@ -121,13 +124,13 @@ def joined(top, total, logit):
 
 
 @triton.jit
-def store_partial(partials, index, count, mask, elements, s_sum, tau_sum, tau_m2, tau_low, bound):
+def store_partial(partials, index, count, mask, elements, s_sum, tau_sum, tau_m2, tau_lowest, bound):
     """Write one summary, or a vector of them, as column `index` of the (PARTIALS, count) table."""
     tl.store(partials + index, elements, mask)
     tl.store(partials + count + index, s_sum, mask)
     tl.store(partials + 2 * count + index, tau_sum, mask)
     tl.store(partials + 3 * count + index, tau_m2, mask)
-    tl.store(partials + 4 * count + index, tau_low, mask)
+    tl.store(partials + 4 * count + index, tau_lowest, mask)
     tl.store(partials + 5 * count + index, bound, mask)
 
 
@@ -163,14 +166,14 @@ def summary(partials, stats, count, BLOCK: tl.constexpr):
     s_sum = tl.zeros((BLOCK,), tl.float32)
     tau_sum = tl.zeros((BLOCK,), tl.float32)
     bound = tl.zeros((BLOCK,), tl.float32)
-    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    lowest = tl.full((BLOCK,), float("inf"), tl.float32)
     for start in range(0, count, BLOCK):
         at = partials + start + lanes
         mask = start + lanes < count
         elements += tl.load(at, mask, other=0.0)
         s_sum += tl.load(at + count, mask, other=0.0)
         tau_sum += tl.load(at + 2 * count, mask, other=0.0)
-        low = tl.minimum(low, tl.load(at + 4 * count, mask, other=float("inf")))
+        lowest = tl.minimum(lowest, tl.load(at + 4 * count, mask, other=float("inf")))
         bound += tl.load(at + 5 * count, mask, other=0.0)
     total = tl.sum(elements)
     mean = tl.sum(tau_sum) / total
@@ -185,7 +188,7 @@ def summary(partials, stats, count, BLOCK: tl.constexpr):
     tl.store(stats + 1, mean)
     tl.store(stats + 2, tl.sqrt(tl.sum(m2) / total))
     # An empty set has no minimum: NaN, as its mean.
-    tl.store(stats + 3, tl.where(total > 0, tl.min(low), mean))
+    tl.store(stats + 3, tl.where(total > 0, tl.min(lowest), mean))
     tl.store(stats + 4, tl.sum(bound) / total)
 
 
@@ -229,7 +232,7 @@ def offset_gradient(scores: Tensor, offset: Tensor) -> Tensor:
     return result
 
 
-def unit_rows(x: Tensor) -> Tensor:
+def contiguous_rows(x: Tensor) -> Tensor:
     """`x`, copied if its last dimension is not contiguous: gathers and row-wise kernels read whole rows."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -3,7 +3,7 @@
 The products are the library's: 𝒞 = x·yᵀ/N and r = φ(x)·φ(y)ᵀ of a strip into float32. One kernel passes over them once:
 it sums the loss and what the statistics need, and leaves the slopes of the loss by 𝒞 and by r where 𝒞 and r stood. From
 those come the gradients, four more products: six in all, as few as a dense pass has. They are formed with the loss,
-since its upstream gradient is one number a head; the backward pass only multiplies by it.
+since its gradient is one number a head; the backward pass only multiplies by it.
 
 A strip is about as high as it is wide: the gradients of its rows are summed over the strips beside it, those of its
 columns over the strips above it, and a sum costs traffic each time it is taken up again. All sums are float32, and
@@ -11,7 +11,8 @@ strips follow in one order.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -78,7 +79,7 @@ def _decorrelate_elements(
     lean = 0.0
     squares = 0.0
     bounds = 0.0
-    low = float("inf")
+    lowest = float("inf")
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -104,7 +105,7 @@ def _decorrelate_elements(
                 score += tl.sum(slope)
         value += tl.sum(term)
         c_sum += tl.sum(s)
-        low = tl.minimum(low, tl.min(tl.where(beside, tau, float("inf"))))
+        lowest = tl.minimum(lowest, tl.min(tl.where(beside, tau, float("inf"))))
         if SLOPES:
             # Other threads may not have read yet what stands where this one writes.
             tl.debug_barrier()
@@ -115,32 +116,12 @@ def _decorrelate_elements(
 
     first = tl.program_id(0) * M + shift
     if (first < columns) & (first + M > 0):
-        s = scale * own_c
-        tau = tl.zeros((M,), tl.float32) + tau_min
-        bound = tl.zeros((M,), tl.float32)
-        if ADAPTIVE:
-            tau, sigma, complement = temperature(own_r - shifted, tau_min, tau_span)
-            bound = at_bound(sigma, complement)
-        inverse = 1.0 / tau
-        residual = 1.0 - s * inverse
-        term = residual * residual
-        to = pitch * start_of + own
-        if SLOPES:
-            tl.debug_barrier()
-            tl.store(by_c + to, (-2.0 * scale * residual * inverse).to(by_c.dtype.element_ty), on_diagonal)
-        if ADAPTIVE:
-            term += beta * omega(tau, inverse, half_d)
-            by_tau = 2.0 * residual * s * inverse * inverse + beta * omega_slope(inverse, half_d)
-            slope = tl.where(on_diagonal, by_tau * temperature_slope(sigma, complement, tau_span), 0.0)
-            if SLOPES:
-                tl.store(by_r + to, slope.to(by_r.dtype.element_ty), on_diagonal)
-                if HAS_OFFSET:
-                    score += tl.sum(slope)
-        value += tl.sum(tl.where(on_diagonal, term, 0.0))
-        one = tl.full((M,), 1.0, tl.float32)
-        store_partial(
-            on, head * dim + first_row + row, heads * dim, on_diagonal, one, s, tau, tl.zeros_like(one), tau, bound
-        )
+        value, score = _diagonal(
+            own_c, own_r, by_c, by_r, pitch * start_of + own, on_diagonal,
+            on, head * dim + first_row + row, heads * dim,
+            value, score, shifted, scale, tau_min, tau_span, beta, half_d,
+            ADAPTIVE, HAS_OFFSET, SLOPES, M,
+        )  # fmt: skip
 
     place = head * slots + slot + tl.program_id(0)
     tl.store(sums + place, value)
@@ -148,18 +129,43 @@ def _decorrelate_elements(
     height = tl.minimum(rows - tl.program_id(0) * M, M)
     elements = (height * columns - tl.sum(on_diagonal.to(tl.int32))).to(tl.float32)
     squares -= lean * lean / tl.maximum(elements, 1.0)
-    store_partial(
-        off,
-        place,
-        heads * slots,
-        True,
-        elements,
-        c_sum,
-        centre * elements + lean,
-        tl.maximum(squares, 0.0),
-        low,
-        bounds,
-    )
+    tau_sum, m2 = centre * elements + lean, tl.maximum(squares, 0.0)
+    store_partial(off, place, heads * slots, True, elements, c_sum, tau_sum, m2, lowest, bounds)
+
+
+@triton.jit
+def _diagonal(
+    c, r, by_c, by_r, to, on_diagonal, on, place, count,
+    value, score, shifted, scale, tau_min, tau_span, beta, half_d,
+    ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, SLOPES: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """What pairs of a channel with itself add to value and score; their slopes go to by_c + to and by_r + to, their
+    summaries to the columns `place` of `count`.
+    """
+    s = scale * c
+    tau = tl.zeros((M,), tl.float32) + tau_min
+    bound = tl.zeros((M,), tl.float32)
+    if ADAPTIVE:
+        tau, sigma, complement = temperature(r - shifted, tau_min, tau_span)
+        bound = at_bound(sigma, complement)
+    inverse = 1.0 / tau
+    residual = 1.0 - s * inverse
+    term = residual * residual
+    if SLOPES:
+        tl.debug_barrier()
+        tl.store(by_c + to, (-2.0 * scale * residual * inverse).to(by_c.dtype.element_ty), on_diagonal)
+    if ADAPTIVE:
+        term += beta * omega(tau, inverse, half_d)
+        by_tau = 2.0 * residual * s * inverse * inverse + beta * omega_slope(inverse, half_d)
+        slope = tl.where(on_diagonal, by_tau * temperature_slope(sigma, complement, tau_span), 0.0)
+        if SLOPES:
+            tl.store(by_r + to, slope.to(by_r.dtype.element_ty), on_diagonal)
+            if HAS_OFFSET:
+                score += tl.sum(slope)
+    value += tl.sum(tl.where(on_diagonal, term, 0.0))
+    one = tl.full((M,), 1.0, tl.float32)
+    store_partial(on, place, count, on_diagonal, one, s, tau, tl.zeros_like(one), tau, bound)
+    return value, score
 
 
 def decorrelate(
@@ -181,24 +187,23 @@ def decorrelate(
         phi_x, phi_y: (C, d, m), or None for a constant temperature.
         offset: 0-dim tensor subtracted from every r, or None.
         tau_min, tau_max, lambd, beta: range of τ, λ and β.
-        needs: of which of the five tensors the gradient is wanted.
+        needs: of which of the five tensors the gradient is needed.
 
     Returns:
         (C,) losses, and stats (5,) of `common.summarise` of 𝒞 and τ on the diagonal and off it, float32. The gradients
         of each head's loss by x, y, φ(x) and φ(y), those that are needed: bfloat16 as x, or else float32, as float16
-        has no room for what an upstream gradient would scale. Where the offset's is needed, (C,) sums of the slopes by
-        r.
+        has no room for what the gradient of the losses would scale. Where the offset's is needed, (C,) sums of the
+        slopes by r.
     """
     heads, dim, batch = x.shape
-    lefts, rights = ([t for t in pair if t is not None] for pair in ((x, phi_x), (y, phi_y)))
-    adaptive = len(lefts) == 2
     dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-    # What slopes are multiplied with.
-    of_left, of_right = ([t.to(dtype) if any(needs[:4]) else t for t in tables] for tables in (lefts, rights))
-    by_left, by_right = (
-        [_Gradient(t, needs[2 * i + side], dtype) for i, t in enumerate(pair)]
-        for side, pair in enumerate((lefts, rights))
-    )
+    sides = ((x, y, needs[:2]), (phi_x, phi_y, needs[2:4]))
+    pairs = [
+        _pair(left, right, need, any(needs[:4]), dtype)
+        for left, right, need in sides
+        if left is not None and right is not None
+    ]
+    adaptive = len(pairs) == 2
     group, height, width = _strips(x, adaptive)
     across = _parts(dim, width)
     launch = _launch(x, adaptive, width)
@@ -208,65 +213,26 @@ def decorrelate(
     on = torch.empty(PARTIALS, heads * dim, device=x.device)
     off = torch.empty(PARTIALS, heads * slots, device=x.device)
 
-    def sums_below(some: slice) -> list[Tensor | None]:
-        """Pass over the strips of some heads; the sums of the gradients of y and φ(y)."""
-        memory = torch.empty(len(lefts), group * height * width, device=x.device)
-        below = [gradient.begun(some, slice(0, dim)) for gradient in by_right]
-        for rows in _parts(dim, height):
-            beside = [gradient.begun(some, rows) for gradient in by_left]
-            for number, columns in enumerate(across):
-                shape = tuple(part.stop - part.start for part in (some, rows, columns))
-                strips = [strip[: math.prod(shape)].view(shape) for strip in memory]
-                for left, right, strip in zip(lefts, rights, strips, strict=True):
-                    _multiply(left[some, rows], right[some, columns].mT, strip)
-                slopes = [strip.view(dtype) for strip in strips]
-                _decorrelate_elements[(blocks(shape[1], launch["M"]), shape[0])](
-                    strips[0],
-                    strips[-1],
-                    slopes[0],
-                    slopes[-1],
-                    sums if offset is None else offset,
-                    sums,
-                    on,
-                    off,
-                    some.start,
-                    heads,
-                    shape[1],
-                    shape[2],
-                    rows.start,
-                    rows.start - columns.start,
-                    dim,
-                    number * programs + rows.start // launch["M"],
-                    slots,
-                    1.0 / batch,
-                    tau_min,
-                    tau_max - tau_min,
-                    lambd,
-                    beta,
-                    0.5 * dim,
-                    ADAPTIVE=adaptive,
-                    HAS_OFFSET=offset is not None,
-                    SLOPES=any(needs),
-                    **launch,
-                )
-                for i, slope in enumerate(slopes):
-                    slope = slope[..., : shape[2]]
-                    _multiply(slope, of_right[i][some, columns], beside[i], columns.start > 0)
-                    whole = below[i]
-                    _multiply(
-                        slope.mT, of_left[i][some, rows], None if whole is None else whole[:, columns], rows.start > 0
-                    )
-            for gradient, part in zip(by_left, beside, strict=True):
-                gradient.keep(part, some, rows)
-        return below
+    def elements(strips: list[Tensor], some: slice, rows: slice, number: int) -> None:
+        """Leave the slopes of a strip where its products stood; its columns are the part `number`."""
+        size, height, width = strips[0].shape
+        slopes = [strip.view(dtype) for strip in strips]
+        slot = number * programs + rows.start // launch["M"]
+        _decorrelate_elements[(blocks(height, launch["M"]), size)](
+            strips[0], strips[-1], slopes[0], slopes[-1], sums if offset is None else offset, sums, on, off,
+            some.start, heads, height, width, rows.start, rows.start - across[number].start, dim, slot, slots,
+            1.0 / batch, tau_min, tau_max - tau_min, lambd, beta, 0.5 * dim,
+            ADAPTIVE=adaptive, HAS_OFFSET=offset is not None, SLOPES=any(needs), **launch,
+        )  # fmt: skip
 
+    memory = group * height * width
     for some in _parts(heads, group):
-        below = sums_below(some)
-        for gradient in by_right:
+        below = _sums_below(pairs, elements, some, _parts(dim, height), across, memory, dtype)
+        for pair in pairs:
             # One leaves before the next one comes.
-            gradient.keep(below.pop(0), some, slice(0, dim))
+            pair.by_right.keep(below.pop(0), some, slice(0, dim))
     losses, scores = sums[0].sum(-1), sums[1].sum(-1) if needs[4] else None
-    gradients = [gradient.whole for pair in zip(by_left, by_right, strict=True) for gradient in pair]
+    gradients = [gradient.whole for pair in pairs for gradient in (pair.by_left, pair.by_right)]
     by_x, by_y, by_phi_x, by_phi_y = (*gradients, None, None)[:4]
     return losses, summarise(on), summarise(off), by_x, by_y, by_phi_x, by_phi_y, scores
 
@@ -311,6 +277,62 @@ class _Gradient:
 
     def _empty(self) -> Tensor:
         return torch.empty(self._shape, dtype=self._dtype, device=self._device)
+
+
+class _Pair(NamedTuple):
+    """A table of either side, what slopes are multiplied with for the other, and the gradients of both."""
+
+    left: Tensor
+    right: Tensor
+    of_left: Tensor
+    of_right: Tensor
+    by_left: _Gradient
+    by_right: _Gradient
+
+
+def _pair(left: Tensor, right: Tensor, need: tuple[bool, ...], any_need: bool, dtype: torch.dtype) -> _Pair:
+    of_left, of_right = (t.to(dtype) if any_need else t for t in (left, right))
+    return _Pair(left, right, of_left, of_right, _Gradient(left, need[0], dtype), _Gradient(right, need[1], dtype))
+
+
+def _sums_below(
+    pairs: list[_Pair],
+    elements: Callable[[list[Tensor], slice, slice, int], None],
+    some: slice,
+    down: list[slice],
+    across: list[slice],
+    memory: int,
+    dtype: torch.dtype,
+) -> list[Tensor | None]:
+    """Pass over the strips of some heads; the sums of the gradients of the tables on the right.
+
+    Args:
+        pairs: x and y, and φ's.
+        elements: turns a strip's products into slopes.
+        some: heads.
+        down, across: parts of the channels, the rows and columns of strips.
+        memory: elements of the largest strip.
+        dtype: of the slopes.
+    """
+    strips = torch.empty(len(pairs), memory, device=pairs[0].left.device)
+    dim = down[-1].stop
+    below = [pair.by_right.begun(some, slice(0, dim)) for pair in pairs]
+    for rows in down:
+        beside = [pair.by_left.begun(some, rows) for pair in pairs]
+        for number, columns in enumerate(across):
+            shape = tuple(part.stop - part.start for part in (some, rows, columns))
+            formed = [strip[: math.prod(shape)].view(shape) for strip in strips]
+            for pair, strip in zip(pairs, formed, strict=True):
+                _multiply(pair.left[some, rows], pair.right[some, columns].mT, strip)
+            elements(formed, some, rows, number)
+            for pair, strip, by_left, by_right in zip(pairs, formed, beside, below, strict=True):
+                slope = strip.view(dtype)[..., : shape[2]]
+                _multiply(slope, pair.of_right[some, columns], by_left, columns.start > 0)
+                part = None if by_right is None else by_right[:, columns]
+                _multiply(slope.mT, pair.of_left[some, rows], part, rows.start > 0)
+        for pair, part in zip(pairs, beside, strict=True):
+            pair.by_left.keep(part, some, rows)
+    return below
 
 
 def _parts(size: int, part: int) -> list[slice]:

@@ -4,20 +4,28 @@ Bound by memory. x / max(‖x‖, EPS) as `amcl_fast.rows.unit`, for rows of any
 sums what comes back through every output in float32 and is rounded once.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .align import EPS, LONGEST
+from .common import EPS, LONGEST
 from .launch import blocks, launched, power_of_two
 from .tile import load_tile, rows_of
 
 # What `first` and `second` hold: nothing, the halves as given, or ready as in the tables.
 NONE, RAW, READY = 0, 1, 2
 
-# Tables and halves, as `rows_forward` returns them.
-Made = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+class Made(NamedTuple):
+    """Tables (C, P, d) and halves (C, N, d) of `rows_forward`, or the gradients of these; None: not there."""
+
+    table: Tensor | None
+    product: Tensor | None
+    first: Tensor | None
+    second: Tensor | None
 
 
 @triton.jit
@@ -99,7 +107,7 @@ def _rows_forward(
 
 
 @triton.jit
-def _upstream(
+def _gradient(
     by_table, by_product, by_half, head, row, rows, before, column,
     TABLE: tl.constexpr, PRODUCT: tl.constexpr, READY: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -132,28 +140,17 @@ def _differentiate(
         along = tl.zeros((ROWS,), tl.float32)
         for start in range(0, x.width, BLOCK):
             column = start + lanes
-            g = _upstream(
-                by_table,
-                by_product,
-                by_half,
-                head,
-                row,
-                x.rows,
-                before,
-                column,
-                TABLE,
-                PRODUCT,
-                HALVES == 2,
-                ROWS,
-                BLOCK,
-            )
+            g = _gradient(
+                by_table, by_product, by_half, head, row, x.rows, before, column,
+                TABLE, PRODUCT, HALVES == 2, ROWS, BLOCK,
+            )  # fmt: skip
             unit = load_tile(x, head, row, column).to(tl.float32) * shrink[:, None] * inverse[:, None]
             along += tl.sum(unit * g, axis=1)
         # Below EPS the norm is a constant, so nothing is projected out.
         along = tl.where(norm > EPS, along, 0.0)
     for start in range(0, x.width, BLOCK):
         column = start + lanes
-        value = _upstream(
+        value = _gradient(
             by_table, by_product, by_half, head, row, x.rows, before, column,
             TABLE, PRODUCT, HALVES == 2, ROWS, BLOCK,
         )  # fmt: skip
@@ -224,18 +221,18 @@ def rows_forward(
     heads, n, width = x.shape
     parts = 1 if y is None else 2
     whole, half = (heads, parts * n, width), (heads, n, width)
-    made = (
+    made = Made(
         torch.empty(whole, dtype=torch.float32, device=x.device) if table else None,
         None if product is None else torch.empty(whole, dtype=product, device=x.device),
         torch.empty(half, dtype=torch.float32, device=x.device) if halves else None,
         torch.empty(half, dtype=torch.float32, device=x.device) if halves and y is not None else None,
     )
-    columns = None if skip is None else torch.empty(parts * n, 2, dtype=torch.int64, device=x.device)
+    skipped = None if skip is None else torch.empty(parts * n, 2, dtype=torch.int64, device=x.device)
     tiling = _tiling(width)
     _rows_forward[blocks(n, tiling["ROWS"]), heads, parts](
         rows_of(x),
         rows_of(x if y is None else y),
-        *(x if tensor is None else tensor for tensor in (*made, columns)),
+        *(x if tensor is None else tensor for tensor in (*made, skipped)),
         factor,
         0 if skip is None else skip,
         UNIT=unit,
@@ -245,11 +242,11 @@ def rows_forward(
         SKIP=skip is not None,
         **tiling,
     )
-    return made, columns
+    return made, skipped
 
 
 def rows_backward(
-    upstream: Made,
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     x: Tensor,
     y: Tensor | None,
     grad_x: Tensor | None,
@@ -261,22 +258,22 @@ def rows_backward(
     """Writes the gradients of x and y into `grad_x` and `grad_y`, where they are given; both have any strides.
 
     Args:
-        upstream: gradients of what `rows_forward` made, None where there is none; of the halves both or neither.
+        gradients: of what `rows_forward` made, None where there is none; of the halves both or neither.
         x, y, factor, unit, halves: as in `rows_forward`.
     """
+    made = Made(*gradients)
     heads, n, width = x.shape
-    table, product, first, _ = upstream
     tiling = _tiling(width)
     _rows_backward[blocks(n, tiling["ROWS"]), heads, (grad_x is not None) + (grad_y is not None)](
         rows_of(x),
         rows_of(x if y is None else y),
         *(rows_of(x if grad is None else grad) for grad in (grad_x, grad_y)),
-        *(rows_of(x if tensor is None else tensor) for tensor in upstream),
+        *(rows_of(x if tensor is None else tensor) for tensor in made),
         factor,
         UNIT=unit,
-        TABLE=table is not None,
-        PRODUCT=product is not None,
-        HALVES=halves if first is not None else NONE,
+        TABLE=made.table is not None,
+        PRODUCT=made.product is not None,
+        HALVES=halves if made.first is not None else NONE,
         X=grad_x is not None,
         Y=grad_y is not None,
         **tiling,

@@ -28,6 +28,19 @@ def _lane_sums(x):
     return tl.sum(tl.sum(x, axis=3), axis=1)
 
 
+@triton.jit
+def _store_lanes(partials, index, count, mask, elements, s_sum, tau_mean, tau_m2, tau_lowest, bounds):
+    """`store_partial` of rows, from the summaries of their lanes, each (M, LANES)."""
+    size = tl.sum(elements, axis=1)
+    mean = tl.sum(tau_mean * elements, axis=1) / tl.maximum(size, 1.0)
+    delta = tl.where(elements > 0, tau_mean - mean[:, None], 0.0)
+    m2 = tl.sum(tau_m2 + delta * delta * elements, axis=1)
+    lowest = tl.min(tau_lowest, axis=1)
+    store_partial(
+        partials, index, count, mask, size, tl.sum(s_sum, axis=1), mean * size, m2, lowest, tl.sum(bounds, axis=1)
+    )
+
+
 @launched("rows")
 @triton.jit
 def _dense_forward(
@@ -64,7 +77,7 @@ def _dense_forward(
     s_sum = tl.zeros((M, LANES), tl.float32)
     tau_mean = tl.zeros((M, LANES), tl.float32)
     tau_m2 = tl.zeros((M, LANES), tl.float32)
-    tau_low = tl.full((M, LANES), float("inf"), tl.float32)
+    tau_lowest = tl.full((M, LANES), float("inf"), tl.float32)
     bounds = tl.zeros((M, LANES), tl.float32)
     for tile in range(tl.cdiv(end - begin, N)):
         column = begin + tile * N + lanes
@@ -113,12 +126,12 @@ def _dense_forward(
             tau_m2 += tl.fma(delta * delta, elements * ratio, _lane_sums(deviation * deviation))
             tau_mean = tl.fma(delta, ratio, tau_mean)
             lowest = tl.min(tl.min(tau, axis=3), axis=1)
-            tau_low = tl.where(size > 0, tl.minimum(tau_low, lowest), tau_low)
+            tau_lowest = tl.where(size > 0, tl.minimum(tau_lowest, lowest), tau_lowest)
             bounds += _lane_sums(_by_lanes(bound))
         elements = together
     if not ADAPTIVE:
         tau_mean += tau_min
-        tau_low = tl.where(elements > 0, tau_min, tau_low)
+        tau_lowest = tl.where(elements > 0, tau_min, tau_lowest)
     parts = tl.num_programs(1) * tl.num_programs(2) * anchors.rows
     at = (tl.program_id(1) * tl.num_programs(2) + head).to(tl.int64) * anchors.rows + row
     inside = row < anchors.rows
@@ -127,14 +140,7 @@ def _dense_forward(
         total *= tl.exp2(top - highest[:, None])
         tl.store(tops + at, highest, inside)
     tl.store(totals + at, tl.sum(total, axis=1), inside)
-    size = tl.sum(elements, axis=1)
-    mean = tl.sum(tau_mean * elements, axis=1) / tl.maximum(size, 1.0)
-    delta = tl.where(elements > 0, tau_mean - mean[:, None], 0.0)
-    m2 = tl.sum(tau_m2 + delta * delta * elements, axis=1)
-    low = tl.min(tau_low, axis=1)
-    store_partial(
-        partials, at, parts, inside, size, tl.sum(s_sum, axis=1), mean * size, m2, low, tl.sum(bounds, axis=1)
-    )
+    _store_lanes(partials, at, parts, inside, elements, s_sum, tau_mean, tau_m2, tau_lowest, bounds)
 
 
 @launched("count", "parts")
@@ -241,7 +247,7 @@ def dense_forward(
     return result, stats, shares, extra_shares
 
 
-def _forward_tiling(x: Tensor, width: int, adaptive: bool, rows: str) -> dict[str, int | bool | str]:
+def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str) -> dict[str, int | bool | str]:
     """Launch parameters of `_dense_forward`: the largest tiles whose statistics fit in registers."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False}
@@ -256,4 +262,4 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, rows: str) -> dict[st
     registers = 128 if shape["WHOLE"] and common.capability(x)[0] == 9 else 255
     launch = {"num_warps": 8, "num_stages": 3, "maxnreg": registers}
     default = {**shape, **launch, "PRECISION": common.dot_precision(x)}
-    return tuning.chosen("dense.forward", key_of(x, width, adaptive, rows), default, x)
+    return tuning.chosen("dense.forward", key_of(x, width, adaptive, kind), default, x)

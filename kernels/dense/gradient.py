@@ -204,7 +204,7 @@ def dense_backward(
         gradient: (C, A), of the rows.
         shares: of `dense_forward`.
         candidates, phi_candidates: None if they are the anchors and φ(anchors); what these get is the sum of both then.
-        needs: which of the five gradients are wanted.
+        needs: which of the five gradients are needed.
 
         The rest is as in `dense_forward`.
     """
@@ -252,9 +252,9 @@ def _gradients(
     tiles = blocks(own.rows, int(tiling["M"]))
     stretch, splits = split_of(tiles * heads * chunks, other.rows, int(tiling["N"]))
 
-    def output(rows: Rows, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    def output(rows: Rows, need: bool) -> tuple[Tensor, Tensor | None]:
         """Where the kernel writes, and what is returned; the same if there is nothing to add up."""
-        if not wanted:
+        if not need:
             return gradient, None
         shape = (heads, rows.rows, rows.width)
         result = torch.empty(shape, dtype=rows.base.dtype, device=device)

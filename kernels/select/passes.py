@@ -8,7 +8,7 @@ from ..tile import is_touched, load_tile, products
 from .groups import MEMBERS, start_of, touched_members
 from .ranks import ordered
 
-# The largest finite number, which stands for all above it, and the one before it.
+# The largest finite number, which stands for all above it.
 LARGEST = tl.constexpr(3.4028234663852886e38)
 
 

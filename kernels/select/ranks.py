@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..launch import launched
 
+# The number before the largest finite one.
 BELOW_LARGEST = tl.constexpr(3.4028232635611926e38)
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import tuning
-from ..common import offset_gradient, unit_rows
+from ..common import contiguous_rows, offset_gradient
 from ..launch import blocks, launched
 from ..tile import load_tile, rows_of
 from .tiling import gather_tiling, key_of, padded
@@ -61,7 +61,7 @@ def _topk_sums(
 ):  # fmt: skip
     """Row of grad_x: Σ gradient·slope_s·x, of grad_phi: Σ gradient·slope_r·phi, over the pairs of one row.
 
-    Pair e = (head·sources + anchor)·κ + k. BY_ROW: the row is an anchor with κ pairs, and x, phi are the candidates'.
+    Pair (head·sources + anchor)·κ + entry. BY_ROW: the row is an anchor with κ pairs, and x, phi are the candidates'.
     BY_COLUMN: it is a candidate, its pairs are order[starts[row]:] up to the next start, and x, phi are the anchors'.
     Both: it is both, of one table. SCORES: also Σ gradient·slope_r of the anchor's pairs.
     """
@@ -76,14 +76,14 @@ def _topk_sums(
         own = tl.load(gradient + flat)
         score = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, top_k, BLOCK):
-            k = start + tl.arange(0, BLOCK)
-            pair = flat * top_k + k
-            source = tl.load(chosen + pair, k < top_k, other=sources)
+            entry = start + tl.arange(0, BLOCK)
+            pair = flat * top_k + entry
+            source = tl.load(chosen + pair, entry < top_k, other=sources)
             if X:
-                weight = own * tl.load(slope_s + pair, k < top_k, other=0.0)
+                weight = own * tl.load(slope_s + pair, entry < top_k, other=0.0)
                 x_sum += weight[:, None] * load_tile(x, head, source, lanes).to(tl.float32)
             if PHI or SCORES:
-                weight = own * tl.load(slope_r + pair, k < top_k, other=0.0)
+                weight = own * tl.load(slope_r + pair, entry < top_k, other=0.0)
                 score += weight
             if PHI:
                 phi_sum += weight[:, None] * load_tile(phi, head, source, phi_lanes).to(tl.float32)
@@ -178,7 +178,7 @@ def topk_backward(
         candidates, phi_candidates: (C, B, d), (C, B, m); None if they are the anchors and φ(anchors), and what these
             get is the sum of both then.
         offset: 0-dim tensor, or None.
-        needs: which of the five gradients are wanted.
+        needs: which of the five gradients are needed.
     """
     gradient = gradient.contiguous()
     pairs = (gradient, slope_s, slope_r, chosen)
@@ -228,7 +228,7 @@ def _sums(
     if x is None and phi is None and scores is None:
         return None, None
     heads, _, top_k = chosen.shape
-    tables = [None if table is None else unit_rows(table) for table in (x, phi)]
+    tables = [None if table is None else contiguous_rows(table) for table in (x, phi)]
     grads = [
         None if table is None else torch.empty(heads, rows, table.shape[2], dtype=table.dtype, device=table.device)
         for table in tables

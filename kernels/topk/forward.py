@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common import FAITHFUL, LN2, PARTIALS, joined, pair_terms, store_partial, summarise, unit_rows
+from ..common import FAITHFUL, LN2, PARTIALS, contiguous_rows, joined, pair_terms, store_partial, summarise
 from ..launch import blocks, launched, power_of_two
 from ..tile import load_tile, rows_of
 from .tiling import gather_tiling, padded
@@ -20,10 +20,10 @@ def _topk_scores(phi_anchors, phi_candidates, chosen, scores, top_k, BLOCK: tl.c
     anchor = load_tile(phi_anchors, head, row + tl.arange(0, 1), lanes).to(tl.float32)
     first = (head.to(tl.int64) * phi_anchors.rows + row) * top_k
     for start in range(0, top_k, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        column = tl.load(chosen + first + k, k < top_k, other=0)
+        entry = start + tl.arange(0, BLOCK)
+        column = tl.load(chosen + first + entry, entry < top_k, other=0)
         tile = load_tile(phi_candidates, head, column, lanes).to(tl.float32)
-        tl.store(scores + first + k, tl.sum(tile * anchor, axis=1), k < top_k)
+        tl.store(scores + first + entry, tl.sum(tile * anchor, axis=1), entry < top_k)
 
 
 @launched()  # for any size it spills a register
@@ -49,12 +49,12 @@ def _topk_rows(
     top = tl.full((ROWS,), -3.4e38, tl.float32)
     s_sum = tl.zeros((ROWS,), tl.float32)
     tau_sum = tl.zeros((ROWS,), tl.float32)
-    tau_low = tl.full((ROWS,), float("inf"), tl.float32)
+    tau_lowest = tl.full((ROWS,), float("inf"), tl.float32)
     bounds = tl.zeros((ROWS,), tl.float32)
     for start in range(0, top_k, BLOCK):
-        k = start + lanes
-        mask = inside[:, None] & (k < top_k)[None, :]
-        at = row[:, None] * top_k + k[None, :]
+        entry = start + lanes
+        mask = inside[:, None] & (entry < top_k)[None, :]
+        at = row[:, None] * top_k + entry[None, :]
         s = tl.load(similarities + at, mask, other=0.0)
         r = s
         if ADAPTIVE:
@@ -69,7 +69,7 @@ def _topk_rows(
             top = higher
         s_sum += tl.sum(tl.where(mask, s, 0.0), axis=1)
         tau_sum += tl.sum(tl.where(mask, tau, 0.0), axis=1)
-        tau_low = tl.minimum(tau_low, tl.min(tl.where(mask, tau, float("inf")), axis=1))
+        tau_lowest = tl.minimum(tau_lowest, tl.min(tl.where(mask, tau, float("inf")), axis=1))
         bounds += tl.sum(tl.where(mask, bound, 0.0), axis=1)
     final = total
     if HAS_EXTRA:
@@ -81,9 +81,9 @@ def _topk_rows(
 
     m2 = tl.zeros((ROWS,), tl.float32)
     for start in range(0, top_k, BLOCK):
-        k = start + lanes
-        mask = inside[:, None] & (k < top_k)[None, :]
-        at = row[:, None] * top_k + k[None, :]
+        entry = start + lanes
+        mask = inside[:, None] & (entry < top_k)[None, :]
+        at = row[:, None] * top_k + entry[None, :]
         s = tl.load(similarities + at, mask, other=0.0)
         r = s
         if ADAPTIVE:
@@ -100,7 +100,7 @@ def _topk_rows(
         if ADAPTIVE:
             tl.store(slope_r + at, by_r, mask)
     elements = tl.full((ROWS,), 1.0, tl.float32) * top_k
-    store_partial(partials, row, count, inside, elements, s_sum, tau_sum, m2, tau_low, bounds)
+    store_partial(partials, row, count, inside, elements, s_sum, tau_sum, m2, tau_lowest, bounds)
 
 
 def topk_forward(
@@ -136,8 +136,8 @@ def topk_forward(
     slope_r = torch.empty_like(similarities) if phi_anchors is not None else similarities.new_empty(0)
     if phi_anchors is not None and phi_candidates is not None:
         _topk_scores[rows, heads](
-            rows_of(unit_rows(phi_anchors)),
-            rows_of(unit_rows(phi_candidates)),
+            rows_of(contiguous_rows(phi_anchors)),
+            rows_of(contiguous_rows(phi_candidates)),
             chosen,
             slope_r,
             top_k,
