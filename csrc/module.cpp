@@ -77,7 +77,7 @@ void require_sizes(std::initializer_list<int64_t> sizes, int threads) {
 void require_inputs(const FourTables& inputs, int64_t phi_width) {
   require(inputs[0] && inputs[1], "x and y must be given, got none");
   require(inputs[2].has_value() == inputs[3].has_value() && inputs[2].has_value() == (phi_width > 0),
-          "phi_x and phi_y must be given both with their width, or neither; of the width", phi_width);
+          "phi_width must be positive where phi_x and phi_y are given, else 0", phi_width);
 }
 
 // What the two forms of `contrast` share.
@@ -96,7 +96,7 @@ struct ContrastArguments {
     require_inputs(inputs, phi_width);
     require(skips >= 0 && top_k >= 1 && top_k <= candidates - skips, "top_k must be in [1, candidates less skip]",
             top_k);
-    require((skips > 0) == (skip != 0), "skip must be given where it has columns, and only there; of columns", skips);
+    require((skips > 0) == (skip != 0), "skips must be positive where skip is given, else 0", skips);
     const auto* skipped = pointer<const int64_t>(skip);
     for (int64_t i = 0; i < anchors * skips; ++i)
       require(skipped[i] >= 0 && skipped[i] < candidates, "skip must hold columns of candidates", skipped[i]);
