@@ -192,6 +192,7 @@ def renamed(rank, store, root):
     end_group()
 
 
+@pytest.mark.distributed
 def test_a_process_whose_list_is_of_before_looks_again_and_errors_are_told(make_folder, tmp_path, own_cache):
     """The cache is full: the first process cannot keep what it has found, and there is a list of an earlier run."""
     root = make_folder("set/train", per_class=4).parent

@@ -242,6 +242,7 @@ def resume_own_part(rank, images):
     assert_same(copies(restored), expected)
 
 
+@pytest.mark.distributed
 def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folder, make_shards, tmp_path):
     make_folder(per_class=8)
     make_shards({f"{shard}.tar": samples(range(8 * shard, 8 * shard + 8), content=noise) for shard in range(3)})

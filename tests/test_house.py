@@ -1,0 +1,104 @@
+"""What keeps the house readable: sizes, and who may import whom."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LINES, FUNCTION = 400, 100
+SUFFIXES = {".py", ".pyi", ".c", ".cpp", ".hpp", ".inc", ".md", ".yaml", ".yml", ".sh", ".toml"}
+
+# What a folder must not know of, whether it is imported at the top or when a function runs.
+UNKNOWN = {
+    "kernels": ["amcl_fast.ops", "amcl_fast.losses", "amcl_fast.methods", "amcl_fast.data", "benchmarks", "lightning"],
+    "amcl_fast/ops": ["amcl_fast.losses", "amcl_fast.methods", "amcl_fast.data", "lightning"],
+    "amcl_fast/models": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.data", "lightning"],
+    "amcl_fast/runs": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.report", "lightning"],
+    "amcl_fast/report": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "lightning"],
+    "amcl_fast/data": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "amcl_fast.report"],
+    "amcl_fast/methods": ["amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.pretrain", "amcl_fast.report"],
+    "amcl_fast": ["amcl_fast.cli", "benchmarks", "tests"],
+    "benchmarks": ["tests"],
+}
+ALLOWED = {
+    # A command among others, where benchmarks are installed.
+    ("amcl_fast/cli.py", "amcl_fast.benchmarks.command"),
+    # A name that stays where others import it; it is fetched when somebody asks.
+    ("amcl_fast/report/__init__.py", "amcl_fast.callbacks.capture.capture"),
+}
+
+
+@cache
+def sources():
+    """Paths of what is written by hand here."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git here, which tells what belongs to the project")
+    paths = [ROOT / line for line in listed.stdout.splitlines()]
+    return [path for path in paths if path.suffix in SUFFIXES and path.is_file()]
+
+
+def modules(folder):
+    return [path for path in sources() if path.suffix == ".py" and path.is_relative_to(ROOT / folder)]
+
+
+def imported(path):
+    """Full names of modules and of what is taken from them."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    # Where it is installed: kernels and benchmarks lie in amcl_fast.
+    package = ("amcl_fast", *package) if package and package[0] in ("kernels", "benchmarks") else package
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def test_no_file_is_longer_than_a_reader_likes():
+    long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > LINES}
+    assert not long
+
+
+def test_no_function_is_scrolled_for_twice():
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": n
+        for path in modules(".")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (n := node.end_lineno - node.lineno + 1) > FUNCTION
+    }
+    assert not long
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize("folder", UNKNOWN)
+def test_nobody_looks_upwards(folder):
+    paths = modules(folder)
+    assert paths
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in paths
+        for name in imported(path)
+        for unknown in UNKNOWN[folder]
+        if f"{name}.".startswith(f"{unknown}.") or f"{name}.".startswith(f"amcl_fast.{unknown}.")
+        if (str(path.relative_to(ROOT)), name) not in ALLOWED
+    }
+    assert not wrong
+
+
+def test_report_and_runs_load_no_trainer():
+    code = (
+        "import sys, amcl_fast.report, amcl_fast.runs\n"
+        "print(*sorted({n for n in sys.modules if n.split('.')[0] in ('lightning', 'nvidia', 'torchvision')"
+        " or n.startswith(('amcl_fast.methods', 'amcl_fast.callbacks', 'amcl_fast.pretrain'))}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
