@@ -37,6 +37,23 @@ def test_no_circles():
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_a_side_of_a_comparison_needs_no_more_than_old_commits_have():
+    """The present benchmarks measure a commit of long ago: of it they may import what has always been public."""
+    waiting, reached, found = ["benchmarks.compare"], set(), set()
+    while waiting:
+        if (name := waiting.pop()) not in reached:
+            reached.add(name)
+            waiting += imported(name)
+            for node in ast.parse(MODULES[name].read_text()).body:
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "amcl_fast":
+                    found |= {f"{node.module}.{alias.name}" for alias in node.names}
+                elif isinstance(node, ast.Import):
+                    found |= {alias.name for alias in node.names if alias.name.startswith("amcl_fast")}
+    assert {"benchmarks.peers", "benchmarks.ours", "benchmarks.check"} < reached
+    public = ("AdaptiveTemperature", "BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "ops")
+    assert found == {f"amcl_fast.{name}" for name in public}
+
+
 @pytest.mark.skipif(find_spec("lightning") is None, reason="a callback of a rehearsal needs it")
 def test_every_module_can_be_the_first():
     names = sorted(MODULES.keys() - {"benchmarks.test_benchmarks"})
