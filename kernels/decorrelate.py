@@ -116,12 +116,14 @@ def _decorrelate_elements(
 
     first = tl.program_id(0) * M + shift
     if (first < columns) & (first + M > 0):
-        value, score = _diagonal(
-            own_c, own_r, by_c, by_r, pitch * start_of + own, on_diagonal,
-            on, head * dim + first_row + row, heads * dim,
-            value, score, shifted, scale, tau_min, tau_span, beta, half_d,
-            ADAPTIVE, HAS_OFFSET, SLOPES, M,
+        value, score, s, tau, bound = _diagonal(
+            own_c, own_r, by_c, by_r, start_of, own, on_diagonal, value, score,
+            shifted, scale, tau_min, tau_span, beta, half_d, ADAPTIVE, HAS_OFFSET, SLOPES, M,
         )  # fmt: skip
+        one = tl.full((M,), 1.0, tl.float32)
+        store_partial(
+            on, head * dim + first_row + row, heads * dim, on_diagonal, one, s, tau, tl.zeros_like(one), tau, bound
+        )
 
     place = head * slots + slot + tl.program_id(0)
     tl.store(sums + place, value)
@@ -135,13 +137,12 @@ def _decorrelate_elements(
 
 @triton.jit
 def _diagonal(
-    c, r, by_c, by_r, to, on_diagonal, on, place, count,
-    value, score, shifted, scale, tau_min, tau_span, beta, half_d,
+    c, r, by_c, by_r, start_of, own, on_diagonal, value, score,
+    shifted, scale, tau_min, tau_span, beta, half_d,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, SLOPES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """What pairs of a channel with itself add to value and score; their slopes go to by_c + to and by_r + to, their
-    summaries to the columns `place` of `count`.
-    """
+    """Pairs of a channel with itself: their slopes are written; value and score with them, and s, τ and bound."""
+    pitch: tl.constexpr = 32 // by_c.dtype.element_ty.primitive_bitwidth
     s = scale * c
     tau = tl.zeros((M,), tl.float32) + tau_min
     bound = tl.zeros((M,), tl.float32)
@@ -151,6 +152,7 @@ def _diagonal(
     inverse = 1.0 / tau
     residual = 1.0 - s * inverse
     term = residual * residual
+    to = pitch * start_of + own
     if SLOPES:
         tl.debug_barrier()
         tl.store(by_c + to, (-2.0 * scale * residual * inverse).to(by_c.dtype.element_ty), on_diagonal)
@@ -163,9 +165,7 @@ def _diagonal(
             if HAS_OFFSET:
                 score += tl.sum(slope)
     value += tl.sum(tl.where(on_diagonal, term, 0.0))
-    one = tl.full((M,), 1.0, tl.float32)
-    store_partial(on, place, count, on_diagonal, one, s, tau, tl.zeros_like(one), tau, bound)
-    return value, score
+    return value, score, s, tau, bound
 
 
 def decorrelate(
