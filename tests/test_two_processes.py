@@ -36,7 +36,7 @@ def images(tmp_path_factory):
 def test_two_processes_make_one_run(images, tmp_path):
     (tmp_path / "settings.yaml").write_text(_SETTINGS)
     full = ("--trainer.callbacks", "tests.helpers.disk.FullAt", "--trainer.callbacks.epoch", "0")
-    watched = (*full, "--trainer.callbacks+", "processes.TellThreads")
+    watched = (*full, "--trainer.callbacks+", "tests.helpers.processes.TellThreads")
     done = pretrain(tmp_path, "--config", "settings.yaml", "--data", images, "--run_dir", "run", *watched)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("gloo threads in training 2, at the end 0") == 2, done.stderr
