@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.small_shards import write_shards
+from amcl_fast.data.scan.images import Images
+from tests.helpers.damaged_files import JPEG
+from tests.helpers.small_shards import noise, write_shards
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -59,3 +61,50 @@ def make_shards(tmp_path: Path) -> Callable[..., Path]:
         return write_shards(tmp_path / name, shards, **options)
 
     return make
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Callable[..., Path]:
+    """Writes images below root/PATH: `fill("train/ant", 2)`; returns the root."""
+
+    def write(path: str, count: int = 1, content: bytes | None = None) -> Path:
+        folder = tmp_path / "root" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            file = folder / f"{path.replace('/', ' ')} {number}.png"
+            if content is None:
+                Image.new("RGB", (4, 4), (number, len(path), 0)).save(file)
+            else:
+                file.write_bytes(content)
+        return tmp_path / "root"
+
+    return write
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[[int], Images]:
+    """Writes as many JPEGs, of which each is a class of its own."""
+
+    def make(count: int) -> Images:
+        files = [tmp_path / f"{number:04}.jpg" for number in range(count)]
+        for path in files:
+            path.write_bytes(JPEG)
+        return Images([str(path) for path in files], list(range(count)), [])
+
+    return make
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """40 JPEGs of noise in two classes, 6 to measure on, 3 without a label, 2 that are bad."""
+    for part, count in (("train", 20), ("val", 3)):
+        for number, label in enumerate(("ant", "bee big")):
+            folder = tmp_path / "source" / part / label
+            folder.mkdir(parents=True)
+            for image in range(count):
+                (folder / f"{part[0]}{label[0]}{image}.jpg").write_bytes(noise(100 * number + image, 60))
+    (tmp_path / "source" / "unlabeled").mkdir()
+    for image in range(3):
+        (tmp_path / "source" / "unlabeled" / f"u {image}.x.jpg").write_bytes(noise(900 + image, 60))
+    (tmp_path / "source" / "train" / "ant" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    return tmp_path / "source"

@@ -1,6 +1,5 @@
 """Files that go bad while a loader runs. `damage.py` has all kinds at all places; here each loader meets each kind."""
 
-import gc
 import json
 import os
 import shutil
@@ -22,19 +21,17 @@ from PIL import Image
 from amcl_fast.cli import main
 from amcl_fast.data import Augmentation, ContrastiveLoader, EvaluationLoader
 from amcl_fast.data.decoding import trial
-from amcl_fast.data.decoding.complaints import complaints
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.contrastive import SingleViewLoader
 from amcl_fast.data.loader.evaluation import _Pass
-from amcl_fast.data.reading.reader import Reader
 from amcl_fast.data.scan import headers
 from amcl_fast.data.scan.classes import scan_classes
-from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look, open_image
+from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look
 from amcl_fast.data.scan.images import Images
 from tests.helpers import damage
 from tests.helpers.command_line import NT_XENT
-from tests.helpers.disk import no_room
+from tests.helpers.damaged_files import BMP, JPEG, MAY_DECODE, PNG, WEBP, contents, kinds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,7 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
     """In one process; a crash is at the kind after the last one that was told. Over the loaders, each at all places."""
     turn, places = damage.LOADERS.index(loader), list(damage.PLACES)
-    cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(damage.kinds())]
+    cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(kinds())]
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.damage", "walk", loader, tmp_path / "images", *map("@".join, cases)],
         capture_output=True,
@@ -53,7 +50,7 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(case["kind"], case["place"]) for case in told] == cases, done.stderr[-3000:]
     assert done.returncode == 0, done.stderr[-3000:]
-    wrong = [c for c in told if not c["outcome"].startswith("listed: ") and c["kind"] not in damage.MAY_DECODE]
+    wrong = [c for c in told if not c["outcome"].startswith("listed: ") and c["kind"] not in MAY_DECODE]
     assert not wrong
 
 
@@ -96,27 +93,27 @@ def judged(content):
 
 
 def test_no_damage_ends_or_hangs_a_scan(tmp_path):
-    kinds = damage.kinds()
+    ways = kinds()
     for place, folder in enumerate(("first", "middle", "last")):
         (tmp_path / folder).mkdir()
         for number in range(3):
-            (tmp_path / folder / f"{number} good.jpg").write_bytes(damage.JPEG)
-        for kind, damaging in kinds.items():
+            (tmp_path / folder / f"{number} good.jpg").write_bytes(JPEG)
+        for kind, damaging in ways.items():
             path = tmp_path / folder / f"{place} {kind.replace('/', '-')}"
-            path.write_bytes(damage.JPEG)
+            path.write_bytes(JPEG)
             damaging(path)
     images = scan_classes(tmp_path)
     listed = dict(images.skipped)
-    whole = {kind for kind, content in damage.contents().items() if judged(content) is Look.WHOLE}
+    whole = {kind for kind, content in contents().items() if judged(content) is Look.WHOLE}
     assert 5 < len(whole) < 25
     for place, folder in enumerate(("first", "middle", "last")):
-        for kind in kinds:
+        for kind in ways:
             path = str(tmp_path / folder / f"{place} {kind.replace('/', '-')}")
             # Damage in the middle of a file is left to the run.
-            unseen = kind in whole or kind in damage.MAY_DECODE or kind in ("deleted", "folder", "link to its folder")
+            unseen = kind in whole or kind in MAY_DECODE or kind in ("deleted", "folder", "link to its folder")
             assert unseen or path in listed, path
         assert all(str(tmp_path / folder / f"{number} good.jpg") in images.files for number in range(3))
-    assert len(kinds) > 100
+    assert len(ways) > 100
 
 
 def test_ten_truncated_files_are_listed_with_reasons_and_the_run_goes_on(make_images):
@@ -133,17 +130,6 @@ def test_ten_truncated_files_are_listed_with_reasons_and_the_run_goes_on(make_im
     assert listed.keys() == set(images.files[10:210:20])
     assert listed[images.files[10]] == "found during the run: empty file"
     assert "no frame header" in listed[images.files[50]]
-
-
-@pytest.fixture
-def make_images(tmp_path):
-    def make(count):
-        files = [tmp_path / f"{number:04}.jpg" for number in range(count)]
-        for path in files:
-            path.write_bytes(damage.JPEG)
-        return Images([str(path) for path in files], list(range(count)), [])
-
-    return make
 
 
 @pytest.mark.parametrize("loader", damage.LOADERS)
@@ -181,7 +167,7 @@ def test_what_passes_the_look_is_parsed_by_dali():
     draw = np.random.default_rng(0)
     accepted, seen = [], {Look.WHOLE: 0, Look.PARSED: 0, Look.UNKNOWN: 0, None: 0}
     for _ in range(6000):
-        content = bytearray([damage.JPEG, damage.PNG, damage.WEBP, damage.BMP][draw.integers(4)])
+        content = bytearray([JPEG, PNG, WEBP, BMP][draw.integers(4)])
         reach = int(draw.choice([40, 200, 700]))
         for place in draw.integers(2, reach, draw.integers(1, 4)):
             content[place] = draw.choice([0, 1, 0xFF, draw.integers(256)])
@@ -205,108 +191,12 @@ def test_what_passes_the_look_is_parsed_by_dali():
 @pytest.mark.skipif(not version("nvidia-dali-cuda130").startswith("2.4."), reason="of another DALI nothing is known")
 def test_this_dali_needs_the_guard_and_the_script_would_tell_if_not():
     assert damage.decoder_needs_guard()
-    assert not damage.decoder_needs_guard(bad=damage.JPEG[:900], attempts=1)
-
-
-def test_what_is_no_regular_file_is_not_opened(tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path))
-    for kind in ("FIFO", "socket", "endless device", "folder", "link to a FIFO"):
-        (tmp_path / kind).write_bytes(damage.JPEG)
-        monkeypatch.undo()
-        damage.kinds()[kind](tmp_path / kind)
-        monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path))
-        with pytest.raises(BadImage, match="not a regular file"):
-            open_image(str(tmp_path / kind))
-    assert opened == []
-
-
-def test_a_file_that_is_swapped_for_a_fifo_when_it_is_opened_is_refused_without_waiting(tmp_path, monkeypatch):
-    path, real = tmp_path / "a.jpg", os.open
-    path.write_bytes(damage.JPEG)
-
-    def swap(name, *rest):
-        damage.kinds()["FIFO"](path)
-        return real(name, *rest)
-
-    monkeypatch.setattr("os.open", swap)
-    with pytest.raises(BadImage, match="not a regular file"):
-        open_image(str(path))
-
-
-def children():
-    """Processes that this one has started, by what they run."""
-    found = {}
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
-    return {pid: command for pid, command in found.items() if "amcl_fast.data" in command}
-
-
-def test_the_reader_is_started_again_and_reads_the_same(make_images):
-    images = make_images(128)
-
-    def batches(killing):
-        data = ContrastiveLoader(images, [Augmentation()] * 2, Output(size=8, batch_size=8), seed=3)
-        for number, (views, labels) in enumerate(islice(iter(data), 12)):
-            if number in killing:
-                # None, if the one before was killed and what it had read is not used up.
-                for reader in children().keys() - others:
-                    os.kill(reader, signal.SIGKILL)
-                    killed.append(number)
-            yield [view.clone() for view in views], labels
-
-    gc.collect()  # loaders of tests before, which their errors hold
-    complaints().heard()  # the first loader starts this process, which stays; it is there when it has answered
-    others, killed = children().keys(), []
-    expected = list(batches(()))
-    assert children().keys() == others  # a loader's processes go with it
-    ours = list(batches((0, 4, 5)))
-    assert killed[:2] == [0, 4]
-    for (views, labels), (other_views, other_labels) in zip(ours, expected, strict=True):
-        assert torch.equal(labels, other_labels)
-        assert all(torch.equal(a, b) for a, b in zip(views, other_views, strict=True))
-
-
-def test_the_reader_outlives_signals_and_ends_with_its_user(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(damage.JPEG)
-    script = f"""
-import os, signal, sys
-from amcl_fast.data.reading.reader import Reader
-reader = Reader()
-reader.read([{str(tmp_path / "a.jpg")!r}])
-print(reader._worker._process.pid, flush=True)
-sys.stdin.read()
-"""
-    user = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    pid = int(user.stdout.readline())
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        os.kill(pid, signum)
-    time.sleep(0.2)
-    assert "amcl_fast.data.reading.reader_process" in Path(f"/proc/{pid}/cmdline").read_text()
-    user.kill()
-    user.communicate()
-    until = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(") ")[1][:1]:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def test_long_lists_do_not_block_two_processes_that_wait_for_each_other(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(damage.JPEG)
-    reader = Reader()
-    for _ in range(2):
-        reader.request([str(tmp_path / "a.jpg")] * 20_000 + [str(tmp_path / ("long" * 60))] * 5000)
-    for _ in range(2):
-        encoded = reader.take()
-        assert len(encoded.bad) == 5000
-        assert all(image.tobytes() == damage.JPEG for image in encoded.images[:20_000])
-    reader.close()
+    assert not damage.decoder_needs_guard(bad=JPEG[:900], attempts=1)
 
 
 def test_a_trial_tells_good_from_bad_and_from_what_ends_or_hangs_its_process(monkeypatch):
     tell = Trial()
-    good, bad = (np.frombuffer(content, np.uint8) for content in (damage.JPEG, damage.JPEG[:200]))
+    good, bad = (np.frombuffer(content, np.uint8) for content in (JPEG, JPEG[:200]))
     assert tell(good) is None
     assert tell(bad) == "it cannot be read and decoded"
     assert tell(good) is None
@@ -363,13 +253,6 @@ def test_a_run_that_loses_all_its_files_ends_in_one_line(make_folder, tmp_path, 
         "amcl-fast pretrain: error: no file of the data set can be read and decoded any more"
     )
     assert "ant/000.png\tfound during the run: no such file" in Path("run/skipped_files.txt").read_text()
-
-
-def test_a_limit_on_files_does_not_end_the_reader(make_images):
-    loaders = [ContrastiveLoader(make_images(16), [Augmentation()], Output(size=8, batch_size=8)) for _ in range(2)]
-    list(loaders[0])  # DALI writes a file of its own before its first pipeline
-    with no_room(1000):
-        assert len(list(loaders[1])) == 2
 
 
 def test_an_interrupt_does_not_part_images_and_labels(make_images, monkeypatch):
@@ -435,4 +318,4 @@ def test_a_full_gpu_says_nothing_of_an_image(monkeypatch):
             pass
 
     monkeypatch.setattr(trial, "Worker", Full)
-    assert Trial("gpu", 0)(np.frombuffer(damage.JPEG, np.uint8)) is None
+    assert Trial("gpu", 0)(np.frombuffer(JPEG, np.uint8)) is None

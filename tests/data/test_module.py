@@ -1,4 +1,5 @@
-import re
+"""amcl_fast.data.module: from a folder or a name to loaders."""
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,19 +15,8 @@ from PIL import Image
 
 from amcl_fast.data import Augmentation, ContrastiveDataModule, module
 from amcl_fast.data.sources import named
+from tests.helpers.loaders import pixels_and_labels, prepared
 from tests.helpers.small_shards import noise, samples
-
-
-def prepared(root, **options):
-    data = ContrastiveDataModule(root=str(root), **{"size": 8, "batch_size": 4, "device": "cpu", **options})
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
-def pixels_and_labels(loader):
-    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
-    return images, labels
 
 
 def test_a_folder_with_a_test_part(make_folder):
@@ -328,59 +318,6 @@ def test_image_files_of_mixed_kinds_train(tmp_path):
     assert all(view.isfinite().all() for views, _ in data.train_dataloader() for view in views)
 
 
-def test_a_linear_probe_sees_every_labelled_image_once_an_epoch_and_anew(make_folder):
-    root = make_folder("set/train", per_class=4).parent
-    make_folder("set/test", per_class=2)
-    make_folder("set/unlabeled", per_class=2, classes=("x",))
-    (root / "train" / "ant" / "bad.png").write_text("text")
-    data = prepared(root, batch_size=5)
-    loader = data.linear_probe_loader()
-    first, second = ([(images, labels) for images, labels in loader] for _ in range(2))
-    assert [len(labels) for _, labels in first] == [5, 5] and len(loader) == 2
-    assert all(images.shape == (5, 3, 8, 8) and (labels >= 0).all() for images, labels in first)
-    assert not torch.equal(first[0][0], second[0][0])
-    few = prepared(root, batch_size=64).linear_probe_loader()
-    (_, labels), *_ = few
-    assert labels.sort().values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-
-
-def test_a_sample_of_held_out_images_spreads_over_the_classes(make_folder):
-    root = make_folder("set/train", per_class=4, classes=tuple("abcdefg")).parent
-    make_folder("set/test", per_class=5, classes=tuple("abcdefg"))
-    data = prepared(root)
-    labels = [pixels_and_labels(data.held_out_sample(3, 2))[1].tolist() for _ in range(2)]
-    assert labels[0] == labels[1] == [0, 0, 3, 3, 6, 6]
-    images, every = pixels_and_labels(data.held_out_sample(100, 100))
-    assert every.tolist() == [label for label in range(7) for _ in range(5)]
-    assert torch.equal(images, pixels_and_labels(data.features_loaders()[1])[0])
-
-
-@pytest.mark.parametrize(
-    ("folders", "limit", "reason"),
-    [
-        ({"": 4}, None, "the images have no labels"),
-        ({"ant": 4}, None, "all images are of one class, 'ant'"),
-        ({"ant": 1, "bee": 1, "cow": 1}, None, "no image is held out, since no class has two"),
-        ({"ant": 4, "bee": 4}, 1, "all images that are trained on and have a label are of one class, '(ant|bee)'"),
-        ({"train/ant": 4, "train/bee": 4, "train/cow": 4, "val/cow": 1}, 2, "no held-out image is of a class"),
-        ({"ant": 2, "bee": 1}, None, None),
-        ({"train/ant": 4, "train/bee": 4, "val/bee": 1}, None, None),
-    ],
-)
-def test_what_can_be_measured_is_known_before_the_run(tmp_path, folders, limit, reason):
-    for name, count in folders.items():
-        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            Image.new("RGB", (4, 4)).save(tmp_path / "set" / name / f"{number}.png")
-    data = prepared(tmp_path / "set", batch_size=1, limit=limit)
-    assert (data.unmeasurable is None) == (reason is None)
-    assert reason is None or re.match(reason, data.unmeasurable)
-    if reason is None:
-        bank, queries = (pixels_and_labels(loader)[1] for loader in data.features_loaders())
-        assert len(queries) == 1 and set(queries.tolist()) <= set(bank.tolist())
-    assert len(list(data.train_dataloader())) == data.num_train
-
-
 def test_what_is_not_used_is_told_once(make_folder, caplog):
     root = make_folder("set/train", per_class=2).parent
     make_folder("set/test", per_class=1, classes=("dog",))
@@ -392,71 +329,3 @@ def test_what_is_not_used_is_told_once(make_folder, caplog):
         "(ant, bee, cow)"
     ]
     assert len(pixels_and_labels(data.features_loaders()[1])[1]) == 3
-
-
-def test_samples_are_of_all_classes_and_always_the_same(make_folder):
-    root = make_folder("set/train", classes="abc", per_class=9).parent
-    make_folder("set/test", classes="abc", per_class=4)
-    data = prepared(root)
-    assert data.measured_images() == (27, 12) and data.measured_images(10, 50) == (10, 12)
-    whole = [pixels_and_labels(loader) for loader in data.features_loaders(100, 100)]
-    assert [labels.bincount().tolist() for _, labels in whole] == [[9, 9, 9], [4, 4, 4]]
-    bank, queries = (pixels_and_labels(loader) for loader in data.features_loaders(7, 3))
-    assert sorted(bank[1].bincount().tolist()) == [2, 2, 3] and queries[1].tolist() == [0, 1, 2]
-    again, other_seed = data.features_loaders(7, 3), prepared(root, seed=5).features_loaders(7, 3)
-    for loaders in (again, other_seed):
-        assert torch.equal(pixels_and_labels(loaders[0])[0], bank[0])
-    # Of a larger sample it is a part.
-    larger, _ = pixels_and_labels(data.features_loaders(14, 3)[0])
-    assert all((larger == image).flatten(1).all(1).any() for image in bank[0])
-    # The limit is of what is trained on, and so of the bank.
-    assert prepared(root, limit=6).measured_images(50, 50) == (6, 12)
-
-
-def test_a_sample_of_fewer_images_than_classes_is_not_of_the_first_ones(make_folder):
-    root = make_folder("set/train", classes="abcdefghij", per_class=3).parent
-    make_folder("set/test", classes="abcdefghij", per_class=2)
-    data = prepared(root)
-    bank, queries = (pixels_and_labels(loader)[1] for loader in data.features_loaders(14, 4))
-    assert len(queries.unique()) == 4 and queries.tolist() != [0, 1, 2, 3]
-    # The classes of which the bank has one more.
-    twice = (bank.bincount() == 2).nonzero().flatten().tolist()
-    assert bank.bincount().tolist().count(1) == 6 and twice == queries.tolist()
-    few = pixels_and_labels(data.features_loaders(5, 4)[0])[1].tolist()
-    assert len(few) == 5 and set(queries.tolist()) < set(few)
-
-
-@pytest.mark.parametrize("num_shards", [2, 5, 11])
-def test_parts_of_a_sample_in_order_are_the_sample(make_folder, num_shards):
-    root = make_folder("set", per_class=6)
-    data = prepared(root)
-    expected = [pixels_and_labels(loader) for loader in data.features_loaders(7, 2)]
-    parts = [data.features_loaders(7, 2, shard=shard, num_shards=num_shards) for shard in range(num_shards)]
-    for kind, (images, labels) in enumerate(expected):
-        batches = [batch for part in parts for batch in part[kind]]
-        assert torch.equal(torch.cat([batch for batch, _ in batches]), images)
-        assert torch.equal(torch.cat([batch for _, batch in batches]), labels)
-
-
-def test_a_file_that_turned_out_to_be_bad_moves_no_other_to_another_part(make_folder):
-    """Each process knows of what it has met itself."""
-    root = make_folder("set", per_class=10)
-    data = prepared(root)
-    (first, _), (second, _) = (data.features_loaders(shard=shard, num_shards=2) for shard in range(2))
-    expected = pixels_and_labels(second)[0]
-    data._note_bad_file(first._files[0], "found during the run: of a test")
-    (fewer, _), (second, _) = (data.features_loaders(shard=shard, num_shards=2) for shard in range(2))
-    assert len(fewer._files) == len(first._files) - 1
-    assert torch.equal(pixels_and_labels(second)[0], expected)
-
-
-def test_the_parts_of_a_linear_probe_s_batches_are_the_images(make_folder):
-    data = prepared(make_folder("set", per_class=8), batch_size=6)
-    whole = torch.cat([labels for _, labels in data.linear_probe_loader()])
-    parts = [torch.cat([labels for _, labels in data.linear_probe_loader(shard, 2)]) for shard in range(2)]
-    assert len(parts[0]) == len(parts[1]) and len(whole) == 2 * len(parts[0])
-    with pytest.raises(ValueError, match="batch_size=6 does not divide by 4 processes"):
-        data.linear_probe_loader(0, 4)
-    few = prepared(make_folder("few", classes="ab", per_class=2), batch_size=6)
-    with pytest.raises(ValueError, match=r"2 training images are too few: 3 process"):
-        few.linear_probe_loader(0, 3)
