@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers.browser import CHROMIUM, Browser
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
 
 WIDE = """[...document.querySelectorAll("article *")].filter(e => e.getBoundingClientRect().right > 376)
     .slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
