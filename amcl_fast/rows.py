@@ -91,9 +91,9 @@ def prepared(
         product: dtype of the table that products read; None for none.
         factor: of the rows in the tables.
         normalise: divide rows by max(‖·‖, 1e-12); else the tables hold them as they are.
-        table: the float32 table is wanted.
+        table: the float32 table is needed.
         halves: "raw", as given, but in float32; "ready", as in the table; or "none".
-        skip: the column of the first row among all candidates, if the columns to be skipped are wanted.
+        skip: the column of the first row among all candidates, if the columns to be skipped are needed.
     """
     raw = at_least_float32(x if y is None else torch.cat([x, y], dim=1))
     whole = unit(raw) if normalise else raw

@@ -58,9 +58,9 @@ def needed(*tensors: Tensor | None) -> list[bool]:
     return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
-def masked(tensors: Sequence[Tensor | None], present: Sequence[bool]) -> list[Tensor | None]:
-    """`tensors`, None where they are not `present`: the inverse of `stand_ins`."""
-    return [tensor if there else None for tensor, there in zip(tensors, present, strict=True)]
+def masked(tensors: Sequence[Tensor | None], there: Sequence[bool]) -> list[Tensor | None]:
+    """`tensors`, None where they are not `there`: the inverse of `stand_ins`."""
+    return [tensor if given else None for tensor, given in zip(tensors, there, strict=True)]
 
 
 def present(tensor: Tensor | None) -> Tensor | None:
@@ -90,7 +90,7 @@ def scaled(
         elif t.dim() == 1:
             result.append((t * by_head).sum().to(dtype))
         else:
-            # One pass; bfloat16 was rounded when it was kept as well.
+            # One pass; bfloat16 was rounded when it was stored as well.
             out = t.new_empty(t.shape, dtype=dtype)
             result.append(torch.mul(t, by_head[:, None, None], out=out))
     return result
