@@ -22,6 +22,8 @@ from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import fit, method
 from tests.helpers.traps import Touch
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = {
     "standard": BackboneConfig("resnet18"),
     "bottleneck": BackboneConfig("resnet50"),
