@@ -17,7 +17,7 @@ from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources import list_cache as kept
 from amcl_fast.data.sources.folder import Sources, find_sources
 from amcl_fast.distributed import ElsewhereError
-from tests.helpers.processes import end_group
+from tests.helpers.processes import end_group, spawn
 
 LISTS = "lists"
 
@@ -200,7 +200,7 @@ def test_a_process_whose_list_is_of_before_looks_again_and_errors_are_told(make_
     module_of(root)
     (root / "train" / "ant").rename(root / "train" / "ants")
     (root / "val" / "ant").rename(root / "val" / "ants")
-    torch.multiprocessing.spawn(renamed, args=(tmp_path / "store", root), nprocs=2)
+    spawn(renamed, args=(tmp_path / "store", root), nprocs=2)
 
 
 @pytest.mark.parametrize("place", ["the folder", "the list", "the pointer"])

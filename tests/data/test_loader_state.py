@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from amcl_fast.data.loader.position import pack, unpack
 from amcl_fast.data.reading.reader import Reader
@@ -24,7 +23,7 @@ from tests.helpers.loaders import (
     numbered,
     numbers,
 )
-from tests.helpers.processes import end_group
+from tests.helpers.processes import end_group, spawn
 from tests.helpers.small_shards import noise, samples
 
 
@@ -115,7 +114,7 @@ def resume_own_part(rank, images):
 def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folder, make_shards, tmp_path):
     make_folder(per_class=8)
     make_shards({f"{shard}.tar": samples(range(8 * shard, 8 * shard + 8), content=noise) for shard in range(3)})
-    torch.multiprocessing.spawn(resume_in_two_processes, (tmp_path,), nprocs=2)
+    spawn(resume_in_two_processes, args=(tmp_path,), nprocs=2)
 
 
 def test_replacements_are_part_of_the_state(tmp_path):
