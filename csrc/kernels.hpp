@@ -62,7 +62,8 @@ constexpr double kBoundShare = 0.01, kEps = 1e-12, kLongest = 1099511627776.0;  
 constexpr int64_t kPadding = 16;  // lanes that a vector store may write behind the last element of a scratch array
 
 // Derivatives of an `align` value: by x, scale_x·(cross·v + own_x·u); by y, scale_y·(cross·u + own_y·v); by r,
-// slope_r. Here u = scale_x·x and v = scale_y·y: rows too long for their squares are scaled down, all others have a scale of 1.
+// slope_r. Here u = scale_x·x and v = scale_y·y: rows too long for their squares are scaled down, all others have a
+// scale of 1.
 template <class T>
 struct AlignFactors {
   T cross, own_x, own_y, slope_r, scale_x, scale_y;
@@ -83,8 +84,8 @@ struct Kernels {
   // constant temperature). r is overwritten; work holds 3·top_k elements.
   T (*topk_row)(Form form, int64_t top_k, const T* s, T* r, const Temperature<T>& temperature, T* slope_s, T* slope_r,
                 T* work, Sums* sums);
-  // The same over a whole row of n columns but those in `skip`, and, unless null, the logit `extra`. With `gradients`, s
-  // and r become `gradient` times the derivatives of the row by s and by r, and `slope_r_sum` the sum of the latter.
+  // The same over a whole row of n columns but those in `skip`, and, unless null, the logit `extra`. With `gradients`,
+  // s and r become `gradient` times the derivatives of the row by s and by r, and `slope_r_sum` the sum of the latter.
   // work holds 3n elements.
   T (*softmax_row)(int64_t n, T* s, T* r, const int64_t* skip, int64_t skips, const Temperature<T>& temperature,
                    bool gradients, T gradient, const T* extra, T* work, T* slope_r_sum, Sums* sums);
