@@ -68,7 +68,7 @@ class Augmentation:
             ValueError: another letter, or one that repeats.
         """
         if set(letters) - set(_LETTERS) or len(set(letters)) != len(letters):
-            raise ValueError(f"augmentation={letters!r}: expected letters out of {_LETTERS!r}, each at most once")
+            raise ValueError(f"augmentation must be letters out of {_LETTERS!r}, each at most once, got {letters!r}")
         return cls(
             crop_scale=(0.08, 1.0) if "a" in letters else None,
             blur=0.5 if "b" in letters else 0.0,
@@ -80,10 +80,10 @@ class Augmentation:
 
 def _check_share(name: str, value: float, meaning: str) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: expected {meaning}")
+        raise ValueError(f"{name} must be {meaning}, got {value!r}")
 
 
 def _check_range(name: str, bounds: tuple[float, float], highest: float = float("inf")) -> None:
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= highest or not isfinite(bounds[1]):
         limit = "" if highest == float("inf") else f" <= {highest:g}"
-        raise ValueError(f"{name}={bounds!r}: expected (low, high) with 0 < low <= high{limit}")
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high{limit}, got {bounds!r}")

@@ -113,19 +113,19 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self.held_out, self.dtype, self.shuffle_pool = held_out, dtype, shuffle_pool
         for name in ("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
+            raise ValueError(f"device must be 'auto', 'cpu' or 'gpu', got {device!r}")
         if dtype not in ("auto", "float32", "float16"):
             raise ValueError(f"data.dtype must be auto, float32 or float16, got {dtype!r}")
         check_of_pixels("mean", mean)
         check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct={crop_pct}: expected above 0 and at most 1")
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
         same = Augmentation.from_letters(augmentation)
         self.views = [same] * views if isinstance(views, int) else list(views)
         if len(self.views) < 2:
-            raise ValueError(f"views={views}: contrastive learning needs two or more")
+            raise ValueError(f"views must be at least 2, got {views}")
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None

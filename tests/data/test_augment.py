@@ -32,7 +32,7 @@ def test_each_letter_switches_one_augmentation(letter, field, value):
 
 @pytest.mark.parametrize("letters", ["acx", "aa", "A", "a c"])
 def test_unknown_and_repeated_letters_are_refused(letters):
-    with pytest.raises(ValueError, match=r"augmentation='.*expected letters out of 'abcde'"):
+    with pytest.raises(ValueError, match=r"augmentation must be letters out of 'abcde', .* got '"):
         Augmentation.from_letters(letters)
 
 
@@ -53,7 +53,7 @@ def test_unknown_and_repeated_letters_are_refused(letters):
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(setting):
-    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.*expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be .*, got"):
         Augmentation(**setting)
 
 

@@ -132,7 +132,7 @@ def test_waiting_is_counted(tmp_path):
     [
         ({"batch_size": 31}, "30 training images are too few: 1 process.* with batches of 31 need 31"),
         ({"num_shards": 4}, "30 training images are too few"),
-        ({"shard": 2, "num_shards": 2}, "shard=2: expected 0 <= shard < num_shards=2"),
+        ({"shard": 2, "num_shards": 2}, "shard must be at least 0 and below num_shards=2, got 2"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, options, message):

@@ -78,7 +78,7 @@ class ContrastiveLoader:
         if not views:
             raise ValueError("views: got none; at least one is needed")
         if not 0 <= shard < num_shards:
-            raise ValueError(f"shard={shard}: expected 0 <= shard < num_shards={num_shards}")
+            raise ValueError(f"shard must be at least 0 and below num_shards={num_shards}, got {shard}")
         self._order = Order(len(images.files), output.batch_size, seed=seed, share=shard, shares=num_shards, pool=pool)
         self._pool = pool
         self._batches = self._order.batches

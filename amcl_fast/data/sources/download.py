@@ -27,7 +27,7 @@ def prepare_download(name: str) -> Path:
         ConnectionError: the download failed; the message names the remedies.
     """
     if name not in DOWNLOADS:
-        raise ValueError(f"name={name!r}: expected one of {DOWNLOADS}")
+        raise ValueError(f"name must be one of {DOWNLOADS}, got {name!r}")
     target = cache_folder() / "datasets" / name
     if target.is_dir():
         return target

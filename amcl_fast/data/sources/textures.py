@@ -34,7 +34,7 @@ def draw(texture: str, random: np.random.Generator) -> NDArray[np.uint8]:
         ValueError: no such texture.
     """
     if texture not in TEXTURES:
-        raise ValueError(f"texture={texture!r}: expected one of {list(TEXTURES)}")
+        raise ValueError(f"texture must be one of {list(TEXTURES)}, got {texture!r}")
     low = _colour(random)
     high = _colour(random)
     while abs((high - low) @ _LUMA) < 0.4:  # or greyscale would leave little of the pattern
