@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+KNOWN = ROOT / "tests" / "kernels" / "resources.jsonl"
 
 # Usable by one block, bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -28,7 +29,7 @@ def kernels(folder):
         for arch in SHARED:
             # Files: a pipe that nobody reads yet holds a process up once it is full.
             with (folder / f"{arch}.out").open("w") as out, (folder / f"{arch}.err").open("w") as err:
-                command = [sys.executable, "-m", "tests.helpers.kernels.offline", str(arch)]
+                command = [sys.executable, "-m", "tests.helpers.kernels.offline", str(arch), "--known", KNOWN]
                 processes[arch] = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=err)
         for arch, process in processes.items():
             assert process.wait() == 0, (folder / f"{arch}.err").read_text()[-4000:]
@@ -40,7 +41,7 @@ def kernels(folder):
     return lines
 
 
-# Eight minutes of one core where nothing is in Triton's cache; one test, so that it is done once.
+# Nine minutes of one core where all kernels have changed, or Triton has; one test, so that it is done once.
 @pytest.mark.timeout(3600)
 def test_resources(tmp_path):
     found = kernels(tmp_path)
@@ -52,3 +53,14 @@ def test_resources(tmp_path):
             assert kernel["shared"] <= shared, kernel
             assert kernel["fusible"] == 0 or kernel["kernel"] not in FAITHFUL, kernel
         assert any(kernel["fusible"] for kernel in of_arch)
+    known = {line["key"]: line for line in map(json.loads, KNOWN.read_text().splitlines())}
+    for kernel in found:
+        if kernel["compiled"] and kernel["key"] in known:
+            assert known[kernel["key"]].items() <= kernel.items(), "what is known of a kernel is what was compiled"
+    keys = {kernel["key"] for kernel in found}
+    # Another Triton knows none of them; then all were compiled.
+    if keys & known.keys():
+        assert keys == known.keys(), (
+            f"{len(keys - known.keys())} kernels are not in {KNOWN.name}, {len(known.keys() - keys)} there are gone: "
+            f"python -m tests.helpers.kernels.offline 80 90 100 --known {KNOWN.relative_to(ROOT)} --write"
+        )

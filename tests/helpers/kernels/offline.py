@@ -1,13 +1,18 @@
 """Compile the kernels for GPUs that are not there, exactly as the launchers would, and print what they use.
 
-    python -m tests.helpers.kernels.offline 80 90 100
+    python -m tests.helpers.kernels.offline 80 90 100 [--known tests/kernels/resources.jsonl [--write]]
 
 The launchers run on CPU tensors with a driver that only names the target, so every configuration comes from their own
 tables. One JSON line per kernel: registers and bytes of stack per thread, bytes of shared memory per block, and how
 many float32 products and sums the assembler is free to fuse.
+
+Compiling all takes nine minutes of one core. What comes out follows from what goes in, so a file of known results says
+it as well: its keys are made of all that goes in (the source and what it calls, constants, options, the versions of
+Triton and of its assembler). One kernel in `SAMPLE` is compiled all the same.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -15,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -28,6 +34,8 @@ CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
 
 # Those that say how they are rounded, mul.rn.f32, are left as they are.
 FUSIBLE = re.compile(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b")
+
+SAMPLE = 16
 
 
 class _Offline:
@@ -185,35 +193,93 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {key: int(re.search(rf"\b{name}:(\d+)", text)[1]) for key, name in names.items()}
 
 
+class Known:
+    """Takes the place of a compiled kernel, which is never launched."""
+
+
+class Compiler:
+    """Stands between the launchers and Triton's compiler; tells what every kernel uses, once.
+
+    Args:
+        known: lines by their keys, of kernels that are compiled only if they are in the sample.
+        tell: gets the line of each kernel, with the first case that launches it and whether it was `compiled`.
+    """
+
+    def __init__(self, known: dict[str, dict[str, Any]], tell: Callable[[dict[str, Any]], object]) -> None:
+        self._known, self._tell, self._told = known, tell, set[str]()
+        self.arch, self.case = 0, ""
+
+    def install(self) -> None:
+        """Have Triton compile here, and launch nothing."""
+        run, compiled = JITFunction.run, JITFunction._do_compile
+
+        def prepare(function: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
+            return run(function, *launch.general(function, args), grid=grid, warmup=True, **kwargs)
+
+        def compile_once(function: JITFunction, key: str, *arguments: Any) -> object:
+            signature, device, constants, options, attributes, _ = arguments
+            kernels, _, _, backend, _ = function.device_caches[device]
+            source = function.ASTSource(function, signature, constants, attributes)
+            parts = triton.__version__, source.hash(), backend.hash(), options.hash()
+            name = hashlib.sha256("-".join(parts).encode()).hexdigest()[:24]
+            line = self._known.get(name)
+            again = line is None or int(name, 16) % SAMPLE == 0
+            kernel = compiled(function, key, *arguments) if again else Known()
+            kernels[key] = kernel
+            if name not in self._told:
+                self._told.add(name)
+                line = self._line(name, function, kernel) if again else line
+                self._tell({"case": self.case, "compiled": again, **line})
+            return kernel
+
+        JITFunction.run, JITFunction._do_compile = prepare, compile_once
+
+    def _line(self, name: str, function: JITFunction, kernel: Any) -> dict[str, Any]:
+        return {
+            "key": name,
+            "arch": self.arch,
+            "kernel": function.__name__.strip("_"),
+            "warps": kernel.metadata.num_warps,
+            "shared": kernel.metadata.shared,
+            "fusible": len(FUSIBLE.findall(kernel.asm["ptx"])),
+            **usage(kernel.asm["cubin"]),
+        }
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of a file of known results, by their keys."""
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {line["key"]: line for line in lines}
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    """A file of known results."""
+    plain = [{name: value for name, value in line.items() if name not in ("case", "compiled")} for line in lines]
+    plain.sort(key=lambda line: (line["arch"], line["kernel"], line["key"]))
+    path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in plain))
+
+
 def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arch", nargs="+", type=int)
+    parser.add_argument("--known", type=Path, help="a file of results; what it has is not compiled, but for a sample")
+    parser.add_argument("--write", action="store_true", help="write that file anew, for these architectures alone")
     arguments = parser.parse_args()
-    seen: set[str] = set()
-    run, arch, label = JITFunction.run, 0, ""
+    lines: list[dict[str, Any]] = []
 
-    def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
-        kernel = run(self, *launch.general(self, args), grid=grid, warmup=True, **kwargs)
-        if kernel.hash not in seen:
-            seen.add(kernel.hash)
-            line = {
-                "arch": arch,
-                "kernel": self.__name__.strip("_"),
-                "case": label,
-                "warps": kernel.metadata.num_warps,
-                "shared": kernel.metadata.shared,
-                "fusible": len(FUSIBLE.findall(kernel.asm["ptx"])),
-                **usage(kernel.asm["cubin"]),
-            }
-            print(json.dumps(line), flush=True)
-        return kernel
+    def tell(line: dict[str, Any]) -> None:
+        lines.append(line)
+        print(json.dumps(line), flush=True)
 
-    JITFunction.run = compile_only
-    common.capability = lambda x: divmod(arch, 10)
-    for arch, (label, call) in product(arguments.arch, list(cases())):  # noqa: B007 (read by compile_only)
-        triton.runtime.driver.set_active(_Offline(arch))
+    compiler = Compiler(read(arguments.known) if arguments.known else {}, tell)
+    compiler.install()
+    common.capability = lambda x: divmod(compiler.arch, 10)
+    for compiler.arch, (compiler.case, call) in product(arguments.arch, list(cases())):
+        triton.runtime.driver.set_active(_Offline(compiler.arch))
         call()
+    if arguments.write:
+        write(arguments.known, lines)
 
 
 if __name__ == "__main__":
