@@ -42,7 +42,8 @@ class Sources:
         unlabelled: further images to train on, without a label; None where no part of the folder is for them.
         no_labels: why the images of `train` have no labels; None if they have.
         notes: lines for the user, on folders that were not taken for what they may have been meant for.
-        name: of all of this, paths included, once it was kept (`data.kept`); the same for the same content.
+        name: of all of this, paths included, once it was kept (`data.sources.list_cache`); the same for the same
+            content.
     """
 
     train: Images
