@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Squares of what is no larger, and sums of millions of them, are far inside float32; 1e12.
-LARGEST = 2.0**40
+LONGEST = 2.0**40
 
 
 def transformed() -> bool:
@@ -27,14 +27,14 @@ def may_look(x: Tensor) -> bool:
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Rows x (..., d), those that hold a larger number than `LARGEST` scaled down to it; others keep their bits.
+    """Rows x (..., d), those that hold a larger number than `LONGEST` scaled down to it; others keep their bits.
 
     For what does not change with the size of a row, or no more at that size, but is made of squares and sums, which
     overflow (in float32, from 1e19 on).
     """
-    if may_look(x) and float(torch.linalg.vector_norm(x.detach())) <= LARGEST:
+    if may_look(x) and float(torch.linalg.vector_norm(x.detach())) <= LONGEST:
         return x
-    return x * (LARGEST / x.detach().abs().amax(-1, keepdim=True)).clamp(max=1)
+    return x * (LONGEST / x.detach().abs().amax(-1, keepdim=True)).clamp(max=1)
 
 
 def unit(x: Tensor) -> Tensor:

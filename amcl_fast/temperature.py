@@ -12,7 +12,7 @@ SCORES = ("dot", "cosine")
 PRECISIONS = ("auto", "float32", "tf32")
 
 # Of any τ: it must be a number of float32, in which most losses are evaluated, and so must 1/τ², a slope of theirs.
-SMALLEST, LARGEST = 1e-18, torch.finfo(torch.float32).max
+SMALLEST_TAU, LARGEST_FLOAT32 = 1e-18, torch.finfo(torch.float32).max
 
 
 class AdaptiveTemperature(nn.Module):
@@ -73,14 +73,15 @@ class AdaptiveTemperature(nn.Module):
                 raise TypeError(f"{name} must be an int, got {type(width).__name__}")
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {width}")
-        if not SMALLEST <= tau_min < tau_max <= LARGEST:
+        if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
-                f"need {SMALLEST} <= tau_min < tau_max <= {LARGEST:.3g}, got tau_min={tau_min}, tau_max={tau_max}"
+                f"need {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
+                f"got tau_min={tau_min}, tau_max={tau_max}"
             )
         if score not in SCORES:
             raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-        if not 0 < scale <= LARGEST:
-            raise ValueError(f"scale must be positive and at most {LARGEST:.3g}, got {scale}")
+        if not 0 < scale <= LARGEST_FLOAT32:
+            raise ValueError(f"scale must be positive and at most {LARGEST_FLOAT32:.3g}, got {scale}")
         if not math.isfinite(offset):
             raise ValueError(f"offset must be finite, got {offset}")
         if precision not in PRECISIONS:

@@ -13,7 +13,7 @@ from .step import distinct
 # In half precision the products read rounded factors, and gradients are rounded when they leave.
 FLOOR = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 # Similarities that the float64 reference may hold; beyond that a sample of the anchors is checked.
-_LARGEST = {"cpu": 15_000_000, "cuda": 100_000_000}
+_MOST_SIMILARITIES = {"cpu": 15_000_000, "cuda": 100_000_000}
 
 
 def evaluate(run: Run, operands: Operands, gradient: Tensor | None = None) -> list[Tensor]:
@@ -68,7 +68,7 @@ class Oracle:
         self._case, self._dtype = case, dtype
         self._operands = case.operands(device, dtype, on_grid=True)
         self._rows: Tensor | None = None
-        limit = _LARGEST[device] // (case.heads * case.columns)
+        limit = _MOST_SIMILARITIES[device] // (case.heads * case.columns)
         if case.operator == "contrast" and case.rows > limit:
             self._rows = torch.linspace(0, case.rows - 1, max(limit, 16), device=device).long()
         # Half precision is what the factors are given in; the arithmetic after that is float32.

@@ -211,7 +211,7 @@ def allowance(name: str, case: Case, dtype: torch.dtype) -> float:
 
 
 # Bytes of s that the bare products may hold.
-_LARGEST = 8 << 30
+_MOST_BYTES = 8 << 30
 
 
 def products(case: Case, operands: Operands, rows_at_once: int | None = None) -> Callable[[], None]:
@@ -222,7 +222,7 @@ def products(case: Case, operands: Operands, rows_at_once: int | None = None) ->
     tables = [(t.detach(), t.requires_grad) for t in operands[:4] if t is not None]
     pairs = list(zip(tables[::2], tables[1::2], strict=True))
     x = pairs[0][0][0]
-    fits = case.heads * case.rows * case.columns * x.itemsize <= _LARGEST
+    fits = case.heads * case.rows * case.columns * x.itemsize <= _MOST_BYTES
     at_once = rows_at_once or (x.shape[1] if fits else 4096)
 
     def run() -> None:

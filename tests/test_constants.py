@@ -17,4 +17,4 @@ def test_share_of_a_bound():
 
 def test_shortest_and_longest_rows():
     assert native.EPS == common.EPS.value == inspect.signature(normalize).parameters["eps"].default
-    assert native.LONGEST == common.LONGEST.value == rows.LARGEST
+    assert native.LONGEST == common.LONGEST.value == rows.LONGEST

@@ -12,7 +12,7 @@ from .. import ops
 from ..ops.phi import phi
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32
-from ..temperature import SMALLEST, AdaptiveTemperature
+from ..temperature import SMALLEST_TAU, AdaptiveTemperature
 from .inputs import number
 
 
@@ -32,7 +32,7 @@ class Loss(nn.Module):
         if backend not in ops.BACKENDS:
             raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
         if not isinstance(temperature, AdaptiveTemperature):
-            temperature = number("temperature", temperature, SMALLEST)
+            temperature = number("temperature", temperature, SMALLEST_TAU)
         self.temperature = temperature
         self.backend = backend
         self.last_stats: Stats = {}

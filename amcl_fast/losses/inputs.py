@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import rows
 from ..ops import checks
-from ..temperature import LARGEST
+from ..temperature import LARGEST_FLOAT32
 
 
 class NonFiniteInputError(ValueError):
@@ -50,8 +50,8 @@ def number(name: str, value: float, smallest: float = 0.0) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         accepted = "a float or an AdaptiveTemperature" if name == "temperature" else "a float"
         raise TypeError(f"{name} must be {accepted}, got {type(value).__name__}")
-    if not smallest <= value <= LARGEST:
-        raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST:.3g}, got {value}")
+    if not smallest <= value <= LARGEST_FLOAT32:
+        raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST_FLOAT32:.3g}, got {value}")
     return float(value)
 
 

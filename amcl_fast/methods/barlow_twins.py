@@ -9,7 +9,7 @@ from torch import Tensor
 from ..distributed import gather_rows, world
 from ..losses import BarlowTwinsLoss
 from .base import Method
-from .pairs import LARGEST, Pairs, pairs_of
+from .pairs import MOST_ANCHORS, Pairs, pairs_of
 
 
 class BarlowTwins(Method):
@@ -45,7 +45,7 @@ class BarlowTwins(Method):
         """As `Method.pairs`; a pair is two channels, its similarity their correlation coefficient."""
         gathers = self.criterion.gather and world()[1] > 1
         x, y = (
-            (gather_rows(z.transpose(0, 1)) if gathers else z.transpose(0, 1)).mT[:, :LARGEST]
+            (gather_rows(z.transpose(0, 1)) if gathers else z.transpose(0, 1)).mT[:, :MOST_ANCHORS]
             for z in self.embed(images).float().chunk(2)
         )
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)

@@ -9,7 +9,7 @@ from ..distributed import gather_rows, row_counts, world
 from ..losses import MoCoLoss
 from ..models import KeyQueue, MomentumEncoder
 from .base import Method, share_of_mean
-from .pairs import LARGEST, Pairs, normalised_rows, pairs_of
+from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 
 
 class MoCo(Method):
@@ -79,8 +79,8 @@ class MoCo(Method):
 
     def pairs(self, images: Tensor) -> Pairs:
         n = len(images) // 2
-        x = normalised_rows(self.embed(images)[:n][:LARGEST])
-        step = -(-self.queue.keys.shape[1] // LARGEST)
+        x = normalised_rows(self.embed(images)[:n][:MOST_ANCHORS])
+        step = -(-self.queue.keys.shape[1] // MOST_ANCHORS)
         keys = normalised_rows(self.key_encoder(images)[n:])
         y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
         negative = torch.arange(y.shape[1], device=x.device) >= n

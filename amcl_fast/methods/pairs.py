@@ -8,7 +8,7 @@ from torch import Tensor
 from ..rows import unit
 from ..temperature import AdaptiveTemperature
 
-LARGEST = 512
+MOST_ANCHORS = 512
 """Anchors, channels or keys of a queue that are looked at, at most: more would only take memory."""
 
 

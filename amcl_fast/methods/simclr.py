@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..losses import SimCLRLoss
 from .base import Method
-from .pairs import LARGEST, Pairs, normalised_rows, pairs_of
+from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 
 
 class SimCLR(Method):
@@ -31,6 +31,6 @@ class SimCLR(Method):
 
     def pairs(self, images: Tensor) -> Pairs:
         z1, z2 = (normalised_rows(z) for z in self.embed(images).chunk(2))
-        x, y = z1[:, :LARGEST], torch.cat([z2, z1], dim=1)
-        own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:LARGEST]
+        x, y = z1[:, :MOST_ANCHORS], torch.cat([z2, z1], dim=1)
+        own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:MOST_ANCHORS]
         return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1))

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
 from .base import Method, share_of_mean
-from .pairs import LARGEST, Pairs, normalised_rows, pairs_of
+from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 
 
 class SimSiam(Method):
@@ -47,6 +47,6 @@ class SimSiam(Method):
     def pairs(self, images: Tensor) -> Pairs:
         z = self.embed(images)
         n = len(z) // 2
-        x, y = normalised_rows(self.predictor(z)[:n][:LARGEST]), normalised_rows(z[n:])
-        own = torch.eye(n, dtype=torch.bool, device=z.device)[:LARGEST]
+        x, y = normalised_rows(self.predictor(z)[:n][:MOST_ANCHORS]), normalised_rows(z[n:])
+        own = torch.eye(n, dtype=torch.bool, device=z.device)[:MOST_ANCHORS]
         return pairs_of(x, y, self.criterion.temperature, ~own)

@@ -20,7 +20,7 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 TIMM_PREFIX = "timm/"
 _STANDARD_WIDTH = 64
 _SAFE_CHANNELS = 16
-_LARGEST = 2048  # pixels; a file from elsewhere may say anything
+_LARGEST_SIZE = 2048  # pixels; a file from elsewhere may say anything
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class _TimmEncoder(nn.Module):
 
     def __init__(self, name: str, size: int | None) -> None:
         super().__init__()
-        if size is not None and not 1 <= size <= _LARGEST:
-            raise ValueError(f"backbone.size must be between 1 and {_LARGEST}, got {size}")
+        if size is not None and not 1 <= size <= _LARGEST_SIZE:
+            raise ValueError(f"backbone.size must be between 1 and {_LARGEST_SIZE}, got {size}")
         self.model, self.takes_size = _create(name, size)
         self.feature_dim = _feature_dim(self.model, name, size or _own_size(self.model))
 

@@ -9,7 +9,7 @@ from .groups import MEMBERS, start_of, touched_members
 from .ranks import ordered
 
 # The largest finite number, which stands for all above it.
-LARGEST = tl.constexpr(3.4028234663852886e38)
+LARGEST_FLOAT32 = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def _select_bits(
                 s = _unless_skipped(s, skip, first, second, row, anchors.rows, column)
             # NaN and ∞ are above any bound, and −0 is 0, whose differences have the signs of equal numbers. Signs, not
             # comparisons, which would hold a predicate for each similarity.
-            most = tl.where(column < candidates.rows, LARGEST.value, float("-inf"))[None, :]
+            most = tl.where(column < candidates.rows, LARGEST_FLOAT32.value, float("-inf"))[None, :]
             s = tl.where(s < most, s, most) + 0.0
             found = _pushed(_pushed(found, bound - s), s - bound)
         found <<= 2 * (MEMBERS.value - last + word * MEMBERS.value)

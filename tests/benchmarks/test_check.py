@@ -31,7 +31,7 @@ def wrong_by(place: int):
 @pytest.mark.parametrize("largest", [10**6, 200])
 def test_an_error_in_one_gradient_is_seen(monkeypatch, place, largest):
     """At full size, and on a sample of the anchors."""
-    monkeypatch.setitem(check._LARGEST, "cpu", largest)
+    monkeypatch.setitem(check._MOST_SIMILARITIES, "cpu", largest)
     oracle = check.Oracle(SIMCLR, "cpu", torch.float32)
     assert oracle.error(implementation("auto", SIMCLR)) <= oracle.tolerance < 1e-4
     assert oracle.error(wrong_by(place)) == pytest.approx(1e-3, rel=0.1)
@@ -57,7 +57,7 @@ def test_nan_is_an_error():
 @pytest.mark.parametrize("part", [0, 1])
 def test_one_table_has_one_gradient_of_both_its_parts(monkeypatch, largest, part):
     """At full size, and on a sample of the anchors; what either part lacks is seen."""
-    monkeypatch.setitem(check._LARGEST, "cpu", largest)
+    monkeypatch.setitem(check._MOST_SIMILARITIES, "cpu", largest)
     case = replace(SIMCLR, shared=True)
     x, y, phi_x, phi_y, *_ = case.operands("cpu", torch.float32)
     assert x is y and phi_x is phi_y

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast.methods.pairs import LARGEST
+from amcl_fast.methods.pairs import MOST_ANCHORS
 from tests.helpers.toy_methods import DIM, FRAMEWORKS, HEADS, KINDS, method
 
 N = 8
@@ -71,11 +71,11 @@ def test_a_look_changes_nothing(framework):
 
 
 def test_long_queues_are_sampled_all_along():
-    module = method("moco", "baseline", queue_size=3 * LARGEST - 2)
+    module = method("moco", "baseline", queue_size=3 * MOST_ANCHORS - 2)
     keys = module.queue.keys
     keys[:, ::3] = keys[:, :1]
     found = module.pairs_of_views(views())
-    assert found.negative_tau.shape == (HEADS, N, LARGEST)
+    assert found.negative_tau.shape == (HEADS, N, MOST_ANCHORS)
     torch.testing.assert_close(found.negative_similarity.std(dim=-1), torch.zeros(HEADS, N), rtol=0, atol=1e-6)
 
 
