@@ -15,16 +15,16 @@ device. Temperatures enter as φ's outputs, already scaled, so that τ needs one
 `phi_x = phi_y = None` is a constant temperature τ = tau_min = tau_max. Its regulariser Ω(τ) is a constant too,
 so it is left out (β counts as 0): the baselines of the paper have none.
 
-This module may be dense in rows × candidates, never in rows × candidates × d. What it is given is checked where a
-backend is chosen, by `amcl_fast.ops`.
+This module may be dense in rows × candidates, never in rows × candidates × d. It refuses the settings that
+every backend refuses; tensors are checked where a backend is chosen, by `amcl_fast.ops`.
 """
 
 import torch
 from torch import Tensor
 
+from . import operator_settings
+from .operator_settings import NEGATIVES as NEGATIVES
 from .rows import unit
-
-NEGATIVES = ("topk_mean", "topk_softmax", "softmax")
 
 Stats = dict[str, Tensor]
 
@@ -77,7 +77,11 @@ def contrast(
 
     Returns:
         (rows, stats): rows (C, A); stats of s and τ over T, 0-dim and detached.
+
+    Raises:
+        ValueError, TypeError: a setting that is out of range or of the wrong kind; the message names it.
     """
+    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra)
     heads, _, dim = anchors.shape
     available = candidates.shape[1]
     similarity = anchors @ candidates.mT  # (C, A, B)
@@ -131,7 +135,11 @@ def align(
 
     Returns:
         (rows, stats): rows (C, N); stats of s and τ over all rows.
+
+    Raises:
+        ValueError: as `contrast`.
     """
+    operator_settings.numbers(x, tau_min, tau_max, weight=weight, beta=beta)
     s = (unit(x) * unit(y)).sum(-1)
     if phi_x is None or phi_y is None:
         tau = torch.full_like(s, tau_min)
@@ -164,7 +172,11 @@ def decorrelate(
 
     Returns:
         (heads, on, off): heads (C,), the loss of each head; stats of 𝒞 and τ on the diagonal and off it.
+
+    Raises:
+        ValueError: as `contrast`.
     """
+    operator_settings.numbers(x, tau_min, tau_max, lambd=lambd, beta=beta)
     _, dim, batch = x.shape
     correlation = x @ y.mT / batch  # (C, d, d)
     diagonal = torch.eye(dim, dtype=torch.bool, device=x.device)

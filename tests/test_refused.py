@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from amcl_fast import capabilities, ops
+from amcl_fast import capabilities, ops, reference
 
 BACKENDS = ["reference", "native", "triton"]
 TAU = "tau_min and tau_max must be in order from 1.18e-38 to 3.4e"
@@ -15,6 +15,21 @@ def refuse(name, error, message, **changes):
     return pytest.param(changes, error, message, id=name)
 
 
+CONTRAST_SETTINGS = [
+    refuse("τ of zero", ValueError, TAU, tau_min=0.0),
+    refuse("τ of NaN", ValueError, TAU, tau_min=math.nan),
+    refuse("τ below float32's", ValueError, TAU, tau_min=1e-40),
+    refuse("an empty range", ValueError, TAU, tau_min=3.0),
+    refuse("an endless range", ValueError, TAU, tau_max=math.inf),
+    refuse("β of NaN", ValueError, "beta must be finite, got nan", beta=math.nan),
+    refuse("β of infinity", ValueError, "beta must be finite, got -inf", beta=-math.inf),
+    refuse("unknown negatives", ValueError, "negatives must be one of .* got 'typo'", negatives="typo"),
+    refuse("top_k of zero", ValueError, "top_k must be at least 1, got 0", top_k=0),
+    refuse("no top_k", TypeError, "top_k must be an int with negatives='topk_mean', got None", top_k=None),
+    refuse("fractional top_k", TypeError, "top_k must be an int with negatives='topk_mean', got 2.0", top_k=2.0),
+    refuse("a bool as top_k", TypeError, "top_k must be an int with negatives='topk_mean', got True", top_k=True),
+    refuse("a logit in a mean", ValueError, "extra must be None with negatives='topk_mean'", extra=torch.ones(2, 5)),
+]
 CONTRAST = [
     refuse("one head without its dimension", ValueError, "anchors must have the shape", anchors=torch.ones(5, 4)),
     refuse("no heads", ValueError, "anchors must have the shape", anchors=torch.ones(0, 5, 4)),
@@ -83,19 +98,7 @@ CONTRAST = [
     refuse("skip behind the end", ValueError, "skip must hold columns from 0 to 6", skip=torch.full((5, 1), 7)),
     refuse("skip before the start", ValueError, "skip must hold columns from 0 to 6", skip=torch.full((5, 1), -1)),
     refuse("no negatives", ValueError, "candidates must hold at least one negative", skip=torch.arange(7).expand(5, 7)),
-    refuse("τ of zero", ValueError, TAU, tau_min=0.0),
-    refuse("τ of NaN", ValueError, TAU, tau_min=math.nan),
-    refuse("τ below float32's", ValueError, TAU, tau_min=1e-40),
-    refuse("an empty range", ValueError, TAU, tau_min=3.0),
-    refuse("an endless range", ValueError, TAU, tau_max=math.inf),
-    refuse("β of NaN", ValueError, "beta must be finite, got nan", beta=math.nan),
-    refuse("β of infinity", ValueError, "beta must be finite, got -inf", beta=-math.inf),
-    refuse("unknown negatives", ValueError, "negatives must be one of .* got 'typo'", negatives="typo"),
-    refuse("top_k of zero", ValueError, "top_k must be at least 1, got 0", top_k=0),
-    refuse("no top_k", TypeError, "top_k must be an int with negatives='topk_mean', got None", top_k=None),
-    refuse("fractional top_k", TypeError, "top_k must be an int with negatives='topk_mean', got 2.0", top_k=2.0),
-    refuse("a bool as top_k", TypeError, "top_k must be an int with negatives='topk_mean', got True", top_k=True),
-    refuse("a logit in a mean", ValueError, "extra must be None with negatives='topk_mean'", extra=torch.ones(2, 5)),
+    *CONTRAST_SETTINGS,
     refuse(
         "a logit of other anchors",
         ValueError,
@@ -120,11 +123,19 @@ PAIRED = [
     refuse("φ alone", ValueError, "phi_x and phi_y must be given both or neither, got phi_x alone", phi_y=None),
     refuse("φ of other rows", ValueError, r"phi_y must have the shape \(2, 5, 3\)", phi_y=torch.ones(2, 6, 3)),
     refuse("several offsets", ValueError, "offset must be a 0-dim tensor", offset=torch.ones(1)),
+]
+PAIRED_SETTINGS = [
     refuse("τ of zero", ValueError, TAU, tau_min=0.0),
     refuse("β of NaN", ValueError, "beta must be finite, got nan", beta=math.nan),
 ]
-ALIGN = [*PAIRED, refuse("weight of infinity", ValueError, "weight must be finite, got inf", weight=math.inf)]
-DECORRELATE = [*PAIRED, refuse("lambd of NaN", ValueError, "lambd must be finite, got nan", lambd=math.nan)]
+ALIGN_SETTINGS = [
+    *PAIRED_SETTINGS,
+    refuse("weight of infinity", ValueError, "weight must be finite, got inf", weight=math.inf),
+]
+DECORRELATE_SETTINGS = [
+    *PAIRED_SETTINGS,
+    refuse("lambd of NaN", ValueError, "lambd must be finite, got nan", lambd=math.nan),
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -164,16 +175,48 @@ def test_contrast(changes, error, message, backend):
         ops.contrast(**contrast_arguments() | changes, backend=backend)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), ALIGN)
+@pytest.mark.parametrize(("changes", "error", "message"), [*PAIRED, *ALIGN_SETTINGS])
 def test_align(changes, error, message, backend):
     with pytest.raises(error, match=f"^{message}"):
         ops.align(**paired_arguments(weight=0.5) | changes, backend=backend)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), DECORRELATE)
+@pytest.mark.parametrize(("changes", "error", "message"), [*PAIRED, *DECORRELATE_SETTINGS])
 def test_decorrelate(changes, error, message, backend):
     with pytest.raises(error, match=f"^{message}"):
         ops.decorrelate(**paired_arguments(lambd=5e-3) | changes, backend=backend)
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), CONTRAST_SETTINGS)
+def test_settings_of_the_reference_contrast(changes, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        reference.contrast(**contrast_arguments() | changes)
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), ALIGN_SETTINGS)
+def test_settings_of_the_reference_align(changes, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        reference.align(**paired_arguments(weight=0.5) | changes)
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), DECORRELATE_SETTINGS)
+def test_settings_of_the_reference_decorrelate(changes, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        reference.decorrelate(**paired_arguments(lambd=5e-3) | changes)
+
+
+def test_settings_are_checked_in_a_transform():
+    """Of torch.func, where the reference is what `auto` means."""
+    given = contrast_arguments()
+    anchors = given.pop("anchors")
+
+    def loss(anchors, **changes):
+        return reference.contrast(anchors, **given | changes)[0].sum()
+
+    assert torch.func.grad(loss)(anchors).shape == anchors.shape
+    assert torch.func.vmap(loss)(anchors[None]).shape == (1,)
+    with pytest.raises(ValueError, match=r"^negatives must be one of .* got 'typo'"):
+        torch.func.grad(lambda x: loss(x, negatives="typo"))(anchors)
 
 
 def test_what_is_right_is_taken(backend):

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops import checks
+from .. import operator_settings, ops
 from ..rows import Prepared
 from ..temperature import AdaptiveTemperature
 from .base import Loss
@@ -25,7 +24,7 @@ class Contrast(Loss):
         backend: str,
     ) -> None:
         super().__init__(temperature, backend)
-        checks.selection(negatives, top_k)
+        operator_settings.selection(negatives, top_k)
         if include_positive and negatives == "topk_mean":
             raise ValueError(
                 "include_positive must be False with negatives='topk_mean', which has no log-sum-exp, "

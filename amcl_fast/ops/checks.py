@@ -1,17 +1,15 @@
-"""What every backend refuses, in the same words: the check of an operator's tensors and settings.
+"""What every backend refuses, in the same words: the check of an operator's tensors; `operator_settings` has the rest.
 
 Nothing here reads a value of a tensor that is not on the CPU at hand, so it waits for no device, and all of it may be
-traced by torch.compile, which takes numbers for symbols with dynamic=True (hence no math.isfinite).
+traced by torch.compile.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import rows
-from ..reference import NEGATIVES
+from .. import operator_settings, rows
 from .registration import is_seen
 
 _DTYPES = {
@@ -32,15 +30,12 @@ def contrast(
 ) -> None:
     """The arguments of `ops.contrast` for `backend`, a resolved one; `tensors` are anchors, …, skip, extra."""
     anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra = tensors
-    _numbers(anchors, tau_min, tau_max, beta=beta)
-    selection(negatives, top_k)
+    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra)
     heads, count, width = _first("anchors", anchors, backend)
     of_one_kind("candidates", candidates, "anchors", anchors)
     available = _shaped("candidates", candidates, (heads, None, width))[1]
     _phi(("anchors", anchors, count), ("candidates", phi_anchors, phi_candidates, available), offset)
     if extra is not None:
-        if negatives == "topk_mean":
-            raise ValueError("extra must be None with negatives='topk_mean', which has no log-sum-exp, got a tensor")
         _beside("extra", extra, "anchors", anchors)
         _shaped("extra", extra, (heads, count))
     skipped = 0 if skip is None else _skip(skip, anchors, count, available)
@@ -59,47 +54,17 @@ def paired(
 ) -> None:
     """The arguments of `ops.align` and `ops.decorrelate` for `backend`, a resolved one."""
     x, y, phi_x, phi_y, offset = tensors
-    _numbers(x, tau_min, tau_max, **numbers)
+    operator_settings.numbers(x, tau_min, tau_max, **numbers)
     heads, count, width = _first("x", x, backend)
     of_one_kind("y", y, "x", x)
     _shaped("y", y, (heads, count, width))
     _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
 
 
-def selection(negatives: str, top_k: int | None) -> None:
-    """Which negatives of an anchor count.
-
-    Raises:
-        ValueError: unknown `negatives`, or top_k below 1.
-        TypeError: top_k is no int where it is needed.
-    """
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
-    if negatives == "softmax":
-        return
-    if top_k is None or isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-
-
 def tensor(name: str, value: Any) -> None:
     """That it is one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-
-
-def _numbers(first: Tensor, tau_min: float, tau_max: float, **numbers: float) -> None:
-    # Half precision is for products: τ is float32 then.
-    normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
-    if not normal.tiny <= tau_min <= tau_max <= normal.max:
-        raise ValueError(
-            f"tau_min and tau_max must be in order from {normal.tiny:.3g} to {normal.max:.3g}, normal numbers of "
-            f"{normal.dtype}, got tau_min={tau_min} and tau_max={tau_max}"
-        )
-    for name, number in numbers.items():
-        if not -math.inf < number < math.inf:
-            raise ValueError(f"{name} must be finite, got {number}")
 
 
 def _first(name: str, first: Tensor, backend: str) -> torch.Size:

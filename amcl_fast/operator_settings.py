@@ -1,0 +1,67 @@
+"""What is refused of an operator's settings, in the same words by every backend and by the reference on its own.
+
+All of it may be traced by torch.compile, which takes numbers for symbols with dynamic=True (hence no math.isfinite).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+NEGATIVES = ("topk_mean", "topk_softmax", "softmax")
+
+
+def contrast(
+    anchors: Tensor,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    beta: float,
+    extra: Tensor | None,
+) -> None:
+    """The settings of a contrast, and whether its form of the negatives has room for an extra logit.
+
+    Raises:
+        ValueError, TypeError: as `numbers` and `selection`, and ValueError for `extra` with topk_mean.
+    """
+    numbers(anchors, tau_min, tau_max, beta=beta)
+    selection(negatives, top_k)
+    if extra is not None and negatives == "topk_mean":
+        raise ValueError("extra must be None with negatives='topk_mean', which has no log-sum-exp, got a tensor")
+
+
+def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> None:
+    """The range of τ beside the tensor `first`, and further numbers by name.
+
+    Raises:
+        ValueError: a bound of τ is no normal number of the dtype that τ has, the bounds are out of order, or a further
+            number is not finite.
+    """
+    # Half precision is for products: τ is float32 then.
+    normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
+    if not normal.tiny <= tau_min <= tau_max <= normal.max:
+        raise ValueError(
+            f"tau_min and tau_max must be in order from {normal.tiny:.3g} to {normal.max:.3g}, normal numbers of "
+            f"{normal.dtype}, got tau_min={tau_min} and tau_max={tau_max}"
+        )
+    for name, number in more.items():
+        if not -math.inf < number < math.inf:
+            raise ValueError(f"{name} must be finite, got {number}")
+
+
+def selection(negatives: str, top_k: int | None) -> None:
+    """Which negatives of an anchor count.
+
+    Raises:
+        ValueError: unknown `negatives`, or top_k below 1.
+        TypeError: top_k is no int where it is needed.
+    """
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+    if negatives == "softmax":
+        return
+    if top_k is None or isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
