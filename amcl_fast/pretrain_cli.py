@@ -1,5 +1,6 @@
 """A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
 
+import pydoc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,8 @@ from .callbacks import (
     Throughput,
 )
 from .data import ContrastiveDataModule
-from .methods import Method
+from .methods import BarlowTwins, Method
 from .models.backbones import TIMM_PREFIX
-from .parser import Parser
 from .paths import absolute_data, find_data
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import NewFolder, RunDirectory, aside
@@ -56,6 +56,16 @@ class _Trainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, limit_train_batches=limit_train_batches, overfit_batches=overfit_batches, **kwargs)
+
+
+class _Parser(LightningArgumentParser):
+    """Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked."""
+
+    def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        temperature = _of_channels(cfg)
+        if temperature is not None and "dim" in temperature and temperature["dim"] is None:
+            temperature["dim"] = cfg["data.batch_size"]
+        super().validate(cfg, *args, **kwargs)
 
 
 class PretrainCLI(LightningCLI):
@@ -94,7 +104,7 @@ class PretrainCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=None,
             trainer_class=_Trainer,
-            parser_class=Parser,
+            parser_class=_Parser,
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             args=args,
             run=False,
@@ -292,6 +302,15 @@ class PretrainCLI(LightningCLI):
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
         extra = [Throughput(), on_signal, *progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
+
+
+def _of_channels(settings: Any) -> Any:
+    """Settings of a temperature that reads channel vectors, which are as long as the global batch; else None."""
+    name = settings.get("model.class_path")
+    method = pydoc.locate(name) if isinstance(name, str) else None
+    if isinstance(method, type) and issubclass(method, BarlowTwins):
+        return settings.get("model.init_args.criterion.init_args.temperature.init_args")
+    return None
 
 
 def rank() -> int:
