@@ -60,6 +60,30 @@ def imported(path):
             yield from (f"{name}.{alias.name}" for alias in node.names)
 
 
+def engine():
+    """Lines of each file of C++."""
+    return {path: path.read_text().splitlines() for path in sources() if path.is_relative_to(ROOT / "csrc")}
+
+
+def test_no_line_of_the_engine_is_cut_off():
+    assert not [
+        (path.name, i) for path, lines in engine().items() for i, line in enumerate(lines, 1) if len(line) > 120
+    ]
+
+
+def test_no_function_of_the_engine_is_scrolled_for_twice():
+    """What stands at the margin reaches from its name to its brace: a function, or a class with all of its own."""
+    sizes = {}
+    for path, lines in engine().items():
+        for i, line in enumerate(lines):
+            if line[:1].isalpha():
+                first = i
+            elif line in ("}", "};"):
+                sizes[f"{path.name}:{first + 1}: {lines[first]}"] = i - first + 1
+    assert any("contrast_topk_forward(" in name for name in sizes)
+    assert not {name: n for name, n in sizes.items() if n > FUNCTION}
+
+
 def test_no_file_is_longer_than_a_reader_likes():
     long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > LINES}
     assert not long
