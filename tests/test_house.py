@@ -17,7 +17,7 @@ UNKNOWN = {
     "kernels": ["amcl_fast.ops", "amcl_fast.losses", "amcl_fast.methods", "amcl_fast.data", "benchmarks", "lightning"],
     "amcl_fast/ops": ["amcl_fast.losses", "amcl_fast.methods", "amcl_fast.data", "lightning"],
     "amcl_fast/models": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.data", "lightning"],
-    "amcl_fast/runs": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.report", "lightning"],
+    "amcl_fast/runs": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.report", "lightning"],
     "amcl_fast/report": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "lightning"],
     "amcl_fast/data": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "amcl_fast.report"],
     "amcl_fast/methods": ["amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.pretrain", "amcl_fast.report"],

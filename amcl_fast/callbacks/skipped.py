@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lightning as L
 
-from ..data.scan.left_out import summarise
 from ..distributed import exchange
+from ..left_out import summarise
 from ..runs.directory import RunDirectory, write_skipped
 from ..runs.files import Unwritten
 

@@ -11,10 +11,10 @@ import torch
 from ..data import ContrastiveDataModule
 from ..data.equality import UnequalImagesError
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
-from ..data.scan.left_out import shorten, summarise
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..launch import launched, once_a_machine, patient, threads
+from ..left_out import shorten, summarise
 from ..paths import absolute_data, find_data
 from ..progress import Loop
 from ..runs.directory import RunDirectory

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..left_out import listed
 from .files import remove_partial, write_file
 from .lock import LOCK, RunLock
 
@@ -137,9 +138,6 @@ def write_skipped(run_dir: Path, skipped: Sequence[tuple[str, str]]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    # Not at the top: numpy comes with it, and the command line needs these names.
-    from ..data.scan.left_out import listed
-
     path = RunDirectory(run_dir).skipped
     write_file(path, listed(skipped))
     return path

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.scan.left_out import count
+from ..left_out import count
 from .directory import METRICS, RunDirectory
 from .settings import read_settings
 from .snapshot import Snapshot

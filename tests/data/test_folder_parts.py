@@ -2,8 +2,8 @@
 
 import pytest
 
-from amcl_fast.data.scan.left_out import LOOSE
 from amcl_fast.data.sources.folder import find_sources
+from amcl_fast.left_out import LOOSE
 from tests.helpers.folders import ANT_BEE, reasons, shown
 
 

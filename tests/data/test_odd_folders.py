@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from amcl_fast.data.scan.left_out import summarise
 from amcl_fast.data.sources.folder import find_sources
+from amcl_fast.left_out import summarise
 from tests.helpers.folders import ANT_BEE, reasons, scandirs, shown
 
 

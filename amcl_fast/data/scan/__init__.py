@@ -2,5 +2,5 @@
 
 `walk` lists files; `headers` looks at one, `header_process` at many; `undecodable` decodes those that leave doubts;
 `verdict_cache` keeps what was found of each. `check` does all of that, `classes` for folders of classes. `images` is
-what comes of it, and `left_out` tells what is left out.
+what comes of it.
 """

@@ -62,8 +62,6 @@ _START_OF_SCAN = 0xDA
 _SEGMENT = 22  # bytes of a segment that are looked at: a frame header of four components
 UNREADABLE = "cannot be read"
 """How the reason begins of a file that the system does not give out; it may tomorrow."""
-SECOND = "its sample has an image already"
-"""How the reason begins of a further image of a sample in a tar."""
 NO_IMAGE = "not an image"
 """How the reason begins of a file that is of no kind known here."""
 _WINDOW = 1024  # bytes that are read at once

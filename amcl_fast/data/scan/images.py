@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.left_out import of_other_class
+from amcl_fast.left_out import of_other_class
 
 
 class Images:

@@ -7,11 +7,7 @@ from itertools import count
 from typing import NamedTuple, TypeVar
 
 from amcl_fast.data.packed_paths import PackedPaths
-
-FOLDER_UNREADABLE = "the folder cannot be read"
-LINK = "a link"
-SAME = "the same folder as"
-"""How the reasons begin for which folders are not entered."""
+from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, SAME
 
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that systems leave in those of their users: copies and thumbnails of the images, if any. In lower case."""

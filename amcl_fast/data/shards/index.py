@@ -14,8 +14,9 @@ from array import array
 from dataclasses import dataclass, field
 
 from amcl_fast.data.processes.pool import serve_jobs
-from amcl_fast.data.scan.headers import IMAGE_NAMES, SECOND, BadImage, Look, check_size, look, unreadable
+from amcl_fast.data.scan.headers import IMAGE_NAMES, BadImage, Look, check_size, look, unreadable
 from amcl_fast.data.shards.tar import Entry, TarError, compression, entries
+from amcl_fast.left_out import SECOND
 
 _MAGIC = b"amcl-fast index 1\n"
 _DIGEST = 16

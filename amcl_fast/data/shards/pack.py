@@ -18,7 +18,6 @@ from amcl_fast.data.locations import member, shown
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
 from amcl_fast.data.scan.images import Images
-from amcl_fast.data.scan.left_out import listed
 from amcl_fast.data.shards import pack_process
 from amcl_fast.data.shards.manifest import Shard, check_same, read_manifest, whole_shards, write_manifest
 from amcl_fast.data.shards.read import CLASSES
@@ -27,6 +26,7 @@ from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.named import data_path
 from amcl_fast.extras import require
+from amcl_fast.left_out import listed
 from amcl_fast.progress import Progress
 from amcl_fast.runs.directory import SKIPPED
 from amcl_fast.runs.files import remove_partial, write_file

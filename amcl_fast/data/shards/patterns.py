@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from glob import glob
 
-from amcl_fast.data.scan.left_out import few
+from amcl_fast.left_out import few
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

@@ -12,10 +12,10 @@ from amcl_fast.data.cache import cache_folder, in_use, write_whole
 from amcl_fast.data.locations import NUL
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
-from amcl_fast.data.scan.left_out import few
 from amcl_fast.data.scan.undecodable import UNDECODABLE, find_undecodable
 from amcl_fast.data.shards.index import Index
 from amcl_fast.data.sources.numbered import Found
+from amcl_fast.left_out import few
 from amcl_fast.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from pathlib import Path
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
-from amcl_fast.data.scan.left_out import few
 from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
 from amcl_fast.data.shards.read import read_shards
 from amcl_fast.data.sources.folder import HELD_OUT, TRAINING, UNLABELLED, Sources, find_sources, may_hold_images
 from amcl_fast.data.sources.lists import Listed, read_lines, read_list
+from amcl_fast.left_out import few
 
 _IN_SHARDS = f"samples KEY.jpg and, if they have a class, KEY.cls, {SUPPORTED}"
 _IN_LISTS = f"a path a line, and its label if it has one, {SUPPORTED}"

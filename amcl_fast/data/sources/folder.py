@@ -14,9 +14,9 @@ from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.classes import existing_folder, listing
 from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header
 from amcl_fast.data.scan.images import Group, Images, labelled, not_empty, unlabelled
-from amcl_fast.data.scan.left_out import LOOSE, NO_IMAGES, few
-from amcl_fast.data.scan.walk import FOLDER_UNREADABLE, LINK, SAME, Tree, identity, lineage, list_files
+from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
 from amcl_fast.data.sources.numbered import no_labels
+from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, LOOSE, NO_IMAGES, SAME, few
 
 TRAINING = ("train", "training")
 HELD_OUT = ("test", "testing", "val", "valid", "validation")

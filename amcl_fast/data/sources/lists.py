@@ -12,9 +12,9 @@ import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
-from amcl_fast.data.scan.left_out import few
 from amcl_fast.data.shards.patterns import is_tar, refuse_compressed
 from amcl_fast.data.sources.numbered import Found
+from amcl_fast.left_out import few
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
 _LABEL_COLUMNS = ("label", "class", "target", "class_name", "class_id", "class_index")

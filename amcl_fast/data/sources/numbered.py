@@ -8,7 +8,7 @@ import numpy as np
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.images import Images
-from amcl_fast.data.scan.left_out import NO_LABEL, few, of_other_class
+from amcl_fast.left_out import NO_LABEL, few, of_other_class
 
 
 def no_labels(only: str | None = None) -> str:

@@ -1,9 +1,8 @@
-"""amcl_fast.data.scan.left_out: one short line on whatever is left out."""
+"""amcl_fast.left_out: one short line on whatever is left out."""
 
 import pytest
 
-from amcl_fast.data.scan.headers import SECOND
-from amcl_fast.data.scan.left_out import LOOSE, NO_LABEL, count, few, of_other_class, shorten, summarise
+from amcl_fast.left_out import LOOSE, NO_LABEL, SECOND, count, few, of_other_class, shorten, summarise
 
 
 def test_each_kind_is_told_for_what_it_is():

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from amcl_fast.data.scan.headers import SECOND
-from amcl_fast.data.scan.walk import FOLDER_UNREADABLE, LINK, SAME
-
 LOOSE = "it lies beside the folders of the classes, so it has no label"
 NO_LABEL = "it is to be measured on, but has no label"
 """Why an image is not measured on."""
 NO_IMAGES = "it holds no image file"
 """How the reason begins of a folder that is no class."""
+SECOND = "its sample has an image already"
+"""How the reason begins of a further image of a sample in a tar."""
+FOLDER_UNREADABLE = "the folder cannot be read"
+LINK = "a link"
+SAME = "the same folder as"
+"""How the reasons begin for which folders are not entered."""
 _OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training classes", re.DOTALL)
 _STRANGER = "its class is not one of the training classes"
 _NAMED = 5
