@@ -215,7 +215,12 @@ def append_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written, or a link lies there. The file ends where it did.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP or not path.is_symlink():
+            raise
+        raise OSError(error.errno, "a link lies there and is not followed: remove it", str(path)) from None
     try:
         end = os.fstat(descriptor).st_size
         rest = memoryview(content)
