@@ -1,9 +1,12 @@
 """Files that are either the old ones or the new ones, whatever happens while they are written; logs that can wait."""
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +17,8 @@ from typing import BinaryIO
 PARTIAL = ".partial"
 """How the name of a file ends that is not whole yet, or never will be since its writer was killed."""
 
+_TOKEN = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
+
 Content = str | bytes | Iterable[bytes | memoryview] | Callable[[BinaryIO], object]
 
 
@@ -22,7 +27,8 @@ class NewFile:
 
     That name nobody can foretell, and what has it already is an error: no link that lies about is followed. A link
     at the place itself is replaced, and what it leads to stays as it is. As a context manager it gives `file`,
-    and the file is whole when the block ends without an error.
+    and the file is whole when the block ends without an error. Files that writers which were killed have left for
+    the same place are removed first: a lock, which dies with its process, tells them from those of others at work.
 
     Args:
         path: its place, in a folder that is there.
@@ -38,9 +44,16 @@ class NewFile:
 
     def __init__(self, path: Path, *, durable: bool = False, replace: bool = True) -> None:
         self.path, self._durable, self._replace = path, durable, replace
-        self._partial = partial_name(path)
+        _remove_left(path)
+        self._partial, self._lock = partial_name(path), -1
         with self._named():
-            self.file: BinaryIO = self._partial.open("xb")  # with O_EXCL, which follows no link either
+            descriptor = _locked_new(self._partial)
+            self.file: BinaryIO = open(self._partial, "wb", opener=lambda *_: descriptor)  # noqa: SIM115  # with its name
+            try:
+                self._lock = os.dup(descriptor)
+            except OSError:
+                self.give_up()
+                raise
 
     def __enter__(self) -> BinaryIO:
         return self.file
@@ -75,6 +88,7 @@ class NewFile:
                 self.file.close()
                 if self._replace or not self._linked():
                     os.replace(self._partial, self.path)
+                self._release()  # not before it has its place: somebody would take it for one that was left
                 if self._durable:
                     flush_to_disk(self.path.parent)
         except BaseException:
@@ -87,6 +101,14 @@ class NewFile:
             self.file.close()
         with suppress(OSError):
             self._partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of the lock."""
+        if self._lock >= 0:
+            lock, self._lock = self._lock, -1
+            os.close(lock)
 
     def _linked(self) -> bool:
         """Give the file its place unless that is taken; whether the file system has hard links."""
@@ -143,6 +165,7 @@ def copy_file(source: Path, path: Path, *, link: bool = False) -> None:
         OSError: it cannot be read or written. What was there before is as it was.
     """
     if link:
+        _remove_left(path)
         partial = partial_name(path)
         with suppress(OSError):
             os.link(source, partial)
@@ -157,7 +180,55 @@ def copy_file(source: Path, path: Path, *, link: bool = False) -> None:
 
 def partial_name(path: Path) -> Path:
     """A new name for what will be `path`, in the same folder."""
-    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}{PARTIAL}")
+    return path.with_name(f"{_stem(path)}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _locked_new(path: Path) -> int:
+    """Make a file under a new name, locked as long as it is open; returns its descriptor.
+
+    Raises:
+        OSError: it cannot be made, or something lies there.
+    """
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # where a file system has no locks nobody gets one, and nothing is removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return descriptor
+        os.close(descriptor)  # somebody has taken it, not yet locked, for one that was left
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what writers that were killed have left for a place, and links at such names."""
+    left = re.compile(re.escape(_stem(path)) + _TOKEN.pattern)
+    with suppress(OSError), os.scandir(path.parent) as found:
+        names = [entry.name for entry in found if left.fullmatch(entry.name)]
+        for name in names:
+            _remove_unlocked(path.with_name(name))
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a regular file that nobody has locked, or a link."""
+    try:
+        # For writing, as NFS locks nothing else; not blocking, as a FIFO would wait for a reader.
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            with suppress(OSError):
+                path.unlink()
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _stem(path: Path) -> str:
+    """How the names of what will be `path` begin, or of what will have such a name before it has its place."""
+    return _TOKEN.split(path.name)[0][:50]
 
 
 def move_into_place(partial: Path, path: Path) -> None:

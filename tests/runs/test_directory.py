@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amcl_fast.runs.directory import RunDirectory, aside
-from amcl_fast.runs.files import NewFile
+from amcl_fast.runs.files import partial_name
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {"amcl_fast/runs/directory.py", "amcl_fast/runs/files.py", "amcl_fast/runs/lock.py"}
@@ -95,7 +95,7 @@ def test_what_killed_processes_left_is_removed_from_every_folder(tmp_path):
     for path in (files.config, files.last, files.snapshot("before"), files.page):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-        NewFile(path).file.close()
+        partial_name(path).touch()
     assert len(list(tmp_path.rglob("*.partial"))) == 4
     files.clear()
     assert not list(tmp_path.rglob("*.partial")) and len([p for p in tmp_path.rglob("*") if p.is_file()]) == 4

@@ -1,15 +1,19 @@
 """amcl_fast.runs.files: all of a write or nothing, no link followed, what waits for room; output that cannot fail."""
 
+import errno
+import fcntl
 import io
 import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from amcl_fast.runs import files as module
-from amcl_fast.runs.files import NewFile, Unwritten, append_whole, copy_file, remove_partial, write_file
+from amcl_fast.runs.files import NewFile, Unwritten, append_whole, copy_file, partial_name, remove_partial, write_file
 from amcl_fast.terminal import lasting_output
 from tests.helpers.disk import no_room
 
@@ -146,11 +150,97 @@ def test_a_copy_outlives_the_replacing_of_its_source(tmp_path, link):
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
-    left = NewFile(tmp_path / "file")
-    left.file.close()
+    partial_name(tmp_path / "file").touch()
     (tmp_path / "file").touch()
     remove_partial(tmp_path, tmp_path / "nowhere")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def killed_writer(path):
+    """A process that is killed while it writes a file."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom amcl_fast.runs.files import NewFile\n"
+        "NewFile(Path(sys.argv[1])).write(b'half')\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+
+
+def test_killed_writers_leave_one_file_at_the_most_and_none_beside_a_whole_one(tmp_path):
+    path = tmp_path / ("file [1]*" * 7)  # longer than what a partial file has of its name
+    others = {tmp_path / "file.old.partial", partial_name(tmp_path / "file")}  # of the user, and of another file
+    for other in others:
+        other.touch()
+    for _ in range(3):
+        killed_writer(path)
+        assert len({*tmp_path.iterdir()} - others) == 1
+    write_file(path, "whole")
+    assert {*tmp_path.iterdir()} == {*others, path} and path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_name_that_was_half_a_file_of_its_own_leaves_nothing_either(tmp_path, link):
+    """As a checkpoint has it, which Lightning writes to what is renamed in the end; a copy is a writer too."""
+    killed_writer(partial_name(tmp_path / "last"))
+    (tmp_path / "source").write_text("whole")
+    copy_file(tmp_path / "source", tmp_path / "last", link=link)
+    assert sorted(os.listdir(tmp_path)) == ["last", "source"]
+
+
+def test_what_another_one_writes_is_not_removed(tmp_path, monkeypatch):
+    path, put = tmp_path / "file", os.replace
+    whole = []
+
+    def replace(partial, place):
+        """Another one writes the same, between the last byte and the renaming."""
+        if not whole:
+            whole.append(partial)
+            write_file(path, "other")
+        put(partial, place)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with NewFile(path) as file:
+        file.write(b"first")
+        write_file(path, "second")
+        assert path.read_text() == "second"
+        whole.clear()
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_is_taken_for_one_that_was_left_is_made_again(tmp_path, monkeypatch):
+    """Another one looks at it before it is locked."""
+    flock, seen = fcntl.flock, []
+
+    def looked_at(descriptor, operation):
+        if not seen:
+            seen.extend(tmp_path.iterdir())
+            seen[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", looked_at)
+    write_file(tmp_path / "file", "whole")
+    assert seen and os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "whole"
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (left := partial_name(tmp_path / "file")).touch()
+    write_file(tmp_path / "file", "whole")
+    assert {*tmp_path.iterdir()} == {left, tmp_path / "file"}
+
+
+def test_links_among_what_was_left_are_removed_not_followed(tmp_path):
+    theirs, folder = tmp_path / "theirs", tmp_path / "folder"
+    theirs.write_text("untouched")
+    folder.mkdir()
+    for target in (theirs, tmp_path / "nowhere", folder):
+        partial_name(folder / "file").symlink_to(target)
+    os.mkfifo(pipe := partial_name(folder / "file"))
+    write_file(folder / "file", "whole")
+    assert theirs.read_text() == "untouched" and {*folder.iterdir()} == {folder / "file", pipe}
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_no_other_source_replaces_or_locks_files():
