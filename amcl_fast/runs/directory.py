@@ -48,7 +48,7 @@ class RunDirectory:
     @classmethod
     def of(cls, checkpoint: Path) -> "RunDirectory":
         """The directory of the run to which a checkpoint belongs."""
-        return cls(checkpoint.parents[1])
+        return cls(checkpoint.parent.parent)  # / is its own
 
     @property
     def config(self) -> Path:

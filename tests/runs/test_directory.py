@@ -10,6 +10,7 @@ import pytest
 
 from amcl_fast.runs.directory import RunDirectory, aside
 from amcl_fast.runs.files import partial_name
+from amcl_fast.runs.resuming import find_run
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {"amcl_fast/runs/directory.py", "amcl_fast/runs/files.py", "amcl_fast/runs/lock.py"}
@@ -80,6 +81,14 @@ def test_the_files_of_a_run_lie_where_they_always_have(tmp_path):
     ]  # fmt: skip
     assert RunDirectory.of(files.last) == files
     assert aside(files.last, 40) == tmp_path / "checkpoints" / "last-step-40.ckpt"
+
+
+def test_a_checkpoint_may_lie_where_no_folder_is_above(monkeypatch):
+    path = Path("/weights.ckpt")
+    assert RunDirectory.of(path) == RunDirectory(Path("/"))
+    monkeypatch.setattr(Path, "is_file", lambda self: self == path)
+    with pytest.raises(FileNotFoundError, match=r"^/weights.ckpt does not lie in a run directory"):
+        find_run(str(path), None)
 
 
 @pytest.mark.parametrize("name", ["images", "a-b", "evaluation-x", "x.json"])
