@@ -13,6 +13,7 @@ import pytest
 from amcl_fast.cli import main
 from amcl_fast.data.shards import pack as packing
 from amcl_fast.data.shards.pack import pack
+from amcl_fast.runs.files import partial_name
 from amcl_fast.runs.lock import RunInUseError
 from tests.helpers.command_line import environment
 from tests.helpers.folders import content, folder_of
@@ -71,6 +72,20 @@ def test_it_goes_on_from_any_shard(source, tmp_path, monkeypatch, after):
         os.truncate(victim, 100)
     pack(source, tmp_path / "target", **options)
     assert content(tmp_path / "target") == content(tmp_path / "whole")
+
+
+def test_what_a_killed_one_left_is_gone_before_the_first_shard(source, tmp_path, monkeypatch):
+    (tmp_path / "target").mkdir()
+    partial_name(tmp_path / "target" / "train-000007.tar").write_bytes(b"half")
+    begin, left = packing._write_part, []
+
+    def look(folder, *rest):
+        left.append(list(folder.glob("*.partial")))
+        begin(folder, *rest)
+
+    monkeypatch.setattr(packing, "_write_part", look)
+    pack(source, tmp_path / "target", workers=1)
+    assert left and not any(left)
 
 
 def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, capsys):

@@ -317,6 +317,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second `pack` out of a folder, as long as the process lives at most, and leaves there what is whole."""
     with RunLock() as lock:
         lock.acquire(folder, "packs there")
+        remove_partial(folder)  # of one that was killed: it may be as large as a shard
         try:
             yield
         finally:
