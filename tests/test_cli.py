@@ -388,9 +388,3 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"amcl-fast {__version__}\n"
-
-
-def test_nothing_that_runs_imports_the_command_line():
-    code = "import sys, amcl_fast.pretrain, amcl_fast.evaluate.command\nprint('amcl_fast.cli' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

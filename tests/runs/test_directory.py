@@ -1,4 +1,4 @@
-"""amcl_fast.runs.directory: one place knows the names of a run's files; runs/ and report/ work without a trainer."""
+"""amcl_fast.runs.directory: one place knows the names of a run's files, without torch."""
 
 import ast
 import re
@@ -51,17 +51,6 @@ def test_no_other_source_names_the_files_of_a_run():
     assert {str(path.relative_to(ROOT)) for path in sources} >= OWNERS
     found = {str(path.relative_to(ROOT)): literals(path.read_text()) for path in sources}
     assert {name: texts for name, texts in found.items() if texts and name not in OWNERS} == {}
-
-
-def test_reading_and_drawing_load_no_trainer():
-    code = (
-        "import sys, amcl_fast.runs, amcl_fast.report\n"
-        "import amcl_fast.runs.resuming, amcl_fast.runs.read, amcl_fast.runs.directory\n"
-        "trainers = 'lightning', 'tensorboard', 'nvidia', 'amcl_fast.callbacks', 'amcl_fast.methods'\n"
-        "print(sorted(name for name in sys.modules if f'{name}.'.startswith(tuple(f'{of}.' for of in trainers))))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_names_are_known_without_torch_or_numpy():
