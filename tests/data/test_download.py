@@ -69,5 +69,5 @@ def test_a_failed_download_names_the_remedies_and_leaves_nothing(monkeypatch, ow
 
 
 def test_another_name_is_refused():
-    with pytest.raises(ValueError, match="name must be one of .*, got 'mnist'"):
+    with pytest.raises(ValueError, match=r"name must be one of .*, got 'mnist'"):
         prepare_download("mnist")
