@@ -75,7 +75,7 @@ class AdaptiveTemperature(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {width}")
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
-                f"need {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
+                f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
                 f"got tau_min={tau_min}, tau_max={tau_max}"
             )
         if score not in SCORES:

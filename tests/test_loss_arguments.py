@@ -33,7 +33,11 @@ BAD_CALLS = {
         ValueError,
         "temperature.dim",
     ),
-    "temperature elsewhere": (lambda: SimCLRLoss(AdaptiveTemperature(8).to("meta"))(Z, Z), ValueError, "temperature"),
+    "temperature elsewhere": (
+        lambda: SimCLRLoss(AdaptiveTemperature(8).to("meta"))(Z, Z),
+        ValueError,
+        "temperature must be on the device of z1, cpu, got meta; move one",
+    ),
     "zero temperature": (lambda: SimCLRLoss(0.0), ValueError, "temperature"),
     "NaN temperature": (lambda: SimSiamLoss(math.nan), ValueError, "temperature"),
     "text for temperature": (lambda: SimSiamLoss("1"), TypeError, "temperature"),
@@ -44,7 +48,11 @@ BAD_CALLS = {
     "fractional top_k": (lambda: SimCLRLoss(0.1, top_k=1.5), TypeError, "top_k"),
     "no top_k": (lambda: MoCoLoss(0.1, top_k=None), TypeError, "top_k"),
     "unknown negatives": (lambda: SimCLRLoss(0.1, negatives="hard"), ValueError, "negatives"),
-    "positive in a mean": (lambda: SimCLRLoss(0.1, include_positive=True), ValueError, "include_positive"),
+    "positive in a mean": (
+        lambda: SimCLRLoss(0.1, include_positive=True),
+        ValueError,
+        "include_positive must be False .*, got True; negatives='topk_softmax' or 'softmax' have one",
+    ),
     "unknown backend": (lambda: SimCLRLoss(0.1, backend="cuda"), ValueError, "backend"),
     "Triton in float64": (lambda: SimCLRLoss(0.1, backend="triton")(Z.double(), Z.double()), ValueError, "triton"),
 }
@@ -64,7 +72,11 @@ def test_bad_arguments_are_named(case):
         ({"dim": 8.0}, TypeError, "dim"),
         ({"dim": 8, "hidden_dim": 0}, ValueError, "hidden_dim"),
         ({"dim": 8, "tau_min": 0.0}, ValueError, "tau_min"),
-        ({"dim": 8, "tau_min": 2.0, "tau_max": 1.0}, ValueError, "tau_min"),
+        (
+            {"dim": 8, "tau_min": 2.0, "tau_max": 1.0},
+            ValueError,
+            "tau_min and tau_max must be .*, got tau_min=2.0, tau_m",
+        ),
         ({"dim": 8, "tau_max": math.inf}, ValueError, "tau_max"),
         ({"dim": 8, "score": "euclidean"}, ValueError, "score"),
         ({"dim": 8, "scale": -1.0}, ValueError, "scale"),

@@ -42,7 +42,7 @@ def test_a_backend_that_is_missing_says_why(native):
 
 def test_native_takes_cpu_tensors_only(native):
     native(YES)
-    with pytest.raises(ValueError, match="'native' takes CPU tensors, got meta"):
+    with pytest.raises(ValueError, match="tensors must be on the CPU for backend 'native', got meta"):
         ops.resolve("native", torch.ones(1, device="meta"))
 
 

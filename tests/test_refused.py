@@ -252,7 +252,7 @@ def test_symbols_may_be_checked():
     ("backend", "dtype", "error", "message"),
     [
         ("native", torch.float16, TypeError, "anchors must be one of float32, float64 for backend 'native', got"),
-        ("triton", torch.float64, ValueError, "backend 'triton' takes float32, bfloat16 and float16, got"),
+        ("triton", torch.float64, ValueError, "tensors must be float32, bfloat16 or float16 for backend 'triton', got"),
     ],
 )
 def test_dtypes_that_a_backend_does_not_take(backend, dtype, error, message):

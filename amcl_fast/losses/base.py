@@ -98,7 +98,9 @@ class Loss(nn.Module):
             )
         device = self.adaptive.phi[0].weight.device
         if device != like.device:
-            raise ValueError(f"temperature is on {device}, {argument} on {like.device}; move one of them")
+            raise ValueError(
+                f"temperature must be on the device of {argument}, {like.device}, got {device}; move one of them"
+            )
 
     def _note_shape(self, argument: str, n: int, like: Tensor) -> None:
         """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d)."""

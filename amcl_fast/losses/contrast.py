@@ -28,7 +28,7 @@ class Contrast(Loss):
         if include_positive and negatives == "topk_mean":
             raise ValueError(
                 "include_positive must be False with negatives='topk_mean', which has no log-sum-exp, "
-                f"got {include_positive!r}"
+                f"got {include_positive!r}; negatives='topk_softmax' or 'softmax' have one"
             )
         self.negatives = negatives
         self.top_k = None if negatives == "softmax" else top_k

@@ -34,8 +34,8 @@ class BarlowTwins(Method):
         adaptive = self.criterion.adaptive
         if adaptive is not None and adaptive.dim != batch_size:
             raise ValueError(
-                f"Barlow Twins: temperature.dim must equal data.batch_size, for φ reads channel vectors of the "
-                f"whole batch; got temperature.dim={adaptive.dim}, data.batch_size={batch_size}"
+                f"temperature.dim must be data.batch_size = {batch_size} with Barlow Twins, where φ reads channel "
+                f"vectors of the whole batch, got {adaptive.dim}; leave temperature.dim out, and it is data.batch_size"
             )
 
     def loss(self, images: Tensor) -> Tensor:

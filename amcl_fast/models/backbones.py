@@ -165,8 +165,8 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
         _check_is_of_timm(name)
         if config.stem != "standard" or config.width != _STANDARD_WIDTH:
             raise ValueError(
-                f"backbone.stem and backbone.width are settings of ResNets: with {config.name} they must be standard "
-                f"and {_STANDARD_WIDTH}, got {config.stem} and {config.width}"
+                f"backbone.stem and backbone.width must be standard and {_STANDARD_WIDTH} with {config.name}, for they "
+                f"are settings of ResNets, got {config.stem} and {config.width}"
             )
         backbone = _TimmEncoder(name, config.size)
     elif config.name in RESNETS:
@@ -176,8 +176,8 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
             raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
         if config.size is not None:
             raise ValueError(
-                f"backbone.size is a setting of timm's models: with {config.name}, which takes images of any size, it "
-                f"must be unset, got {config.size}"
+                f"backbone.size must be unset with {config.name}, which takes images of any size, for it is a setting "
+                f"of timm's models, got {config.size}"
             )
         block, layers = RESNETS[config.name]
         backbone = _ResNetEncoder(block, layers, config.stem, config.width)

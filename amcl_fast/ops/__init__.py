@@ -47,13 +47,13 @@ def resolve(backend: str, tensor: Tensor) -> str:
             return "native"
         return "reference"
     if backend == "native" and tensor.device.type != "cpu":
-        raise ValueError(f"backend 'native' takes CPU tensors, got {tensor.device}")
+        raise ValueError(f"tensors must be on the CPU for backend 'native', got {tensor.device}")
     if backend == "triton" and tensor.dtype == torch.float64:
-        raise ValueError("backend 'triton' takes float32, bfloat16 and float16, got torch.float64")
+        raise ValueError("tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64")
     if backend != "reference" and (problem := _problem(backend)) is not None:
         raise RuntimeError(f"backend {backend!r} is not available: {problem}")
     if backend == "triton" and not tensor.is_cuda and not _interpreted():
-        raise ValueError(f"backend 'triton' takes CUDA tensors, got {tensor.device}")
+        raise ValueError(f"tensors must be on a CUDA device for backend 'triton', got {tensor.device}")
     if backend != "reference" and transformed():
         raise NotImplementedError(
             f"backend {backend!r} has no forward-mode derivative and takes no part in torch.func; "

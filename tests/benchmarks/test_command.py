@@ -57,7 +57,10 @@ def test_a_backend_gets_the_cases_that_it_takes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "select", lambda device, substring: [replace(SIMCLR, dtype="float64")])
     monkeypatch.setattr(command.ops.capabilities, "triton_status", lambda: Status(False, "none here"))
     assert command.measure(("operators",), "", "triton", 0.01, None, tmp_path)
-    assert "not run: backend 'triton' takes float32, bfloat16 and float16, got torch.float64" in capsys.readouterr().out
+    assert (
+        "not run: tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64"
+        in capsys.readouterr().out
+    )
     monkeypatch.setattr(command, "select", lambda device, substring: [SIMCLR])
     with pytest.raises(ValueError, match="backend 'triton' is not available: none here"):
         command.measure(("operators",), "", "triton", 0.01, None, tmp_path)
