@@ -21,6 +21,9 @@ from .trainer import NonFiniteError, at_logging_step, stepped
 
 Batch = tuple[Sequence[Tensor], Tensor]
 
+# Of version 0.1.0; a subclass's own would never be called.
+_RENAMED = {"contrast": "loss_of_views", "temperatures": "pairs_of_views"}
+
 
 class Method(L.LightningModule):
     """A framework of contrastive learning. A subclass gives `loss` and `pairs`.
@@ -41,6 +44,12 @@ class Method(L.LightningModule):
         projector: features to projections (n, C, d).
         constant_lr: learning rates that no schedule changes, by prefix of the parameters' names.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in _RENAMED.items():
+            if hasattr(cls, old):
+                raise TypeError(f"{cls.__name__}.{old} must be named {new}, got the name of version 0.1.0")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amcl_fast.callbacks import Checkpoint
-from amcl_fast.methods import MoCo, SimCLR
+from amcl_fast.methods import Method, MoCo, SimCLR
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig
 from tests.helpers import running
 from tests.helpers.fake_data import FakeDataModule
@@ -182,3 +182,13 @@ def test_a_stopped_run_goes_on_exactly(framework, tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
     if isinstance(resumed, MoCo):
         assert resumed.queue.written == 8 * 16
+
+
+@pytest.mark.parametrize(("old", "new"), [("contrast", "loss_of_views"), ("temperatures", "pairs_of_views")])
+@pytest.mark.parametrize("base", [Method, SimCLR])
+def test_an_override_by_the_name_of_before_is_refused(base, old, new):
+    mixin = type("Mixin", (), {old: lambda self, views: None})
+    for bases, members in (((base,), {old: lambda self, views: None}), ((mixin, base), {})):
+        with pytest.raises(TypeError, match=rf"^Mine\.{old} must be named {new}, got the name of version 0\.1\.0$"):
+            type("Mine", bases, members)
+    assert type("Mine", (base,), {new: lambda self, views: None})
