@@ -29,10 +29,10 @@ Common to all:
 """
 
 from .barlow_twins import BarlowTwinsLoss
-from .base import Shape
-from .inputs import NonFiniteInputError
+from .base import Shape as Shape
+from .inputs import NonFiniteInputError as NonFiniteInputError
 from .moco import MoCoLoss
 from .simclr import SimCLRLoss
 from .simsiam import SimSiamLoss
 
-__all__ = ["BarlowTwinsLoss", "MoCoLoss", "NonFiniteInputError", "Shape", "SimCLRLoss", "SimSiamLoss"]
+__all__ = ["BarlowTwinsLoss", "MoCoLoss", "SimCLRLoss", "SimSiamLoss"]

@@ -81,6 +81,7 @@ class MultiHeadProjector(nn.Module):
         self.output_norm = norm(dim, config.output_affine)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Projections (n, C, d) of features (n, feature_dim)."""
         x = torch.relu(self.input_norm(self.input(features)))
         for linear, norm in zip(self.hidden, self.hidden_norms, strict=True):
             x = torch.relu(norm(linear.side_by_side(x)))  # type: ignore[operator]
@@ -105,5 +106,6 @@ class MultiHeadPredictor(nn.Module):
         self.output = MultiHeadLinear(heads, hidden_dim, dim)
 
     def forward(self, projections: Tensor) -> Tensor:
+        """Predictions (n, C, d) of projections (n, C, d)."""
         x = torch.relu(self.input_norm(self.input.side_by_side(projections.flatten(1))))
         return self.output.side_by_side(x).unflatten(1, projections.shape[1:])

@@ -25,6 +25,7 @@ class MomentumEncoder(nn.Module):
         self.copies = nn.Sequential(*copy.deepcopy(sources)).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the copies, one after the other, make of `x`; MoCo's make keys (n, C, d) of images (n, 3, H, W)."""
         return self.copies(x)
 
     @torch.no_grad()

@@ -84,13 +84,12 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def public_names() -> list[tuple[str, bool]]:
-    """Every public name but those within a class, and whether it has a docstring."""
+    """Every public name, members of classes too, and whether it has a docstring; one of two modules stands in one."""
     package: Any = griffe.load("amcl_fast", search_paths=[ROOT], resolve_aliases=True)
     section = NAMES.read_text().split("# Names\n")[1].split("\n\n")[0]
-    paths = [re.split(r"[^\w.]", line, maxsplit=1)[0] for line in section.splitlines()]
-    classes = {path for path in paths if any(other.startswith(f"{path}.") for other in paths)}
-    names = [path for path in paths if path.rpartition(".")[0] not in classes]
-    return [(path, package[path.removeprefix("amcl_fast.")].has_docstring) for path in names]
+    lines = [line for line in section.splitlines() if not re.match(r"[\w.]+ is ", line)]
+    names = [re.split(r"[^\w.]", line, maxsplit=1)[0] for line in lines]
+    return [(name, package[name.removeprefix("amcl_fast.")].has_docstring) for name in names]
 
 
 def _links(markdown: str) -> list[str]:

@@ -77,7 +77,10 @@ def test_what_is_wrong_fails(build, tmp_path):
     reference = tmp_path / "docs" / "api" / "models.md"
     reference.write_text(reference.read_text().replace("::: amcl_fast.models.KeyQueue\n", ""))
     module = tmp_path / "amcl_fast" / "models" / "heads.py"
-    module.write_text(module.read_text().replace("docs/training.md", "docs/nowhere.md"))
+    text = module.read_text().replace("docs/training.md", "docs/nowhere.md")
+    module.write_text(text.replace('"""Predictions (n, C, d) of projections (n, C, d)."""', ""))
+    reference = tmp_path / "docs" / "api" / "callbacks.md"
+    reference.write_text(reference.read_text().replace("[write, flush_to_disk]", "[write]"))
 
     result = build(tmp_path, tmp_path / "site")
     assert result.returncode == 1
@@ -87,6 +90,8 @@ def test_what_is_wrong_fails(build, tmp_path):
         "'alone.md' contains a link 'data.md#nowhere'",
         "'data.md' contains a link 'kernels/nowhere.py'",
         "amcl_fast.models.KeyQueue is public and in no page of docs/api",
+        "amcl_fast.models.MultiHeadPredictor.forward has no docstring",
+        "amcl_fast.callbacks.MetricsFile.flush_to_disk is public and in no page of docs/api",
         "a docstring in api/models.md names docs/nowhere.md, which is no page",
     ):
         assert warning in result.stderr, result.stderr
@@ -98,17 +103,20 @@ def test_a_public_name_without_place_or_docstring_is_a_warning(hooks, tmp_path, 
     found = hooks.public_names()
     names = [name for name, _ in found]
     assert {"amcl_fast.SimCLRLoss", "amcl_fast.evaluate.knn_accuracy", "amcl_fast.ops.contrast"} <= set(names)
+    assert {"amcl_fast.SimCLRLoss.adaptive", "amcl_fast.report.Run.num_skipped"} <= set(names)
+    assert "amcl_fast.losses.SimCLRLoss" not in names  # it is amcl_fast.SimCLRLoss
     config = type("Config", (), {"site_dir": tmp_path})
 
     page.write_text("".join(f'<h2 id="{name}">' for name in names))
     hooks.on_post_build(config)
     assert not caplog.records
 
-    page.write_text("".join(f'<h2 id="{name}">' for name in names if name != "amcl_fast.models.KeyQueue"))
+    missing = ("amcl_fast.models.KeyQueue", "amcl_fast.models.KeyQueue.enqueue")
+    page.write_text("".join(f'<h2 id="{name}">' for name in names if name not in missing))
     monkeypatch.setattr(hooks, "public_names", lambda: [*found, ("amcl_fast.bare", False)])
     hooks.on_post_build(config)
     assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
-        "amcl_fast.models.KeyQueue is public and in no page of docs/api",
+        *(f"{name} is public and in no page of docs/api" for name in missing),
         "amcl_fast.bare has no docstring",
         "amcl_fast.bare is public and in no page of docs/api",
     ]

@@ -32,9 +32,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "amcl_fast": (),
     "amcl_fast.callbacks": (),
     "amcl_fast.data": (),
+    "amcl_fast.distributed": ("gather_rows", "row_counts", "world"),
     "amcl_fast.encoder": ("Encoder", "find_weights", "load_encoder"),
     "amcl_fast.evaluate": (),
     "amcl_fast.export": ("export", "loading_code"),
+    "amcl_fast.losses": (),
     "amcl_fast.methods": (),
     "amcl_fast.models": (),
     "amcl_fast.ops": ("BACKENDS", "align", "contrast", "decorrelate", "resolve"),
@@ -43,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "amcl_fast.recipes": ("describe_recipes", "recipe_files", "recipe_names"),
     "amcl_fast.reference": ("align", "contrast", "decorrelate", "omega"),
+    "amcl_fast.report": (),
 }  # fmt: skip
 """Public module to its public names; none: its `__all__`."""
 
@@ -53,9 +56,8 @@ def lines() -> list[str]:
     """The table, part by part."""
     named = [f"{module}.{name}" for module, names in MODULES.items() for name in names or import_module(module).__all__]
     named = [path for path in named if not path.endswith("__version__")]
-    public = [_named(path) for path in named]
     parts = [
-        ("Names", [line for path in named for line in _of(path, public)]),
+        ("Names", [line for path in named for line in _of(path, named)]),
         ("Recipes", recipe_names()),
         ("Class paths of recipes and config.yaml", [f"{path} is a class" for path in sorted(_class_paths())]),
         ("Settings of config.yaml beside model, data and trainer", _settings()),
@@ -70,9 +72,13 @@ def _named(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _of(path: str, public: list[Any]) -> Iterator[str]:
-    """Lines of a public name: its signature, and those of a class's own methods and properties."""
+def _of(path: str, public: list[str]) -> Iterator[str]:
+    """Lines of a public name: its signature, and those of a class's own methods and properties; or which it is."""
     value = _named(path)
+    first = next(other for other in public if _named(other) is value)
+    if first != path:
+        yield f"{path} is {first}"
+        return
     if not callable(value):
         yield f"{path} = {value!r}"
         return
@@ -81,7 +87,8 @@ def _of(path: str, public: list[Any]) -> Iterator[str]:
         return
     # Of bases too; what a public one has is told there.
     ours = [base for base in value.__mro__ if base.__module__.startswith("amcl_fast.")]
-    ours = [base for base in ours if base is value or base not in public]
+    told = [_named(other) for other in public]
+    ours = [base for base in ours if base is value or base not in told]
     others = [base for base in value.__mro__ if base not in ours]
     for method_name in sorted({name for base in ours for name in vars(base) if not name.startswith("_")}):
         # What a hook of Lightning or torch is called with is theirs.
