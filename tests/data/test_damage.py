@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -319,3 +320,25 @@ def test_a_full_gpu_says_nothing_of_an_image(monkeypatch):
 
     monkeypatch.setattr(trial, "Worker", Full)
     assert Trial("gpu", 0)(np.frombuffer(JPEG, np.uint8)) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--help"], 0, "decoder"),
+        (["walk", "--help"], 0, "KIND@PLACE"),
+        ([], 2, "required: mode"),
+        (["walk", "all", "images"], 2, "invalid choice: 'all'"),
+        (
+            ["each", "probe", "images", "nothing@first"],
+            2,
+            r"KIND@PLACE must be one of the \d+ cases, got 'nothing@first'",
+        ),
+    ],
+)
+def test_its_command_tells_what_it_takes(arguments, code, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["damage", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        damage.main()
+    output = capsys.readouterr()
+    assert ended.value.code == code and re.search(told, output.err if code else output.out)

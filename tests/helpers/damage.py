@@ -8,6 +8,7 @@ its outcome is missing (walk) or names a signal (each). `python -m tests.helpers
 installed DALI still needs the guard (docs/data.md).
 """
 
+import argparse
 import json
 import os
 import signal
@@ -177,16 +178,28 @@ while True:
     return False
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """See above."""
-    if arguments == ["decoder"]:
+    parser = argparse.ArgumentParser(prog="python -m tests.helpers.damage", description=__doc__.splitlines()[0])
+    modes = parser.add_subparsers(dest="mode", required=True)
+    for mode, told in (("walk", "one after the other, in one process"), ("each", "each in a process of its own")):
+        run = modes.add_parser(mode, help=f"all kinds and places, {told}")
+        run.add_argument("loader", choices=LOADERS)
+        run.add_argument("folder", type=Path, help="where images are written")
+        run.add_argument("cases", nargs="*", metavar="KIND@PLACE", help="these alone")
+    modes.add_parser("decoder", help="whether the installed DALI still needs the guard (docs/data.md)")
+    given = parser.parse_args()
+    if given.mode == "decoder":
         print("the guard is needed" if decoder_needs_guard() else "no crash: the guard may go")
         return
-    mode, loader, folder = arguments[:3]
-    chosen = [tuple(case.split("@")) for case in arguments[3:]] or cases()
-    for kind, place, outcome in {"walk": walk, "each": each}[mode](loader, Path(folder), chosen):
+    known = cases()
+    chosen = [(kind, place) for kind, _, place in (case.rpartition("@") for case in given.cases)] or known
+    for case in chosen:
+        if case not in known:
+            parser.error(f"KIND@PLACE must be one of the {len(known)} cases, got {'@'.join(case)!r}")
+    for kind, place, outcome in {"walk": walk, "each": each}[given.mode](given.loader, given.folder, chosen):
         print(json.dumps({"kind": kind, "place": place, "outcome": outcome}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
