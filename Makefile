@@ -22,7 +22,7 @@ QUICK := tests/test_*.py \
 
 .PHONY: demo check lint test docs help clean
 
-demo: $(INSTALLED) # train for a minute on images that come with it
+demo: $(INSTALLED) # train on images that come with it, for about three minutes on two cores
 	$(BIN)/amcl-fast pretrain --recipe demo
 
 check: lint # linters, types and the quickest tests, in a minute and a half; the slowest ten are shown
