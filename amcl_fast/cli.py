@@ -268,7 +268,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         command.draw(arguments.output)
         return 0
     if arguments.compare:
-        command.compare(*arguments.compare, arguments.case, arguments.backend, arguments.seconds, arguments.output)
+        a, b = arguments.compare
+        command.compare(a, b, arguments.case, arguments.backend, arguments.seconds, arguments.output)
         return 0
     sections = command.SECTIONS if arguments.section == "all" else (arguments.section,)
     passed = command.measure(

@@ -134,9 +134,11 @@ def _contrast_backward(
     tensors = (a.anchors, a.candidates, a.phi_anchors, a.phi_candidates, a.offset)
     shares, slope_r = stand_ins(gradient, (shares, slope_r))
     grads: list[Tensor | None] = [None] * 5
-    if any(of_tables) and chosen is None:
+    if not any(of_tables):
+        pass
+    elif chosen is None:
         grads[:] = dense_backward(gradient, shares, *tensors, a.skip, a.mean, a.tau_min, a.tau_max, a.beta, of_tables)
-    elif any(of_tables):
+    else:
         grads[:] = topk_backward(gradient, shares, slope_r, chosen, *tensors, of_tables)
     by_extra = None if a.extra is None or of_extra is None else (gradient * of_extra).to(a.extra.dtype)
     return [*grads, None, by_extra if needs[6] else None]
@@ -233,8 +235,8 @@ def _decorrelate_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Heads, stats on and off the diagonal, and the gradients of each head that are needed."""
     x, y, phi_x, phi_y, offset = a.needs
-    heads, on, off, *of_tables, scores = decorrelate_strips(*a[:9], (x, y, phi_x, phi_y, offset))
-    return heads, on, off, *of_tables, None if scores is None else -scores
+    heads, on, off, by_x, by_y, by_phi_x, by_phi_y, scores = decorrelate_strips(*a[:9], (x, y, phi_x, phi_y, offset))
+    return heads, on, off, by_x, by_y, by_phi_x, by_phi_y, None if scores is None else -scores
 
 
 def _decorrelate_fake(a: _Decorrelate) -> list[Tensor | None]:
