@@ -16,7 +16,7 @@ def test_loss_is_of_both_views(kind):
 def test_phi_must_be_as_wide_as_the_batch():
     module = method("barlow", batch=8)
     module.check_batch(8)
-    with pytest.raises(ValueError, match=r"temperature\.dim=8, data\.batch_size=16"):
+    with pytest.raises(ValueError, match=r"temperature\.dim must be data\.batch_size = 16 .*, got 8; leave"):
         module.check_batch(16)
     method("barlow", "baseline").check_batch(16)
 
