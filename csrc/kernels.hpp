@@ -46,8 +46,8 @@ struct Selection {
   bool finite;  // false: the row holds a NaN or an infinity and has no meaningful order
 };
 
-// Per-thread memory of `select`: room for top_k kept and a tile of new entries. `guess` carries the threshold of the
-// row before, which costs nothing when wrong: the result does not depend on it.
+// Per-thread memory of `select`: room for the top_k so far and a tile of new entries. `guess` carries the threshold of
+// the row before, which costs nothing when wrong: the result does not depend on it.
 template <class T>
 struct SelectionScratch {
   T* similarities;

@@ -50,12 +50,6 @@ class Tables:
         self.phi_width = width(phi_x)
         self.is_double = x.dtype == torch.float64
 
-    def temperature(
-        self, tau_min: float, tau_span: float, beta: float, offset: Tensor | None
-    ) -> tuple[float, float, float, float]:
-        """τ = tau_min + tau_span·σ(−(r − offset)), and β."""
-        return tau_min, tau_span, 0.0 if offset is None else float(offset), beta
-
 
 class Gradients:
     """Memory for the gradients by x, y, φx, φy and the offset, those that are needed."""
@@ -91,6 +85,13 @@ def fake_by_head(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> lis
     x = tensors[0]
     assert x is not None
     return [*made, x.new_empty(x.shape[0], dtype=torch.float64) if needs[4] else None]
+
+
+def temperature(
+    tau_min: float, tau_span: float, beta: float, offset: Tensor | None
+) -> tuple[float, float, float, float]:
+    """τ = tau_min + tau_span·σ(−(r − offset)), and β, as the engine takes them."""
+    return tau_min, tau_span, 0.0 if offset is None else float(offset), beta
 
 
 def summary(sums: tuple[float, ...], tau_min: float, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference import Stats
-from .engine import Gradients, Tables, address, fake_by_head, summary, whole, width
+from .engine import Gradients, Tables, address, fake_by_head, summary, temperature, whole, width
 from .registration import differentiable, scaling
 from .tensors import masked, named, needed, scaled
 
@@ -229,7 +229,7 @@ def _contrast_call(
     call = _native.Contrast(
         (heads, anchors, tables.candidates, dim, tables.phi_width, top_k, width(skip)),
         form,
-        tables.temperature(a.tau_min, a.tau_span, a.beta, a.offset),
+        temperature(a.tau_min, a.tau_span, a.beta, a.offset),
         tables.strided,
         address(skip),
         torch.get_num_threads(),
@@ -253,7 +253,7 @@ def _align_call(a: _Align) -> tuple[Tables, _native.Align]:
     tables = Tables(*a[:4])
     call = _native.Align(
         (*tables.shape, tables.phi_width),
-        tables.temperature(a.tau_min, a.tau_span, a.beta, a.offset),
+        temperature(a.tau_min, a.tau_span, a.beta, a.offset),
         a.weight,
         tables.strided,
         torch.get_num_threads(),
@@ -309,7 +309,7 @@ def _decorrelate_forward(
     on, off = _native.decorrelate(
         tables.is_double,
         (*tables.shape, tables.phi_width),
-        tables.temperature(a.tau_min, a.tau_span, a.beta, a.offset),
+        temperature(a.tau_min, a.tau_span, a.beta, a.offset),
         a.lambd,
         tables.strided,
         torch.get_num_threads(),

@@ -15,12 +15,12 @@ from .tiling import gather_tiling, key_of, padded
 _FEW = 4
 
 
-@launched("count", "pairs", "columns", "lowest")
+@launched("count", "pairs", "candidates", "lowest")
 @triton.jit
-def _topk_keys(chosen, keys, count, pairs, columns, lowest, BLOCK: tl.constexpr):
-    """head·columns + column of every pair, less `lowest`, as the dtype of `keys` holds them; `pairs` to a head."""
+def _topk_keys(chosen, keys, count, pairs, candidates, lowest, BLOCK: tl.constexpr):
+    """head·candidates + column of every pair, less `lowest`, as the dtype of `keys` holds them; `pairs` to a head."""
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    key = pair // pairs * columns + tl.load(chosen + pair, pair < count, other=0) + lowest
+    key = pair // pairs * candidates + tl.load(chosen + pair, pair < count, other=0) + lowest
     tl.store(keys + pair, key.to(keys.dtype.element_ty), pair < count)
 
 
@@ -110,10 +110,10 @@ def _topk_sums(
         tl.store(out, value.to(grad_phi.dtype.element_ty), phi_lanes < phi.width)
 
 
-@launched("rows", "sources", "columns")
+@launched("rows", "sources", "candidates")
 @triton.jit
 def _topk_few_sums(
-    gradient, slope_s, slope_r, order, starts, x, phi, grad_x, grad_phi, columns, sources, top_k,
+    gradient, slope_s, slope_r, order, starts, x, phi, grad_x, grad_phi, candidates, sources, top_k,
     X: tl.constexpr, PHI: tl.constexpr, NARROW: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PHI_WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -125,9 +125,9 @@ def _topk_few_sums(
     head = tl.program_id(1)
     first = tl.program_id(0) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
-    inside = column < columns
-    heads_first = head.to(tl.int64) * columns
-    end = tl.load(starts + heads_first + tl.minimum(first + COLUMNS, columns)).to(tl.int64)
+    inside = column < candidates
+    heads_first = head.to(tl.int64) * candidates
+    end = tl.load(starts + heads_first + tl.minimum(first + COLUMNS, candidates)).to(tl.int64)
     begins = tl.load(starts + heads_first + column, inside, other=end).to(tl.int64)
     ends = tl.load(starts + heads_first + column + 1, inside, other=end).to(tl.int64)
     begin = tl.load(starts + heads_first + first).to(tl.int64)
@@ -192,22 +192,23 @@ def topk_backward(
         tables = (candidates if needs[0] else None, phi_candidates if needs[2] else None)
         of_anchors, of_phi_anchors = _sums(pairs, None, *tables, scores, chosen.shape[1], by_row=True)
         if needs[1] or needs[3]:
-            columns = candidates.shape[1]
+            count = candidates.shape[1]
             tables = (anchors if needs[1] else None, phi_anchors if needs[3] else None)
-            lists = _lists(chosen, columns)
-            of_candidates, of_phi_candidates = _sums(pairs, lists, *tables, None, columns, by_row=False)
+            lists = _lists(chosen, count)
+            of_candidates, of_phi_candidates = _sums(pairs, lists, *tables, None, count, by_row=False)
     of_offset = None if offset is None or scores is None else offset_gradient(scores, offset)
     return of_anchors, of_candidates, of_phi_anchors, of_phi_candidates, of_offset
 
 
-def _lists(chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """The pairs sorted by head and column, stably, and where each column's begin: (C·A·κ,) and (C·columns + 1,)."""
+def _lists(chosen: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """The pairs sorted by head and column, stably, and where each candidate's begin: (C·A·κ,) and
+    (C·candidates + 1,)."""
     heads, count, device = chosen.shape[0], chosen.numel(), chosen.device
-    rows = heads * columns
+    rows = heads * candidates
     # The time of a radix sort grows with the bytes of a key.
     dtype, lowest = (torch.int16, -(2**15)) if rows <= 2**16 else (_index_dtype(rows), 0)
     keys = torch.empty(count, dtype=dtype, device=device)
-    _topk_keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), columns, lowest, BLOCK=1024)
+    _topk_keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), candidates, lowest, BLOCK=1024)
     keys, order = keys.sort(stable=True)
     starts = torch.empty(rows + 1, dtype=_index_dtype(count), device=device)
     _topk_starts[blocks(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
