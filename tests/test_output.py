@@ -125,13 +125,14 @@ def test_errors_keep_their_exit_code(folder):
     ],
 )
 def test_an_interrupt_during_the_imports(command, told, tmp_path):
-    """A line and 130, from before torch is there; an import that swallows the exception cannot keep the process."""
+    """A line and 130, before torch or numpy is there; an import that swallows the exception cannot keep the process."""
     code = (
         "import os, signal, sys, importlib.abc\n"
         "from amcl_fast.cli import main\n"
         "class Interrupt(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch':\n"
+        "        if name in ('torch', 'numpy'):\n"
+        "            sys.meta_path.remove(self)\n"
         "            try:\n"
         "                os.kill(os.getpid(), signal.SIGINT)\n"
         "            except KeyboardInterrupt:\n"

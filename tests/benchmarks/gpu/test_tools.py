@@ -44,10 +44,11 @@ def broken_down(tmp_path):
     """A JSON with kernels of ours and of others."""
     path = tmp_path / "gpu.json"
     found = document()
-    kernels = [("_maxima", 2, 30.0), ("_bounds", 1, 90.0), ("_scatter_kernel", 1, 500.0), ("_scores", 10, 100.0)]
+    kernels = [("_select_maxima", 2, 30.0), ("_select_bounds", 1, 90.0), ("_scatter_kernel", 1, 500.0)]
+    kernels.append(("_topk_scores", 10, 100.0))
     of_ours = [{"name": n, "calls": c, "us": us} for n, c, us in kernels]
     rows = [{"case": "SimCLR, N = 4096, all rows equal", "run": "ours", "kernels": of_ours}]
-    rows.append({"case": "b", "run": "dense", "kernels": [{"name": "_forward", "calls": 1, "us": 900.0}]})
+    rows.append({"case": "b", "run": "dense", "kernels": [{"name": "_dense_forward", "calls": 1, "us": 900.0}]})
     found["sections"]["breakdown"] = {"environment": found["sections"]["scale"]["environment"], "rows": rows}
     path.write_text(json.dumps(found))
     return path
@@ -56,8 +57,8 @@ def broken_down(tmp_path):
 def test_ncu_looks_at_the_two_slowest_of_ours(monkeypatch, tmp_path, broken_down):
     tool(tmp_path, monkeypatch, "ncu", 'echo "==PROF== Connected"; echo "  $2 of $6"; echo "$@"')
     first, second = tools.ncu(broken_down, time.monotonic() + 60)
-    assert (first["kernel"], second["kernel"]) == ("_bounds", "_maxima")
-    assert first["text"][0] == "  regex:^_bounds$ of 1"
+    assert (first["kernel"], second["kernel"]) == ("_select_bounds", "_select_maxima")
+    assert first["text"][0] == "  regex:^_select_bounds$ of 1"
     assert first["text"][1].endswith("-m benchmarks.gpu --step SimCLR, N = 4096, all rows equal")
 
 
@@ -76,5 +77,5 @@ def test_what_ncu_refuses_is_a_row(monkeypatch, tmp_path, broken_down):
 
 def test_names_of_kernels_are_those_of_the_package():
     names = tools._kernels()
-    assert {"_maxima", "_bounds", "_weighted_sums", "_forward", "_gradient"} <= names
+    assert {"_select_maxima", "_select_bounds", "_topk_sums", "_dense_forward", "_dense_gradient"} <= names
     assert device.BACKEND == "triton" and device.KIND == "cuda"
