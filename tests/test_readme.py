@@ -69,6 +69,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_readme_trains(folder):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     run = Run(folder)
@@ -80,6 +81,7 @@ def test_the_loop_of_the_readme_trains(folder):
     assert names["criterion"].last_stats and diagnose(names["criterion"]) == []
 
 
+@pytest.mark.slow
 def test_the_hardest_negatives_alone_collapse_and_are_found(folder):
     """The same loop with the form that the README warns of."""
     run = Run(folder)

@@ -76,6 +76,7 @@ def images(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("images"), 19, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_of_every_framework_ends_with_its_report(framework, images, tmp_path):
     """Command line, DALI and all callbacks. 38 images make two batches of 16; the loader drops the rest."""
@@ -171,6 +172,7 @@ def test_the_batch_alone_of_released_barlow_twins_may_change(tmp_path):
     assert cli.model.hparams["criterion"]["init_args"]["temperature"]["init_args"]["dim"] == 64
 
 
+@pytest.mark.slow
 def test_a_width_of_phi_that_is_given_must_fit_the_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--model.criterion.temperature.dim=128", "--data.batch_size", "64"]

@@ -41,6 +41,7 @@ def test_the_shape_that_was_understood_is_shown(name):
         loss_of(name)(*turned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiled_code_keeps_the_shape_and_breaks_no_graph(dynamic):
     torch._dynamo.reset()

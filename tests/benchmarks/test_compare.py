@@ -58,6 +58,7 @@ def sides(site):
         side.close()
 
 
+@pytest.mark.slow
 def test_two_processes_in_turn(sides):
     row = compare._in_turn(sides, SIMCLR, 0.0)
     for name in "ab":

@@ -54,6 +54,7 @@ def test_a_side_of_a_comparison_needs_no_more_than_old_commits_have():
     assert found == {f"amcl_fast.{name}" for name in public}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("lightning") is None, reason="a callback of a rehearsal needs it")
 def test_every_module_can_be_the_first():
     names = sorted(MODULES.keys() - {"benchmarks.test_benchmarks"})

@@ -208,6 +208,7 @@ def test_what_is_lacking_is_named():
     assert lacking(then, then) == []
 
 
+@pytest.mark.slow
 def test_checkpoints_are_read_without_pyyaml():
     code = "import sys; sys.modules['yaml'] = None; import amcl_fast.encoder, amcl_fast.runs.checkpoint"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
