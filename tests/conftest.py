@@ -1,5 +1,6 @@
 """Settings and fixtures for all tests."""
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,11 @@ if not torch.cuda.is_available():
     from tests.helpers.kernels.interpreter import quicken
 
     quicken()
+
+# A forked child that collects what its parent has let go waits for ever for threads that it does not have: a pipeline
+# of DALI, of which a cycle is left over from an earlier test, ends its threads where it ends. Nor need it be collected
+# there. What `subprocess` starts is no such child, and is not slowed by this.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items):
