@@ -52,6 +52,10 @@ def _forget_to_tell() -> None:
         _waiting.clear()
         with suppress(ValueError):  # copied by another thread than the main one
             signal.set_wakeup_fd(-1)
+            # What a handler raises here, where one that was held comes through, would be lost with its signal.
+            for signum in HANDLED:
+                if isinstance(getattr(signal.getsignal(signum), "__self__", None), StopSignals):
+                    signal.signal(signum, signal.SIG_DFL)
     _let_signals()
 
 
