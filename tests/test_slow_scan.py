@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import forks
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def processes(tmp_path):
         options = ["pretrain", "--config", "settings.yaml", "--data", "images", "--run_dir", "run", *more]
         for rank in "01":
             started.append(
-                subprocess.Popen(
+                forks.Popen(
                     [sys.executable, "-c", code, *options], cwd=tmp_path, text=True,
                     env=environment(tmp_path) | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
