@@ -1,7 +1,6 @@
 """A run of two processes over gloo, through the command line: one report, one list, one lock, one checkpoint."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,8 @@ import pytest
 import torch
 
 from amcl_fast.report import read_run
-from tests.helpers.command_line import AMCL, environment, image_folder, pretrain
+from tests.helpers import forks
+from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder, pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -64,13 +64,17 @@ def differing(tmp_path):
         (tmp_path / "settings.yaml").write_text(_SETTINGS)
         (tmp_path / "differing.py").write_text(
             "import lightning as L\n"
+            "from lightning.pytorch.strategies.launchers import subprocess_script\n"
+            "from tests.helpers import forks\n"
+            "subprocess_script.subprocess = forks\n"
             "class Differing(L.Callback):\n"
             "    def setup(self, trainer, pl_module, stage):\n"
             "        data, rank = trainer.datamodule, trainer.global_rank\n"
             f"        {statement}\n"
         )
         callback = ("--trainer.callbacks+", "differing.Differing")
-        return pretrain(tmp_path, "--config", "settings.yaml", "--data", data, "--run_dir", "run", *callback)
+        command = [*PRETRAIN, "--config", "settings.yaml", "--data", data, "--run_dir", "run", *callback]
+        return forks.run(command, cwd=tmp_path, env=environment(tmp_path), timeout=300)
 
     return run
 
@@ -99,13 +103,10 @@ def test_processes_that_wait_for_one_that_was_refused_end_with_it(images, tmp_pa
     (tmp_path / "settings.yaml").write_text(_SETTINGS)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.csv").touch()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "amcl_fast.cli", "pretrain", "--config", "settings.yaml", "--data", str(images)]
+    command = [sys.executable, "-m", "tests.helpers.torchrun", "--standalone", "--nproc_per_node=2", *PRETRAIN[1:]]
+    command += ["--config", "settings.yaml", "--data", images, "--run_dir", "run"]
     started = time.monotonic()
-    done = subprocess.run(
-        [*command, "--run_dir", "run"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
-        timeout=100,
-    )  # fmt: skip
+    done = forks.run(command, cwd=tmp_path, env=environment(tmp_path), timeout=100)
     assert time.monotonic() - started < 30
     assert done.stderr.count("run holds a run") == 1
     assert done.returncode and "SIGKILL" not in done.stderr

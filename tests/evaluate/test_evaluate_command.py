@@ -13,6 +13,7 @@ import torch
 
 from amcl_fast.cli import main
 from amcl_fast.evaluate import command
+from tests.helpers import forks
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -34,12 +35,9 @@ def run(tmp_path_factory):
     return folder
 
 
-def by_torchrun(folder, *options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "amcl_fast.cli", "evaluate", "run", *options]
-    return subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+def torchrun(launcher, *options):
+    command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2"]
+    return [*command, "-m", "amcl_fast.cli", "evaluate", "run", *options]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,8 @@ def test_two_processes_find_what_one_finds(run, monkeypatch, capsys):
     options = ["--half", "--epochs", "2", "--batch_size", "10", "--k", "5"]
     assert main(["evaluate", "run", *options, "--output", "one.json"]) == 0
     alone = capsys.readouterr().out
-    done = by_torchrun(run, *options, "--output", "two.json")
+    command = torchrun("torch.distributed.run", *options, "--output", "two.json")
+    done = subprocess.run(command, cwd=run, env=environment(run), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone.replace("one.json", "two.json")
     assert "41 to learn from, 18 held out; 64 features in float16" in alone
@@ -85,7 +84,8 @@ def test_a_process_that_fails_to_look_again_says_why(run, monkeypatch, capsys):
 
 
 def test_what_cannot_be_is_told_once_and_ends_both(run):
-    done = by_torchrun(run, "--augment", "--batch_size", "9")
+    command = torchrun("tests.helpers.torchrun", "--augment", "--batch_size", "9")
+    done = forks.run(command, cwd=run, env=environment(run), timeout=300)
     assert done.returncode == 1  # torchrun's
     told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
     assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
@@ -100,7 +100,7 @@ def by_srun(folder, *options, interrupted=()):
         "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
     }  # fmt: skip
     tasks = [
-        subprocess.Popen(
+        forks.Popen(
             [sys.executable, "-m", "amcl_fast.cli", "evaluate", "run", *options], cwd=folder, text=True,
             env=environment(folder) | told | {"SLURM_PROCID": task, "SLURM_LOCALID": task},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -34,6 +34,7 @@ AMCL = f"""{_ENCODER}
         top_k: 4
 """
 """Settings of a run, to which a test adds `trainer` and whatever else it needs."""
+PRETRAIN = (sys.executable, "-m", "amcl_fast.cli", "pretrain")
 
 
 def image_folder(root: Path, train: int, test: int, suffix: str = ".jpg") -> Path:
@@ -62,5 +63,5 @@ def environment(folder: Path) -> dict[str, str]:
 
 def pretrain(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `amcl-fast pretrain` in `folder`; returns the finished process."""
-    command = [sys.executable, "-m", "amcl_fast.cli", "pretrain", *map(str, arguments)]
+    command = [*PRETRAIN, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600)

@@ -39,14 +39,16 @@ class Popen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         *_, new_session, group = rest
         pipes = rest[3:9]
-        python, how, what, *arguments = map(os.fspath, args)
+        python, *options = map(os.fspath, args)
+        unbuffered = options[0] == "-u"
+        how, what, *arguments = options[unbuffered:]
         if python != sys.executable or how not in ("-m", "-c") or executable or preexec_fn or pass_fds or group != -1:
             raise ValueError(f"a Python command alone can be a fork, got {args}")
         environment = dict(os.environ if env is None else env)
         self._ended = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ended.connect(_address(environment))
         folder = os.path.abspath(cwd or ".")
-        request = json.dumps([how, what, arguments, folder, environment, new_session]).encode()
+        request = json.dumps([how, what, arguments, unbuffered, folder, environment, new_session]).encode()
         own = [fd if fd != -1 else usual for usual, fd in enumerate((pipes[0], pipes[3], pipes[5]))]
         socket.send_fds(self._ended, [request], own)
         (self.pid,) = _NUMBER.unpack(self._ended.recv(_NUMBER.size))
@@ -141,7 +143,7 @@ def _request(folder):
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, asker))
 
 
-def _become(how, what, arguments, folder, environment, new_session):
+def _become(how, what, arguments, unbuffered, folder, environment, new_session):
     """Do in this process what `python -m what` or `python -c what` does."""
     from lightning.fabric.utilities import rank_zero
 
@@ -150,6 +152,9 @@ def _become(how, what, arguments, folder, environment, new_session):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)
+        sys.stderr.reconfigure(write_through=True)
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0  # read when Lightning is imported
     main = types.ModuleType("__main__")
     sys.path[0] = folder if how == "-m" else ""
