@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from amcl_fast.report import read_run
+from tests.helpers import forks
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # In place of what the recipe has for GPUs.
-EPOCHS = 40  # of three steps
+EPOCHS = 24  # of three steps
 SETTINGS = f"""{NT_XENT}
     compile: false
 trainer: {{accelerator: cpu, precision: 32-true, sync_batchnorm: false, max_epochs: {EPOCHS}}}
@@ -34,11 +35,12 @@ SLURM = {
 ARGUMENTS = ("--config", "settings.yaml", "--trainer.log_every_n_steps", "1")
 # As SLURM's: a task a node, the signals of the job passed on to all, the highest exit code.
 SRUN = f"""#!{sys.executable}
-import os, signal, subprocess, sys
+import os, signal, sys
+from tests.helpers import forks
 assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
 step = dict(os.environ, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS=os.environ["SLURM_NTASKS"], SLURM_LOCALID="0")
 tasks = [
-    subprocess.Popen(sys.argv[1:], env=step | dict(SLURM_PROCID=str(n), SLURM_NODEID=str(n)))
+    forks.Popen(sys.argv[1:], env=step | dict(SLURM_PROCID=str(n), SLURM_NODEID=str(n)))
     for n in range(int(os.environ["SLURM_NTASKS"]))
 ]
 for signum in (signal.SIGUSR1, signal.SIGTERM):
@@ -58,7 +60,11 @@ def job(tmp_path):
     started = []
 
     def start(script, **variables):
-        about = environment(tmp_path) | {"DATA": str(tmp_path / "images"), "RUN": "run", "PYTHON": sys.executable}
+        about = forks.sharing(environment(tmp_path)) | {
+            "DATA": str(tmp_path / "images"),
+            "RUN": "run",
+            "PYTHON": sys.executable,
+        }
         log = (tmp_path / f"{len(started)}.log").open("wb")
         command = ["bash", str(FOLDER / script), *ARGUMENTS]
         started.append(

@@ -44,9 +44,9 @@ class Popen(subprocess.Popen):
         how, what, *arguments = options[unbuffered:]
         if python != sys.executable or how not in ("-m", "-c") or executable or preexec_fn or pass_fds or group != -1:
             raise ValueError(f"a Python command alone can be a fork, got {args}")
-        environment = dict(os.environ if env is None else env)
+        environment = sharing(os.environ if env is None else env)
         self._ended = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ended.connect(_address(environment))
+        self._ended.connect(f"{json.loads(environment[_FORKS])[0]}/socket")
         folder = os.path.abspath(cwd or ".")
         request = json.dumps([how, what, arguments, unbuffered, folder, environment, new_session]).encode()
         own = [fd if fd != -1 else usual for usual, fd in enumerate((pipes[0], pipes[3], pipes[5]))]
@@ -79,16 +79,19 @@ def run(command, timeout=None, **given):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _address(environment):
-    """Of the process that forks, for a command of this environment, which is told of it."""
+def sharing(environment):
+    """An environment in which whoever is started, by whatever means, starts forks of this session.
+
+    Raises:
+        ValueError: the session's commands have imported in another one.
+    """
     now = {name: environment.get(name) for name in _READ_ONCE}
     if _FORKS not in os.environ:
         os.environ[_FORKS] = json.dumps([_start(environment), now])
-    folder, once = json.loads(os.environ[_FORKS])
+    _, once = json.loads(os.environ[_FORKS])
     if now != once:
         raise ValueError(f"the session's first command had {once}, got {now}")
-    environment[_FORKS] = os.environ[_FORKS]
-    return f"{folder}/socket"
+    return {**environment, _FORKS: os.environ[_FORKS]}
 
 
 def _start(environment):
