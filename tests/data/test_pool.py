@@ -10,7 +10,7 @@ from amcl_fast.data.processes.pool import Pool
 
 _JOBS = """
 import os, sys, time
-from amcl_fast.data.processes.pool import serve_jobs
+from amcl_fast.data.processes.serving import serve_jobs
 
 def answer(job):
     what, _, rest = job.decode().partition(" ")

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 
 from amcl_fast.data.decoding.complaints import HEARD, MARK, MARKED, OTHERS, PIXELS, Lines
-from amcl_fast.data.processes.worker import ignore_signals
+from amcl_fast.data.processes.serving import ignore_signals
 
 
 def main(descriptors: list[str]) -> None:

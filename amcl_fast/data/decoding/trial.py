@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from amcl_fast.data.decoding.complaints import PIXELS
-from amcl_fast.data.processes.worker import Worker, WorkerError, serve
+from amcl_fast.data.processes.serving import serve
+from amcl_fast.data.processes.worker import Worker, WorkerError
 
 log = logging.getLogger(__name__)
 

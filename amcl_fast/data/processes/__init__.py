@@ -1,1 +1,1 @@
-"""Helper processes without torch: one (`worker`), or several that share jobs (`pool`)."""
+"""Helper processes without torch: one (`worker`), or several that share jobs (`pool`); `serving` is their side."""

@@ -6,20 +6,19 @@ A job and its answer are bytes. The module that runs in the processes has a `mai
 import builtins
 import json
 import os
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from amcl_fast.data.processes.worker import Worker, WorkerError, serve
+from amcl_fast.data.processes.serving import FAILED
+from amcl_fast.data.processes.worker import Worker, WorkerError
 
 _MOST_PROCESSES = 32
 _ATTEMPTS = 2
 _AHEAD = 2  # jobs handed out for each process, so that none waits for the one that asks
-_DONE, _FAILED = b"\0", b"\1"
 
 
 class Pool:
@@ -96,7 +95,7 @@ class Pool:
                     raise OSError(f"a helper process ({self._module}) does not stay: {error}") from None
                 continue
             self._idle.append(worker)
-            if answer[:1] == _FAILED:
+            if answer[:1] == FAILED:
                 raise _error(json.loads(answer[1:]))
             return answer[1:]
         raise AssertionError
@@ -109,27 +108,6 @@ class Pool:
                 return self._idle.popleft()
             self._all.append(Worker(self._module, self._arguments))
             return self._all[-1]
-
-
-def serve_jobs(answer: Callable[[bytes], bytes]) -> None:
-    """The processes' side: answer jobs, one at a time, until the pool ends. What `answer` raises is told."""
-
-    def told(job: bytes) -> bytes:
-        try:
-            return _DONE + answer(job)
-        except Exception as error:
-            return _FAILED + json.dumps(_told(error)).encode()
-
-    serve(told)
-
-
-def _told(error: Exception) -> list[object]:
-    if isinstance(error, OSError):
-        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-        return ["OSError", error.errno, error.strerror or str(error), name]
-    if isinstance(error, ValueError):
-        return ["ValueError", str(error)]
-    return ["RuntimeError", "".join(traceback.format_exception(error)).strip()]
 
 
 def _error(told: list) -> Exception:

@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.spawn import get_executable
 from pathlib import Path
 
-_LENGTH = 8
+from amcl_fast.data.processes.serving import LENGTH
+
 # The packages without what they import.
 _BOOTSTRAP = """
 import sys, types
@@ -71,7 +72,7 @@ class Worker:
             WorkerError: the process has ended.
         """
         assert self._process.stdin is not None
-        view = memoryview(len(message).to_bytes(_LENGTH, "little") + message)
+        view = memoryview(len(message).to_bytes(LENGTH, "little") + message)
         try:
             while view:
                 view = view[self._process.stdin.write(view) :]
@@ -85,7 +86,7 @@ class Worker:
             WorkerError: the process has ended, or the time is over; it is then no use any more.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        return self._read(int.from_bytes(self._read(_LENGTH, until), "little"), until)
+        return self._read(int.from_bytes(self._read(LENGTH, until), "little"), until)
 
     def _read(self, count: int, until: float | None) -> bytes:
         assert self._process.stdout is not None
@@ -134,21 +135,3 @@ class Worker:
     def __del__(self) -> None:
         if hasattr(self, "_process"):
             self.close()
-
-
-def ignore_signals() -> None:
-    """The helper's side: a terminal or a batch system sends them to all processes of a run."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def serve(answer: Callable[[bytes], bytes]) -> None:
-    """The helper's side: answer messages, one at a time, until the other side ends."""
-    ignore_signals()
-    requests, answers = sys.stdin.buffer, os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no message
-    with os.fdopen(answers, "wb") as stream:
-        while len(length := requests.read(_LENGTH)) == _LENGTH:
-            result = answer(requests.read(int.from_bytes(length, "little")))
-            stream.write(len(result).to_bytes(_LENGTH, "little") + result)
-            stream.flush()

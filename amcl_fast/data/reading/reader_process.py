@@ -8,12 +8,15 @@ import mmap
 import os
 import resource
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from amcl_fast.data.processes.worker import serve
+from amcl_fast.data.processes.serving import serve
 from amcl_fast.data.reading.contents import Contents
 from amcl_fast.data.reading.reduction import Reduction, reduce
 from amcl_fast.data.scan.headers import BadImage, Look, Sight, look
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _PAGE = 1 << 20
 
@@ -72,7 +75,7 @@ class _List:
         self._at = 0
         self._large: deque[tuple[int, Look, bytes, Future[bytes]]] = deque()
 
-    def read(self, place: int, path: bytes, reduction: Reduction | None, pool: ThreadPoolExecutor) -> None:
+    def read(self, place: int, path: bytes, reduction: Reduction | None, reducers: "_Reducers") -> None:
         try:
             length, sight = self._shelf.read(path, self._at)
         except BadImage as problem:
@@ -83,7 +86,7 @@ class _List:
             self._keep(place, length, sight.looks)
             return
         content = self._shelf.content(self._at, length)
-        self._large.append((place, sight.looks, content, pool.submit(reduce, content, factor)))
+        self._large.append((place, sight.looks, content, reducers.submit(content, factor)))
 
     def settle(self, most: int) -> None:
         """Wait until at most so many large images are in work."""
@@ -106,6 +109,21 @@ class _List:
         self._at += length
 
 
+class _Reducers:
+    """Threads that reduce large images, which most lists have none of: they are made, and imported, with the first."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, content: bytes, factor: int) -> "Future[bytes]":
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(self._threads)
+        return self._pool.submit(reduce, content, factor)
+
+
 def main(arguments: list[str]) -> None:
     """Serve a `Reader`, with its settings and descriptors as arguments."""
     # `ulimit -f` counts the shared memory as a file; a limit on files is not meant for it.
@@ -115,7 +133,7 @@ def main(arguments: list[str]) -> None:
     reduction = Reduction(int(above), float(shorter)) if above else None
     contents = Contents()
     shelves = [_Shelf(int(descriptor), contents) for descriptor in descriptors]
-    pool = ThreadPoolExecutor(int(threads))  # it starts a thread when there is work for one
+    reducers = _Reducers(int(threads))
 
     def answer(request: bytes) -> bytes:
         slot, files, coming = marshal.loads(request)
@@ -123,7 +141,7 @@ def main(arguments: list[str]) -> None:
             contents.expect(location)
         images = _List(shelves[slot], len(files))
         for place, path in enumerate(files):
-            images.read(place, path, reduction, pool)
+            images.read(place, path, reduction, reducers)
             images.settle(2 * int(threads))
         images.settle(0)
         return images.answer()

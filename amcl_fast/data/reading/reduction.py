@@ -5,8 +5,7 @@ libjpeg does: it leaves out the high frequencies and decodes faster by doing so.
 """
 
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,8 +17,7 @@ _QUALITY = 95
 _DETAILED = 4
 
 
-@dataclass(frozen=True)
-class Reduction:
+class Reduction(NamedTuple):
     """Which images are reduced, and how far.
 
     Attributes:

@@ -8,10 +8,9 @@ import os
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from amcl_fast.data.processes.pool import serve_jobs
+from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.scan.headers import UNREADABLE, BadImage, check_header
 
 NO_STAMP = -1
@@ -81,6 +80,8 @@ def answer(request: bytes) -> bytes:
     check(files[:_TRIED])
     rest = files[_TRIED:]
     if rest and time.perf_counter() - started > _WAITING * (time.thread_time() - used) + 1e-3:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(check, (rest[first::_THREADS] for first in range(_THREADS))))
     else:

@@ -13,7 +13,7 @@ import stat
 from array import array
 from dataclasses import dataclass, field
 
-from amcl_fast.data.processes.pool import serve_jobs
+from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.scan.headers import IMAGE_NAMES, BadImage, Look, check_size, look, unreadable
 from amcl_fast.data.shards.tar import Entry, TarError, compression, entries
 from amcl_fast.left_out import SECOND

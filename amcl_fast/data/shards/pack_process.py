@@ -6,7 +6,7 @@ import marshal
 import os
 from collections.abc import Sequence
 
-from amcl_fast.data.processes.pool import serve_jobs
+from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.reading.contents import Contents
 from amcl_fast.data.reading.reduction import encoded, plain
 from amcl_fast.data.scan.headers import BadImage, look
