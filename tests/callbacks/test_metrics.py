@@ -1,12 +1,11 @@
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile, OnlineKNN
+from tests.helpers import forks
+from tests.helpers.command_line import environment
 from tests.helpers.disk import no_room
 from tests.helpers.running import fit
 
@@ -116,12 +115,7 @@ def whole(tmp_path_factory):
 # Within an epoch, and at its end, where kNN has just been measured.
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_kill_between_a_save_and_its_log_loses_no_row(tmp_path, whole, step):
-    done = subprocess.run(
-        [sys.executable, "-c", _TRAIN, str(tmp_path), str(step)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run([sys.executable, "-c", _TRAIN, tmp_path, str(step)], env=environment(tmp_path))
     assert done.returncode == -9, done.stderr
     log = MetricsFile(tmp_path, resume_step=step)
     path = tmp_path / "checkpoints" / "last.ckpt"

@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -10,6 +9,8 @@ import torch
 
 from amcl_fast.callbacks import Checkpoint, Interrupted, OnlineKNN, SaveOnSignal, StopSignals
 from amcl_fast.callbacks.signals import HANDLED
+from tests.helpers import forks
+from tests.helpers.command_line import environment
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import fit
 
@@ -223,6 +224,6 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("other", ["dies", "lives"])
-def test_a_copy_of_the_process_neither_ends_it_by_its_signals_nor_holds_it_up(other):
-    done = subprocess.run([sys.executable, "-c", _WAITING, other], capture_output=True, text=True, timeout=100)
+def test_a_copy_of_the_process_neither_ends_it_by_its_signals_nor_holds_it_up(other, tmp_path):
+    done = forks.run([sys.executable, "-c", _WAITING, other], env=environment(tmp_path), timeout=100)
     assert (done.returncode, done.stdout) == (0, f"went on [] {-signal.SIGTERM}\n"), done.stderr

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -30,8 +29,8 @@ from amcl_fast.data.scan import headers
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look
 from amcl_fast.data.scan.images import Images
-from tests.helpers import damage
-from tests.helpers.command_line import NT_XENT
+from tests.helpers import damage, forks
+from tests.helpers.command_line import NT_XENT, environment
 from tests.helpers.damaged_files import BMP, JPEG, MAY_DECODE, PNG, WEBP, contents, kinds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -42,12 +41,8 @@ def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
     """In one process; a crash is at the kind after the last one that was told. Over the loaders, each at all places."""
     turn, places = damage.LOADERS.index(loader), list(damage.PLACES)
     cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(kinds())]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.damage", "walk", loader, tmp_path / "images", *map("@".join, cases)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = [sys.executable, "-m", "tests.helpers.damage", "walk", loader, tmp_path / "images"]
+    done = forks.run([*command, *map("@".join, cases)], env=environment(tmp_path), timeout=240)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(case["kind"], case["place"]) for case in told] == cases, done.stderr[-3000:]
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,7 @@ from amcl_fast.data.decoding.damaged import Damaged
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.processes.worker import Worker
 from amcl_fast.data.reading.reader import Reader
+from tests.helpers import forks
 from tests.helpers.command_line import environment
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -82,9 +83,7 @@ def test_each_damaged_image_is_a_line_and_the_last_words_of_other_libraries_are_
         (folder / f"{number}.jpg").write_bytes(jpeg)
     (folder / "profile.png").write_bytes(with_profile(encoded("PNG")))
     code = CODE.format(loader=LOADERS[loader])
-    done = subprocess.run(
-        [sys.executable, "-c", code, folder], capture_output=True, text=True, env=environment(tmp_path), timeout=120
-    )
+    done = forks.run([sys.executable, "-c", code, folder], env=environment(tmp_path), timeout=120)
     *named, other, assertion = done.stderr.splitlines()
     assert other == "another library has something to say"
     assert "Assertion `what is' failed" in assertion
