@@ -36,6 +36,7 @@ class Stage:
     """A loader of images whose label is their number, and what is known of the batches to come."""
 
     def __init__(self, loader: str, folder: Path, batches: int) -> None:
+        from amcl_fast.data.loader.order import Order
         from amcl_fast.data.scan.images import Images
 
         self.name, count = loader, batches * BATCH
@@ -46,10 +47,8 @@ class Stage:
         self.files = [folder / f"{number:05}" for number in range(count)]
         self.bad: dict[str, str] = {}
         labels = list(range(count))
-        if loader != "evaluation":
-            # The order depends on the number of files alone.
-            twin = self._make(Images([str(good[0])] * count, labels, []))
-            self._order = [batch[1].tolist() for batch in twin]
+        # What comes: seen to be right where a damaged file is met.
+        self._order = Order(count, BATCH)
         for number, path in enumerate(self.files):
             os.link(good[number % 2], path)
         self._batches = iter(self._make(Images([str(path) for path in self.files], labels, [])))
@@ -81,7 +80,7 @@ class Stage:
         """The number of the image at `place` of a batch that nobody has begun to read."""
         if self.name == "evaluation":
             return self._last + 1 + BATCH * (AHEAD - 1) + place
-        return self._order[self._number + AHEAD][place]
+        return int(self._order.places(self._number + AHEAD)[place])
 
     def meet(self, kind: str, place: str) -> str:
         """Damage a file, go on until it has been met and say what happened."""

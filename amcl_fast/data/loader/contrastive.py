@@ -297,7 +297,7 @@ class ContrastiveLoader:
         total = len(self._images.files)
         if len(self._bad) == total:
             raise NoImageLeftError(_NONE_LEFT)
-        good = min(place for place in range(total) if place not in self._bad)
+        good = next(place for place in range(total) if place not in self._bad)
         for place in sorted(self._bad, reverse=True):
             if (place + 1) % total not in self._bad:
                 good = (place + 1) % total
