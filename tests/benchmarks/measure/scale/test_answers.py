@@ -6,10 +6,10 @@ import time
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from amcl_fast.benchmarks.measure.scale import answers, children
 from amcl_fast.data import ContrastiveDataModule
+from tests.helpers.processes import spawn
 
 
 def test_an_exact_number_of_queries(here):
@@ -47,7 +47,7 @@ def test_the_start_of_two_processes(photographs, tmp_path, monkeypatch):
     """The second takes the first one's list, and waits for it."""
     monkeypatch.setenv("AMCL_FAST_CACHE", str(tmp_path / "cache"))
     request = {"root": str(photographs), "loads": False, "processes": 2, "group": str(tmp_path / "group")}
-    mp.spawn(slow_start, args=(request, tmp_path), nprocs=2)
+    spawn(slow_start, args=(request, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["images"] == second["images"] > 0
     # Both are counted from one moment on, and the list is there at another.
