@@ -5,7 +5,8 @@ import signal
 import pytest
 import torch
 
-from tests.helpers.command_line import AMCL, image_folder, pretrain
+from tests.helpers import forks
+from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def test_killed_run_resumes_to_the_same_weights(images, tmp_path):
     settings.write_text(_SETTINGS)
     start = ("--config", settings, "--data", images)
 
-    whole = pretrain(tmp_path, *start, "--run_dir", "whole")
+    whole = forks.run([*PRETRAIN, *start, "--run_dir", "whole"], cwd=tmp_path, env=environment(tmp_path))
     assert whole.returncode == 0, whole.stderr
     assert "raw pixels" in whole.stdout and "checkpoints/last.ckpt" in whole.stdout
 
