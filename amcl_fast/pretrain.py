@@ -231,11 +231,11 @@ def _prepare(
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
+        cli.model.check_batch(cli.datamodule.batch_size)  # before images are looked for, or drawn
         # Others that wait to meet this process give up after half an hour: then it looks for images when they have met.
         if not rank() and not _started_by_others() and cli.trainer.num_nodes == 1:
             cli.datamodule.prepare_data()
             cli.datamodule.setup("fit")
-        cli.model.check_batch(cli.datamodule.batch_size)
         cli.open_run()
     except BaseException:  # a signal too
         if folder is not None:

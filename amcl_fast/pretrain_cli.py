@@ -1,5 +1,6 @@
 """A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
 
+import functools
 import pydoc
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ from .runs.files import Unwritten, copy_file, write_file
 from .runs.resuming import Resumed
 from .runs.settings import refused_changes
 from .trainer_settings import check_trainer, let_speak, refuse_useless
+
+# Reads the same ten times as fast, where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Trainer(Trainer):
@@ -132,10 +136,11 @@ class PretrainCLI(LightningCLI):
             self._settle(absolute_data, absolute_data)
             self._set_backbone_size()
             return
-        self.config = parser.parse_args([*self.resumed.argument, *args])
-        before = parser.parse_args(self.resumed.argument)
+        own = self.resumed.argument
+        self.config = parser.parse_args([*own, *args])
+        before = parser.parse_args(own) if args else self.config.clone()
         refuse_useless(self.config.trainer, self._known_dir, before.trainer)
-        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
+        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config))) if args else {}
         if changed:
             first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -190,7 +195,7 @@ class PretrainCLI(LightningCLI):
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:
-        settings = yaml.safe_load(parser.dump(config, skip_unset=False, format="yaml"))
+        settings = yaml.load(_as_yaml(config, parser), Loader=_LOADER)
         return {name: value for name, value in settings.items() if name != "config"}
 
     def open_run(self) -> None:
@@ -235,14 +240,16 @@ class PretrainCLI(LightningCLI):
                 copy_file(path, kept)
                 print(f"{path} is of step {step}, which is later: it is kept as {kept}", flush=True)
 
-    @property
+    @functools.cached_property
     def _yaml(self) -> str:
-        return self.parser.dump(self.config, skip_unset=False, format="yaml")
+        return _as_yaml(self.config, self.parser)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
         # Plain types: the checkpoint loads with weights_only, and `Method.load_from_checkpoint` rebuilds.
-        settings = yaml.safe_load(self._yaml)
+        settings = yaml.load(self._yaml, Loader=_LOADER)
+        # The parent would dump them once more, links with their targets.
+        self.config_dump = {**settings, "data": {**settings["data"], "seed": self.config.data.seed}}
+        super().instantiate_classes()
         model = settings["model"]
         self.model.save_hyperparameters(
             {
@@ -302,6 +309,11 @@ class PretrainCLI(LightningCLI):
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
         extra = [Throughput(), on_signal, *progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
+
+
+def _as_yaml(config: Any, parser: LightningArgumentParser) -> str:
+    """Settings as config.yaml has them. What has been parsed is known to be good."""
+    return parser.dump(config, skip_unset=False, skip_validation=True, format="yaml")
 
 
 def _of_channels(settings: Any) -> Any:
