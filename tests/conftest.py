@@ -38,6 +38,20 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Runs end with a report that has no pictures, since nobody looks at them; `amcl-fast report` draws them."""
+    from amcl_fast.callbacks import draw_report
+    from amcl_fast.report import page
+
+    def write(run_dir):
+        with pytest.MonkeyPatch.context() as without:
+            without.setattr(page, "draw_figures", lambda run: {})
+            return page.write_report(run_dir)
+
+    monkeypatch.setattr(draw_report, "write_report", write)
+
+
+@pytest.fixture
 def port():
     """Of a store that the parent keeps, as torchrun does: a port that was free a while ago may not be any more."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -21,7 +21,7 @@ from tests.helpers.command_line import NT_XENT, image_folder
 from tests.helpers.disk import no_room
 from tests.helpers.traps import Touch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 TINY = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 

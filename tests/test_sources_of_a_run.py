@@ -12,7 +12,7 @@ from amcl_fast.runs.read import read_run
 from tests.helpers.command_line import AMCL, NT_XENT
 from tests.helpers.small_shards import noise, samples, write_shards
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 STEPS = "trainer: {max_steps: 6, accelerator: cpu, log_every_n_steps: 1}"
 

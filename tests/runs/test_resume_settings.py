@@ -13,7 +13,7 @@ from amcl_fast.pretrain import PretrainCLI
 from tests.helpers.command_line import AMCL, image_folder
 from tests.helpers.resuming import change_everywhere, content, error, resume
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.mark.parametrize(

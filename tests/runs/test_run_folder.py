@@ -20,7 +20,7 @@ from amcl_fast.runs.directory import NewFolder
 from amcl_fast.runs.lock import RunLock
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
 
