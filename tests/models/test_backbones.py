@@ -1,3 +1,4 @@
+import importlib.util
 import re
 import subprocess
 import sys
@@ -37,32 +38,34 @@ def test_weights_are_channels_last():
 STEPS = """
 import copy, sys, torch
 from amcl_fast.models import BackboneConfig, build_backbone
-name, size = sys.argv[1], int(sys.argv[2])
-torch.manual_seed(0)
-backbone = copy.deepcopy(build_backbone(BackboneConfig(name, width=64 if "/" in name else 8)))
-seen = {}
-for conv in backbone.modules():
-    if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.groups == 1:
-        conv.register_full_backward_hook(lambda conv, _, grad: seen[conv].append(grad[0].double()))
-        conv.register_forward_hook(lambda conv, images, _: seen.update({conv: [images[0].double()]}))
-images = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
-for _ in range(4):
-    backbone.zero_grad()
-    backbone(images).square().mean().backward()
-for conv, (images, grad) in seen.items():
-    expected = torch.nn.grad.conv2d_weight(images, conv.weight.shape, grad, conv.stride)
-    torch.testing.assert_close(conv.weight.grad.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-print(len(seen), "right")
+for name, size in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    print(name, end=": ", flush=True)
+    torch.manual_seed(0)
+    backbone = copy.deepcopy(build_backbone(BackboneConfig(name, width=64 if "/" in name else 8)))
+    seen = {}
+    for conv in backbone.modules():
+        few = isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1) and conv.groups == 1
+        if few and max(conv.stride) > 1:
+            conv.register_full_backward_hook(lambda conv, _, grad: seen[conv].append(grad[0].double()))
+            conv.register_forward_hook(lambda conv, images, _: seen.update({conv: [images[0].double()]}))
+    images = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+    for _ in range(4):
+        backbone.zero_grad()
+        backbone(images).square().mean().backward()
+    for conv, (images, grad) in seen.items():
+        right = torch.nn.grad.conv2d_weight(images, conv.weight.shape, grad, conv.stride)
+        torch.testing.assert_close(conv.weight.grad.double(), right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+    print(len(seen), "right", flush=True)
 """
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 192), ("timm/repvgg_a0", 112)])
-def test_gradients_of_strided_convolutions_of_few_channels_leave_memory_as_it_is(name, size):
+def test_gradients_of_strided_convolutions_of_few_channels_leave_memory_as_it_is():
     """In a process of its own, which torch would break off."""
-    if name.startswith("timm"):
-        pytest.importorskip("timm")
-    done = subprocess.run([sys.executable, "-c", STEPS, name, str(size)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and re.fullmatch(r"[1-9] right\n", done.stdout), done.stderr
+    models = {"resnet18": 192} | ({"timm/repvgg_a0": 112} if importlib.util.find_spec("timm") else {})
+    arguments = [str(part) for model in models.items() for part in model]
+    done = subprocess.run([sys.executable, "-c", STEPS, *arguments], capture_output=True, text=True, check=False)
+    expected = "".join(f"{name}: [1-9] right\n" for name in models)
+    assert done.returncode == 0 and re.fullmatch(expected, done.stdout), done.stdout + done.stderr
 
 
 def test_timm_model_has_features_without_classifier():
