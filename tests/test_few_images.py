@@ -53,11 +53,13 @@ def test_images_without_classes_train_go_on_and_are_reported(train, tmp_path, ca
     assert error.endswith("set: the images have no labels\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_image_a_class_trains(train):
     code, said = train(dict.fromkeys("abcdefgh", 1))
     assert code == 0 and "kNN is not measured: no image is held out, since no class has two\n" in said
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_as_many_neighbours_vote_as_there_are(train, tmp_path, capsys):
     code, said = train({"train/a": 5, "train/b": 4, "test/a": 1, "test/c": 2, "test/d": 3})
     assert code == 0 and "kNN accuracy (k = 9)\n" in said
@@ -88,6 +90,7 @@ def test_held_out_images_that_all_turn_out_to_be_bad_do_not_end_the_run(train, t
     assert "Not measured: no file of those to be measured can be read and decoded any more." in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluating_on_images_that_all_turn_out_to_be_bad_names_them(train, tmp_path, capsys):
     assert train({"train/a": 9, "train/b": 9, "test/a": 1})[0] == 0
     path = tmp_path / "set" / "test" / "a" / "0.jpg"

@@ -126,6 +126,7 @@ def test_good_files_are_found_and_bad_ones_are_named(hostile):
         assert reason in reasons[name], name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_hostile_folder_trains(hostile, tmp_path, monkeypatch, capsys):
     root, _, bad = hostile
     monkeypatch.chdir(tmp_path)

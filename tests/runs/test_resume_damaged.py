@@ -11,6 +11,8 @@ import yaml
 from amcl_fast.cli import main
 from tests.helpers.resuming import content, error, resume, rewritten
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
