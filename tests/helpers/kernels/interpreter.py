@@ -5,6 +5,7 @@ operation of every program. Here what follows from types is found once, and kept
 """
 
 import functools
+import inspect
 
 import numpy as np
 import triton.language as tl
@@ -24,6 +25,7 @@ def quicken():
     _quicken_tensors()
     interpreter.interpreter_builder = _Builder()
     interpreter.interpreter_semantic = _Semantic(interpreter.interpreter_builder)
+    _quicken_reductions()
     _quicken_calls()
 
 
@@ -205,15 +207,29 @@ class _Semantic(TritonSemantic):
         return tl.tensor(interpreter.TensorHandle(data, dst_ty), tl.block_type(dst_ty, extent) if extent else dst_ty)
 
 
+def _quicken_reductions():
+    """Leaves `reduce_or` to numpy, as the interpreter leaves sums; one element after the other calls the kernel's |."""
+    reduce = interpreter.ReduceOps.generic_reduce
+
+    def reduced(self, input):
+        if self.combine_fn is not tl.standard._or_combine or self.axis is None:
+            return reduce(self, input)
+        data = np.bitwise_or.reduce(input[0].handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return [self.to_tensor(data, input[0].dtype)]
+
+    interpreter.ReduceOps.generic_reduce = reduced
+
+
 def _quicken_calls():
     """Makes triton.language ready for a module's device functions once a launch, not again at every call of one.
 
-    And gives a builtin what it needs without a copy of its arguments, and without its look whether they are there.
+    A builtin gets what it needs without a copy of its arguments, and without its look whether they are there.
     """
-    ready, bound, looking = set(), {}, core.program_id.__code__
+    ready, builtins = set(), {}
     launch, semantic = interpreter.GridExecutor.__call__, interpreter.interpreter_semantic
+    looking = core.program_id.__code__
 
-    def binding(member):
+    def bound(member):
         function = member.__wrapped__ if getattr(member, "__code__", None) is looking else member
 
         def call(*arguments, **options):
@@ -222,10 +238,13 @@ def _quicken_calls():
 
         return call
 
-    def patch(obj, name, member, builder, scope):
-        if member not in bound:
-            bound[member] = binding(member)
-        scope.set_attr(obj, name, bound[member])
+    def patch(package, builder, scope):
+        if package not in builtins:
+            found = [(name, member) for name, member in inspect.getmembers(package) if core.is_builtin(member)]
+            builtins[package] = [(name, member, bound(member)) for name, member in found]
+        for name, member, replacement in builtins[package]:
+            if getattr(package, name) is member:
+                scope.set_attr(package, name, replacement)
 
     @functools.wraps(launch)
     def launched(self, *arguments, **options):
@@ -242,6 +261,6 @@ def _quicken_calls():
         except Exception as error:
             raise interpreter.InterpreterError(repr(error)) from error
 
-    interpreter._patch_attr = patch
+    interpreter._patch_builtin = patch
     interpreter.GridExecutor.__call__ = launched
     interpreter.InterpretedFunction.__call__ = call
