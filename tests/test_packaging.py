@@ -1,5 +1,6 @@
 """Wheels and editable installs, with and without a compiler, and the Makefile that makes them."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,10 +111,13 @@ def import_from(python: Path, folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
-def types_of_others(tmp_path_factory) -> Path:
-    """A cache of mypy, for torch and Lightning are large."""
-    return tmp_path_factory.mktemp("mypy")
+@pytest.fixture
+def types_of_others(pytestconfig) -> Iterator[Path]:
+    """A cache of mypy that outlives the session, for torch and Lightning are large; one test at a time has it."""
+    folder = pytestconfig.cache.mkdir("mypy")
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def check_types_of_a_program(python: Path, folder: Path, cache: Path) -> None:
