@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#6E6E6E"
@@ -51,7 +52,14 @@ def label(name: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
+    """The figure, of which nothing more is drawn, as PNG."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        # Laid out here: `savefig` draws it all once more for that, to the same picture.
+        FigureCanvasAgg(figure)
+        figure.set_dpi(STYLE["savefig.dpi"])
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
