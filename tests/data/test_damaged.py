@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from amcl_fast.data.decoding import damaged
-from amcl_fast.data.decoding.complaints import Lines
+from amcl_fast.data.decoding.complaints_process import Lines
 from amcl_fast.data.decoding.damaged import Damaged
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.processes.worker import Worker

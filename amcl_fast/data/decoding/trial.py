@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amcl_fast.data.decoding.complaints import PIXELS
+from amcl_fast.data.decoding.complaints_process import PIXELS
 from amcl_fast.data.processes.serving import serve
 from amcl_fast.data.processes.worker import Worker, WorkerError
 
