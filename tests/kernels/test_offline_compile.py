@@ -19,32 +19,20 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 FAITHFUL = {"dense_forward", "dense_gradient", "topk_rows"}
 
 
-def kernels(folder):
+def kernels():
     """What `offline.py` prints of every kernel for every architecture."""
-    # Not in this process: the interpreter, once chosen, holds for all of it. One for each architecture, so that none
-    # compiles what another does: cases share kernels, architectures do not.
+    # Not in this process: the interpreter, once chosen, holds for all of it.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    processes, lines = {}, []
-    try:
-        for arch in SHARED:
-            # Files: a pipe that nobody reads yet holds a process up once it is full.
-            with (folder / f"{arch}.out").open("w") as out, (folder / f"{arch}.err").open("w") as err:
-                command = [sys.executable, "-m", "tests.helpers.kernels.offline", str(arch), "--known", KNOWN]
-                processes[arch] = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=err)
-        for arch, process in processes.items():
-            assert process.wait() == 0, (folder / f"{arch}.err").read_text()[-4000:]
-            lines += [json.loads(line) for line in (folder / f"{arch}.out").read_text().splitlines()]
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
-    return lines
+    command = [sys.executable, "-m", "tests.helpers.kernels.offline", *map(str, SHARED), "--known", KNOWN]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 # Nine minutes of one core where all kernels have changed, or Triton has; one test, so that it is done once.
 @pytest.mark.timeout(3600)
-def test_resources(tmp_path):
-    found = kernels(tmp_path)
+def test_resources():
+    found = kernels()
     for arch, shared in SHARED.items():
         of_arch = [kernel for kernel in found if kernel["arch"] == arch]
         assert len({kernel["kernel"] for kernel in of_arch}) >= 14

@@ -11,6 +11,7 @@ from triton.runtime.jit import JITFunction
 
 from amcl_fast.kernels.launch import launched
 from amcl_fast.kernels.tile import Rows, Skip, rows_of
+from tests.helpers.kernels.launching import cases, counted
 from tests.helpers.kernels.standin import StandIn
 
 FACTOR = tl.constexpr(2.0)
@@ -216,3 +217,11 @@ def test_keys_are_not_kept_without_end(standin):
         mixed(ours, rows=rows)
     assert len(ours._launches) <= 1024
     assert len({launch.function for launch in standin.last(1100)}) == 1
+
+
+def test_another_architecture_launches_the_same(standin):
+    """As many as test_launches.py holds for sm_90."""
+    step = dict(cases())["SimCLR N=65536 topk_mean bfloat16"]()
+    standin.install(80)
+    found = counted(standin, step)
+    assert (found["triton"], found["torch"]) == (736, 11)

@@ -29,6 +29,7 @@ from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 from amcl_fast.kernels import align, common, decorrelate, dense, launch, rows, select, topk, total
+from tests.helpers.kernels.standin import unfilled
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
 
@@ -277,7 +278,8 @@ def main() -> None:
     common.capability = lambda x: divmod(compiler.arch, 10)
     for compiler.arch, (compiler.case, call) in product(arguments.arch, list(cases())):
         triton.runtime.driver.set_active(_Offline(compiler.arch))
-        call()
+        with unfilled():  # nobody reads what torch's operators would compute
+            call()
     if arguments.write:
         write(arguments.known, lines)
 
