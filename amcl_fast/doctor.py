@@ -12,17 +12,18 @@ import torch
 
 from amcl_fast import capabilities
 from amcl_fast.capabilities import Status
+from amcl_fast.ops import backends
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What `doctor` found.
 
     Attributes:
         versions: name to version, or to "not installed".
         gpus: one line per CUDA device.
         cpu: one line.
-        backends: the backends of the losses: "reference", "native", "triton".
+        backends: the backends of the losses, by name.
         data: "DALI cpu" and "DALI gpu".
         optional: accelerators nothing depends on: "apex".
     """
@@ -35,24 +36,20 @@ class Report:
     optional: dict[str, Status]
 
 
-def report() -> Report:
+def look() -> Findings:
     """Look at this machine."""
-    return Report(
+    return Findings(
         versions=_versions(),
         gpus=[_gpu(index) for index in range(torch.cuda.device_count())],
         cpu=_cpu(),
-        backends={
-            "reference": Status(True, f"plain PyTorch {torch.__version__}, any device"),
-            "native": capabilities.native_status(),
-            "triton": capabilities.triton_status(),
-        },
+        backends={name: known.status() for name, known in reversed(backends.TABLE.items())},
         data={"DALI cpu": capabilities.dali_status("cpu"), "DALI gpu": capabilities.dali_status("gpu")},
         optional={"apex": capabilities.apex_status()},
     )
 
 
-def render(found: Report) -> str:
-    """Return the report as text."""
+def render(found: Findings) -> str:
+    """The findings as text."""
     lines = [*_table("Versions", found.versions)]
     lines += _table("Hardware", {"CPU": found.cpu, "GPU": "; ".join(found.gpus) or "none that torch sees"})
     for title, statuses in (
@@ -66,8 +63,8 @@ def render(found: Report) -> str:
 
 
 def main() -> int:
-    """Print the report; the exit status is 0, since the reference backend runs wherever torch does."""
-    print(render(report()))
+    """Print what is found; the exit status is 0, since the reference backend runs wherever torch does."""
+    print(render(look()))
     return 0
 
 

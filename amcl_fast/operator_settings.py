@@ -4,6 +4,8 @@ All of it may be traced by torch.compile, which takes numbers for symbols with d
 """
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +37,11 @@ def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> Non
     """The range of τ beside the tensor `first`, and further numbers by name.
 
     Raises:
+        TypeError: one of them is no number.
         ValueError: a bound of τ is no normal number of the dtype that τ has, the bounds are out of order, or a further
             number is not finite.
     """
+    are_numbers(tau_min=tau_min, tau_max=tau_max, **more)
     # Half precision is for products: τ is float32 then.
     normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
     if not normal.tiny <= tau_min <= tau_max <= normal.max:
@@ -48,6 +52,17 @@ def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> Non
     for name, number in more.items():
         if not -math.inf < number < math.inf:
             raise ValueError(f"{name} must be finite, got {number}")
+
+
+def are_numbers(**values: Any) -> None:
+    """That each is a real number and no truth value; a tensor is none, for its value would have to be waited for.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def selection(negatives: str, top_k: int | None) -> None:

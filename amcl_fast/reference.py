@@ -7,8 +7,9 @@ numbers are the paper's. Every backend implements the same three signatures:
 - `align`        a row-wise attraction: SimSiam (Eq. 1.2, 2.2), and the positive term of the contrast,
 - `decorrelate`  Barlow Twins (Eq. 1.3, 2.3).
 
-Tensors are head-first, (C, rows, d); all floating tensors of one call share a dtype (float32 or float64) and a
-device. Temperatures enter as φ's outputs, already scaled, so that τ needs one product of two rows:
+Tensors are head-first, (C, rows, d); all floating tensors of one call share a device and a dtype: float32 or float64,
+or bfloat16 or float16, to which everything is rounded then. Temperatures enter as φ's outputs, already scaled, so that
+τ needs one product of two rows:
 
     r_ij = phi_x_i · phi_y_j − offset        τ_ij = tau_min + (tau_max − tau_min)·σ(−r_ij)
 
@@ -137,7 +138,7 @@ def align(
         (rows, stats): rows (C, N); stats of s and τ over all rows.
 
     Raises:
-        ValueError: as `contrast`.
+        ValueError, TypeError: as `contrast`.
     """
     operator_settings.numbers(x, tau_min, tau_max, weight=weight, beta=beta)
     s = (unit(x) * unit(y)).sum(-1)
@@ -174,7 +175,7 @@ def decorrelate(
         (heads, on, off): heads (C,), the loss of each head; stats of 𝒞 and τ on the diagonal and off it.
 
     Raises:
-        ValueError: as `contrast`.
+        ValueError, TypeError: as `contrast`.
     """
     operator_settings.numbers(x, tau_min, tau_max, lambd=lambd, beta=beta)
     _, dim, batch = x.shape

@@ -111,5 +111,10 @@ def prepared(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in the dtype in which losses are evaluated: float64 stays, all else is float32."""
-    return x if x.dtype == torch.float64 else x.float()
+    """`x` in the dtype in which losses are evaluated."""
+    return x.to(widened(x.dtype))
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which losses are evaluated: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

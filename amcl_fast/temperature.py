@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .operator_settings import are_numbers
 from .rows import unit
 
 SCORES = ("dot", "cosine")
@@ -73,6 +74,7 @@ class AdaptiveTemperature(nn.Module):
                 raise TypeError(f"{name} must be an int, got {type(width).__name__}")
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {width}")
+        are_numbers(tau_min=tau_min, tau_max=tau_max, scale=scale, offset=offset)
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "

@@ -179,7 +179,7 @@ def _unfit(case: Case, backend: str) -> str | None:
     operand = torch.empty(0, device=device(), dtype=case.dtype_on(device()))
     try:
         ops.resolve(backend, operand)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return str(error)
     except RuntimeError as error:
         raise ValueError(str(error)) from error

@@ -1,4 +1,4 @@
-"""amcl_fast.capabilities and the report made of it."""
+"""amcl_fast.capabilities, and what `doctor` makes of it."""
 
 import sys
 import sysconfig
@@ -165,10 +165,10 @@ def test_apex_counts_when_its_optimisers_step(foreign_folder, monkeypatch, lamb,
     assert reason in status.reason
 
 
-def test_report_of_this_machine(capsys):
+def test_what_is_found_on_this_machine(capsys):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
-    found = doctor.report()
+    found = doctor.look()
     assert found.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found.backends["reference"].available
     assert set(found.backends) == {"reference", "native", "triton"}
@@ -178,11 +178,11 @@ def test_report_of_this_machine(capsys):
     assert f"{torch.get_num_threads()} torch threads" in found.cpu
 
 
-def test_report_with_torch_alone(monkeypatch, foreign_folder):
-    """Without the extras the report comes all the same and names what is missing."""
+def test_what_is_found_with_torch_alone(monkeypatch, foreign_folder):
+    """Without the extras it answers all the same and names what is missing."""
     for name in ("triton", "nvidia.dali", "lightning", "torchvision"):
         monkeypatch.setitem(sys.modules, name, None)
-    found = doctor.report()
+    found = doctor.look()
     assert not found.backends["triton"].available
     install = "pip install 'amcl-fast[train]'"
     assert found.data["DALI cpu"].reason == f"DALI does not load: the data pipeline needs NVIDIA DALI: {install}"

@@ -54,7 +54,7 @@ BAD_CALLS = {
         "include_positive must be False .*, got True; negatives='topk_softmax' or 'softmax' have one",
     ),
     "unknown backend": (lambda: SimCLRLoss(0.1, backend="cuda"), ValueError, "backend"),
-    "Triton in float64": (lambda: SimCLRLoss(0.1, backend="triton")(Z.double(), Z.double()), ValueError, "triton"),
+    "Triton in float64": (lambda: SimCLRLoss(0.1, backend="triton")(Z.double(), Z.double()), TypeError, "triton"),
 }
 
 
@@ -72,6 +72,10 @@ def test_bad_arguments_are_named(case):
         ({"dim": 8.0}, TypeError, "dim"),
         ({"dim": 8, "hidden_dim": 0}, ValueError, "hidden_dim"),
         ({"dim": 8, "tau_min": 0.0}, ValueError, "tau_min"),
+        ({"dim": 8, "tau_min": "0.1"}, TypeError, "tau_min must be a number, got '0.1'"),
+        ({"dim": 8, "tau_max": True}, TypeError, "tau_max must be a number, got True"),
+        ({"dim": 8, "scale": None}, TypeError, "scale must be a number, got None"),
+        ({"dim": 8, "offset": None}, TypeError, "offset must be a number, got None"),
         (
             {"dim": 8, "tau_min": 2.0, "tau_max": 1.0},
             ValueError,

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
-from amcl_fast import SimCLRLoss, capabilities, ops
+from amcl_fast import SimCLRLoss, capabilities, doctor, ops
 from amcl_fast.capabilities import Status
+from amcl_fast.ops import backends
 
 CPU32, CPU64 = torch.ones(1), torch.ones(1, dtype=torch.float64)
 YES, NO = Status(True, "there"), Status(False, "no compiler was found")
@@ -32,6 +34,39 @@ def test_auto_prefers_native_on_the_cpu(native, tensor):
 def test_auto_takes_the_reference_on_other_devices(native):
     native(YES)
     assert ops.resolve("auto", torch.ones(1, device="meta")) == "reference"
+
+
+def test_auto_takes_what_fits_the_dtype(native):
+    native(YES)
+    assert ops.resolve("auto", CPU32.bfloat16()) == "reference"
+    with pytest.raises(TypeError, match=r"^tensors must be one of .* for backend 'reference', got torch.int64"):
+        ops.resolve("auto", CPU32.long())
+
+
+def test_a_loss_widens_for_native(native):
+    native(YES)
+    assert ops.resolve_widened("native", CPU32.half()) == "native"
+    assert ops.resolve_widened("auto", CPU32.half()) == "native"
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """A backend more, as CONTRIBUTING.md says."""
+    module = types.SimpleNamespace(align=lambda x, *_, **settings: (x.sum(-1), {}))
+    monkeypatch.setitem(backends.TABLE, "mine", backends.Backend(lambda: module, lambda: YES, None, (torch.float16,)))
+
+
+def test_a_backend_is_a_row_of_the_table(mine, monkeypatch):
+    x = torch.ones(1, 2, 3, dtype=torch.float16)
+    settings = {"tau_min": 0.1, "tau_max": 1.0, "weight": 1.0, "beta": 0.0}
+    assert ops.resolve("mine", x) == "mine"
+    assert ops.align(x, x, None, None, None, **settings, backend="mine")[0].tolist() == [[3, 3]]
+    with pytest.raises(TypeError, match=r"^x must be one of float16 for backend 'mine', got torch.float32"):
+        ops.align(x.float(), x.float(), None, None, None, **settings, backend="mine")
+    assert doctor.look().backends["mine"] == YES
+    monkeypatch.setitem(backends.TABLE, "mine", backends.TABLE["mine"]._replace(status=lambda: NO))
+    with pytest.raises(RuntimeError, match="'mine' is not available: no compiler was found"):
+        ops.resolve("mine", x)
 
 
 def test_a_backend_that_is_missing_says_why(native):

@@ -1,6 +1,8 @@
 """What an operator refuses, every backend refuses in the same words."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,25 @@ def refuse(name, error, message, **changes):
     return pytest.param(changes, error, message, id=name)
 
 
+NO_NUMBERS = {
+    "text": ("0.1", "'0.1'"),
+    "nothing": (None, "None"),
+    "a bool": (True, "True"),
+    "a complex number": (1j, "1j"),
+    "a tensor": (torch.tensor(0.1), r"tensor\(0.1000\)"),
+}
+
+
+def no_numbers(*names):
+    return [
+        refuse(f"{name}: {kind}", TypeError, f"{name} must be a number, got {told}", **{name: value})
+        for name in names
+        for kind, (value, told) in NO_NUMBERS.items()
+    ]
+
+
 CONTRAST_SETTINGS = [
+    *no_numbers("tau_min", "tau_max", "beta"),
     refuse("τ of zero", ValueError, TAU, tau_min=0.0),
     refuse("τ of NaN", ValueError, TAU, tau_min=math.nan),
     refuse("τ below float32's", ValueError, TAU, tau_min=1e-40),
@@ -130,10 +150,12 @@ PAIRED_SETTINGS = [
 ]
 ALIGN_SETTINGS = [
     *PAIRED_SETTINGS,
+    *no_numbers("tau_min", "beta", "weight"),
     refuse("weight of infinity", ValueError, "weight must be finite, got inf", weight=math.inf),
 ]
 DECORRELATE_SETTINGS = [
     *PAIRED_SETTINGS,
+    *no_numbers("tau_max", "beta", "lambd"),
     refuse("lambd of NaN", ValueError, "lambd must be finite, got nan", lambd=math.nan),
 ]
 
@@ -248,19 +270,37 @@ def test_symbols_may_be_checked():
         loss(x, y, factor, 0)
 
 
-@pytest.mark.parametrize(
-    ("backend", "dtype", "error", "message"),
-    [
-        ("native", torch.float16, TypeError, "anchors must be one of float32, float64 for backend 'native', got"),
-        ("triton", torch.float64, ValueError, "tensors must be float32, bfloat16 or float16 for backend 'triton', got"),
-    ],
-)
-def test_dtypes_that_a_backend_does_not_take(backend, dtype, error, message):
+DTYPES = {
+    "reference": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    "native": (torch.float32, torch.float64),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+OTHERS = (*DTYPES["reference"], torch.int64, torch.float8_e4m3fn, torch.complex64)
+
+
+@pytest.mark.parametrize("dtype", OTHERS, ids=str)
+def test_dtypes_that_a_backend_takes(backend, dtype):
     arguments = {
         k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in contrast_arguments().items()
     }
-    with pytest.raises(error, match=message):
+    if dtype in DTYPES[backend]:
+        assert ops.resolve(backend, arguments["anchors"]) == backend
+        assert ops.contrast(**arguments, backend=backend)[0].shape == (2, 5)
+        return
+    taken = ", ".join(str(other).removeprefix("torch.") for other in DTYPES[backend])
+    message = f"must be one of {taken} for backend '{backend}', got {dtype}"
+    with pytest.raises(TypeError, match=f"^anchors {message}$"):
         ops.contrast(**arguments, backend=backend)
+    with pytest.raises(TypeError, match=f"^tensors {message}$"):
+        ops.resolve(backend, arguments["anchors"])
+
+
+def test_pages_say_which_dtypes():
+    told = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    for name, dtypes in DTYPES.items():
+        taken = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        assert re.search(rf"^- `{name}` .*{taken}", ops.__doc__, re.MULTILINE)
+        assert re.search(rf"^\| `{name}` \|.*\| {taken} \|$", told, re.MULTILINE)
 
 
 def test_beside_half_precision_there_may_be_float32():

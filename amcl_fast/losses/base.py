@@ -82,7 +82,7 @@ class Loss(nn.Module):
 
     def _product_dtype(self, z: Tensor) -> torch.dtype:
         """What matrix products of the input `z` read; call it outside of `full_precision`."""
-        if ops.resolve(self.backend, z) != "triton":
+        if ops.resolve_widened(self.backend, z) != "triton":
             return at_least_float32(z).dtype
         if torch.is_autocast_enabled(z.device.type):
             return torch.get_autocast_dtype(z.device.type)

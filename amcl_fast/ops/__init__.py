@@ -3,9 +3,9 @@
 `contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`, and check what they
 are given, once for all backends (`ops.checks`):
 
-- `reference`  plain PyTorch, any device and dtype;
-- `native`     C++ on CPU tensors, float32 and float64;
-- `triton`     fused kernels on CUDA tensors, float32, bfloat16 and float16 (and on CPU tensors under Triton's
+- `reference`  plain PyTorch on any device, float32, float64, bfloat16, float16;
+- `native`     C++ on CPU tensors, float32, float64;
+- `triton`     fused kernels on CUDA tensors, float32, bfloat16, float16 (and on CPU tensors under Triton's
   interpreter, for tests);
 - `auto`       the fastest of these that is installed and fits the tensors.
 
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import capabilities, reference, rows
+from .. import rows
 from ..reference import Stats
-from ..rows import Prepared, transformed
-from . import checks
+from ..rows import Prepared, transformed, widened
+from . import backends, checks
 
-BACKENDS = ("auto", "triton", "native", "reference")
+BACKENDS = ("auto", *backends.TABLE)
 """Names of backends."""
 
 
@@ -32,34 +32,46 @@ def resolve(backend: str, tensor: Tensor) -> str:
     """The backend that `backend` means for operators on `tensor`.
 
     Raises:
-        ValueError: unknown name, or the backend cannot take this device or dtype.
+        ValueError: unknown name, or the backend takes no tensors of this device.
+        TypeError: the backend takes no tensors of this dtype.
         RuntimeError: the backend is not available here; the message says why.
         NotImplementedError: the call is differentiated in forward mode or transformed by torch.func.
     """
-    if backend not in BACKENDS:
+    return _resolve(backend, "tensors", tensor, tensor.dtype)
+
+
+def resolve_widened(backend: str, tensor: Tensor) -> str:
+    """As `resolve`, for a loss on `tensor`, which widens to float32 what the operators would not take."""
+    return _resolve(backend, "tensors", tensor, widened(tensor.dtype))
+
+
+def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
+    """`resolve`, for operators that get the argument `name` in `dtype`."""
+    if backend != "auto" and backend not in backends.TABLE:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
-        if transformed():
-            return "reference"
-        if tensor.is_cuda and tensor.dtype != torch.float64 and _problem("triton") is None:
-            return "triton"
-        if tensor.device.type == "cpu" and _problem("native") is None:
-            return "native"
-        return "reference"
-    if backend == "native" and tensor.device.type != "cpu":
-        raise ValueError(f"tensors must be on the CPU for backend 'native', got {tensor.device}")
-    if backend == "triton" and tensor.dtype == torch.float64:
-        raise ValueError("tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64")
-    if backend != "reference" and (problem := _problem(backend)) is not None:
+        backend = "reference" if transformed() else _first_that_fits(tensor.device.type, dtype)
+    known = backends.TABLE[backend]
+    if dtype not in known.dtypes:
+        raise TypeError(f"{name} must be one of {backends.named(known.dtypes)} for backend {backend!r}, got {dtype}")
+    if (problem := _problem(backend)) is not None:
         raise RuntimeError(f"backend {backend!r} is not available: {problem}")
-    if backend == "triton" and not tensor.is_cuda and not _interpreted():
-        raise ValueError(f"tensors must be on a CUDA device for backend 'triton', got {tensor.device}")
+    if known.device not in (None, tensor.device.type) and not (backend == "triton" and _interpreted()):
+        place = "the CPU" if known.device == "cpu" else f"a {known.device.upper()} device"
+        raise ValueError(f"{name} must be on {place} for backend {backend!r}, got {tensor.device}")
     if backend != "reference" and transformed():
         raise NotImplementedError(
             f"backend {backend!r} has no forward-mode derivative and takes no part in torch.func; "
             "backend='reference' does"
         )
     return backend
+
+
+def _first_that_fits(device: str, dtype: torch.dtype) -> str:
+    for name, known in backends.TABLE.items():
+        if known.device in (None, device) and dtype in known.dtypes and _problem(name) is None:
+            return name
+    return "reference"
 
 
 def contrast(
@@ -104,7 +116,7 @@ def contrast(
     """
     tensors = (anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra)
     resolved = _resolved(backend, "anchors", anchors)
-    checks.contrast(resolved, tensors, tau_min, tau_max, negatives, top_k, beta)
+    checks.contrast(tensors, tau_min, tau_max, negatives, top_k, beta)
     result: tuple[Tensor, Stats] = _implementation(resolved, anchors).contrast(
         *tensors[:6],
         tau_min=tau_min,
@@ -146,7 +158,7 @@ def align(
     """
     tensors = (x, y, phi_x, phi_y, offset)
     resolved = _resolved(backend, "x", x)
-    checks.paired(resolved, tensors, tau_min, tau_max, weight=weight, beta=beta)
+    checks.paired(tensors, tau_min, tau_max, weight=weight, beta=beta)
     result: tuple[Tensor, Stats] = _implementation(resolved, x).align(
         *tensors, tau_min=tau_min, tau_max=tau_max, weight=weight, beta=beta
     )
@@ -182,7 +194,7 @@ def decorrelate(
     """
     tensors = (x, y, phi_x, phi_y, offset)
     resolved = _resolved(backend, "x", x)
-    checks.paired(resolved, tensors, tau_min, tau_max, lambd=lambd, beta=beta)
+    checks.paired(tensors, tau_min, tau_max, lambd=lambd, beta=beta)
     result: tuple[Tensor, Stats, Stats] = _implementation(resolved, x).decorrelate(
         *tensors, tau_min=tau_min, tau_max=tau_max, lambd=lambd, beta=beta
     )
@@ -211,31 +223,23 @@ def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, ba
 
 def fused(backend: str, x: Tensor) -> bool:
     """Whether `backend` has kernels of its own for what surrounds an operator on `x` (C, N, d)."""
-    return x.shape[1] > 0 and resolve(backend, x) == "triton"
+    return x.shape[1] > 0 and resolve_widened(backend, x) == "triton"
 
 
 def _resolved(backend: str, name: str, first: Tensor) -> str:
     checks.tensor(name, first)
-    return resolve(backend, first)
+    return _resolve(backend, name, first, first.dtype)
 
 
 def _implementation(resolved: str, first: Tensor) -> Any:
-    """The module of a resolved backend, imported on use: a machine may have no compiler or no Triton."""
-    if resolved == "reference" or not first.shape[1]:
-        # No rows are those of a process whose own batch is empty; the engines need not know how to do nothing.
-        return reference
-    if resolved == "native":
-        from . import native
-
-        return native
-    from . import triton
-
-    return triton
+    """The module of a resolved backend."""
+    # No rows are those of a process whose own batch is empty; the engines need not know how to do nothing.
+    return backends.TABLE[resolved if first.shape[1] else "reference"].module()
 
 
 def _problem(backend: str) -> str | None:
     """Why `backend` cannot be used here, None if it can."""
-    status = capabilities.native_status() if backend == "native" else capabilities.triton_status()
+    status = backends.TABLE[backend].status()
     return None if status.available else status.reason
 
 

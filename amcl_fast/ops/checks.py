@@ -12,15 +12,8 @@ from torch import Tensor
 from .. import operator_settings, rows
 from .registration import is_seen
 
-_DTYPES = {
-    "native": (torch.float32, torch.float64),
-    "triton": (torch.float32, torch.bfloat16, torch.float16),
-    "reference": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-}
-
 
 def contrast(
-    backend: str,
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     tau_min: float,
     tau_max: float,
@@ -28,10 +21,10 @@ def contrast(
     top_k: int | None,
     beta: float,
 ) -> None:
-    """The arguments of `ops.contrast` for `backend`, a resolved one; `tensors` are anchors, …, skip, extra."""
+    """The arguments of `ops.contrast`; `tensors` are anchors, …, skip, extra, the first of a dtype that is taken."""
     anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra = tensors
     operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra)
-    heads, count, width = _first("anchors", anchors, backend)
+    heads, count, width = _first("anchors", anchors)
     of_one_kind("candidates", candidates, "anchors", anchors)
     available = _shaped("candidates", candidates, (heads, None, width))[1]
     _phi(("anchors", anchors, count), ("candidates", phi_anchors, phi_candidates, available), offset)
@@ -46,16 +39,15 @@ def contrast(
 
 
 def paired(
-    backend: str,
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     tau_min: float,
     tau_max: float,
     **numbers: float,
 ) -> None:
-    """The arguments of `ops.align` and `ops.decorrelate` for `backend`, a resolved one."""
+    """The arguments of `ops.align` and `ops.decorrelate`, x of a dtype that is taken."""
     x, y, phi_x, phi_y, offset = tensors
     operator_settings.numbers(x, tau_min, tau_max, **numbers)
-    heads, count, width = _first("x", x, backend)
+    heads, count, width = _first("x", x)
     of_one_kind("y", y, "x", x)
     _shaped("y", y, (heads, count, width))
     _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
@@ -67,11 +59,8 @@ def tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def _first(name: str, first: Tensor, backend: str) -> torch.Size:
+def _first(name: str, first: Tensor) -> torch.Size:
     """The shape of the tensor that all others must fit; it may have no rows."""
-    if first.dtype not in _DTYPES[backend]:
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[backend])
-        raise TypeError(f"{name} must be one of {accepted} for backend {backend!r}, got {first.dtype}")
     if first.dim() != 3 or first.shape[0] < 1 or first.shape[2] < 1:
         raise ValueError(f"{name} must have the shape (C, rows, width) with C, width ≥ 1, got {tuple(first.shape)}")
     return first.shape

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from amcl_fast import capabilities
 from amcl_fast.capabilities import Status
 from amcl_fast.cli import main
 from benchmarks import command
@@ -55,10 +56,10 @@ def test_a_wrong_case_fails_and_nothing_is_written(one_case, tmp_path, monkeypat
 
 def test_a_backend_gets_the_cases_that_it_takes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "select", lambda device, substring: [replace(SIMCLR, dtype="float64")])
-    monkeypatch.setattr(command.ops.capabilities, "triton_status", lambda: Status(False, "none here"))
+    monkeypatch.setattr(capabilities, "triton_status", lambda: Status(False, "none here"))
     assert command.measure(("operators",), "", "triton", 0.01, None, tmp_path)
     assert (
-        "not run: tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64"
+        "not run: tensors must be one of float32, bfloat16, float16 for backend 'triton', got torch.float64"
         in capsys.readouterr().out
     )
     monkeypatch.setattr(command, "select", lambda device, substring: [SIMCLR])

@@ -78,7 +78,7 @@ def test_only_wanted_gradients():
 
 def test_float64_is_refused():
     with pytest.raises(
-        ValueError, match=r"tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64"
+        TypeError, match=r"x must be one of float32, bfloat16, float16 for backend 'triton', got torch.float64"
     ):
         ops.align(*inputs(1, 4, 16), **SETTINGS, backend="triton")
 

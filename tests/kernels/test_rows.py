@@ -150,7 +150,7 @@ def test_is_a_well_formed_operator():
 def test_float64_is_refused():
     pair = (t.double() for t in views(2, 1, 4, torch.float32))
     with pytest.raises(
-        ValueError, match=r"tensors must be float32, bfloat16 or float16 for backend 'triton', got torch.float64"
+        TypeError, match=r"tensors must be one of float32, bfloat16, float16 for backend 'triton', got torch.float64"
     ):
         ops.prepared(*pair, product=torch.float32, backend="triton")
 

@@ -1,0 +1,59 @@
+"""The backends of the operators: module, status, device and dtypes of each, in one table."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import capabilities, reference
+from ..capabilities import Status
+
+
+class Backend(NamedTuple):
+    """What is known of a backend.
+
+    Attributes:
+        module: imports what has the three operators of `amcl_fast.reference`: a machine may have no compiler or no
+            Triton.
+        status: whether it runs here, or why not.
+        device: type of the devices whose tensors it takes; None: any.
+        dtypes: of the tensors that it takes; φ, offset and extra logits may be float32 beside half precision.
+    """
+
+    module: Callable[[], Any]
+    status: Callable[[], Status]
+    device: str | None
+    dtypes: tuple[torch.dtype, ...]
+
+
+# Imports as statements, which torch.compile can trace.
+def _triton() -> Any:
+    from . import triton
+
+    return triton
+
+
+def _native() -> Any:
+    from . import native
+
+    return native
+
+
+TABLE = {
+    "triton": Backend(
+        _triton, lambda: capabilities.triton_status(), "cuda", (torch.float32, torch.bfloat16, torch.float16)
+    ),
+    "native": Backend(_native, lambda: capabilities.native_status(), "cpu", (torch.float32, torch.float64)),
+    "reference": Backend(
+        lambda: reference,
+        lambda: Status(True, f"plain PyTorch {torch.__version__}, any device"),
+        None,
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    ),
+}
+"""Backends by name; `auto` takes the first that is there and fits."""
+
+
+def named(dtypes: tuple[torch.dtype, ...]) -> str:
+    """As messages and pages write them: float32, float64."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
