@@ -123,7 +123,7 @@ def compiled(case: str, arch: int = 90) -> dict[str, triton.compiler.CompiledKer
     return found
 
 
-def report(case: str, arch: int = 90) -> dict[str, dict[str, object]]:
+def counts(case: str, arch: int = 90) -> dict[str, dict[str, object]]:
     """Of each kernel of a case: the loop, registers, stack, shared memory, and how many blocks fit by them."""
     result = {}
     for name, kernel in compiled(case, arch).items():
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, default=90)
     arguments = parser.parse_args()
     for case in arguments.case or ["select of many bfloat16 d=128"]:
-        for name, line in report(case, arguments.arch).items():
+        for name, line in counts(case, arguments.arch).items():
             print(json.dumps({"case": case, "kernel": name, **line}), flush=True)
 
 
