@@ -172,7 +172,7 @@ def decorrelate(
         lambd: λ, weight of the off-diagonal.
 
     Returns:
-        (heads, on, off): heads (C,), the loss of each head; stats of 𝒞 and τ on the diagonal and off it.
+        (losses, on, off): losses (C,), of each head; stats of 𝒞 and τ on the diagonal and off it.
 
     Raises:
         ValueError, TypeError: as `contrast`.

@@ -163,6 +163,10 @@ def _store_rows(out, value, flat, inside, column, width):
     tl.store(at, value.to(out.dtype.element_ty), inside[:, None] & (column < width)[None, :])
 
 
+FACTORS, BY_OFFSET = 7, 4
+"""Numbers a row that the backward pass needs, and the place of ∂rows/∂offset among them."""
+
+
 @functools.cache
 def _tiling(width: int) -> dict[str, int]:
     """About 2048 elements of each tensor per program: enough loads in flight, few enough registers."""
@@ -184,7 +188,7 @@ def align_forward(
     """Attraction of paired rows x, y (C, N, d), φ (C, N, m) or None for a constant temperature.
 
     Returns:
-        rows (C, N) float32; saved (7, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂offset,
+        rows (C, N) float32; factors (7, C, N) for `align_backward`: s, 1/‖x‖, 1/‖y‖, ∂rows/∂s, ∂rows/∂offset,
         which is −∂rows/∂r, and what x and y were scaled by before the norm, 1 but for rows too long to be squared;
         stats (5,) of `common.summarise`.
     """
@@ -194,13 +198,13 @@ def align_forward(
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
     grid = (blocks(n, tiling["ROWS"]), heads)
     rows = torch.empty(heads, n, device=x.device)
-    saved = torch.empty(7, heads, n, device=x.device)
+    factors = torch.empty(FACTORS, heads, n, device=x.device)
     partials = torch.empty(PARTIALS, grid[0] * grid[1], device=x.device)
     _align_forward[grid](
         *inputs,
         x if offset is None else offset,
         rows,
-        saved,
+        factors,
         partials,
         tau_min,
         tau_max - tau_min,
@@ -210,12 +214,12 @@ def align_forward(
         HAS_OFFSET=offset is not None,
         **tiling,
     )
-    return rows, saved, summarise(partials)
+    return rows, factors, summarise(partials)
 
 
 def align_backward(
     gradient: Tensor,
-    saved: Tensor,
+    factors: Tensor,
     x: Tensor,
     y: Tensor,
     phi_x: Tensor | None,
@@ -226,7 +230,7 @@ def align_backward(
 
     Args:
         gradient: (C, N), of the rows.
-        saved: of `align_forward`.
+        factors: of `align_forward`.
         x, y, phi_x, phi_y: as in `align_forward`.
         needs: which of the four gradients are needed.
     """
@@ -241,9 +245,9 @@ def align_backward(
     tiling = _tiling(max(inputs[0].width, inputs[2].width))
     _align_backward[blocks(n, tiling["ROWS"]), heads](
         gradient.contiguous(),
-        saved,
+        factors,
         *inputs,
-        *(saved if grad is None else grad for grad in grads),
+        *(factors if grad is None else grad for grad in grads),
         *needs,
         **tiling,
     )

@@ -346,7 +346,7 @@ def _strips(x: Tensor, adaptive: bool) -> tuple[int, int, int]:
     gradients are taken up again as seldom as the memory allows.
     """
     dim = x.shape[1]
-    key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}"
+    key = tuning.key(x, tuning.form(adaptive))
     most = tuning.chosen("decorrelate.strips", key, {"ROWS": 2048, "COLUMNS": 2048}, x)
     pairs = WORKSPACE // (8 if adaptive else 4)
     width = _side(dim, min(most["COLUMNS"], pairs // _SIDE))
@@ -366,10 +366,6 @@ def _launch(x: Tensor, adaptive: bool, width: int) -> dict[str, int]:
     Left to itself ptxas spills a register or two to fit one more block.
     """
     block = max(512, min(2048, power_of_two(width)))
-    key = f"{_name(x)} {'adaptive' if adaptive else 'constant'}, {block} columns"
+    key = tuning.key(x, f"{tuning.form(adaptive)}, {block} columns")
     default = {"BLOCK": block, "M": 2048 // block, "num_warps": 8, "maxnreg": 128}
     return tuning.chosen("decorrelate.elements", key, default, x)
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

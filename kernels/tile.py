@@ -110,8 +110,7 @@ def similarity_tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
         # Two blocks on a multiprocessor then, in both passes: one multiplies while the other looks at its results.
         if whole and common.capability(x) == (9, 0):
             shape["num_warps"] = 4
-    name = str(x.dtype).removeprefix("torch.")
     wide = f"d≤{depth}" if whole else "d>128"
-    rows = "full" if x.shape[0] * x.shape[1] >= 128 * 128 else "few"
-    shape = tuning.chosen("select.similarities", f"{name} {wide} {rows}", shape, x)
+    blocks = "full" if x.shape[0] * x.shape[1] >= 128 * 128 else "few"
+    shape = tuning.chosen("select.similarities", tuning.key(x, wide, blocks), shape, x)
     return {**shape, "PRECISION": common.dot_precision(x)}

@@ -3,8 +3,8 @@
 `kernels/tuned/<device>.json`, written by `python -m benchmarks.gpu quick`, holds what won there:
 
     {"device": "NVIDIA H100 80GB HBM3", "capability": [9, 0], "commit": str, "date": str,
-     "tables": {"select.similarities": {"bfloat16 d=128 full": {"num_warps": 4}}, …},
-     "measured": {"select.similarities": {"bfloat16 d=128 full": {"us": 679.0, "default_us": 872.0, …}}, …}}
+     "tables": {"select.similarities": {"bfloat16 d≤128 full": {"num_warps": 4}}, …},
+     "measured": {"select.similarities": {"bfloat16 d≤128 full": {"us": 679.0, "default_us": 872.0, …}}, …}}
 
 A table is one choice of a launcher. Its keys say for what kind of launch the winner was found. A device without a file,
 a table or a key that its file does not have: the launcher's own choice. `measured` is for readers: of every key that
@@ -35,7 +35,7 @@ def chosen(table: str, key: str, default: dict[str, Any], x: Tensor) -> dict[str
 
     Args:
         table: `module.name`, of the launcher that asks.
-        key: what the default depends on, in words: `bfloat16 d=128 full`.
+        key: what the default depends on, made by `key`.
         default: parameters by name, as the kernel and Triton take them.
         x: a tensor of the launch.
     """
@@ -47,6 +47,16 @@ def chosen(table: str, key: str, default: dict[str, Any], x: Tensor) -> dict[str
         return default | _trying[table]
     won = winners(device_name(x)).get(table)
     return default if won is None else default | won.get(key, {})
+
+
+def key(x: Tensor, *words: str) -> str:
+    """Key of a table, what a default depends on in words, the dtype of `x` first: `bfloat16 d≤128 full`."""
+    return " ".join((str(x.dtype).removeprefix("torch."), *words))
+
+
+def form(adaptive: bool) -> str:
+    """The word of a temperature."""
+    return "adaptive" if adaptive else "constant"
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class BarlowTwinsLoss(Loss):
             # Channel vectors, (C, d, N), each in one piece: all that follows reads and writes along the batch.
             # φ reads them too: from a size of 1e12 on, its score does not change with it, or τ is at a bound.
             x, y = (bounded(at_least_float32(z).mT.contiguous()) for z in (x, y))
-            heads, on, off = ops.decorrelate(
+            losses, on, off = ops.decorrelate(
                 standardised(x).to(product_dtype),
                 standardised(y).to(product_dtype),
                 self._phi_of(x, product_dtype).product,
@@ -91,4 +91,4 @@ class BarlowTwinsLoss(Loss):
                 backend=self.backend,
             )
             self.last_stats = named(on, off)
-            return finite(heads.sum(), z1=z1, z2=z2)
+            return finite(losses.sum(), z1=z1, z2=z2)

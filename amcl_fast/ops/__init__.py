@@ -187,7 +187,7 @@ def decorrelate(
         lambd: λ, weight of the off-diagonal.
 
     Returns:
-        (heads, on, off): heads (C,), float32 on `triton`; stats on the diagonal and off it.
+        (losses, on, off): losses (C,), of each head, float32 on `triton`; stats on the diagonal and off it.
 
     Raises:
         ValueError, TypeError: as `contrast`.

@@ -56,7 +56,7 @@ class Gradients:
 
     def __init__(self, tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> None:
         # empty(shape) and not empty_like: an input's strides may overlap or have gaps.
-        self.rows = [
+        self.tables = [
             torch.empty(t.shape, dtype=t.dtype) if t is not None and need else None
             for t, need in zip(tensors[:4], needs[:4], strict=True)
         ]
@@ -66,15 +66,15 @@ class Gradients:
         self.offset = torch.empty(x.shape[0], dtype=torch.float64) if needs[4] else None
 
     def arguments(self) -> tuple[list[Strided | None], Address]:
-        return [_strided(t) for t in self.rows], address(self.offset)
+        return [_strided(t) for t in self.tables], address(self.offset)
 
     def by_head(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients, that of the offset still one float64 a head."""
-        x, y, phi_x, phi_y = self.rows
+        x, y, phi_x, phi_y = self.tables
         return x, y, phi_x, phi_y, self.offset
 
     def all(self) -> list[Tensor | None]:
-        return [*self.rows, None if self.offset is None else self.offset.sum().to(self._dtype)]
+        return [*self.tables, None if self.offset is None else self.offset.sum().to(self._dtype)]
 
 
 def fake_by_head(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:

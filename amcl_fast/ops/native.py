@@ -35,17 +35,17 @@ def contrast(
     extra: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` in C++."""
-    temperature = _temperature(tau_min, tau_max, beta, phi_anchors)
+    range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_anchors)
     available = candidates.shape[1] - width(skip)
     top_k = available if negatives == "softmax" or top_k is None else min(top_k, available)
     tensors = (anchors, candidates, phi_anchors, phi_candidates, None if phi_anchors is None else offset)
     if negatives == "topk_mean" or top_k < available:
         save = any(needed(*tensors))
-        rows, stats, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *temperature, save)
+        rows, stats, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *range_and_beta, save)
         if extra is not None:
             rows = torch.logaddexp(rows, extra)
     else:
-        rows, stats, *_ = _contrast_softmax(*tensors, skip, extra, *temperature, needed(*tensors))
+        rows, stats, *_ = _contrast_softmax(*tensors, skip, extra, *range_and_beta, needed(*tensors))
     return rows, named(stats)
 
 
@@ -62,8 +62,8 @@ def align(
     beta: float,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.align` in C++."""
-    temperature = _temperature(tau_min, tau_max, beta, phi_x)
-    rows, stats, _ = _align(x, y, phi_x, phi_y, None if phi_x is None else offset, weight, *temperature)
+    range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_x)
+    rows, stats, _ = _align(x, y, phi_x, phi_y, None if phi_x is None else offset, weight, *range_and_beta)
     return rows, named(stats)
 
 
@@ -80,13 +80,13 @@ def decorrelate(
     beta: float,
 ) -> tuple[Tensor, Stats, Stats]:
     """`amcl_fast.reference.decorrelate` in C++."""
-    temperature = _temperature(tau_min, tau_max, beta, phi_x)
+    range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_x)
     tensors = (x, y, phi_x, phi_y, None if phi_x is None else offset)
-    heads, on, off, *_ = _decorrelate(*tensors, lambd, *temperature, needed(*tensors))
-    return heads, named(on), named(off)
+    losses, on, off, *_ = _decorrelate(*tensors, lambd, *range_and_beta, needed(*tensors))
+    return losses, named(on), named(off)
 
 
-def _temperature(tau_min: float, tau_max: float, beta: float, phi: Tensor | None) -> tuple[float, float, float]:
+def _range_and_beta(tau_min: float, tau_max: float, beta: float, phi: Tensor | None) -> tuple[float, float, float]:
     """tau_min, tau_span and β; a constant τ has tau_span = β = 0."""
     return (tau_min, 0.0, 0.0) if phi is None else (tau_min, tau_max - tau_min, beta)
 
@@ -302,10 +302,10 @@ class _Decorrelate(NamedTuple):
 def _decorrelate_forward(
     a: _Decorrelate,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Value of each head, statistics on and off the diagonal, and the gradients of each head that are needed."""
+    """Loss of each head, statistics on and off the diagonal, and the gradients of each head that are needed."""
     tables = Tables(*a[:4])
     made = Gradients(a[:5], a.needs)
-    heads = torch.empty(a.x.shape[0], dtype=torch.float64)
+    losses = torch.empty(a.x.shape[0], dtype=torch.float64)
     on, off = _native.decorrelate(
         tables.is_double,
         (*tables.shape, tables.phi_width),
@@ -313,10 +313,10 @@ def _decorrelate_forward(
         a.lambd,
         tables.strided,
         torch.get_num_threads(),
-        address(heads),
+        address(losses),
         *made.arguments(),
     )
-    return heads.to(a.x.dtype), summary(on, a.tau_min, a.x), summary(off, a.tau_min, a.x), *made.by_head()
+    return losses.to(a.x.dtype), summary(on, a.tau_min, a.x), summary(off, a.tau_min, a.x), *made.by_head()
 
 
 def _decorrelate_fake(a: _Decorrelate) -> list[Tensor | None]:

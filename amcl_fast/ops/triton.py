@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..kernels.align import align_backward, align_forward
+from ..kernels.align import BY_OFFSET, FACTORS, align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.select import hardest
@@ -187,12 +187,12 @@ def _align_forward(a: _Align) -> tuple[Tensor, Tensor, Tensor]:
 
 def _align_fake(a: _Align) -> list[Tensor]:
     rows = float32(a.x, a.x.shape[:2])
-    return [rows, rows.new_empty(5), rows.new_empty(7, *rows.shape)]
+    return [rows, rows.new_empty(5), rows.new_empty(FACTORS, *rows.shape)]
 
 
 def _align_backward(a: _Align, needs: list[bool], gradient: Tensor, factors: Tensor) -> list[Tensor | None]:
     grads = align_backward(gradient, factors, *a[:4], (needs[0], needs[1], needs[2], needs[3]))
-    of_offset = (gradient * factors[4]).sum().to(a.offset.dtype) if a.offset is not None and needs[4] else None
+    of_offset = (gradient * factors[BY_OFFSET]).sum().to(a.offset.dtype) if a.offset is not None and needs[4] else None
     return [*grads, of_offset]
 
 
@@ -213,8 +213,8 @@ def decorrelate(
 ) -> tuple[Tensor, Stats, Stats]:
     """`amcl_fast.reference.decorrelate`."""
     tensors = (x, y, phi_x, phi_y, offset)
-    heads, on, off, *_ = _decorrelate(*tensors, tau_min, tau_max, lambd, beta, needed(*tensors))
-    return heads, named(on), named(off)
+    losses, on, off, *_ = _decorrelate(*tensors, tau_min, tau_max, lambd, beta, needed(*tensors))
+    return losses, named(on), named(off)
 
 
 class _Decorrelate(NamedTuple):
@@ -233,20 +233,20 @@ class _Decorrelate(NamedTuple):
 def _decorrelate_forward(
     a: _Decorrelate,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Heads, stats on and off the diagonal, and the gradients of each head that are needed."""
+    """Losses, stats on and off the diagonal, and the gradients of each head that are needed."""
     x, y, phi_x, phi_y, offset = a.needs
-    heads, on, off, by_x, by_y, by_phi_x, by_phi_y, scores = decorrelate_strips(*a[:9], (x, y, phi_x, phi_y, offset))
-    return heads, on, off, by_x, by_y, by_phi_x, by_phi_y, None if scores is None else -scores
+    losses, on, off, by_x, by_y, by_phi_x, by_phi_y, scores = decorrelate_strips(*a[:9], (x, y, phi_x, phi_y, offset))
+    return losses, on, off, by_x, by_y, by_phi_x, by_phi_y, None if scores is None else -scores
 
 
 def _decorrelate_fake(a: _Decorrelate) -> list[Tensor | None]:
-    heads = float32(a.x, a.x.shape[:1])
-    like = a.x if a.x.dtype == torch.bfloat16 else heads
+    losses = float32(a.x, a.x.shape[:1])
+    like = a.x if a.x.dtype == torch.bfloat16 else losses
     of_tables = [
         like.new_empty(t.shape) if t is not None and need else None for t, need in zip(a[:4], a.needs[:4], strict=True)
     ]
-    of_offset = heads.new_empty(heads.shape) if a.needs[4] else None
-    return [heads, heads.new_empty(5), heads.new_empty(5), *of_tables, of_offset]
+    of_offset = losses.new_empty(losses.shape) if a.needs[4] else None
+    return [losses, losses.new_empty(5), losses.new_empty(5), *of_tables, of_offset]
 
 
 _decorrelate = scaling("triton_decorrelate", _Decorrelate, _decorrelate_forward, _decorrelate_fake)

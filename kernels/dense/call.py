@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tile, tuning
 from ..launch import Rows, blocks, power_of_two
-from ..tile import rows_of
 
 
 @triton.jit
@@ -22,10 +22,10 @@ def operands(
 ) -> tuple[Rows, Rows, Rows, Rows]:
     """The tables as kernel arguments, those of φ replaced by the others where the temperature is constant."""
     return (
-        rows_of(anchors),
-        rows_of(candidates),
-        rows_of(anchors if phi_anchors is None else phi_anchors),
-        rows_of(candidates if phi_candidates is None else phi_candidates),
+        tile.rows_of(anchors),
+        tile.rows_of(candidates),
+        tile.rows_of(anchors if phi_anchors is None else phi_anchors),
+        tile.rows_of(candidates if phi_candidates is None else phi_candidates),
     )
 
 
@@ -42,12 +42,11 @@ def split_of(programs: int, columns: int, tile: int) -> tuple[int, int]:
     return stretch, max(1, blocks(columns, stretch))
 
 
-def many_or_few(rows: int) -> str:
-    """Whether blocks of rows alone fill a GPU."""
-    return "many" if rows >= 2**14 else "few"
+def many_or_few(count: int) -> str:
+    """Whether blocks of that many rows alone fill a GPU."""
+    return "many" if count >= 2**14 else "few"
 
 
 def key_of(x: Tensor, width: int, adaptive: bool, kind: str) -> str:
-    """Key of a tuning table."""
-    columns = max(64, power_of_two(width))
-    return f"{str(x.dtype).removeprefix('torch.')} d={columns} {'adaptive' if adaptive else 'constant'} {kind}"
+    """Of the tuning tables of both passes."""
+    return tuning.key(x, f"d={max(64, power_of_two(width))}", tuning.form(adaptive), kind)

@@ -208,20 +208,20 @@ def dense_forward(
         each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top); and ∂rows/∂extra (C, A). All float32. Of a mean
         there are no shares, (0,), without extra no slopes of it.
     """
-    heads, rows, dim = anchors.shape
+    heads, count, dim = anchors.shape
     columns = candidates.shape[1]
     inputs = operands(anchors, candidates, phi_anchors, phi_candidates)
-    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None, many_or_few(heads * rows))
-    tiles = blocks(rows, int(tiling["M"]))
+    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None, many_or_few(heads * count))
+    tiles = blocks(count, int(tiling["M"]))
     stretch, splits = split_of(tiles * heads, columns, int(tiling["N"]))
     device = anchors.device
-    parts = splits * heads * rows
+    parts = splits * heads * count
     totals = torch.empty(parts, device=device)
     tops = totals if mean else torch.empty_like(totals)
     partials = torch.empty(PARTIALS, parts, device=device)
-    result = torch.empty(heads, rows, device=device)
+    result = torch.empty(heads, count, device=device)
     stats = torch.empty(5, device=device)
-    shares = torch.empty(0 if mean else (2, heads, rows), device=device)
+    shares = torch.empty(0 if mean else (2, heads, count), device=device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
     _dense_forward[tiles, splits, heads](
         *inputs,
@@ -238,10 +238,9 @@ def dense_forward(
         **tiling,
         **FAITHFUL,
     )
-    count = heads * rows
-    _dense_finish[1 + blocks(count, 128),](
+    _dense_finish[1 + blocks(heads * count, 128),](
         totals, tops, totals if extra is None else extra.contiguous(), result, shares, extra_shares, partials, stats,
-        count, splits, parts,
+        heads * count, splits, parts,
         MEAN=mean, HAS_EXTRA=extra is not None, ROWS=128, BLOCK=1024, num_warps=8,
     )  # fmt: skip
     return result, stats, shares, extra_shares
@@ -256,8 +255,8 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str) -> dict[st
     elif adaptive:
         shape = {"M": 128, "N": 32, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
     else:
-        rows = 64 if common.capability(x) >= (10, 0) else 128
-        shape = {"M": rows, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
+        height = 64 if common.capability(x) >= (10, 0) else 128
+        shape = {"M": height, "N": 64, "DEPTH": 64 if width <= 64 else 128, "WHOLE": True}
     # Two blocks a multiprocessor where they fit.
     registers = 128 if shape["WHOLE"] and common.capability(x)[0] == 9 else 255
     launch = {"num_warps": 8, "num_stages": 3, "maxnreg": registers}

@@ -55,35 +55,37 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
         top_k: 1 ≤ κ ≤ B − S.
 
     Returns:
-        similarities (C, A, κ) float32 and columns (C, A, κ) int32, in an order that is a function of the inputs.
+        similarities (C, A, κ) float32 and chosen (C, A, κ) int32, their columns, in an order that is a function of the
+        inputs.
     """
-    heads, rows, width = anchors.shape
+    heads, count, width = anchors.shape
     device = anchors.device
     tiling = similarity_tiling(anchors, width)
     m, n = int(tiling["M"]), int(tiling["N"])
     table = rows_of(candidates)
-    similarities = torch.empty(heads, rows, top_k, device=device)
-    chosen = torch.empty(heads, rows, top_k, dtype=torch.int32, device=device)
+    similarities = torch.empty(heads, count, top_k, device=device)
+    chosen = torch.empty(heads, count, top_k, dtype=torch.int32, device=device)
     if not similarities.numel():
         return similarities, chosen
-    groups = _groups(blocks(rows, m) * heads, table.rows, top_k, n)
+    groups = _groups(blocks(count, m) * heads, table.rows, top_k, n)
     words = blocks(blocks(table.rows, groups), MEMBERS.value)
     # Twice what is expected, and so much more than κ that a crowded row gets on.
     capacity = max(64, power_of_two(2 * top_k))
     # int32 or as large: maxima, words, keys, columns, counts (2 of 4), bounds. By fours: all begin at 16 bytes.
     sizes = (groups, words * groups, capacity, capacity, 4, 4)
-    turns = blocks(4 * heads * rows * sum(sizes), WORKSPACE)
-    turn = blocks(blocks(rows, turns), m) * m
-    workspace = torch.empty(heads * min(turn, rows) * sum(sizes), dtype=torch.int32, device=device)
+    turns = blocks(4 * heads * count * sum(sizes), WORKSPACE)
+    turn = blocks(blocks(count, turns), m) * m
+    workspace = torch.empty(heads * min(turn, count) * sum(sizes), dtype=torch.int32, device=device)
     shift = (groups // n).bit_length() - 1
     # Four warps form 64 rows by the same instructions as 128 rows in the two passes, and half of what nobody asked for.
-    few_rows = min(m, 64) if tiling["num_warps"] == 4 else m
-    few = {**tiling, "M": few_rows}
+    few_anchors = min(m, 64) if tiling["num_warps"] == 4 else m
+    few = {**tiling, "M": few_anchors}
     of_groups, of_lists, in_crowds = (
-        _lanes(name, count, anchors) for name, count in (("bounds", groups), ("pick", capacity), ("crowded", capacity))
+        _lanes(name, entries, anchors)
+        for name, entries in (("bounds", groups), ("pick", capacity), ("crowded", capacity))
     )
     listing = _lanes("lists", groups, anchors)
-    for start in range(0, rows, turn):
+    for start in range(0, count, turn):
         part = rows_of(anchors[:, start : start + turn])
         size = part.rows
         hidden = skip_of(None if skip is None else skip[start : start + turn], chosen)
@@ -103,14 +105,14 @@ def hardest(anchors: Tensor, candidates: Tensor, skip: Tensor | None, top_k: int
             N=n, **listing,
         )  # fmt: skip
         # A fifth of the list is expected to be unknown.
-        tiles = blocks(size, few_rows)
-        parts = max(1, min(1024 // (tiles * heads), few_rows * top_k // (4 * n)))
+        tiles = blocks(size, few_anchors)
+        parts = max(1, min(1024 // (tiles * heads), few_anchors * top_k // (4 * n)))
         _select_values[tiles, parts, heads](part, table, counts, keys, columns, capacity, **few)
         _select_crowded[size, heads](
             part, table, bits, counts, keys, columns, shift, top_k, capacity, N=n, DEPTH=64, **in_crowds,
         )  # fmt: skip
         _select_pick[blocks(size, of_lists["ROWS"]), heads](
-            counts, keys, columns, similarities[:, start:], chosen[:, start:], size, rows * top_k, top_k, capacity,
+            counts, keys, columns, similarities[:, start:], chosen[:, start:], size, count * top_k, top_k, capacity,
             **of_lists,
         )  # fmt: skip
     return similarities, chosen

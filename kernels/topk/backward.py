@@ -9,7 +9,7 @@ from .. import tuning
 from ..common import contiguous_rows, offset_gradient
 from ..launch import blocks, launched
 from ..tile import load_tile, rows_of
-from .tiling import gather_tiling, key_of, padded
+from .tiling import gather_tiling, padded
 
 # Fewer pairs a candidate than this, and a program takes several candidates.
 _FEW = 4
@@ -204,14 +204,14 @@ def _lists(chosen: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """The pairs sorted by head and column, stably, and where each candidate's begin: (C·A·κ,) and
     (C·candidates + 1,)."""
     heads, count, device = chosen.shape[0], chosen.numel(), chosen.device
-    rows = heads * candidates
+    total = heads * candidates
     # The time of a radix sort grows with the bytes of a key.
-    dtype, lowest = (torch.int16, -(2**15)) if rows <= 2**16 else (_index_dtype(rows), 0)
+    dtype, lowest = (torch.int16, -(2**15)) if total <= 2**16 else (_index_dtype(total), 0)
     keys = torch.empty(count, dtype=dtype, device=device)
     _topk_keys[blocks(count, 1024),](chosen, keys, count, max(1, count // heads), candidates, lowest, BLOCK=1024)
     keys, order = keys.sort(stable=True)
-    starts = torch.empty(rows + 1, dtype=_index_dtype(count), device=device)
-    _topk_starts[blocks(rows + 1, 128),](keys, starts, rows, count, lowest, count.bit_length(), BLOCK=128)
+    starts = torch.empty(total + 1, dtype=_index_dtype(count), device=device)
+    _topk_starts[blocks(total + 1, 128),](keys, starts, total, count, lowest, count.bit_length(), BLOCK=128)
     return order, starts
 
 
@@ -221,17 +221,17 @@ def _sums(
     x: Tensor | None,
     phi: Tensor | None,
     scores: Tensor | None,
-    rows: int,
+    count: int,
     by_row: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Sums over the pairs of `rows` rows a head; a table that is None needs no gradient, scores that are are not."""
+    """Sums over the pairs of `count` rows a head; a table that is None needs no gradient, scores that are are not."""
     gradient, slope_s, slope_r, chosen = pairs
     if x is None and phi is None and scores is None:
         return None, None
     heads, _, top_k = chosen.shape
     tables = [None if table is None else contiguous_rows(table) for table in (x, phi)]
     grads = [
-        None if table is None else torch.empty(heads, rows, table.shape[2], dtype=table.dtype, device=table.device)
+        None if table is None else torch.empty(heads, count, table.shape[2], dtype=table.dtype, device=table.device)
         for table in tables
     ]
     one = next((table for table in tables if table is not None), slope_s)
@@ -242,16 +242,16 @@ def _sums(
     flags = {"X": x is not None, "PHI": phi is not None, "NARROW": chosen.numel() < 2**31}
     widths = {"WIDTH": width, "PHI_WIDTH": phi_width}
     widest = max(width, phi_width)
-    if not by_row and chosen.shape[1] * top_k < _FEW * rows and widest <= 512:
+    if not by_row and chosen.shape[1] * top_k < _FEW * count and widest <= 512:
         default = {"COLUMNS": 16, "BLOCK": 16, "num_warps": max(1, widest // 64)}
-        tiling = tuning.chosen("topk.columns", key_of(one, widest, "columns"), default, one)
-        _topk_few_sums[blocks(rows, tiling["COLUMNS"]), heads](
-            gradient, slope_s, slope_r, order, starts, *operands, *outputs, rows, one.shape[1], top_k,
+        tiling = tuning.chosen("topk.columns", tuning.key(one, f"d={widest}", "columns"), default, one)
+        _topk_few_sums[blocks(count, tiling["COLUMNS"]), heads](
+            gradient, slope_s, slope_r, order, starts, *operands, *outputs, count, one.shape[1], top_k,
             **flags, **widths, **tiling,
         )  # fmt: skip
     else:
         kind = "columns" if not by_row else "rows" if lists is None else "one table"
-        _topk_sums[rows, heads](
+        _topk_sums[count, heads](
             gradient, slope_s, slope_r, chosen, order, starts, *operands, *outputs,
             gradient if scores is None else scores, one.shape[1], top_k,
             BY_ROW=by_row, BY_COLUMN=lists is not None, SCORES=scores is not None, **flags, **widths,

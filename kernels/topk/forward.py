@@ -131,11 +131,11 @@ def topk_forward(
         rows (C, A); slopes ∂row/∂s and ∂row/∂r (C, A, κ), the latter empty for a constant temperature; stats (5,)
         of `common.summarise`; ∂rows/∂extra (C, A), empty without. All float32.
     """
-    heads, rows, top_k = chosen.shape
+    heads, count, top_k = chosen.shape
     slope_s = torch.empty_like(similarities)
     slope_r = torch.empty_like(similarities) if phi_anchors is not None else similarities.new_empty(0)
     if phi_anchors is not None and phi_candidates is not None:
-        _topk_scores[rows, heads](
+        _topk_scores[count, heads](
             rows_of(contiguous_rows(phi_anchors)),
             rows_of(contiguous_rows(phi_candidates)),
             chosen,
@@ -144,12 +144,12 @@ def topk_forward(
             WIDTH=padded(phi_anchors),
             **gather_tiling("topk.scores", phi_anchors, padded(phi_anchors), "rows"),
         )
-    result = torch.empty(heads, rows, device=chosen.device)
+    result = torch.empty(heads, count, device=chosen.device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
-    partials = torch.empty(PARTIALS, heads * rows, device=chosen.device)
+    partials = torch.empty(PARTIALS, heads * count, device=chosen.device)
     block = min(1024, power_of_two(top_k))
     together = max(1, 1024 // block)
-    _topk_rows[blocks(heads * rows, together),](
+    _topk_rows[blocks(heads * count, together),](
         similarities,
         slope_s,
         slope_r,
@@ -158,7 +158,7 @@ def topk_forward(
         result,
         extra_shares,
         partials,
-        heads * rows,
+        heads * count,
         top_k,
         tau_min,
         tau_max - tau_min,

@@ -9,12 +9,7 @@ from ..launch import power_of_two
 def gather_tiling(table: str, x: Tensor, width: int, kind: str) -> dict[str, int]:
     """8 gathered rows in flight, fewer of wide tables: 32 elements of each a thread."""
     default = {"BLOCK": max(1, min(8, 8192 // width)), "num_warps": max(1, min(8, width // 128))}
-    return tuning.chosen(table, key_of(x, width, kind), default, x)
-
-
-def key_of(x: Tensor, width: int, kind: str) -> str:
-    """Key of a tuning table."""
-    return f"{str(x.dtype).removeprefix('torch.')} d={width} {kind}"
+    return tuning.chosen(table, tuning.key(x, f"d={width}", kind), default, x)
 
 
 def padded(x: Tensor) -> int:

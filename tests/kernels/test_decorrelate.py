@@ -218,8 +218,8 @@ def test_compiles_whole():
     tensors = [t.float().to(DEVICE) for t in inputs(1, 24, 16)]
 
     def operator(*operands, **settings):
-        heads, on, off = backend.decorrelate(*operands, **settings)
-        return heads * 2, on, off
+        losses, on, off = backend.decorrelate(*operands, **settings)
+        return losses * 2, on, off
 
     compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
     found, expected = (evaluate(f, tensors, SETTINGS) for f in (compiled, operator))

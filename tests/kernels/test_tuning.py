@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from amcl_fast.kernels import tuning
+from amcl_fast.kernels.tile import similarity_tiling
 
 X = torch.zeros(1)
 
@@ -73,6 +74,13 @@ def test_what_is_tried_comes_before_the_winners(device):
         assert tuning.chosen("dense.forward", "bfloat16", {"num_warps": 8}, X) == {"num_warps": 8}
     assert keys == ["bfloat16", "float32"]
     assert tuning.chosen("select.similarities", "bfloat16", {"num_warps": 8}, X) == {"num_warps": 4}
+
+
+def test_the_example_is_a_key_that_is_asked_for():
+    with tuning.trying("select.similarities", {}) as keys:
+        similarity_tiling(torch.empty(1, 2**14, 128, dtype=torch.bfloat16, device="meta"), 128)
+    assert keys == ["bfloat16 d≤128 full"]
+    assert f'{{"select.similarities": {{"{keys[0]}": ' in tuning.__doc__ and keys[0] in tuning.key.__doc__
 
 
 @pytest.mark.parametrize("path", sorted(tuning.FOLDER.glob("*.json")), ids=lambda path: path.stem)

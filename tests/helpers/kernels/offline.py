@@ -142,8 +142,8 @@ def _align(d: int, dtype: torch.dtype, adaptive: bool) -> None:
     x = torch.empty(2, 256, d, dtype=dtype)
     phi = x if adaptive else None
     for y_needs in (True, False):
-        _, saved, _ = align.align_forward(x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 0.5, 1e-4)
-        align.align_backward(torch.empty(2, 256), saved, x, x, phi, phi, (True, y_needs, adaptive, adaptive))
+        _, factors, _ = align.align_forward(x, x, phi, phi, _offset(adaptive), 0.1, 2.0, 0.5, 1e-4)
+        align.align_backward(torch.empty(2, 256), factors, x, x, phi, phi, (True, y_needs, adaptive, adaptive))
 
 
 def _decorrelate(d: int, dtype: torch.dtype, adaptive: bool) -> None:
