@@ -160,6 +160,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .distributed import ElsewhereError
     from .evaluate.command import run
     from .evaluate.linear import RATES
+    from .launch import rank
 
     _begins()
     try:
@@ -183,7 +184,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         said = str(error).partition(". ")[0]
         return _refuse("evaluate", MemoryError(f"{said}; --half, a smaller --batch_size, or more processes take less"))
     except KeyboardInterrupt:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if not rank():
             raise
         return 128 + signal.SIGINT  # the first process tells of it
     return 0

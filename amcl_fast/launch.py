@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun has started: how they wait and fail, and their group where there is no trainer."""
+"""Who has started this process: torchrun, srun, nobody; how several wait and fail, their group without a trainer."""
 
 import os
 import re
@@ -36,8 +36,8 @@ class _Place:
     """Whether the launcher gives each process CPUs of its own, as srun does unless it is told not to."""
 
 
-def _place() -> _Place | None:
-    """What the launcher says of this process; None without one, or where it has started this process alone.
+def _launcher() -> str | None:
+    """Who has started this process and others beside it: torchrun, srun, or None.
 
     Under SLURM srun is the launcher, and its step counts: a job's own variables are there as well in a shell of the
     job, in which a command runs alone, and of another number of tasks.
@@ -46,10 +46,54 @@ def _place() -> _Place | None:
         ValueError: a variable of the launcher's is missing or no number.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        if _number("WORLD_SIZE", "torchrun") == 1:
-            return None
+        return "torchrun" if _number("WORLD_SIZE", "torchrun") > 1 else None
+    if "SLURM_STEP_ID" not in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return None
+    return "srun"
+
+
+def by_others() -> bool:
+    """Whether a launcher has started several processes, which cannot tell each other anything before they meet."""
+    return _launcher() is not None
+
+
+def rank() -> int:
+    """Of this process, known before anything is set up; of those that Lightning starts, which are of one machine."""
+    launcher = _launcher()
+    if launcher is None:
+        return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("RANK" if launcher == "torchrun" else "SLURM_PROCID", launcher)
+
+
+def check_started(trainer: Any) -> None:
+    """Raise ValueError unless a trainer's processes are those that a launcher has started, or it starts them itself.
+
+    Others would be waited for in vain, or train beside this one without knowing of it.
+    """
+    launcher, wanted = _launcher(), trainer.world_size
+    if launcher is not None:
+        started = _number("WORLD_SIZE" if launcher == "torchrun" else "SLURM_STEP_NUM_TASKS", launcher)
+        if wanted != started:
+            raise ValueError(
+                f"trainer.devices times trainer.num_nodes must be {started}, the processes that {launcher} has "
+                f"started, got {wanted}"
+            )
+    elif wanted > 1 and isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+        raise ValueError(f"trainer.devices must be 1 in a job of SLURM unless srun starts the processes, got {wanted}")
+
+
+def _place() -> _Place | None:
+    """What the launcher says of this process; None without one, or where it has started this process alone.
+
+    Raises:
+        ValueError: a variable of the launcher's is missing or no number.
+    """
+    launcher = _launcher()
+    if launcher is None:
+        return None
+    if launcher == "torchrun":
         return _Place(
-            rank=_number("RANK", "torchrun"),
+            rank=rank(),
             world_size=_number("WORLD_SIZE", "torchrun"),
             local_rank=_number("LOCAL_RANK", "torchrun"),
             local_size=_number("LOCAL_WORLD_SIZE", "torchrun"),
@@ -57,13 +101,11 @@ def _place() -> _Place | None:
             port=_number("MASTER_PORT", "torchrun"),
             bound=False,
         )
-    if "SLURM_STEP_ID" not in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
-        return None
     nodes = os.environ.get("MASTER_ADDR") or _told("SLURM_STEP_NODELIST", "srun")
     # Two steps of a job may run at once.
     port = 15_000 + (_number("SLURM_JOB_ID", "srun") + _number("SLURM_STEP_ID", "srun")) % 10_000
     return _Place(
-        rank=_number("SLURM_PROCID", "srun"),
+        rank=rank(),
         world_size=_number("SLURM_STEP_NUM_TASKS", "srun"),
         local_rank=_number("SLURM_LOCALID", "srun"),
         local_size=_tasks_here(),

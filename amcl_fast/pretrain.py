@@ -18,7 +18,6 @@ import torch.distributed as dist
 from .extras import extras_named
 
 with extras_named("training"):
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .callbacks import (
@@ -33,10 +32,10 @@ from .callbacks import (
 from .data.equality import UnequalImagesError, UnevenBatchError
 from .data.scan.headers import NoImageLeftError
 from .distributed import ElsewhereError
-from .launch import group_error
+from .launch import by_others, check_started, group_error, rank
 from .methods.trainer import out_of_time
 from .paths import expanded
-from .pretrain_cli import PretrainCLI, rank
+from .pretrain_cli import PretrainCLI
 from .recipes import recipe_files, recipe_names
 from .runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
 from .runs.files import is_full
@@ -61,7 +60,6 @@ _OF_SETTINGS = (
     torch.OutOfMemoryError,
     dist.DistError,
 )
-
 
 class SettingsError(Exception):
     """The settings, the data or the checkpoint are not such that a run can start."""
@@ -222,7 +220,7 @@ def _prepare(
         if rank():
             run_dir = told_run_dir(run_dir)
         else:
-            if run_dir is None and _started_by_others():
+            if run_dir is None and by_others():
                 raise ValueError("under torchrun or srun every process must know the folder of the run: give --run_dir")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
@@ -231,9 +229,10 @@ def _prepare(
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
+        check_started(cli.trainer)
         cli.model.check_batch(cli.datamodule.batch_size)  # before images are looked for, or drawn
         # Others that wait to meet this process give up after half an hour: then it looks for images when they have met.
-        if not rank() and not _started_by_others() and cli.trainer.num_nodes == 1:
+        if not rank() and not by_others():
             cli.datamodule.prepare_data()
             cli.datamodule.setup("fit")
         cli.open_run()
@@ -308,12 +307,6 @@ def _short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = usual
-
-
-def _started_by_others() -> bool:
-    """Whether a launcher has started several processes, which cannot tell each other a name before they train."""
-    slurm = SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
-    return "TORCHELASTIC_RUN_ID" in os.environ or slurm
 
 
 def _with_home(settings: Sequence[str]) -> list[str]:

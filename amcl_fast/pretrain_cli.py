@@ -15,7 +15,6 @@ with extras_named("training"):
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.trainer import Trainer
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .callbacks import (
     Checkpoint,
@@ -35,6 +34,7 @@ from .callbacks import (
     Throughput,
 )
 from .data import ContrastiveDataModule
+from .launch import rank
 from .methods import BarlowTwins, Method
 from .models.backbones import TIMM_PREFIX
 from .paths import absolute_data, find_data
@@ -323,8 +323,3 @@ def _of_channels(settings: Any) -> Any:
     if isinstance(method, type) and issubclass(method, BarlowTwins):
         return settings.get("model.init_args.criterion.init_args.temperature.init_args")
     return None
-
-
-def rank() -> int:
-    """Of this process, which the launcher tells before anything is set up."""
-    return rank_zero_only.rank or 0  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Timer
 
+from .launch import by_others
 from .paths import expanded
 
 # Of the trainer's settings those that a run has no use for, with what to give instead.
@@ -36,6 +37,11 @@ def check_trainer(trainer: Any) -> None:
         raise ValueError(f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}")
     if trainer.max_time is not None and not Timer(trainer.max_time).time_remaining():
         raise ValueError(f"trainer.max_time must be above 0, got {trainer.max_time}")
+    if trainer.num_nodes > 1 and not by_others():
+        raise ValueError(
+            "trainer.num_nodes must be 1 unless torchrun or srun starts the processes of all machines, each with the "
+            f"same --run_dir, got {trainer.num_nodes}"
+        )
 
 
 def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> None:

@@ -29,7 +29,7 @@ TORCHRUN = {
 def told(monkeypatch):
     """Sets the variables of a launcher in place of any that are there."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_")):
+        if name.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_", "LOCAL_")):
             monkeypatch.delenv(name)
 
     def tell(*of, **others):
@@ -46,7 +46,7 @@ def told(monkeypatch):
         {},
         JOB,
         {**JOB, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # a shell in a job
-        {**TORCHRUN, "WORLD_SIZE": "1"},
+        {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
     ],
 )
 def test_a_process_of_its_own_is_alone(told, of):
@@ -54,6 +54,7 @@ def test_a_process_of_its_own_is_alone(told, of):
     with launch.launched() as device, launch.patient() as group:
         assert device.type in ("cpu", "cuda") and group is None
     assert launch.threads() == len(os.sched_getaffinity(0))
+    assert (launch.by_others(), launch.rank()) == (False, 0)
 
 
 def test_a_step_of_several_tasks_is_what_srun_started(told):
@@ -61,12 +62,19 @@ def test_a_step_of_several_tasks_is_what_srun_started(told):
     place = launch._place()
     assert (place.rank, place.world_size, place.local_rank, place.local_size) == (5, 7, 1, 2)
     assert (place.address, place.port) == ("gpu4", 15_000 + 2348)
+    assert (launch.by_others(), launch.rank()) == (True, 5)
     told(SLURM_NODEID="3", MASTER_ADDR="head", MASTER_PORT="4711")
     place = launch._place()
     assert (place.local_size, place.address, place.port) == (1, "head", 4711)
     told(TORCHRUN)  # by torchrun within a step
     place = launch._place()
     assert (place.rank, place.world_size, place.local_rank, place.local_size) == (3, 4, 1, 2)
+    assert (launch.by_others(), launch.rank()) == (True, 3)
+
+
+def test_processes_of_lightning_s_own_know_their_rank(told):
+    told(LOCAL_RANK="1", WORLD_SIZE="2", NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="4711")
+    assert (launch.by_others(), launch.rank()) == (False, 1)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_an_interrupt_of_the_first_measuring_says_how_to_go_on(folder, monkeypat
 def test_an_interrupt_of_a_scan_in_a_group_says_how_to_go_on(folder, monkeypatch, capsys):
     """Processes that a launcher has started look for images when they have met: the run's folder is there by then."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("amcl_fast.pretrain._started_by_others", lambda: True)
+    monkeypatch.setattr("amcl_fast.pretrain.by_others", lambda: True)
     with monkeypatch.context() as patched:
         interrupting(patched, "amcl_fast.data.module.find_images")
         assert main(_PRETRAIN.split()[3:]) == 130

@@ -53,7 +53,8 @@ def processes(tmp_path):
         port = free.getsockname()[1]
     step = {
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": str(port),
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
+        "MASTER_PORT": str(port),
     }  # fmt: skip
 
     def start(*more, seconds=0, then=""):
