@@ -18,6 +18,7 @@ import torch.distributed as dist
 from .extras import extras_named
 
 with extras_named("training"):
+    import yaml
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .callbacks import (
@@ -36,7 +37,7 @@ from .launch import by_others, check_started, group_error, rank
 from .methods.trainer import out_of_time
 from .paths import expanded
 from .pretrain_cli import PretrainCLI
-from .recipes import recipe_files, recipe_names
+from .recipes import base_files, recipe_files, recipe_names
 from .runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
 from .runs.files import is_full
 from .runs.lock import RunLock
@@ -60,6 +61,10 @@ _OF_SETTINGS = (
     torch.OutOfMemoryError,
     dist.DistError,
 )
+
+# In every config.yaml of a run, which has all settings of its bases, whose names may have changed since.
+_OF_A_RUN = {"seed_everything", "recipe", "trainer", "data", "model", "knn", "checkpoint", "guard", "report"}
+
 
 class SettingsError(Exception):
     """The settings, the data or the checkpoint are not such that a run can start."""
@@ -199,6 +204,7 @@ def _prepare(
     for name in named:
         if os.path.exists(name):  # it may also be settings, as text
             check_limits(Path(name))
+    settings = _with_bases(settings)
     if resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
@@ -314,6 +320,27 @@ def _with_home(settings: Sequence[str]) -> list[str]:
     found = list(settings)
     for place, before, name in _configs(settings):
         found[place] = f"{before}{expanded(name)}"
+    return found
+
+
+def _with_bases(settings: Sequence[str]) -> list[str]:
+    """Settings with the files that theirs name as `base`, each before the file that builds on it.
+
+    Raises:
+        ValueError: a name is none, or stands where no file builds on it.
+    """
+    if "--base" in {setting.partition("=")[0] for setting in settings}:
+        raise ValueError(
+            "--base must stand in a file given by --config, as base, got an option; --recipe names a recipe"
+        )
+    found = list(settings)
+    for place, before, name in reversed(_configs(settings)):
+        with suppress(yaml.YAMLError):  # of which the parser tells
+            held = yaml.safe_load(Path(name).read_text() if os.path.exists(name) else name)
+            if isinstance(held, dict) and not held.keys() >= _OF_A_RUN:
+                files = [part for path in base_files(held.get("base")) for part in ("--config", str(path))]
+                place -= not before  # --config itself
+                found[place:place] = files
     return found
 
 

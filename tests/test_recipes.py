@@ -132,6 +132,48 @@ def test_unknown_names_get_help(name, close):
         recipe_files(name)
 
 
+@pytest.mark.parametrize("form", ["--config {}", "--config={}", "-c {}", "-c{}"])
+@pytest.mark.parametrize("base", ["[frameworks/simclr, datasets/cifar10, variants/simclr-amcl]", "simclr-cifar10-amcl"])
+def test_a_file_of_one_s_own_builds_on_its_base(base, form, tmp_path, capsys):
+    """The same settings as of the recipe, below the file's."""
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\ntrainer: {{max_epochs: 3}}\n")
+    printed = []
+    for given in (form.format(tmp_path / "mine.yaml"), "--recipe simclr-cifar10-amcl --trainer.max_epochs 3"):
+        with pytest.raises(SystemExit):
+            main(["pretrain", *given.split(), "--data.batch_size=64", "--print_config"])
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    mine, recipe = printed
+    assert mine.pop("base") == yaml.safe_load(base) and recipe.pop("recipe") == "simclr-cifar10-amcl"
+    mine.pop("recipe"), recipe.pop("base")
+    assert mine == recipe and mine["data"]["batch_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--config", "base: losses/simclr-amcl"],
+            "base must name recipes or parts of them, got 'losses/simclr-amcl'; ",
+        ),
+        (["--recipe", "demo", "--base", "variants/simclr-amcl"], "--base must stand in a file given by --config"),
+    ],
+)
+def test_a_base_that_would_do_nothing_is_refused(options, told, capsys):
+    assert main(["pretrain", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"amcl-fast pretrain: error: {told}")
+
+
+def test_the_settings_of_a_run_need_no_base(tmp_path, capsys):
+    """Its config.yaml has all of them, and may name a part as an earlier version did."""
+    cli = build("cifar10-small-amcl", tmp_path)
+    settings = yaml.safe_load(cli._yaml) | {"base": ["losses/simclr-amcl"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--config", str(tmp_path / "config.yaml"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == settings["model"]
+
+
 def test_the_list_is_short_and_tells_all_names():
     text = describe_recipes()
     assert len(text.splitlines()) < 15

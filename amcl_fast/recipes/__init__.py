@@ -9,8 +9,8 @@ A recipe is a file of this folder, or `<framework>-<dataset>-<variant>`, which i
     combinations/<framework>-<dataset>-<variant>    likewise
 
 Later parts override earlier ones. The first line of every file is a comment that says what it is; `base` names
-parts or recipes on which a file builds, whose settings come first. A name that begins with an underscore is
-only a base. A run's config.yaml holds all of its settings.
+parts or recipes on which a file builds, whose settings come first, in a file given by --config too. A name that
+begins with an underscore is only a base. A run's config.yaml holds all of its settings.
 """
 
 import difflib
@@ -63,6 +63,26 @@ def recipe_files(name: str) -> list[Path]:
     return files + [path for path in map(_path, own) if path.is_file()]
 
 
+def base_files(base: str | list[str] | None) -> list[Path]:
+    """Files of what a file of settings names as its `base`, in the order in which they apply.
+
+    Raises:
+        ValueError: a name is neither a recipe's nor that of a part of one.
+        ImportError: PyYAML is missing.
+    """
+    found: list[Path] = []
+    for name in [base] if isinstance(base, str) else base or []:
+        if name in recipe_names():
+            found += recipe_files(name)
+        elif name in _parts():
+            found += _with_bases(name)
+        else:
+            close = difflib.get_close_matches(str(name), [*_parts(), *recipe_names()], n=4, cutoff=0.5)
+            hint = f"close to it: {', '.join(close)}" if close else f"parts: {', '.join(_parts())}"
+            raise ValueError(f"base must name recipes or parts of them, got {name!r}; {hint}")
+    return found
+
+
 def describe_recipes() -> str:
     """One line per file, then what can be combined."""
     width = max(map(len, [*_named(), *VARIANTS]))
@@ -78,6 +98,10 @@ def _named() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
 
 
+def _parts() -> list[str]:
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+
+
 def _path(part: str) -> Path:
     return FOLDER / f"{part}.yaml"
 
@@ -85,6 +109,4 @@ def _path(part: str) -> Path:
 def _with_bases(part: str) -> list[Path]:
     with extras_named("a recipe"):
         import yaml  # not at the top: the names of the recipes are known without it
-    bases = yaml.safe_load(_path(part).read_text()).get("base", [])
-    files = [path for base in ([bases] if isinstance(bases, str) else bases) for path in _with_bases(base)]
-    return [*files, _path(part)]
+    return [*base_files(yaml.safe_load(_path(part).read_text()).get("base")), _path(part)]
