@@ -64,14 +64,11 @@ class Peer:
     drawn: bool = True
 
     def run(self, case: Case) -> Run:
-        """What runs a case.
+        """What runs a case that it takes.
 
         Raises:
             NotInstalled: its package is missing.
-            ValueError: it does not compute this operator.
         """
-        if not self.takes(case):
-            raise ValueError(f"no peer {self.name!r} of {case.operator}")
         try:
             return self.make(case)
         except ImportError:
@@ -178,6 +175,18 @@ PEERS: dict[str, Peer] = {
 """By name, in the order of tables."""
 
 
+def peer_of(case: Case, name: str) -> Peer:
+    """The peer of a name.
+
+    Raises:
+        ValueError: there is none that computes the operator of `case`.
+    """
+    if name in PEERS and PEERS[name].takes(case):
+        return PEERS[name]
+    names = ", ".join(peer.name for peer in PEERS.values() if peer.takes(case))
+    raise ValueError(f"peer must be one of {names} for {case.operator}, got {name!r}")
+
+
 def beside(case: Case, device: str) -> list[Peer]:
     """The peers that run beside a case on a kind of device, `cpu` or `cuda`.
 
@@ -185,8 +194,8 @@ def beside(case: Case, device: str) -> list[Peer]:
         ValueError: the case names one that is none of this operator.
     """
     for name in case.peers:
-        if name != PRODUCTS and (name not in PEERS or not PEERS[name].takes(case)):
-            raise ValueError(f"no peer {name!r} of {case.operator}")
+        if name != PRODUCTS:
+            peer_of(case, name)
     joined = [peer for peer in PEERS.values() if peer.name in case.peers or (peer.joins and peer.takes(case))]
     return [peer for peer in joined if device in peer.devices]
 
@@ -200,9 +209,7 @@ def implementation(name: str, case: Case) -> Run:
     """
     if name in ops.BACKENDS:
         return ours(name, case)
-    if name not in PEERS:
-        raise ValueError(f"no peer {name!r} of {case.operator}")
-    return PEERS[name].run(case)
+    return peer_of(case, name).run(case)
 
 
 def allowance(name: str, case: Case, dtype: torch.dtype) -> float:

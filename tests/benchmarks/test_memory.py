@@ -36,7 +36,8 @@ def test_dense_holds_its_matrices():
 
 def test_failure_is_told(capsys):
     assert in_fresh_process(SIMCLR, "nobody") is None
-    assert "N = 512' by nobody is not measured: ValueError: no peer 'nobody' of contrast" in capsys.readouterr().err
+    assert "N = 512' by nobody is not measured: ValueError: peer must be one of " in (said := capsys.readouterr().err)
+    assert " for contrast, got 'nobody'" in said
 
 
 def test_a_process_that_does_not_end_is_given_up(monkeypatch, capsys):
