@@ -15,6 +15,10 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
+def test_the_workflows_are_there():
+    assert {path.stem for path in WORKFLOWS} == {"test", "wheels"}
+
+
 def test_one_version():
     changes = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert changes[:2] == ["Unreleased", amcl_fast.__version__]
