@@ -7,6 +7,7 @@ somebody who takes it.
 
 import argparse
 import atexit
+import gc
 import os
 import shlex
 import signal
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from .arguments import parser
 from .extras import require
@@ -60,7 +61,8 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
     stopped = _STOPPED.get(f"{arguments.command} --resume" if resumes else arguments.command, "before its end")
     arguments.told = f"amcl-fast {arguments.command}: stopped {stopped}"  # of a Ctrl-C
     output_is_all = arguments.command == "doctor" or (arguments.command == "bench" and arguments.list)
-    with _LeavingAtOnce(arguments.told):
+    with _Importing(arguments.told, own=argv is None) as importing:
+        arguments.begins = importing.begins
         try:
             return _COMMANDS[arguments.command](arguments), output_is_all
         except KeyboardInterrupt:
@@ -68,35 +70,47 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
             return 128 + signal.SIGINT, output_is_all
 
 
-class _LeavingAtOnce:
-    """Ends the process where a Ctrl-C comes, with `told` on stderr, until a command `begins`; then it is Python's own.
+class _Importing:
+    """Until a command `begins`, a Ctrl-C ends the process where it comes, with `told` on stderr; nothing is collected.
 
-    Imports swallow a KeyboardInterrupt now and then, and there is nothing yet to clean up.
+    Imports swallow a KeyboardInterrupt now and then, and there is nothing yet to clean up. Nor is there garbage among
+    what they make, and to look for it would take a fifth of their time, and again and again later; in a process that is
+    the command's `own` nobody ever looks.
     """
 
-    def __init__(self, told: str) -> None:
-        self._told = told
+    def __init__(self, told: str, own: bool) -> None:
+        self._told, self._own = told, own
         self._previous: Any = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        self._collects = gc.isenabled()
+        gc.disable()
         usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if usual and threading.current_thread() is threading.main_thread():  # Python allows it there alone
             self._previous = signal.signal(signal.SIGINT, self._leave)
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self._collect()
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+
+    def begins(self) -> None:
+        """From here on a Ctrl-C is a KeyboardInterrupt, which cleans up."""
+        if self._own:
+            gc.freeze()
+        self._collect()
+        if signal.getsignal(signal.SIGINT) == self._leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _collect(self) -> None:
+        if self._collects:
+            gc.enable()
 
     def _leave(self, signum: int, frame: object) -> None:
         with suppress(OSError):
             os.write(2, f"{self._told}\n".encode())
         os._exit(128 + signum)
-
-
-def _begins() -> None:
-    """From here on a Ctrl-C is a KeyboardInterrupt, which cleans up."""
-    if isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), _LeavingAtOnce):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _untold(name: str) -> bool:
@@ -132,7 +146,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         from .pretrain import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
-    _begins()
+    arguments.begins()
 
     def begun(run_dir: Path) -> None:
         go_on = f"amcl-fast pretrain --resume {shlex.quote(str(run_dir))}"
@@ -162,7 +176,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .evaluate.linear import RATES
     from .launch import rank
 
-    _begins()
+    arguments.begins()
     try:
         run(
             arguments.weights,
@@ -200,7 +214,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from .encoder import load_encoder
     from .export import export, loading_code
 
-    _begins()
+    arguments.begins()
     path = export(arguments.weights, format=format, output=output)
     print(path)
     if format == "safetensors":
@@ -213,7 +227,7 @@ def _report(arguments: argparse.Namespace) -> int:
     require("a report", "matplotlib", "yaml")
     from .report import write_comparison, write_report
 
-    _begins()
+    arguments.begins()
     if len(arguments.run_dirs) > 1:
         print(write_comparison(arguments.run_dirs, arguments.output))
     elif arguments.output:
@@ -229,7 +243,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from .paths import absolute_data
     from .runs.files import is_full
 
-    _begins()
+    arguments.begins()
     try:
         packed = pack(
             absolute_data(arguments.source),
@@ -259,7 +273,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .benchmarks import command
     from .ops import BACKENDS
 
-    _begins()
+    arguments.begins()
     if arguments.backend not in BACKENDS:
         raise ValueError(f"--backend must be one of {', '.join(BACKENDS)}, got {arguments.backend!r}")
     if arguments.list:

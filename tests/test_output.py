@@ -1,6 +1,7 @@
 """Output that nobody can be given: readers that leave, closed descriptors, full disks; Ctrl-C at every stage."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -150,14 +151,16 @@ def test_an_interrupt_during_the_imports(command, told, tmp_path):
 
 def test_an_interrupt_of_a_process_that_has_done_its_work_tells_nothing(tmp_path):
     code = (
-        "import atexit, os, signal, sys\n"
+        "import atexit, gc, os, signal, sys\n"
         "import amcl_fast.cli\n"
         "sys.argv = ['amcl-fast', 'bench', '--list']\n"
         "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0, flush=True))\n"
         "sys.exit(amcl_fast.cli.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert done.stdout.endswith("True\n")  # what it has imported is never looked through for garbage
 
 
 def interrupting(monkeypatch, target):
@@ -284,3 +287,20 @@ def test_what_cannot_be_encoded_does_not_end_a_run_either(monkeypatch):
     with lasting_output():
         print("τ")
         assert not sys.stdout.isatty()
+
+
+@pytest.mark.parametrize("command", ["report nowhere", "bench --list"])
+def test_nothing_is_collected_while_a_command_is_imported(command, monkeypatch, capsys):
+    """And everything is once it begins, and after it."""
+    seen = []
+    monkeypatch.setattr("amcl_fast.cli.require", lambda *_: seen.append(("imports", gc.isenabled())))
+    for target in ("report.write_report", "benchmarks.command.list_cases"):
+        monkeypatch.setattr(f"amcl_fast.{target}", lambda *_: seen.append(("runs", gc.isenabled())))
+    assert main(command.split()) == 0
+    imports = [("imports", False)] if command.startswith("report") else []
+    assert seen == [*imports, ("runs", True)] and gc.isenabled()
+    gc.disable()
+    try:
+        assert main(command.split()) == 0 and not gc.isenabled()  # as the caller has it
+    finally:
+        gc.enable()

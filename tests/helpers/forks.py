@@ -174,11 +174,13 @@ def _become(how, what, arguments, unbuffered, folder, environment, new_session):
 
 
 def _main():
+    gc.disable()
     for name in _IMPORTED:
         importlib.import_module(name)
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"an import has started threads: {threads}"
     gc.freeze()  # else each fork copies all of it, when it first collects
+    gc.enable()
     request, fds = _request(sys.argv[1])
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
