@@ -16,7 +16,7 @@ from amcl_fast.cli import main
 from amcl_fast.terminal import lasting_output
 from tests.helpers.command_line import NT_XENT, environment, image_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 _SETTINGS = NT_XENT + "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}"
 _COMMAND = f"{sys.executable} -m amcl_fast.cli"
