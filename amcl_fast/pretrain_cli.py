@@ -140,7 +140,7 @@ class PretrainCLI(LightningCLI):
         self.config = parser.parse_args([*own, *args])
         before = parser.parse_args(own) if args else self.config.clone()
         refuse_useless(self.config.trainer, self._known_dir, before.trainer)
-        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config))) if args else {}
+        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
         if changed:
             first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
