@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import site
 from contextlib import suppress
 from typing import Any
 
@@ -111,6 +112,7 @@ class Trial:
 
 def main(arguments: list[str]) -> None:
     """Serve a `Trial`: an image in, nothing out, or DALI's error, or what a decoder printed of damaged pixels."""
+    site.main()  # helpers start without, but DALI is no small program
     printed = os.memfd_create("printed")
     os.dup2(printed, 2)
     pipeline: Any = None

@@ -56,7 +56,7 @@ class Worker:
             arguments=list(arguments),
         )
         self._process = subprocess.Popen(
-            [os.fsdecode(get_executable()), "-c", code],
+            [os.fsdecode(get_executable()), "-S", "-c", code],  # it is given `path`: no need to look for packages
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
