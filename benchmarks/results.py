@@ -23,6 +23,7 @@ and leaves the others.
 
 import contextlib
 import datetime as dt
+import functools
 import importlib.metadata
 import json
 import math
@@ -133,7 +134,30 @@ def save(path: Path, device: str, section: str, about: dict[str, Any], rows: lis
     from amcl_fast.runs.files import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_file(path, _text(document) + "\n")
+
+
+def _text(document: dict[str, Any]) -> str:
+    """`json.dumps` with an indent of 1; what is saved row by row is long, and mostly as it was a row ago."""
+    sections, rows = dict(document["sections"]), {}
+    for name, section in document["sections"].items():
+        if section.get("rows"):
+            mark = f"\0{name}"
+            sections[name] = section | {"rows": mark}
+            rows[_dumps(mark)] = ",\n    ".join(map(_dumped, map(_dumps, section["rows"])))
+    text = json.dumps(document | {"sections": sections}, indent=1, ensure_ascii=False)
+    for mark, lines in rows.items():
+        text = text.replace(mark, f"[\n    {lines}\n   ]", 1)
+    return text
+
+
+_dumps = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@functools.lru_cache(1 << 14)
+def _dumped(row: str) -> str:
+    """A row of JSON as it stands among the rows of a section."""
+    return json.dumps(json.loads(row), indent=1, ensure_ascii=False).replace("\n", "\n    ")
 
 
 def rounded(value: Any, digits: int, *, finite: bool = False) -> Any:

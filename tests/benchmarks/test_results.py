@@ -29,6 +29,16 @@ def test_committed_documents_have_the_schema():
         check_schema(found)
 
 
+def test_a_file_is_what_json_makes_of_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document()))
+    rows = [{"µs": [1.5, (2, {})], "nan": float("nan"), "of": {"a\nb": []}, 1: None}, {}, {"\0training": "\0training"}]
+    results.save(path, "cpu", "training", {"empty": {}}, rows)
+    results.save(path, "cpu", "without", {}, [])
+    assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=1, ensure_ascii=False) + "\n"
+    assert repr(results.load(path)["sections"]["training"]["rows"]) == repr(json.loads(json.dumps(rows)))
+
+
 def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document()))
