@@ -14,6 +14,10 @@ if not torch.cuda.is_available():
 
     quicken()
 
+    # torch.manual_seed puts the seeds of devices off, with where it was called from: a millisecond of pytest's stack.
+    for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
+        module._lazy_call = lambda *_, **__: None
+
 # A forked child that collects what its parent has let go waits for ever for threads that it does not have: a pipeline
 # of DALI, of which a cycle is left over from an earlier test, ends its threads where it ends. Nor need it be collected
 # there. What `subprocess` starts is no such child, and is not slowed by this.
