@@ -46,8 +46,13 @@ def modules(folder):
     return [path for path in sources() if path.suffix == ".py" and path.is_relative_to(ROOT / folder)]
 
 
+@cache
 def imported(path):
     """Full names of modules and of what is taken from them."""
+    return set(_imported(path))
+
+
+def _imported(path):
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     # Where it is installed: kernels and benchmarks lie in amcl_fast.
     package = ("amcl_fast", *package) if package and package[0] in ("kernels", "benchmarks") else package
@@ -90,15 +95,11 @@ def test_no_file_is_longer_than_a_reader_likes():
 
 
 def test_no_function_is_scrolled_for_twice():
-    functions = [
-        (path, node)
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": n
         for path in modules(".")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    long = {
-        f"{path.relative_to(ROOT)}:{node.name}": n
-        for path, node in functions
         if (n := node.end_lineno - node.lineno + 1) > FUNCTION
     }
     assert not long

@@ -10,9 +10,15 @@ WIDE = """[...document.querySelectorAll("article *")].filter(e => e.getBoundingC
     .slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
 @pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1280, False)])
-def test_every_page_opens_from_a_disk(site, tmp_path, width, dark):
-    with Browser(tmp_path / "profile", width, dark=dark) as browser:
+def test_every_page_opens_from_a_disk(site, browser, width, dark):
+    with browser.tab(width, dark=dark):
         for page in sorted(site.rglob("*.html")):
             if page.name == "404.html":  # for servers: its links are absolute
                 continue
@@ -31,8 +37,8 @@ def test_every_page_opens_from_a_disk(site, tmp_path, width, dark):
             assert page.as_uri() in requests
 
 
-def test_the_search_finds_from_a_disk(site, tmp_path):
-    with Browser(tmp_path / "profile", 1280) as browser:
+def test_the_search_finds_from_a_disk(site, browser):
+    with browser.tab(1280):
         browser.open((site / "index.html").as_uri())
         browser.evaluate(
             """(() => {

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,13 @@ OPTIONS = (
 
 
 class Browser:
-    """One page of a browser whose every request, message and error is kept.
+    """A browser with one tab at a time, whose every request, message and error is kept.
 
     Args:
         home: an empty folder for its profile.
-        width: of its window, CSS pixels.
-        dark: whether it asks for dark pages.
     """
 
-    def __init__(self, home: Path, width: int, *, dark: bool = False) -> None:
+    def __init__(self, home: Path) -> None:
         assert CHROMIUM is not None
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
@@ -52,22 +52,12 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.events: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._session = None
             self.call("Browser.close")
             self._process.wait(30)
         finally:
@@ -75,6 +65,30 @@ class Browser:
             self._process.wait()
             os.close(self._out)
             os.close(self._in)
+
+    @contextmanager
+    def tab(self, width: int, *, dark: bool = False) -> Iterator[None]:
+        """A tab that knows nothing of those before it.
+
+        Args:
+            width: of its window, CSS pixels.
+            dark: whether it asks for dark pages.
+        """
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        try:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+            self.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
+            )
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            self.call("Emulation.setEmulatedMedia", features=[scheme])
+            yield
+        finally:
+            self._session = None
+            self.call("Target.disposeBrowserContext", browserContextId=context)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a method of the protocol.
