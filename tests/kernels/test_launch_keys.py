@@ -1,6 +1,8 @@
 """The key of a launch tells apart all that Triton compiles for."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from triton.runtime import jit
 
 from amcl_fast.kernels import launch
 from amcl_fast.kernels.tile import Rows, Skip
+
+ROOT = Path(__file__).parents[2]
 
 
 def _kernel(table, skip, base, count, value, rest, WIDTH: tl.constexpr, FLAG: tl.constexpr):
@@ -87,6 +91,14 @@ def test_any_size_is_of_its_width_and_kept_apart_from_strides():
     assert launch.general(kernel, (table, skip, STORAGE, 2**31))[3] >= 2**31
     transposed = Rows(STORAGE, 4096, 1, 16, 4096, 16)
     assert launch.general(kernel, (transposed,)) == [transposed]
+
+
+def test_the_page_names_what_is_compiled_for_each_size():
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    (listed,) = re.findall(r"\(`@launched\(\)`\):(.*?)\.\n", page, re.DOTALL)
+    sources = [path.read_text() for path in (ROOT / "kernels").rglob("*.py")]
+    found = [name for text in sources for name in re.findall(r"@launched\(\).*\n@triton.jit\ndef (\w+)", text)]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(found)
 
 
 def test_interpreted_kernels_are_left_alone():
