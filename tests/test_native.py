@@ -91,8 +91,8 @@ def threads():
 
 
 def bits(result):
-    values, stats, gradients = result
-    return [values, *(value for _, value in stats), *gradients]
+    rows, stats, gradients = result
+    return [rows, *(value for _, value in stats), *gradients]
 
 
 @pytest.mark.parametrize("case", [*FORMS, "align", "decorrelate"])
@@ -119,17 +119,17 @@ def test_same_bits_for_any_number_of_threads(case, threads):
 def test_what_is_not_finite_shows(form, position, bad):
     tensors, settings = contrast_case((1, 5, 40, 8, 8, 0, 3))
     tensors[position][0, 2, 1] = bad
-    values, stats = native.contrast(*tensors, **settings, negatives=form)
-    assert not values[0, 2].isfinite()
+    rows, stats = native.contrast(*tensors, **settings, negatives=form)
+    assert not rows[0, 2].isfinite()
     assert not stats["similarity"].isfinite()
 
 
 def test_forward_without_gradients_keeps_nothing():
     tensors, settings = contrast_case((2, 30, 50, 8, 8, 2, 7))
     with torch.no_grad():
-        values, _ = native.contrast(*tensors, **settings, negatives="topk_mean")
-    assert not values.requires_grad
-    torch.testing.assert_close(values, reference.contrast(*tensors, **settings, negatives="topk_mean")[0])
+        rows, _ = native.contrast(*tensors, **settings, negatives="topk_mean")
+    assert not rows.requires_grad
+    torch.testing.assert_close(rows, reference.contrast(*tensors, **settings, negatives="topk_mean")[0])
 
 
 def test_large_batch_stays_small():
@@ -171,11 +171,11 @@ def test_are_well_formed_operators(constant):
     tensors, _ = contrast_case((2, 8, 8, 6, 0 if constant else 4, 2, 3))
     leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
     temperature = (0.1, 0.0, 0.0) if constant else (0.1, 1.4, 0.01)
-    wanted = [t is not None for t in leaves[:5]]
+    needs = [t is not None for t in leaves[:5]]
     torch.library.opcheck(native._contrast_topk, (*leaves, False, 3, *temperature, True))
     torch.library.opcheck(native._contrast_topk, (*leaves[:5], None, True, 8, *temperature, True))
     extra = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
     for more in (None, extra):
-        torch.library.opcheck(native._contrast_softmax, (*leaves, more, *temperature, wanted))
+        torch.library.opcheck(native._contrast_softmax, (*leaves, more, *temperature, needs))
     torch.library.opcheck(native._align, (*leaves[:5], 0.5, *temperature))
-    torch.library.opcheck(native._decorrelate, (*leaves[:5], 5e-3, *temperature, wanted))
+    torch.library.opcheck(native._decorrelate, (*leaves[:5], 5e-3, *temperature, needs))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from amcl_fast import capabilities, reference
+from tests.helpers.contrast import with_extra
 from tests.helpers.native import (
     DTYPES,
     FORMS,
@@ -12,8 +13,8 @@ from tests.helpers.native import (
     assert_same,
     contrast_case,
     evaluate,
+    normal,
     random_like,
-    rows,
 )
 
 if not capabilities.native_status().available:
@@ -60,9 +61,6 @@ def test_contrast_with_an_extra_logit(shape, form, dtype, tolerance, equal):
     extra = (40 * random_like(shape[:2], seed=2) - 10).to(dtype)
     weights = None if equal else random_like(shape[:2])
 
-    def with_extra(operator):
-        return lambda *tensors, **settings: operator(*tensors[:6], extra=tensors[6], **settings)
-
     found = evaluate(with_extra(native.contrast), [*tensors, extra], settings, weights)
     assert_same(found, evaluate(with_extra(reference.contrast), [*tensors, extra], settings, weights), tolerance)
 
@@ -79,7 +77,7 @@ def test_contrast_with_plain_products(form, blas):
 def test_contrast_of_one_set_with_itself(form):
     """SimCLR: anchors and candidates are one tensor, so both of its roles send it gradients."""
     g = torch.Generator().manual_seed(0)
-    z, phi = F.normalize(rows(g, 2, 40, 16), dim=-1), rows(g, 2, 40, 8)
+    z, phi = F.normalize(normal(g, 2, 40, 16), dim=-1), normal(g, 2, 40, 8)
     index = torch.arange(40)
     skip = torch.stack([index, (index + 20) % 40], dim=1)
     settings = {"tau_min": 0.1, "tau_max": 1.0, "negatives": form, "top_k": 7, "beta": 0.1}
@@ -97,14 +95,14 @@ def test_contrast_of_one_set_with_itself(form):
 def test_ties_go_to_the_lowest_column(columns, top_k, copies, instruction_set):
     """Distinct φ tell which of the equal similarities was taken."""
     g = torch.Generator().manual_seed(0)
-    candidates = F.normalize(rows(g, 1, -(-columns // copies), 8), dim=-1).repeat(1, copies, 1)[:, :columns]
+    candidates = F.normalize(normal(g, 1, -(-columns // copies), 8), dim=-1).repeat(1, copies, 1)[:, :columns]
     if copies == 50:
         candidates = candidates[:, :1].expand(1, columns, 8)
     tensors = [
-        F.normalize(rows(g, 1, 9, 8), dim=-1),
+        F.normalize(normal(g, 1, 9, 8), dim=-1),
         candidates,
-        rows(g, 1, 9, 4),
-        rows(g, 1, columns, 4),
+        normal(g, 1, 9, 4),
+        normal(g, 1, columns, 4),
         None,
     ]
     tensors += [torch.arange(9)[:, None]]
@@ -168,10 +166,10 @@ def test_extreme_temperatures(form, tau_min):
 def test_free_strides(form):
     """Views of any layout, MoCo's queue (heads, width, columns) among them, give what their copies give."""
     g = torch.Generator().manual_seed(0)
-    anchors = F.normalize(rows(g, 20, 2, 8), dim=-1).transpose(0, 1)
-    queue = F.normalize(rows(g, 2, 8, 50), dim=1).mT
-    phi_anchors = rows(g, 2, 20, 12)[..., ::2]
-    phi_candidates = rows(g, 1, 50, 6).expand(2, 50, 6)
+    anchors = F.normalize(normal(g, 20, 2, 8), dim=-1).transpose(0, 1)
+    queue = F.normalize(normal(g, 2, 8, 50), dim=1).mT
+    phi_anchors = normal(g, 2, 20, 12)[..., ::2]
+    phi_candidates = normal(g, 1, 50, 6).expand(2, 50, 6)
     skip = torch.randint(0, 50, (1, 20), generator=g).T
     settings = {"tau_min": 0.1, "tau_max": 1.0, "negatives": form, "top_k": 7, "beta": 0.1}
     views = [anchors, queue, phi_anchors, phi_candidates, None, skip]
@@ -181,7 +179,7 @@ def test_free_strides(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_upstream_gradient_of_any_layout(form):
+def test_gradient_of_any_layout(form):
     tensors, settings = contrast_case((2, 30, 50, 8, 8, 2, 7))
     settings["negatives"] = form
     tensors = [t.requires_grad_() if t.is_floating_point() else t for t in tensors]
@@ -198,18 +196,18 @@ def test_upstream_gradient_of_any_layout(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 3), (1, 2)])
-def test_only_wanted_gradients(form, wanted):
+@pytest.mark.parametrize("needs", [(0,), (1,), (2,), (3,), (4,), (0, 3), (1, 2)])
+def test_only_needed_gradients(form, needs):
     tensors, settings = contrast_case((2, 30, 50, 8, 6, 2, 7))
     settings["negatives"] = form
     weights = random_like((2, 30))
 
     def gradients(operator):
-        leaves = [t.detach().requires_grad_(i in wanted) if i < 5 else t for i, t in enumerate(tensors)]
+        leaves = [t.detach().requires_grad_(i in needs) if i < 5 else t for i, t in enumerate(tensors)]
         (operator(*leaves, **settings)[0] * weights).sum().backward()
         return [t.grad for t in leaves[:5]]
 
     for i, (a, b) in enumerate(zip(gradients(native.contrast), gradients(reference.contrast), strict=True)):
-        assert (a is not None) == (b is not None) == (i in wanted)
+        assert (a is not None) == (b is not None) == (i in needs)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -50,7 +50,7 @@ def test_a_table_is_multiplied_as_it_lies(layout):
     with Operations() as operations:
         torch.autograd.grad(phi(x, weights, "").sum(), weights)
     copies = {"aten.clone", "aten.copy_", "aten.contiguous", "aten._to_copy"} & operations.counts.keys()
-    assert copies <= {"aten.clone"} and operations.counts["aten.clone"] <= 1  # of the expanded upstream gradient
+    assert copies <= {"aten.clone"} and operations.counts["aten.clone"] <= 1  # of the expanded gradient
 
 
 def test_weights_that_learn_nothing_get_nothing():

@@ -1,4 +1,4 @@
-"""Cases of the operators, and the engine's results beside the reference's: values, statistics and gradients."""
+"""Cases of the operators, and the engine's results beside the reference's: rows, statistics and gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ SHAPES = [
 ]
 
 
-def rows(generator, *shape):
+def normal(generator, *shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
@@ -30,9 +30,9 @@ def contrast_case(shape, dtype=torch.float64, seed=0):
     """Arguments and settings of a call; settings lack `negatives`."""
     heads, anchors, candidates, width, phi_width, skipped, top_k = shape
     g = torch.Generator().manual_seed(seed)
-    tensors = [F.normalize(rows(g, heads, n, width), dim=-1) for n in (anchors, candidates)]
+    tensors = [F.normalize(normal(g, heads, n, width), dim=-1) for n in (anchors, candidates)]
     if phi_width:
-        tensors += [0.5 * rows(g, heads, n, phi_width) for n in (anchors, candidates)]
+        tensors += [0.5 * normal(g, heads, n, phi_width) for n in (anchors, candidates)]
         tensors += [torch.tensor(0.3, dtype=torch.float64)]
     else:
         tensors += [None, None, None]
@@ -45,19 +45,19 @@ def contrast_case(shape, dtype=torch.float64, seed=0):
 
 
 def evaluate(operator, tensors, settings, weights=None):
-    """Values, all statistics, and the gradients of Σ weights · values by every floating tensor."""
+    """Rows, all statistics, and the gradients of Σ weights · rows by every floating tensor."""
     tensors = [t.detach().requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
-    values, *stats = operator(*tensors, **settings)
-    weights = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+    rows, *stats = operator(*tensors, **settings)
+    weights = torch.ones_like(rows) if weights is None else weights.to(rows.dtype)
     inputs = [t for t in tensors if t is not None and t.is_floating_point()]
-    gradients = torch.autograd.grad((values * weights).sum(), inputs)
-    return values.detach(), [s for part in stats for s in part.items()], gradients
+    gradients = torch.autograd.grad((rows * weights).sum(), inputs)
+    return rows.detach(), [s for part in stats for s in part.items()], gradients
 
 
 def assert_same(found, expected, tolerance):
-    values, stats, gradients = found
-    expected_values, expected_stats, expected_gradients = expected
-    for a, b in zip((values, *gradients), (expected_values, *expected_gradients), strict=True):
+    rows, stats, gradients = found
+    expected_rows, expected_stats, expected_gradients = expected
+    for a, b in zip((rows, *gradients), (expected_rows, *expected_gradients), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         assert (a - b).norm() <= tolerance * b.norm()
@@ -69,17 +69,17 @@ def assert_same(found, expected, tolerance):
         torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=1e-8 + tolerance, equal_nan=True, msg=name)
 
 
-def random_like(values_shape, seed=1):
-    return torch.rand(values_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def random_like(shape, seed=1):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def paired_case(operator, heads=2, n=7, width=5, phi_width=3, dtype=torch.float64, seed=0):
     g = torch.Generator().manual_seed(seed)
-    tensors = [rows(g, heads, n, width), rows(g, heads, n, width)]
+    tensors = [normal(g, heads, n, width), normal(g, heads, n, width)]
     if phi_width:
         tensors += [
-            0.5 * rows(g, heads, n, phi_width),
-            0.5 * rows(g, heads, n, phi_width),
+            0.5 * normal(g, heads, n, phi_width),
+            0.5 * normal(g, heads, n, phi_width),
             torch.tensor(0.3).double(),
         ]
     else:

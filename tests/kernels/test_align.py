@@ -68,7 +68,7 @@ def test_vectors_too_long_to_be_squared(d):
         assert (error <= 1e-5 * expected[key].norm(dim=-1) + 1e-42).all()
 
 
-def test_only_wanted_gradients():
+def test_only_needed_gradients():
     x, y, p, q, _ = (t.float().to(DEVICE) for t in inputs(1, 4, 16))
     x.requires_grad_()
     backend.align(x, y, p, q, None, **SETTINGS)[0].sum().backward()

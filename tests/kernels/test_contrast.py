@@ -6,6 +6,7 @@ import torch
 from amcl_fast import ops, reference
 from amcl_fast.kernels import tuning
 from amcl_fast.ops import triton as backend
+from tests.helpers.contrast import pairs, with_extra
 from tests.helpers.kernels.compare import DEVICE, check, evaluate, relative_error
 
 pytestmark = pytest.mark.slow
@@ -22,11 +23,6 @@ NAMES = ["mean", "top", "softmax", "mean of all"]
 
 def unit(generator, *shape):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
-
-
-def pairs(rows):
-    own = torch.arange(rows)
-    return torch.stack([own, (own + rows // 2) % rows], dim=1)
 
 
 def inputs(heads, anchors, candidates, d, skip=None, offset=0.2, constant=False):
@@ -96,16 +92,16 @@ def test_one_table_is_two_with_their_gradients_added(form):
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
-@pytest.mark.parametrize("wanted", range(3), ids=["table", "phi", "offset"])
-def test_one_gradient_of_one_table(form, wanted):
+@pytest.mark.parametrize("needed", range(3), ids=["table", "phi", "offset"])
+def test_one_gradient_of_one_table(form, needed):
     """One of the gradients alone is the one of all."""
     x, _, p, _, offset, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 20, None, 16))
     leaves = [t.requires_grad_() for t in (x, p, offset)]
     rows, _ = one_table(backend.contrast)(*leaves, None, **RANGE, **form)
     expected = torch.autograd.grad(rows.sum(), leaves, retain_graph=True)
-    alone = [t.detach().requires_grad_(number == wanted) for number, t in enumerate(leaves)]
+    alone = [t.detach().requires_grad_(number == needed) for number, t in enumerate(leaves)]
     rows, _ = one_table(backend.contrast)(*alone, None, **RANGE, **form)
-    assert torch.equal(torch.autograd.grad(rows.sum(), alone[wanted])[0], expected[wanted])
+    assert torch.equal(torch.autograd.grad(rows.sum(), alone[needed])[0], expected[needed])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
@@ -170,9 +166,6 @@ def test_extra_logit(form):
     tensors = [None if t is None else t.float().to(DEVICE) for t in inputs(2, 5, 70, 16)]
     extra = torch.linspace(-5, 30, 10, device=DEVICE).reshape(2, 5)
 
-    def with_extra(operator):
-        return lambda *tensors, **settings: operator(*tensors[:6], extra=tensors[6], **settings)
-
     found = evaluate(with_extra(backend.contrast), [*tensors, extra], RANGE | form)
     expected = evaluate(with_extra(reference.contrast), [*tensors, extra], RANGE | form)
     for key, value in found.items():
@@ -215,7 +208,7 @@ def test_strided(form):
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
-def test_only_wanted_gradients(form):
+def test_only_needed_gradients(form):
     x, y, p, q, _, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 4, 70, 16))
     x.requires_grad_()
     q.requires_grad_()

@@ -167,24 +167,24 @@ def test_no_gradients_without_grad_mode(products):
 
 def test_backward_passes_over_one_graph():
     tensors = leaves(0, 1, 2, 3, 4)
-    heads = backend.decorrelate(*tensors, **SETTINGS)[0]
-    for upstream in ([1.0, 1.0], [0.0, -3.0], [1.0, 1.0]):
-        weights = torch.tensor(upstream, device=DEVICE)
-        found = torch.autograd.grad(heads, tensors, weights, retain_graph=True)
+    losses = backend.decorrelate(*tensors, **SETTINGS)[0]
+    for gradient in ([1.0, 1.0], [0.0, -3.0], [1.0, 1.0]):
+        weights = torch.tensor(gradient, device=DEVICE)
+        found = torch.autograd.grad(losses, tensors, weights, retain_graph=True)
         expected = evaluate(reference.decorrelate, [t.double() for t in tensors], SETTINGS, weights)
-        for number, gradient in enumerate(found):
-            torch.testing.assert_close(gradient.double(), expected[f"gradient_{number}"], rtol=1e-4, atol=1e-6)
-    (of_first,) = torch.autograd.grad(heads[0], tensors[0])
+        for number, of_tensor in enumerate(found):
+            torch.testing.assert_close(of_tensor.double(), expected[f"gradient_{number}"], rtol=1e-4, atol=1e-6)
+    (of_first,) = torch.autograd.grad(losses[0], tensors[0])
     assert of_first[0].norm() > 0 and of_first[1].norm() == 0
 
 
-def float16_gradients(tensors, settings, upstream):
-    """Gradients by the kernels, and in float64, of one loss times `upstream`."""
+def float16_gradients(tensors, settings, gradient):
+    """Gradients by the kernels, and in float64, of one loss times `gradient`."""
     tensors = [None if t is None else t.half().to(DEVICE) for t in tensors]
     exact = [None if t is None else t.double() for t in tensors]
     both = []
     for operator, given in ((backend.decorrelate, tensors), (reference.decorrelate, exact)):
-        found = evaluate(operator, given, settings, torch.tensor([upstream], device=DEVICE))
+        found = evaluate(operator, given, settings, torch.tensor([gradient], device=DEVICE))
         both.append([value for key, value in found.items() if key.startswith("gradient")])
     return both
 
@@ -201,9 +201,9 @@ def test_small_slopes_of_float16_under_a_loss_scale():
 
 def test_large_slopes_of_float16():
     """Of τ near 1e-3: unscaled gradients are beyond float16."""
-    upstream, (x, y, p, q, _) = 0.1, inputs(1, 24, 64)
-    found, expected = float16_gradients([x, y, 4 * p, 4 * p + 0.1 * q, None], SETTINGS | {"tau_min": 1e-3}, upstream)
-    assert max(b.abs().max() for b in expected) > 65504 * upstream
+    gradient, (x, y, p, q, _) = 0.1, inputs(1, 24, 64)
+    found, expected = float16_gradients([x, y, 4 * p, 4 * p + 0.1 * q, None], SETTINGS | {"tau_min": 1e-3}, gradient)
+    assert max(b.abs().max() for b in expected) > 65504 * gradient
     for a, b in zip(found, expected, strict=True):
         assert a.isfinite().all() and relative_error(a, b) < 2e-3
 

@@ -40,11 +40,11 @@ def check(inputs, settings, floor, left_out=()):
     exact = [None if t is None else t.double() for t in inputs]
     left_out = {*left_out, *OUTPUTS} - {name for name in found if name not in left_out}
     expected = evaluate(rows.prepared, exact, settings | {"product": torch.float64}, left_out)
-    wanted = {"table"} if settings.get("table") else set()
-    wanted |= {"product"} if settings.get("product") else set()
-    wanted |= {"first", "second"} if settings.get("halves", "none") != "none" else set()
-    wanted |= {"skip"} if settings.get("skip") is not None else set()
-    assert wanted <= found.keys()
+    asked = {"table"} if settings.get("table") else set()
+    asked |= {"product"} if settings.get("product") else set()
+    asked |= {"first", "second"} if settings.get("halves", "none") != "none" else set()
+    asked |= {"skip"} if settings.get("skip") is not None else set()
+    assert asked <= found.keys()
     for name, value in found.items():
         if name == "skip":
             assert torch.equal(value, expected[name])
@@ -100,19 +100,19 @@ def test_halves_without_tables():
     assert found.keys() == {"first", "second", "gradient_0"}
 
 
-@pytest.mark.parametrize("wanted", [0, 1])
-def test_a_view_without_gradient_gets_none(wanted):
+@pytest.mark.parametrize("needed", [0, 1])
+def test_a_view_without_gradient_gets_none(needed):
     settings = {"product": torch.bfloat16, "table": True, "halves": "raw"}
     pair = views(5, 2, 24, torch.float32)
-    expected = evaluate(backend.prepared, pair, settings)[f"gradient_{wanted}"]
-    leaves = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(pair)]
+    expected = evaluate(backend.prepared, pair, settings)[f"gradient_{needed}"]
+    leaves = [t.detach().requires_grad_(i == needed) for i, t in enumerate(pair)]
     made = backend.prepared(*leaves, **settings)
-    outputs = [made.table, made.product, (made.first, made.second)[wanted]]
+    outputs = [made.table, made.product, (made.first, made.second)[needed]]
     weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-               for i, t in zip((0, 1, 2 + wanted), outputs, strict=True)]  # fmt: skip
+               for i, t in zip((0, 1, 2 + needed), outputs, strict=True)]  # fmt: skip
     sum((t.double() * w.to(t.device)).sum() for t, w in zip(outputs, weights, strict=True)).backward()
-    assert torch.equal(leaves[wanted].grad, expected)
-    assert leaves[1 - wanted].grad is None
+    assert torch.equal(leaves[needed].grad, expected)
+    assert leaves[1 - needed].grad is None
 
 
 @pytest.mark.parametrize(

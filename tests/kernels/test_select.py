@@ -8,6 +8,7 @@ from triton.runtime import interpreter
 
 from amcl_fast.kernels import select, tuning
 from amcl_fast.kernels.select.ranks import ordered
+from tests.helpers.contrast import pairs
 from tests.helpers.kernels.compare import DEVICE
 
 pytestmark = pytest.mark.slow
@@ -24,11 +25,6 @@ def expected(s, skip, top_k):
 
 def unit(generator, *shape):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
-
-
-def pairs(rows):
-    own = torch.arange(rows)
-    return torch.stack([own, (own + rows // 2) % rows], dim=1)
 
 
 def check(anchors, candidates, skip, top_k):
