@@ -17,7 +17,8 @@ or bfloat16 or float16, to which everything is rounded then. Temperatures enter 
 so it is left out (β counts as 0): the baselines of the paper have none.
 
 This module may be dense in rows × candidates, never in rows × candidates × d. It refuses the settings that
-every backend refuses; tensors are checked where a backend is chosen, by `amcl_fast.ops`.
+every backend refuses, since it is called on its own as well (`amcl_fast.ops` has then asked before); tensors are
+checked where a backend is chosen, by `amcl_fast.ops`.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The three operators and the choice of their backend.
 
 `contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`, and check what they
-are given, once for all backends (`ops.checks`):
+are given in one place for all backends (`ops.checks`):
 
 - `reference`  plain PyTorch on any device, float32, float64, bfloat16, float16;
 - `native`     C++ on CPU tensors, float32, float64;
