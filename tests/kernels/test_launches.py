@@ -74,6 +74,6 @@ def test_launches_of_a_step():
 
 @pytest.mark.timeout(1800)
 def test_in_a_process_with_the_stand_in():
-    """The tests of `launched.py`, which no other process can run."""
+    """The tests of `with_standin.py`, which no other process can run."""
     options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--noconftest")
-    assert "17 passed" in alone("-m", "pytest", *options, ROOT / "tests/helpers/kernels/launched.py").splitlines()[-1]
+    assert "17 passed" in alone("-m", "pytest", *options, ROOT / "tests/kernels/with_standin.py").splitlines()[-1]
