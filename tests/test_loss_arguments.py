@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, ops
 
 Z = torch.randn(4, 2, 8)
 QUEUE = torch.randn(2, 8, 5)
+ALIGN = {"tau_min": 0.1, "tau_max": 1.0, "weight": 1.0, "beta": 0.0}
 BAD_CALLS = {
     "not a tensor": (lambda: SimCLRLoss(0.1)(Z.numpy(), Z), TypeError, "z1"),
     "integers": (lambda: SimCLRLoss(0.1)(Z, Z.long()), TypeError, "z2"),
@@ -54,6 +55,7 @@ BAD_CALLS = {
         "include_positive must be False .*, got True; negatives='topk_softmax' or 'softmax' have one",
     ),
     "unknown backend": (lambda: SimCLRLoss(0.1, backend="cuda"), ValueError, "backend"),
+    "a list of backends": (lambda: ops.align(Z, Z, *3 * [None], **ALIGN, backend=[]), ValueError, "backend"),
     "Triton in float64": (lambda: SimCLRLoss(0.1, backend="triton")(Z.double(), Z.double()), TypeError, "triton"),
 }
 

@@ -47,10 +47,13 @@ def resolve_widened(backend: str, tensor: Tensor) -> str:
 
 def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     """`resolve`, for operators that get the argument `name` in `dtype`."""
-    if backend != "auto" and backend not in backends.TABLE:
+    if backend not in ("auto", *backends.TABLE):
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
-        backend = "reference" if transformed() else _first_that_fits(tensor.device.type, dtype)
+        first = None if transformed() else _first_that_fits(tensor.device.type, dtype)
+        if first is not None:
+            return first
+        backend = "reference"
     known = backends.TABLE[backend]
     if dtype not in known.dtypes:
         raise TypeError(f"{name} must be one of {backends.named(known.dtypes)} for backend {backend!r}, got {dtype}")
@@ -67,11 +70,11 @@ def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str
     return backend
 
 
-def _first_that_fits(device: str, dtype: torch.dtype) -> str:
+def _first_that_fits(device: str, dtype: torch.dtype) -> str | None:
     for name, known in backends.TABLE.items():
         if known.device in (None, device) and dtype in known.dtypes and _problem(name) is None:
             return name
-    return "reference"
+    return None
 
 
 def contrast(
