@@ -231,7 +231,9 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(arguments.run_dirs) > 1:
         print(write_comparison(arguments.run_dirs, arguments.output))
     elif arguments.output:
-        raise ValueError("--output is the folder of a comparison; the report of one run is written into its own")
+        raise ValueError(
+            f"--output must be left out for one run, whose report is in its folder, got {arguments.output}"
+        )
     else:
         print(write_report(arguments.run_dirs[0]))
     return 0

@@ -43,7 +43,7 @@ def row_counts(x: Tensor) -> list[int]:
     dist.all_gather_into_tensor(shapes, own)
     by_rank: list[list[int]] = shapes.tolist()
     if any((c, d) != (x.shape[0], x.shape[2]) for c, _, d in by_rank):
-        raise ValueError(f"processes must agree on heads C and width d, their shapes (C, n, d) are {by_rank}")
+        raise ValueError(f"processes must agree on heads C and width d, got shapes (C, n, d) {by_rank}")
     return [n for _, n, _ in by_rank]
 
 

@@ -208,7 +208,9 @@ def _prepare(
     if resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
-            raise ValueError("--run_dir names a new run; a resumed run stays in its folder")
+            raise ValueError(
+                f"--run_dir must be left out with --resume, which goes on in the folder of its run, got {run_dir}"
+            )
         run_dir, checkpoint = find_run(resume, recipe)
         if not rank():
             _check_writable(run_dir, RunDirectory(run_dir).checkpoints)
@@ -221,13 +223,15 @@ def _prepare(
         configs = recipe_files(recipe) if recipe else []
         options = {setting.partition("=")[0] for setting in settings}
         if not configs and not named and not {"--help", "-h", "--print_config"} & options:
-            raise ValueError(f"--recipe is missing; recipes: {', '.join(recipe_names())}")
+            raise ValueError(
+                f"--recipe must be given, or settings by --config, got neither; recipes: {', '.join(recipe_names())}"
+            )
         name = recipe or "run"
         if rank():
             run_dir = told_run_dir(run_dir)
         else:
             if run_dir is None and by_others():
-                raise ValueError("under torchrun or srun every process must know the folder of the run: give --run_dir")
+                raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
         args = [argument for config in configs for argument in ("--config", str(config))]

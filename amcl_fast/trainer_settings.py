@@ -13,11 +13,10 @@ from .paths import expanded
 # Of the trainer's settings those that a run has no use for, with what to give instead.
 _USELESS = {
     "logger": "must be loggers that join the run's own, which report and resume read",
-    "fast_dev_run": "leaves a run that cannot go on: for a short one give trainer.max_steps or "
-    "trainer.limit_train_batches",
-    "barebones": "takes away what a run is made of (loggers, checkpoints, the report): give none; amcl-fast bench "
-    "measures speed",
-    "overfit_batches": "would be other images in every epoch: to train on few of them give data.limit",
+    "fast_dev_run": "must be false, for its run could not go on: trainer.max_steps or trainer.limit_train_batches make "
+    "a short one",
+    "barebones": "must be false, or there are no loggers, no checkpoints and no report: amcl-fast bench measures speed",
+    "overfit_batches": "must be 0, or they would be other images in every epoch: data.limit trains on few of them",
     "reload_dataloaders_every_n_epochs": "must be 0: the images are listed once, or each epoch would have the order of "
     "the first",
 }
@@ -31,7 +30,7 @@ def check_trainer(trainer: Any) -> None:
             raise ValueError(f"trainer.{name} must be {accepted}, got {value}")
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ValueError(
-            "trainer.max_epochs=-1 leaves the schedule without an end: trainer.max_steps must be given with it"
+            "trainer.max_steps must be given with trainer.max_epochs=-1, or the schedule has no end, got -1"
         )
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
         raise ValueError(f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}")
@@ -61,7 +60,7 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
 
     root = trainer.default_root_dir
     if root is not None and (run_dir is None or os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir)):
-        raise ValueError(f"trainer.default_root_dir is the folder of the run: give it as --run_dir, got {root}")
+        raise ValueError(f"trainer.default_root_dir must be the folder of the run, given as --run_dir, got {root}")
     trainer.default_root_dir = None
     for name, reason in _USELESS.items():
         value = given(name)

@@ -121,7 +121,7 @@ def measure(
     _check_seconds(seconds)
     for name, value in (("--images", images), ("--queries", queries)):
         if value is not None and "scale" not in sections:
-            raise ValueError(f"{name} is of the section scale, got {value:,} for {', '.join(sections)}")
+            raise ValueError(f"{name} must be left out without the section scale, got {value:,}")
     if data is not None and not data.is_dir():
         raise ValueError(f"data must be a folder of classes of images, got {str(data)!r}")
     asked = Asked(substring, backend, seconds, data, images, queries)

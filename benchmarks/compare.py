@@ -61,7 +61,7 @@ def compare(
     if all(files):
         return of_files(Path(a), Path(b), substring)
     if any(files):
-        raise ValueError(f"--compare takes two result files or two commits, got {a!r} and {b!r}")
+        raise ValueError(f"--compare must have two result files or two commits, got {a!r} and {b!r}")
     cases = select(device, substring)
     path = None if substring else results.path_of(output or results.default_folder(), device)
 

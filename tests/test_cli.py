@@ -174,7 +174,7 @@ def test_a_model_of_timm_with_the_demo_is_told_all_that_it_needs(images, tmp_pat
     monkeypatch.chdir(tmp_path)
     demo = ["pretrain", "--recipe", "demo", "--data", str(images), "--run_dir", "run", "--model.backbone.name"]
     told = "must be standard and 64 with timm/test_vit, for they are settings of ResNets, got small and 16"
-    for name, message in (("nothing", "timm has no model 'nothing'"), ("test_vit", told)):
+    for name, message in (("nothing", "backbone must be a model of timm, got 'nothing'"), ("test_vit", told)):
         assert main([*demo, f"timm/{name}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(message), line
@@ -287,8 +287,8 @@ def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "resnet"], "no recipe 'resnet'.*demo"),
-        ([], "--recipe is missing.*demo"),
+        (["--recipe", "resnet"], "recipe must be the name of one, got 'resnet'.*demo"),
+        ([], "--recipe must be given, or settings by --config, got neither; .*demo"),
         (["--resume"], "nothing to resume"),
         (["--resume", "nowhere"], "nowhere does not exist"),
         (["--recipe", "demo", "--data", "nowhere"], "nowhere"),

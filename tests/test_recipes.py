@@ -128,7 +128,7 @@ def test_imagenet_rates_follow_the_batch(tmp_path):
     ],
 )
 def test_unknown_names_get_help(name, close):
-    with pytest.raises(ValueError, match=f"no recipe '{name}'.*{close}"):
+    with pytest.raises(ValueError, match=f"recipe must be the name of one, got '{name}'.*{close}"):
         recipe_files(name)
 
 

@@ -61,8 +61,8 @@ class ExactResume(L.Callback):
         processes = len(state["generators"])
         if processes != trainer.world_size:
             raise ValueError(
-                f"this checkpoint was written by {processes} processes and resumes with as many, got "
-                f"{trainer.world_size}; set trainer.devices and trainer.num_nodes to what they were"
+                f"trainer.devices times trainer.num_nodes must be {processes}, the processes that wrote the "
+                f"checkpoint, got {trainer.world_size}"
             )
         if "accumulated" not in state:  # of older versions
             _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)

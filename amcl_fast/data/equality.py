@@ -75,4 +75,4 @@ def refuse_unequal(root: str, found: Sequence[Found]) -> None:
 def refuse_uneven(batch_size: int, processes: int) -> None:
     """Raise UnevenBatchError if the batch cannot be shared equally."""
     if batch_size % processes:
-        raise UnevenBatchError(f"batch_size={batch_size} does not divide by {processes} processes")
+        raise UnevenBatchError(f"batch_size must divide by the {processes} processes, got {batch_size}")

@@ -380,7 +380,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
     def _output(self, batch_size: int) -> Output:
         on_gpu = torch.cuda.is_available() if self.device == "auto" else self.device == "gpu"
         if on_gpu and not torch.cuda.is_available():
-            raise ValueError("device='gpu': torch finds no CUDA device; use 'cpu' or 'auto'")
+            raise ValueError("data.device must be cpu or auto where torch finds no CUDA device, got gpu")
         device: Device = "gpu" if on_gpu else "cpu"
         return Output(
             size=self.size,

@@ -161,10 +161,10 @@ def linear_probe(
     with apart(shared):
         _check(queries, query_labels, num_classes, rates, epochs, batch_size, momentum, weight_decay, world_size > 1)
         if not len(train):
-            raise ValueError("train yields no batch: there is nothing to learn from")
+            raise ValueError("train must yield at least one batch, got none")
     sizes = exchange(len(queries)) if world_size > 1 else [len(queries)]
     if not any(sizes):
-        raise ValueError("queries is empty: at least one row is needed")
+        raise ValueError("queries must have at least one row, got none")
 
     dtype = torch.promote_types(queries.dtype, torch.float32)
     own = rates[rank::world_size]

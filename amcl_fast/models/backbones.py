@@ -104,7 +104,7 @@ def _check_is_of_timm(name: str) -> None:
         import timm
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8])
-        raise ValueError(f"timm has no model {name!r}{f'; close to it: {close}' if close else ''}")
+        raise ValueError(f"backbone must be a model of timm, got {name!r}{f'; close to it: {close}' if close else ''}")
 
 
 def _create(name: str, size: int | None) -> tuple[nn.Module, bool]:

@@ -54,7 +54,7 @@ def recipe_files(name: str) -> list[Path]:
     if name not in recipe_names():
         close = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
         hint = f"close to it: {', '.join(close)}" if close else f"recipes: {', '.join(_named())}, {_PATTERN}"
-        raise ValueError(f"there is no recipe {name!r}; {hint}")
+        raise ValueError(f"recipe must be the name of one, got {name!r}; {hint}")
     if name in _named():
         return _with_bases(name)
     framework, dataset, variant = name.split("-")

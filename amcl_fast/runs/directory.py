@@ -215,7 +215,7 @@ def told_run_dir(given: Path | None) -> Path:
     """
     told = os.environ.get(VARIABLE)
     if told is None and given is None:
-        raise ValueError("every process must know the folder of the run: give --run_dir")
+        raise ValueError("--run_dir must be given, the same to every process, got none")
     return Path(told) if told is not None else given  # type: ignore[return-value]
 
 

@@ -87,7 +87,7 @@ def test_list(capsys):
     [
         (["operators", "--case", "nosuch"], "case must be part of one of these names, those for"),
         (["pipeline", "--case", "nosuch"], "case must be part of one of these names: 32 px, resize only"),
-        (["pipeline", "--images", "2000"], "--images is of the section scale, got 2,000 for pipeline"),
+        (["pipeline", "--images", "2000"], "--images must be left out without the section scale, got 2,000"),
         (["--seconds", "0"], "seconds must be above 0, got 0"),
         (["--data", "nowhere"], "data must be a folder of classes of images, got 'nowhere'"),
         (["--report"], "must hold the JSON of a machine"),

@@ -40,5 +40,5 @@ def test_evaluation_leaves_out_damaged_files(tmp_path):
 
 
 def test_evaluation_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="images: got none"):
+    with pytest.raises(ValueError, match="images must have at least one, got none"):
         EvaluationLoader(Images([], [], []), Output(size=8, batch_size=8))

@@ -130,8 +130,8 @@ def test_waiting_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 31}, "30 training images are too few: 1 process.* with batches of 31 need 31"),
-        ({"num_shards": 4}, "30 training images are too few"),
+        ({"batch_size": 31}, "images must be at least 31 for 1 process.* with batches of 31, got 30"),
+        ({"num_shards": 4}, "images must be at least 32 for 4 process.* with batches of 8, got 30"),
         ({"shard": 2, "num_shards": 2}, "shard must be at least 0 and below num_shards=2, got 2"),
     ],
 )
@@ -141,5 +141,5 @@ def test_impossible_settings_are_refused(tmp_path, options, message):
 
 
 def test_no_view_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="views: got none"):
+    with pytest.raises(ValueError, match="views must have at least one, got none"):
         ContrastiveLoader(numbered(tmp_path / "i", 8), [], Output(size=8, batch_size=4))

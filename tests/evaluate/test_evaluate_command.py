@@ -88,7 +88,7 @@ def test_what_cannot_be_is_told_once_and_ends_both(run):
     done = forks.run(command, cwd=run, env=environment(run), timeout=300)
     assert done.returncode == 1  # torchrun's
     told = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
-    assert told == ["amcl-fast evaluate: error: batch_size=9 does not divide by 2 processes"]
+    assert told == ["amcl-fast evaluate: error: batch_size must divide by the 2 processes, got 9"]
     assert "encoder" not in done.stdout
 
 

@@ -124,7 +124,7 @@ def test_settings_out_of_range_are_named(change, message):
 @pytest.mark.parametrize(
     ("train", "error", "message"),
     [
-        ([], ValueError, "train yields no batch"),
+        ([], ValueError, "train must yield at least one batch, got none"),
         (
             [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))],
             ValueError,

@@ -128,7 +128,7 @@ class OwnLoader(FakeLoader):
 def test_a_run_resumes_with_as_many_processes_and_no_other_number(tmp_path, port):
     spawn(resuming_worker, args=(port, tmp_path), nprocs=2)
     path = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    with pytest.raises(ValueError, match=r"written by 2 processes and resumes with as many, got 1"):
+    with pytest.raises(ValueError, match=r"num_nodes must be 2, the processes that wrote the checkpoint, got 1"):
         running.fit(tmp_path, method("moco", batch=16, queue_size=72), ckpt_path=str(path))
 
 

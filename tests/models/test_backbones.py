@@ -147,7 +147,7 @@ def test_missing_timm_names_the_extra(monkeypatch):
         (BackboneConfig("resnet18", "tiny"), "stem.*'tiny'"),
         (BackboneConfig("resnet18", width=12), "width.*12"),
         (BackboneConfig("resnet18", size=48), "backbone.size must be unset with resnet18, .* timm's models, got 48"),
-        (BackboneConfig("timm/nothing", "small", 32), "timm has no model 'nothing'"),
+        (BackboneConfig("timm/nothing", "small", 32), "backbone must be a model of timm, got 'nothing'"),
         (
             BackboneConfig("timm/resnet10t", "small"),
             "must be standard and 64 with timm/resnet10t, .*, got small and 64",

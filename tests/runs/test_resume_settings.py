@@ -172,7 +172,7 @@ def test_a_run_of_before_phi_had_a_precision_goes_on(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_resumed_run_may_be_named_again(run, capsys):
     assert resume("--trainer.max_epochs", 2, "--trainer.default_root_dir", "elsewhere") == 2
-    assert "default_root_dir is the folder of the run: give it as --run_dir, got elsewhere" in error(capsys)
+    assert "default_root_dir must be the folder of the run, given as --run_dir, got elsewhere" in error(capsys)
     assert resume("--trainer.max_epochs", 2, "--trainer.logger", "false") == 2
     assert "trainer.logger must be loggers that join the run's own" in error(capsys)
     assert resume("--trainer.max_epochs", 2, "--trainer.default_root_dir", "run") == 0

@@ -270,7 +270,7 @@ def test_processes_that_others_start_must_be_told_the_folder(variables, home, mo
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main(["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images")]) == 2
-    assert "every process must know the folder of the run: give --run_dir" in last_error(capsys)
+    assert "--run_dir must be given under torchrun or srun, the same to every process, got none" in last_error(capsys)
     assert not list(Path.cwd().iterdir())
 
 
@@ -301,7 +301,7 @@ def test_processes_that_nobody_has_started_are_not_waited_for(variables, devices
     [
         (["--trainer.max_epochs=0"], r"trainer\.max_epochs must be -1 or at least 1, got 0"),
         (["--trainer.max_epochs=-2"], r"trainer\.max_epochs must be -1 or at least 1, got -2"),
-        (["--trainer.max_epochs=-1"], r"max_epochs=-1 leaves the schedule without an end: trainer\.max_steps must"),
+        (["--trainer.max_epochs=-1"], r"trainer\.max_steps must be given with trainer\.max_epochs=-1, .*, got -1"),
         (["--trainer.max_steps=0"], r"trainer\.max_steps must be -1 or at least 1, got 0"),
         (["--trainer.limit_train_batches=0"], r"limit_train_batches must be above 0, got 0"),
         (["--trainer.max_time=00:00:00:00"], r"trainer\.max_time must be above 0, got 00:00:00:00"),
@@ -311,13 +311,22 @@ def test_processes_that_nobody_has_started_are_not_waited_for(variables, devices
         (["--trainer.max_time=soon"], r"'soon'.*is not a valid duration"),
         (["--trainer.enable_checkpointing=false"], r"enable_checkpointing=False"),
         (["--trainer.logger=false"], r"trainer\.logger must be loggers that join the run's own"),
-        (["--trainer.default_root_dir=elsewhere"], r"default_root_dir is the folder of the run: give it as --run_dir"),
-        (["--trainer.default_root_dir=runs/run"], r"default_root_dir is the folder of the run: give it as --run_dir"),
+        (
+            ["--trainer.default_root_dir=elsewhere"],
+            r"default_root_dir must be the folder of the run, given as --run_dir, got ",
+        ),
+        (
+            ["--trainer.default_root_dir=runs/run"],
+            r"default_root_dir must be the folder of the run, given as --run_dir, got ",
+        ),
         (["--trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches must be at least 1, got 0"),
-        (["--trainer.fast_dev_run=true"], r"fast_dev_run leaves .*trainer\.max_steps or trainer\.limit_train_batches"),
-        (["--trainer.fast_dev_run=2"], r"trainer\.fast_dev_run leaves a run that cannot go on.*, got 2"),
-        (["--trainer.barebones=true"], r"trainer\.barebones takes away what a run is made of"),
-        (["--trainer.overfit_batches=1"], r"trainer\.overfit_batches would be other images in .*: .* data\.limit"),
+        (
+            ["--trainer.fast_dev_run=true"],
+            r"fast_dev_run must be false, .*trainer\.max_steps or trainer\.limit_train_batches",
+        ),
+        (["--trainer.fast_dev_run=2"], r"trainer\.fast_dev_run must be false, .*, got 2"),
+        (["--trainer.barebones=true"], r"trainer\.barebones must be false, .*, got true"),
+        (["--trainer.overfit_batches=1"], r"trainer\.overfit_batches must be 0, .*: data\.limit .*, got 1"),
         (["--trainer.reload_dataloaders_every_n_epochs=1"], r"reload_dataloaders_every_n_epochs must be 0: .*, got 1"),
     ],
 )

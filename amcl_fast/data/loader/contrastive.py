@@ -76,7 +76,7 @@ class ContrastiveLoader:
                 shard.
         """
         if not views:
-            raise ValueError("views: got none; at least one is needed")
+            raise ValueError("views must have at least one, got none")
         if not 0 <= shard < num_shards:
             raise ValueError(f"shard must be at least 0 and below num_shards={num_shards}, got {shard}")
         self._order = Order(len(images.files), output.batch_size, seed=seed, share=shard, shares=num_shards, pool=pool)
@@ -84,8 +84,8 @@ class ContrastiveLoader:
         self._batches = self._order.batches
         if not self._batches:
             raise ValueError(
-                f"{len(images.files)} training images are too few: {num_shards} process(es) with batches of "
-                f"{output.batch_size} need {num_shards * output.batch_size}; lower batch_size"
+                f"training images must be at least {num_shards * output.batch_size} for {num_shards} process(es) with "
+                f"batches of {output.batch_size}, got {len(images.files)}; lower batch_size"
             )
         self._images = images
         # It is part of every state, and computed of millions of names.

@@ -45,7 +45,7 @@ class EvaluationLoader:
         """
         self._may_be_none = may_be_none
         if not images.files and not may_be_none:
-            raise ValueError("images: got none; at least one is needed")
+            raise ValueError("images must have at least one, got none")
         self._files, self._labels = images.files, images.labels
         self._output = output
         self._on_bad_file = on_bad_file
