@@ -1,6 +1,7 @@
 """What keeps the house readable: sizes, and who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -103,6 +104,39 @@ def test_no_function_is_scrolled_for_twice():
         if (n := node.end_lineno - node.lineno + 1) > FUNCTION
     }
     assert not long
+
+
+def floors():
+    """Of docs/layout.md: modules of each row of the package, and the packages that it imports."""
+    table = (ROOT / "docs" / "layout.md").read_text().split("## The package")[1].split("## Data")[0]
+    rows = [line.strip("| ").split("|") for line in table.splitlines() if line.startswith("| `")]
+    other = {"DALI": "nvidia", "Pillow": "PIL", "PyYAML": "yaml"}
+    return [
+        (
+            re.findall(r"`(\w+)(?:\.py|/)`", row[0]),
+            {other.get(name, name) for name in re.findall(r"\w+", "".join(row[2:]))},
+        )
+        for row in rows
+    ]
+
+
+def test_the_page_of_the_layout_says_who_imports_what():
+    floor = {module: place for place, (names, _) in enumerate(floors()) for module in names}
+    assert floor.keys() == {
+        path.relative_to(ROOT / "amcl_fast").parts[0].removesuffix(".py") for path in modules("amcl_fast")
+    } - {"__init__"}
+    packages: list[set[str]] = [set() for _ in floors()]
+    upwards = set()
+    for path in modules("amcl_fast"):
+        own = floor.get(path.relative_to(ROOT / "amcl_fast").parts[0].removesuffix(".py"))
+        for name in imported(path) if own is not None else ():
+            first, *rest = name.split(".")
+            if first != "amcl_fast":
+                packages[own] |= {first} - sys.stdlib_module_names
+            elif floor.get(rest[0] if rest else "", -1) > own:
+                upwards.add((str(path.relative_to(ROOT)), name))
+    assert packages == [named for _, named in floors()]
+    assert upwards <= ALLOWED
 
 
 @pytest.mark.parametrize("folder", UNKNOWN)

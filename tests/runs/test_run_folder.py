@@ -259,43 +259,6 @@ def test_runs_that_begin_at_once(tmp_path, given):
         assert sorted(found)[-1] == "run" and sum("run is in use: " in line for line in found) == 3
 
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2"}
-JOB = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
-JOB |= {"SLURM_LOCALID": "0"}
-SRUN = {**JOB, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-
-
-@pytest.mark.parametrize("variables", [TORCHRUN, SRUN])
-def test_processes_that_others_start_must_be_told_the_folder(variables, home, monkeypatch, capsys):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert main(["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images")]) == 2
-    assert "--run_dir must be given under torchrun or srun, the same to every process, got none" in last_error(capsys)
-    assert not list(Path.cwd().iterdir())
-
-
-@pytest.mark.parametrize(
-    ("variables", "devices", "message"),
-    [
-        # Lightning does not look at srun there.
-        (
-            {**SRUN, "SLURM_JOB_NAME": "interactive"},
-            1,
-            r"trainer\.devices times trainer\.num_nodes must be 2, the processes that srun has started, got 1",
-        ),
-        # A job's script without srun before the command.
-        (JOB, 2, r"trainer\.devices must be 1 in a job of SLURM unless srun starts .*, got 2"),
-    ],
-)
-def test_processes_that_nobody_has_started_are_not_waited_for(variables, devices, message, home, monkeypatch, capsys):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    settings = ["--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
-    assert main(["pretrain", *settings, "--trainer.devices", str(devices)]) == 2
-    assert re.search(message, last_error(capsys))
-    assert not list(Path.cwd().iterdir())
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
