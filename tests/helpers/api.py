@@ -21,8 +21,8 @@ from unittest import mock
 import yaml
 
 from amcl_fast import cli
-from amcl_fast.recipes import FOLDER, recipe_names
-from tests.helpers.toy_methods import FRAMEWORKS, method
+from amcl_fast.recipes import FOLDER, FRAMEWORKS, recipe_names
+from tests.helpers.toy_methods import method
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "tests" / "api.txt"

@@ -9,7 +9,6 @@ from amcl_fast.models import BackboneConfig, ProjectorConfig
 from tests.helpers.fake_data import FakeDataModule
 
 HEADS, DIM, BATCH = 2, 6, 8
-FRAMEWORKS = ["simclr", "moco", "simsiam", "barlow"]
 KINDS = ["baseline", "amcl"]
 
 
@@ -33,6 +32,7 @@ def method(framework, kind="amcl", *, batch=BATCH, **settings):
         return MoCo(MoCoLoss(temperature(0.2), **negatives), **{"queue_size": 4 * batch, **common})
     if framework == "simsiam":
         return SimSiam(SimSiamLoss(temperature(1.0)), **{"predictor_hidden_dim": 3, **common})
+    assert framework == "barlow"
     return BarlowTwins(BarlowTwinsLoss(temperature(1.0, batch), gather=True), **common)
 
 

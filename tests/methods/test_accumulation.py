@@ -8,6 +8,7 @@ import torch
 
 from amcl_fast.callbacks import Guard, MetricsFile, NonFiniteError, Throughput
 from amcl_fast.optim import OptimizerConfig
+from amcl_fast.recipes import FRAMEWORKS
 from tests.helpers import toy_methods
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import fit, method
@@ -47,7 +48,7 @@ def test_the_logged_loss_is_the_mean_over_the_batches_of_a_step(tmp_path):
     assert float(trainer.callback_metrics["loss"]) == pytest.approx(expected[-1])
 
 
-@pytest.mark.parametrize("framework", toy_methods.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_every_framework_logs_the_mean_of_what_it_computed(tmp_path, framework):
     """Of its own losses, not of what Lightning hands on, batch for batch; the last step has fewer."""
     module = toy_methods.method(framework, optimizer=OptimizerConfig(lr=0.05))
@@ -67,7 +68,7 @@ def test_every_framework_logs_the_mean_of_what_it_computed(tmp_path, framework):
 
 
 # MoCo is not among them: its later batches meet the keys of the first.
-@pytest.mark.parametrize("framework", [name for name in toy_methods.FRAMEWORKS if name != "moco"])
+@pytest.mark.parametrize("framework", [name for name in FRAMEWORKS if name != "moco"])
 def test_the_same_batches_log_the_same_whatever_the_accumulation(tmp_path, framework):
     def logged(accumulated):
         folder = tmp_path / str(accumulated)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from amcl_fast.recipes import FRAMEWORKS
 from amcl_fast.report import capture
 from tests.helpers.fake_data import FakeDataModule
-from tests.helpers.toy_methods import FRAMEWORKS, KINDS, method
+from tests.helpers.toy_methods import KINDS, method
 
 
 class Data(FakeDataModule):

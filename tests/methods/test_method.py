@@ -7,10 +7,11 @@ import torch
 from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import Method, MoCo, SimCLR
 from amcl_fast.optim import OptimizerConfig, ScheduleConfig
+from amcl_fast.recipes import FRAMEWORKS
 from tests.helpers import running
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import Stop
-from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
+from tests.helpers.toy_methods import KINDS, fit, method
 
 pytestmark = pytest.mark.slow
 

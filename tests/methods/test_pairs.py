@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from amcl_fast.methods.pairs import MOST_ANCHORS
-from tests.helpers.toy_methods import DIM, FRAMEWORKS, HEADS, KINDS, method
+from amcl_fast.recipes import FRAMEWORKS
+from tests.helpers.toy_methods import DIM, HEADS, KINDS, method
 
 N = 8
 

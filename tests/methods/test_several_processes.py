@@ -9,11 +9,12 @@ from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo
 from amcl_fast.models import ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
+from amcl_fast.recipes import FRAMEWORKS
 from tests.helpers import running
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop
-from tests.helpers.toy_methods import FRAMEWORKS, KINDS, fit, method
+from tests.helpers.toy_methods import KINDS, fit, method
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
