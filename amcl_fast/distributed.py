@@ -15,6 +15,8 @@ if dist.is_available():
     # ends aborts the process (gloo, torch 2.11).
     import torch.distributed.nn
 
+__all__ = ["gather_rows", "row_counts", "world"]
+
 T = TypeVar("T")
 
 _MEETING = 8

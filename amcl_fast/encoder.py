@@ -13,6 +13,8 @@ from .models.backbones import RESNETS, TIMM_PREFIX
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import LAST, RunDirectory
 
+__all__ = ["Encoder", "find_weights", "load_encoder"]
+
 SUFFIX = ".safetensors"
 _PREFIX = "backbone."
 _METADATA_KEYS = {"amcl_fast", "backbone", "size", "mean", "std"}

@@ -11,6 +11,8 @@ from .extras import extras_named, require
 from .models.backbones import TIMM_PREFIX, BackboneConfig
 from .runs.files import check_output, write_file
 
+__all__ = ["export", "loading_code"]
+
 Format = Literal["safetensors", "onnx"]
 SUFFIXES: dict[Format, str] = {"safetensors": SUFFIX, "onnx": ".onnx"}
 

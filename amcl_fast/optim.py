@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+__all__ = ["LARS", "OptimizerConfig", "ScheduleConfig", "build_optimizer", "build_scheduler", "lr_factor", "lr_scale"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

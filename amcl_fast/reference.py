@@ -28,6 +28,8 @@ from . import operator_settings
 from .operator_settings import NEGATIVES as NEGATIVES
 from .rows import unit
 
+__all__ = ["align", "contrast", "decorrelate", "omega"]
+
 Stats = dict[str, Tensor]
 
 # τ counts as "at a bound" within this share of its range. σ(−r) = 0.01 leaves a hundredth of φ's gradient.

@@ -24,6 +24,8 @@ from ..reference import Stats
 from ..rows import Prepared, transformed, widened
 from . import backends, checks
 
+__all__ = ["BACKENDS", "align", "contrast", "decorrelate", "resolve"]
+
 BACKENDS = ("auto", *backends.TABLE)
 """Names of backends."""
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ..extras import extras_named
 
+__all__ = ["describe_recipes", "recipe_files", "recipe_names"]
+
 FOLDER = Path(__file__).parent
 
 FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow")

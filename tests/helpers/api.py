@@ -28,33 +28,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "tests" / "api.txt"
 REWRITE = "python -m tests.helpers.api"
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "amcl_fast": (),
-    "amcl_fast.callbacks": (),
-    "amcl_fast.data": (),
-    "amcl_fast.distributed": ("gather_rows", "row_counts", "world"),
-    "amcl_fast.encoder": ("Encoder", "find_weights", "load_encoder"),
-    "amcl_fast.evaluate": (),
-    "amcl_fast.export": ("export", "loading_code"),
-    "amcl_fast.losses": (),
-    "amcl_fast.methods": (),
-    "amcl_fast.models": (),
-    "amcl_fast.ops": ("BACKENDS", "align", "contrast", "decorrelate", "resolve"),
-    "amcl_fast.optim": (
-        "LARS", "OptimizerConfig", "ScheduleConfig", "build_optimizer", "build_scheduler", "lr_factor", "lr_scale",
-    ),
-    "amcl_fast.recipes": ("describe_recipes", "recipe_files", "recipe_names"),
-    "amcl_fast.reference": ("align", "contrast", "decorrelate", "omega"),
-    "amcl_fast.report": (),
-}  # fmt: skip
-"""Public module to its public names; none: its `__all__`."""
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for pattern in ("*.py", "*/__init__.py")
+    for path in (ROOT / "amcl_fast").glob(pattern)
+    if re.search(r"^__all__ =", path.read_text(), re.MULTILINE)
+)
+"""Public modules: those at the top that list their public names; what else has no underscore is the package's."""
 
 COMMANDS = ("", "pretrain", "evaluate", "export", "report", "pack", "bench", "doctor")
 
 
 def lines() -> list[str]:
     """The table, part by part."""
-    named = [f"{module}.{name}" for module, names in MODULES.items() for name in names or import_module(module).__all__]
+    named = [f"{module}.{name}" for module in MODULES for name in import_module(module).__all__]
     named = [path for path in named if not path.endswith("__version__")]
     parts = [
         ("Names", [line for path in named for line in _of(path, named)]),
