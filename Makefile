@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # What tells most in a minute: the losses on every path, what others rely on, and of each package what is quick. Less
 # what is marked slow or distributed. A name that is no more ends pytest with an error.
-QUICK := tests/test_*.py \
+QUICK := tests/test_*.py tests/losses/test_*.py tests/ops/test_*.py tests/recipes/test_*.py \
     tests/benchmarks/test_*.py \
     tests/callbacks/test_guard.py tests/callbacks/test_throughput.py \
     tests/data/test_headers.py tests/data/test_order.py tests/data/test_textures.py tests/data/test_walk.py \
