@@ -24,6 +24,17 @@ if not torch.cuda.is_available():
 os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and found here stays: nobody looks through it for garbage, now or with what the tests leave."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that at the end no worker is alone with one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
