@@ -1,1 +1,1 @@
-"""The sections of `amcl-fast bench`: each makes the rows of its own."""
+"""The sections of `amcl-fast bench`, each of which makes its rows; `frameworks`, a study with a command of its own."""

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from benchmarks import frameworks
+from benchmarks.measure import frameworks
 
 
 def finished_run(folder, recipe, knn, tau=None):

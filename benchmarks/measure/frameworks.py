@@ -1,0 +1,118 @@
+"""The four frameworks on the built-in images: baseline, AMCL as released, AMCL as the recipes here have it.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.frameworks
+
+trains `<framework>-builtin-<variant>` once a seed, some 30 s of one core each, writes
+benchmarks/results/frameworks-builtin.json and prints its table. A training that has finished is read from its folder
+and not repeated. The JSON holds "what", "machine", "environment" (as benchmarks.results has them), "command" and
+"runs": recipe, seed, kNN in percent (also `untrained` and `pixels`), seconds of an epoch, and the last logged loss,
+temperatures and similarities.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from amcl_fast.cli import main as amcl_fast
+from amcl_fast.recipes import FRAMEWORKS, VARIANTS
+from amcl_fast.runs.files import write_file
+from amcl_fast.runs.read import read_run
+
+from ..results import environment, machine
+
+_WHAT = (
+    "kNN (k = 200, weights exp(s/0.1)) of encoders trained by the recipes <framework>-builtin-<variant>; seconds of an "
+    "epoch from the median of the logged throughput; the rest as logged last, for that batch"
+)
+_LOGGED = (
+    "loss",
+    "gradient_norm",
+    "similarity_positive",
+    "similarity_negative",
+    *(f"tau_{sign}_{kind}" for sign in ("positive", "negative") for kind in ("mean", "std", "min", "at_bound")),
+)
+
+
+def train(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One training, or what an earlier one has left in its folder; what the JSON says of it.
+
+    Raises:
+        RuntimeError: the training failed.
+    """
+    run_dir = folder / f"{recipe}-{seed}"
+    if not (run_dir.is_dir() and read_run(run_dir).facts.get("finished")):
+        code = amcl_fast([*_command(recipe, seed), "--run_dir", str(run_dir)])
+        if code:
+            raise RuntimeError(f"{recipe}, seed {seed}: the training ended with exit code {code}")
+    run = read_run(run_dir)
+    throughput = statistics.median(run.series("images_per_second")[1].tolist())
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "knn": run.last("knn"),
+        "knn_untrained": run.last("knn_untrained"),
+        "knn_pixels": run.last("knn_pixels"),
+        "seconds_per_epoch": round(run.facts["training_images"] / throughput, 2),
+        **{name: run.last(name) for name in _LOGGED if run.last(name) is not None},
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The runs as a table in Markdown, a row for each recipe."""
+    lines = [
+        "| recipe | kNN, % | mean | τ of positives | τ of negatives | s an epoch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe in dict.fromkeys(run["recipe"] for run in runs):
+        of_recipe = [run for run in runs if run["recipe"] == recipe]
+
+        def mean(name: str, runs: list[dict[str, Any]] = of_recipe) -> float:
+            return statistics.mean(run[name] for run in runs)
+
+        def spread(sign: str, runs: list[dict[str, Any]] = of_recipe) -> str:
+            if f"tau_{sign}_mean" not in runs[0]:
+                return "—"
+            if max(run[f"tau_{sign}_at_bound"] for run in runs) > 0.99:
+                return f"{mean(f'tau_{sign}_mean', runs):.2g}, at its bound"
+            std = mean(f"tau_{sign}_std", runs)
+            return f"{mean(f'tau_{sign}_mean', runs):.2g}" + (f" ± {std:.1g}" if std > 0 else "")
+
+        values = ", ".join(f"{run['knn']:.1f}" for run in of_recipe)
+        cells = [f"`{recipe}`", values, f"{mean('knn'):.1f}", spread("positive"), spread("negative")]
+        lines.append("| " + " | ".join([*cells, f"{mean('seconds_per_epoch'):.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def _command(recipe: str, seed: int | str) -> list[str]:
+    return ["pretrain", "--recipe", recipe, "--seed_everything", str(seed), "--data.num_threads", "1"]
+
+
+def main() -> None:
+    """Train, write, print."""
+    parser = argparse.ArgumentParser(description="The four frameworks on the built-in images.", allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/frameworks"), help="where the runs go")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "frameworks-builtin.json"
+    )
+    arguments = parser.parse_args()
+    recipes = [f"{framework}-builtin-{variant}" for framework in FRAMEWORKS for variant in VARIANTS]
+    with environment() as about:
+        # Seed by seed, so that a study cut short has every recipe.
+        runs = [train(recipe, seed, arguments.folder) for seed in arguments.seeds for recipe in recipes]
+    runs.sort(key=lambda run: recipes.index(run["recipe"]))
+    document = {
+        "what": _WHAT,
+        "machine": machine("cpu"),
+        "environment": about,
+        "command": " ".join(["amcl-fast", *_command("RECIPE", "SEED")]),
+        "runs": runs,
+    }
+    write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
