@@ -14,11 +14,11 @@ from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
 from amcl_fast.encoder import load_encoder
 from amcl_fast.methods import SimCLR
-from amcl_fast.pretrain import PretrainCLI
-from amcl_fast.recipes import describe_recipes, recipe_files
+from amcl_fast.recipes import describe_recipes
 from amcl_fast.runs.lock import RunLock
-from tests.helpers.command_line import NT_XENT, image_folder
+from tests.helpers.command_line import NT_XENT, image_folder, saved_step
 from tests.helpers.disk import no_room
+from tests.helpers.recipes import build
 from tests.helpers.traps import Touch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
@@ -263,7 +263,7 @@ def test_lightnings_own_checkpoints_beside_ours(tiny, tmp_path, capsys):
     assert names == ["epoch-0001.ckpt", "epoch=0-step=2.ckpt", "last.ckpt"]
     theirs = str(tmp_path / "run" / "checkpoints" / "epoch=0-step=2.ckpt")
     assert main(["pretrain", "--resume", theirs, "--trainer.max_epochs=2"]) == 0
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert saved_step(tmp_path / "run") == 4
 
 
 def test_a_folder_that_lightnings_callback_cannot_write_is_one_line(tiny, tmp_path, capsys):
@@ -331,11 +331,6 @@ def test_help_lists_the_recipes(capsys):
         main(["pretrain", "--help"])
     out = capsys.readouterr().out
     assert describe_recipes() in out
-
-
-def build(name, folder, *settings):
-    files = [argument for path in recipe_files(name) for argument in ("--config", str(path))]
-    return PretrainCLI([*files, *settings], folder / "run", None)
 
 
 def test_released_recipe_is_the_released_one(tmp_path):

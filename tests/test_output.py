@@ -10,11 +10,10 @@ import sys
 import time
 
 import pytest
-import torch
 
 from amcl_fast.cli import main
 from amcl_fast.terminal import lasting_output
-from tests.helpers.command_line import NT_XENT, environment, image_folder
+from tests.helpers.command_line import NT_XENT, environment, image_folder, saved_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
@@ -36,15 +35,11 @@ def shell(folder, command):
     return done.stdout + done.stderr
 
 
-def steps(folder):
-    return torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-
-
 def test_a_run_whose_reader_leaves_goes_on_to_its_end(folder):
     """Without stdin and stderr, too."""
     command = f"{_PRETRAIN} --trainer.enable_progress_bar true --guard.window 1 <&- 2>&-"
     assert shell(folder, f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}") == "run directory: run\n0\n"
-    assert steps(folder) == 4 and (folder / "run" / "report" / "index.html").is_file()
+    assert saved_step(folder / "run") == 4 and (folder / "run" / "report" / "index.html").is_file()
 
 
 def test_a_run_with_a_full_disk_behind_its_screen(folder, monkeypatch):
@@ -52,7 +47,7 @@ def test_a_run_with_a_full_disk_behind_its_screen(folder, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, open("/dev/full", "w"))  # noqa: SIM115
     assert main([*_PRETRAIN.split()[3:], "--trainer.enable_progress_bar=true"]) == 0
-    assert steps(folder) == 4
+    assert saved_step(folder / "run") == 4
     for stream in (sys.stdout, sys.stderr):
         stream.close()  # there is nothing left that could fail at the interpreter's end
 
@@ -83,7 +78,7 @@ def test_a_run_and_its_reader_are_interrupted_at_once(folder):
     finally:
         process.kill()
     assert read(folder / "code") == "130\n" and errors == ""
-    assert steps(folder) > 0
+    assert saved_step(folder / "run") > 0
 
 
 def read(path):
@@ -199,7 +194,7 @@ def test_an_interrupt_of_the_first_measuring_says_how_to_go_on(folder, monkeypat
         assert main(_PRETRAIN.split()[3:]) == 130
     go_on = "stopped before anything was saved; go on with: amcl-fast pretrain --resume run\n"
     assert capsys.readouterr().out.endswith(go_on)
-    assert main(["pretrain", "--resume", "run"]) == 0 and steps(folder) == 4
+    assert main(["pretrain", "--resume", "run"]) == 0 and saved_step(folder / "run") == 4
 
 
 def test_an_interrupt_of_a_scan_in_a_group_says_how_to_go_on(folder, monkeypatch, capsys):
@@ -211,7 +206,7 @@ def test_an_interrupt_of_a_scan_in_a_group_says_how_to_go_on(folder, monkeypatch
         assert main(_PRETRAIN.split()[3:]) == 130
     go_on = "stopped before anything was saved; go on with: amcl-fast pretrain --resume run\n"
     assert capsys.readouterr().out == f"run directory: run\n{go_on}"
-    assert main(["pretrain", "--resume", "run"]) == 0 and steps(folder) == 4
+    assert main(["pretrain", "--resume", "run"]) == 0 and saved_step(folder / "run") == 4
     capsys.readouterr()
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     with monkeypatch.context() as patched:

@@ -10,7 +10,7 @@ import torch
 from amcl_fast.callbacks import Checkpoint, Interrupted, OnlineKNN, SaveOnSignal, StopSignals
 from amcl_fast.callbacks.signals import HANDLED
 from tests.helpers import forks
-from tests.helpers.command_line import environment
+from tests.helpers.command_line import environment, saved_step
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import fit
 
@@ -40,10 +40,6 @@ def unchanged():
     for signum, handler in before.items():
         signal.signal(signum, handler)
     assert found == handlers
-
-
-def saved_step(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
 
 
 @pytest.mark.parametrize(

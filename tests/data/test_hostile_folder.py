@@ -1,9 +1,6 @@
 """A folder of everything that a folder of images can hold, through the command line: it trains."""
 
 import os
-import struct
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from amcl_fast.cli import main
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.report import read_run
 from tests.helpers.command_line import NT_XENT
+from tests.helpers.damaged_files import png
 
 SETTINGS = NT_XENT + "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}"
 
@@ -21,17 +19,6 @@ noise = np.random.default_rng(0)
 
 def pixels(height, width, channels=3, kind=np.uint8):
     return noise.integers(0, np.iinfo(kind).max + 1, (height, width, channels), dtype=kind).squeeze()
-
-
-def png(path, width, height, bit_depth, colour, data):
-    """A PNG by hand, of what PIL does not write."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def usable(folder):
@@ -45,8 +32,9 @@ def usable(folder):
     Image.fromarray(pixels(20, 20)).convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(pixels(20, 20, 1)).save(folder / "grey.jpg")
     Image.fromarray(pixels(20, 20, 1, np.uint16)).save(folder / "sixteen.png")
-    png(folder / "sixteen colour.png", 9, 7, 16, 2, b"".join(b"\0" + noise.bytes(9 * 6) for _ in range(7)))
-    png(folder / "sixteen alpha.png", 9, 7, 16, 6, b"".join(b"\0" + noise.bytes(9 * 8) for _ in range(7)))
+    colour, alpha = (b"".join(b"\0" + noise.bytes(9 * n) for _ in range(7)) for n in (6, 8))
+    (folder / "sixteen colour.png").write_bytes(png(9, 7, 16, 2, colour))
+    (folder / "sixteen alpha.png").write_bytes(png(9, 7, 16, 6, alpha))
     Image.fromarray(pixels(20, 20, 4)).save(folder / "alpha.png")
     Image.fromarray(pixels(20, 20)).convert("P").save(folder / "palette.png")
     Image.fromarray(pixels(20, 20)).convert("1").save(folder / "bits.png")
@@ -79,7 +67,7 @@ def unusable(folder):
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "moving.jpg", "GIF", save_all=True, append_images=frames[1:])
     Image.fromarray(pixels(12, 12)).save(folder / "picture.tiff")
-    png(folder / "bomb.png", 60_000, 60_000, 8, 2, b"")
+    (folder / "bomb.png").write_bytes(png(60_000, 60_000))
     (folder / "dangling.jpg").symlink_to("nowhere.jpg")
     (folder / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(folder / "pipe.jpg")

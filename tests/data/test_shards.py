@@ -17,6 +17,7 @@ from amcl_fast.data.shards import index as shard_index
 from amcl_fast.data.shards import read as shards
 from amcl_fast.data.shards.patterns import expand
 from amcl_fast.data.sources.find import find_images
+from tests.helpers.folders import reasons
 from tests.helpers.small_shards import noise, picture, samples
 
 
@@ -25,10 +26,6 @@ def keys(images):
     found = [os.path.basename(shown(location)).split(".")[0] for location in images.files]
     labels = [images.classes[label] if label >= 0 else None for label in images.labels]
     return dict(zip(found, labels, strict=True))
-
-
-def reasons(images, root):
-    return {os.path.relpath(path, root): reason for path, reason in images.skipped}
 
 
 def test_a_folder_of_shards(make_shards):

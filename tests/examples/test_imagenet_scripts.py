@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 
 from amcl_fast.report import read_run
 from tests.helpers import forks
-from tests.helpers.command_line import NT_XENT, environment, image_folder
+from tests.helpers.command_line import NT_XENT, environment, image_folder, saved_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -110,10 +109,6 @@ def await_steps(folder, count, *processes):
         time.sleep(0.05)
 
 
-def saved_step(folder):
-    return torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-
-
 def test_torchrun_then_slurm(job, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -122,7 +117,7 @@ def test_torchrun_then_slurm(job, tmp_path):
     await_steps(tmp_path, 3, *machines)
     machines[1].send_signal(signal.SIGTERM)  # one machine is taken away
     assert all(machine.wait(60) for machine in machines)
-    stopped_at = [saved_step(tmp_path)]
+    stopped_at = [saved_step(tmp_path / "run")]
 
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -134,7 +129,7 @@ def test_torchrun_then_slurm(job, tmp_path):
     await_steps(tmp_path, stopped_at[0] + 3, warned)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
     assert warned.wait(60) == 128 + signal.SIGUSR1, (tmp_path / "2.log").read_text()
-    stopped_at.append(saved_step(tmp_path))
+    stopped_at.append(saved_step(tmp_path / "run"))
     requeued = (tmp_path / "scontrol.log").read_text()
     assert requeued == f"requeue {SLURM['SLURM_JOB_ID']}\n"
 

@@ -61,6 +61,13 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def saved_step(run: Path) -> int:
+    """The step of a run's last checkpoint."""
+    import torch  # not at the top: the processes that images are made for need none
+
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
 def pretrain(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `amcl-fast pretrain` in `folder`; returns the finished process."""
     command = [*PRETRAIN, *map(str, arguments)]

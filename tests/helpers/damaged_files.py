@@ -36,7 +36,8 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def _png(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes = b"", extra: bytes = b"") -> bytes:
+def png(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes = b"", extra: bytes = b"") -> bytes:
+    """A PNG by hand, of what PIL does not write; `extra`: chunks between its header and its data."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return PNG[:8] + header + extra + _chunk(b"IDAT", zlib.compress(data)) + _chunk(b"IEND", b"")
 
@@ -97,22 +98,22 @@ def contents() -> dict[str, bytes]:
         "JPEG: Exif of 2 bytes": JPEG[:2] + b"\xff\xe1\0\2" + JPEG[2:],
         "PNG: signature over garbage": PNG[:8] + noise(3000),
         "PNG: header over garbage": PNG[:33] + noise(3000),
-        "PNG: 0 x 0": _png(0, 0),
-        "PNG: 2147483647 x 2147483647": _png(2**31 - 1, 2**31 - 1),
-        "PNG: 60000 x 60000": _png(60_000, 60_000),
-        "PNG: 48 x 20000 of one row": _png(48, 20_000, data=bytes(1 + 48 * 3)),
-        "PNG: 3 bits": _png(8, 8, 3, data=bytes(200)),
-        "PNG: colour type 5": _png(8, 8, 8, 5, bytes(200)),
-        "PNG: no palette": _png(8, 8, 8, 3, bytes(72)),
-        "PNG: no pixels": _png(8, 8),
+        "PNG: 0 x 0": png(0, 0),
+        "PNG: 2147483647 x 2147483647": png(2**31 - 1, 2**31 - 1),
+        "PNG: 60000 x 60000": png(60_000, 60_000),
+        "PNG: 48 x 20000 of one row": png(48, 20_000, data=bytes(1 + 48 * 3)),
+        "PNG: 3 bits": png(8, 8, 3, data=bytes(200)),
+        "PNG: colour type 5": png(8, 8, 8, 5, bytes(200)),
+        "PNG: no palette": png(8, 8, 8, 3, bytes(72)),
+        "PNG: no pixels": png(8, 8),
         "PNG: no data": PNG[:33] + _chunk(b"IEND", b""),
         "PNG: bad checksum of the header": _patched(PNG, 29, bytes(4)),
         "PNG: bad data": _patched(PNG, _DATA + 6, b"\xff" * 8),
         "PNG: a chunk beyond the end": _patched(PNG, _DATA - 4, b"\x7f\xff\xff\xff"),
         "PNG: a chunk of 4 GiB": _patched(PNG, _DATA - 4, b"\xff\xff\xff\xff"),
-        "PNG: Exif of 2 GiB": _png(8, 8, data=bytes(200), extra=b"\x7f\xff\xff\xffeXIf"),
+        "PNG: Exif of 2 GiB": png(8, 8, data=bytes(200), extra=b"\x7f\xff\xff\xffeXIf"),
         "PNG: two headers": PNG[:33] + PNG[8:],
-        "PNG: 50 MB of zeros packed": _png(8, 8, data=bytes(50_000_000)),
+        "PNG: 50 MB of zeros packed": png(8, 8, data=bytes(50_000_000)),
         "WebP: signature over garbage": WEBP[:12] + noise(3000),
         "WebP: header over garbage": WEBP[:30] + noise(len(WEBP) - 30),
         "WebP: 0 x 0": _patched(WEBP, 26, bytes(4)),

@@ -18,15 +18,11 @@ from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.resuming import Resumed
-from tests.helpers.command_line import image_folder
+from tests.helpers.command_line import image_folder, saved_step
 from tests.helpers.fake_data import FakeDataModule
+from tests.helpers.recipes import build
 
 BATCH, WIDTH = 16, 12
-
-
-def build(name, folder, *settings):
-    files = [argument for path in recipe_files(name) for argument in ("--config", str(path))]
-    return PretrainCLI([*files, *settings], folder / "run", None)
 
 
 def toy(name, folder):
@@ -87,7 +83,7 @@ def test_a_run_of_every_framework_ends_with_its_report(framework, images, tmp_pa
         settings.append(f"--model.criterion.temperature.dim={WIDTH}")
     arguments = ["--recipe", f"{framework}-builtin-amcl", "--data", str(images), "--run_dir", str(run)]
     assert main(["pretrain", *arguments, *settings, "--trainer.log_every_n_steps=1"]) == 0
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert saved_step(run) == 4
     assert (run / "report" / "index.html").is_file()
     for moment in ("before", "after"):
         shot = Snapshot.load(RunDirectory(run).snapshot(moment))

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
+from tests.helpers.command_line import saved_step
 from tests.helpers.resuming import content, error, resume, rewritten
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -123,7 +124,7 @@ def test_a_resume_from_an_earlier_checkpoint_keeps_what_is_later(run, capsys):
     assert resume("--trainer.max_epochs", 2, *keep) == 0
     last, rows = (run / "checkpoints" / "last.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()
     assert resume("--trainer.max_epochs", 3, *keep) == 0
-    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    step = saved_step(run)
     capsys.readouterr()
     assert main(["pretrain", "--resume", "run/checkpoints/epoch-0002.ckpt"]) == 0
     assert f"which is later: it is kept as run/checkpoints/last-step-{step}.ckpt" in capsys.readouterr().out
