@@ -74,5 +74,5 @@ def test_another_number_of_processes_is_refused(tmp_path):
     state = torch.load(path, weights_only=True)
     state["exact_resume"]["generators"] *= 2
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"2 processes.*got 1"):
+    with pytest.raises(ValueError, match=r"must be 2, the processes that wrote .*, got 1"):
         fit(tmp_path, ckpt_path=str(path), data=FakeDataModule())

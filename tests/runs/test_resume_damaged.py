@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
         (lambda state: state["state_dict"].pop("backbone.conv1.weight"), "Missing key.*conv1"),
         (lambda state: state["optimizer_states"][0]["param_groups"].pop(), "parameter group"),
         (lambda state: state["exact_resume"]["loader"]["settings"].update(views="other"), "views was other"),
-        (lambda state: state["exact_resume"].update(generators=[{}, {}]), "2 processes .* got 1"),
+        (lambda state: state["exact_resume"].update(generators=[{}, {}]), "must be 2, the processes .*, got 1"),
         (lambda state: state.pop("optimizer_states"), "weights without the state of their training"),
     ],
     ids=["weights", "optimiser", "loader", "processes", "weights alone"],
