@@ -18,8 +18,8 @@ import torch.distributed as dist
 from .extras import extras_named
 
 with extras_named("training"):
-    import yaml
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from yaml import YAMLError, safe_load
 
 from .callbacks import (
     Interrupted,
@@ -339,8 +339,8 @@ def _with_bases(settings: Sequence[str]) -> list[str]:
         )
     found = list(settings)
     for place, before, name in reversed(_configs(settings)):
-        with suppress(yaml.YAMLError):  # of which the parser tells
-            held = yaml.safe_load(Path(name).read_text() if os.path.exists(name) else name)
+        with suppress(YAMLError):  # of which the parser tells
+            held = safe_load(Path(name).read_text() if os.path.exists(name) else name)
             if isinstance(held, dict) and not held.keys() >= _OF_A_RUN:
                 files = [part for path in base_files(held.get("base")) for part in ("--config", str(path))]
                 place -= not before  # --config itself

@@ -64,7 +64,8 @@ def test_a_fork_for_a_command_is_as_the_command(code, tmp_path):
 
 def test_a_fork_for_a_command_knows_its_rank_and_its_module(tmp_path):
     (tmp_path / "told.py").write_text(
-        "import sys\nfrom amcl_fast.pretrain_cli import rank\nprint(sys.argv, __spec__.name, __file__, rank())\n"
+        "import sys\nfrom lightning.pytorch.utilities import rank_zero_only\n"
+        "print(sys.argv, __spec__.name, __file__, rank_zero_only.rank)\n"
     )
     of_rank = environment(tmp_path) | {"RANK": "3"}
     done = forks.run([sys.executable, "-m", "told", "--option"], cwd=tmp_path, env=of_rank)
