@@ -68,7 +68,9 @@ void use_instruction_set(const std::string& name) {
       return;
     }
   }
-  throw std::invalid_argument("instruction set '" + name + "' is not available on this processor");
+  std::string names;
+  for (const InstructionSet& set : available()) names += (names.empty() ? "" : ", ") + std::string(set.name);
+  throw std::invalid_argument("the instruction set must be one of " + names + " on this processor, got '" + name + "'");
 }
 
 }  // namespace amcl
