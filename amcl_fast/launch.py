@@ -61,7 +61,7 @@ def rank() -> int:
     """Of this process, known before anything is set up; of those that Lightning starts, which are of one machine."""
     launcher = _launcher()
     if launcher is None:
-        return int(os.environ.get("LOCAL_RANK", "0"))
+        return _number("LOCAL_RANK", "Lightning") if "LOCAL_RANK" in os.environ else 0
     return _number("RANK" if launcher == "torchrun" else "SLURM_PROCID", launcher)
 
 
@@ -71,6 +71,7 @@ def check_started(trainer: Any) -> None:
     Others would be waited for in vain, or train beside this one without knowing of it.
     """
     launcher, wanted = _launcher(), trainer.world_size
+    environment = getattr(trainer.strategy, "cluster_environment", None)
     if launcher is not None:
         started = _number("WORLD_SIZE" if launcher == "torchrun" else "SLURM_STEP_NUM_TASKS", launcher)
         if wanted != started:
@@ -78,7 +79,11 @@ def check_started(trainer: Any) -> None:
                 f"trainer.devices times trainer.num_nodes must be {started}, the processes that {launcher} has "
                 f"started, got {wanted}"
             )
-    elif wanted > 1 and isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+        # Lightning takes jobs of these names for shells, in which it starts processes itself.
+        if environment is not None and not environment.creates_processes_externally:
+            name = os.environ.get("SLURM_JOB_NAME")
+            raise ValueError(f"srun must give the processes another name, as with --job-name=amcl, got {name!r}")
+    elif wanted > 1 and isinstance(environment, SLURMEnvironment):
         raise ValueError(f"trainer.devices must be 1 in a job of SLURM unless srun starts the processes, got {wanted}")
 
 

@@ -61,7 +61,9 @@ def are_numbers(**values: Any) -> None:
         TypeError: one is not.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)):
+        if type(value) in (float, int):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (torch.SymInt, torch.SymFloat, Real)):
             raise TypeError(f"{name} must be a number, got {value!r}")
 
 

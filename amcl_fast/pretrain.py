@@ -19,7 +19,7 @@ from .extras import extras_named
 
 with extras_named("training"):
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
-    from yaml import YAMLError, safe_load
+    from yaml import BaseLoader, YAMLError, load
 
 from .callbacks import (
     Interrupted,
@@ -339,12 +339,19 @@ def _with_bases(settings: Sequence[str]) -> list[str]:
         )
     found = list(settings)
     for place, before, name in reversed(_configs(settings)):
-        with suppress(YAMLError):  # of which the parser tells
-            held = safe_load(Path(name).read_text() if os.path.exists(name) else name)
-            if isinstance(held, dict) and not held.keys() >= _OF_A_RUN:
-                files = [part for path in base_files(held.get("base")) for part in ("--config", str(path))]
-                place -= not before  # --config itself
-                found[place:place] = files
+        is_file = os.path.exists(name)
+        held = None
+        with suppress(YAMLError, RecursionError):  # of which the parser tells
+            held = load(Path(name).read_text() if is_file else name, BaseLoader)
+        if not isinstance(held, dict) or held.keys() >= _OF_A_RUN:
+            continue
+        base = held.get("base")
+        try:
+            bases = base_files(None if base in ("", "~", "null") else base)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if is_file else str(error)) from None
+        place -= not before  # --config itself
+        found[place:place] = [part for path in bases for part in ("--config", str(path))]
     return found
 
 

@@ -26,7 +26,7 @@ os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What is imported and found here stays: nobody looks through it for garbage, now or with what the tests leave."""
+    """What is imported and found here stays: nobody looks through it for garbage, now or later, until a test forks."""
     gc.disable()
     try:
         return (yield)

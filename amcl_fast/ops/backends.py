@@ -39,6 +39,8 @@ def _native() -> Any:
     return native
 
 
+_PLAIN = Status(True, f"plain PyTorch {torch.__version__}, any device")
+
 TABLE = {
     "triton": Backend(
         _triton, lambda: capabilities.triton_status(), "cuda", (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +48,7 @@ TABLE = {
     "native": Backend(_native, lambda: capabilities.native_status(), "cpu", (torch.float32, torch.float64)),
     "reference": Backend(
         lambda: reference,
-        lambda: Status(True, f"plain PyTorch {torch.__version__}, any device"),
+        lambda: _PLAIN,
         None,
         (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     ),

@@ -65,21 +65,25 @@ def recipe_files(name: str) -> list[Path]:
     return files + [path for path in map(_path, own) if path.is_file()]
 
 
-def base_files(base: str | list[str] | None) -> list[Path]:
-    """Files of what a file of settings names as its `base`, in the order in which they apply.
+def base_files(base: object) -> list[Path]:
+    """Files of what a file of settings names as its `base`, one name or several, in the order in which they apply.
 
     Raises:
         ValueError: a name is neither a recipe's nor that of a part of one.
         ImportError: PyYAML is missing.
     """
+    names = [base] if isinstance(base, str) else [] if base is None else base
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"base must name recipes or parts of them, got {base!r}")
     found: list[Path] = []
-    for name in [base] if isinstance(base, str) else base or []:
+    for name in names:
         if name in recipe_names():
             found += recipe_files(name)
         elif name in _parts():
             found += _with_bases(name)
         else:
-            close = difflib.get_close_matches(str(name), [*_parts(), *recipe_names()], n=4, cutoff=0.5)
+            known = dict.fromkeys([*_parts(), *recipe_names()])
+            close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
             hint = f"close to it: {', '.join(close)}" if close else f"parts: {', '.join(_parts())}"
             raise ValueError(f"base must name recipes or parts of them, got {name!r}; {hint}")
     return found

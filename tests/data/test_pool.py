@@ -1,6 +1,7 @@
 """amcl_fast.data.processes.pool: jobs in order, whatever becomes of the processes."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -30,6 +31,8 @@ def answer(job):
         raise ValueError(rest)
     elif what == "bug":
         return {{}}[rest]
+    elif what == "where":
+        return __import__(rest).__file__.encode()
     elif what == "long":
         return bytes(int(rest))
     return f"{{rest}} torch" if "torch" in sys.modules else f"{{os.getpid()}} {{rest}}".encode()
@@ -79,6 +82,19 @@ def test_what_a_job_raises_is_raised_here(tmp_path):
         with pytest.raises(RuntimeError, match="KeyError: 'here'"):
             list(pool.map([b"bug here"]))
         assert len(list(pool.map([b"echo"] * 3))) == 3
+
+
+def test_a_script_s_folder_hides_no_module_of_python_s(tmp_path, monkeypatch):
+    names = ("types", "operator", "functools", "warnings", "fractions")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "own.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with Pool("test", processes=1) as pool:
+        found = [path.decode() for path in pool.map(f"where {name}".encode() for name in (*names, "own"))]
+    assert not [path for path in found[:-1] if path.startswith(str(tmp_path))]
+    assert found[-1] == str(tmp_path / "own.py")
 
 
 def test_a_process_that_dies_is_started_again_once(tmp_path):

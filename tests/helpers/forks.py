@@ -2,8 +2,9 @@
 
 `Popen` and `run` take `python -m MODULE …` and `python -c CODE …` as `subprocess` does. What they start is a process
 with a folder, an environment and output of its own, which runs MODULE or CODE as `__main__` and ends as an interpreter
-does; it lacks an interpreter's start and the seconds of its imports. Where these, a shell or a terminal are part of
-what is tested, or a command is to be seen once as a user starts it, `subprocess` starts it.
+does; it lacks an interpreter's start, the seconds of its imports and a seed of its own for the hashes of strings. Where
+these, a shell or a terminal are part of what is tested, or a command is to be seen once as a user starts it,
+`subprocess` starts it.
 """
 
 import atexit
@@ -28,7 +29,10 @@ _IMPORTED = (
     "nvidia.dali.fn", "omegaconf", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
 )  # fmt: skip
 # What a library reads once, when it is imported or first used.
-_READ_ONCE = ("OMP_NUM_THREADS", "TRITON_INTERPRET", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
+_READ_ONCE = (
+    "OMP_NUM_THREADS", "TRITON_INTERPRET", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED",
+    "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL",
+)  # fmt: skip
 _FORKS = "AMCL_FAST_TEST_FORKS"
 _NUMBER = struct.Struct("i")
 
@@ -148,6 +152,7 @@ def _request(folder):
 
 def _become(how, what, arguments, unbuffered, folder, environment, new_session):
     """Do in this process what `python -m what` or `python -c what` does."""
+    import numpy as np
     from lightning.fabric.utilities import rank_zero
 
     if new_session:
@@ -158,6 +163,7 @@ def _become(how, what, arguments, unbuffered, folder, environment, new_session):
     if unbuffered:
         sys.stdout.reconfigure(write_through=True)
         sys.stderr.reconfigure(write_through=True)
+    np.random.seed()  # noqa: NPY002, that is what forks would share
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0  # read when Lightning is imported
     main = types.ModuleType("__main__")
     sys.path[0] = folder if how == "-m" else ""

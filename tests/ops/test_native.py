@@ -162,7 +162,7 @@ def test_inside_a_compiled_function():
 
 
 def test_unknown_instruction_set():
-    with pytest.raises(ValueError, match="must be one of .*generic on this processor, got 'mmx'"):
+    with pytest.raises(ValueError, match=r"must be one of .*generic on this processor, got 'mmx'"):
         _native.use_instruction_set("mmx")
 
 

@@ -160,6 +160,34 @@ def test_a_base_that_would_do_nothing_is_refused(options, told, capsys):
     assert line.startswith(f"amcl-fast pretrain: error: {told}")
 
 
+@pytest.mark.parametrize(
+    ("base", "got"),
+    [
+        ("5", "'5'"),
+        ("true", "'true'"),
+        ("{demo: 1}", "{'demo': '1'}"),
+        ("!!set {demo}", "{'demo': ''}"),
+        ("[demo, [demo]]", "['demo', ['demo']]"),
+        ("demu", "'demu'; close to it: demo"),
+    ],
+)
+def test_a_base_of_another_kind_is_refused_with_its_file(base, got, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {base}\n")
+    assert main(["pretrain", "--config", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"amcl-fast pretrain: error: {path}: base must name recipes or parts of them, got {got}")
+
+
+@pytest.mark.parametrize(
+    ("config", "code"), [("trainer: {max_time: 2020-13-45}", 0), ("base: null", 0), ("base: ~", 0), (3000 * "[", 2)]
+)
+def test_what_else_stands_in_a_file_is_the_parser_s(config, code, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", "--config", config, "--print_config"])
+    assert end.value.code == code and "Traceback" not in capsys.readouterr().err
+
+
 def test_the_settings_of_a_run_need_no_base(tmp_path, capsys):
     """Its config.yaml has all of them, and may name a part as an earlier version did."""
     cli = build("cifar10-small-amcl", tmp_path)

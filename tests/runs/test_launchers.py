@@ -47,6 +47,11 @@ def test_processes_that_others_start_must_be_told_the_folder(variables, refused)
             1,
             r"trainer\.devices times trainer\.num_nodes must be 2, the processes that srun has started, got 1",
         ),
+        (
+            {**SRUN, "SLURM_JOB_NAME": "interactive"},
+            2,
+            r"srun must give the processes another name, as with --job-name=amcl, got 'interactive'",
+        ),
         # A job's script without srun before the command.
         (JOB, 2, r"trainer\.devices must be 1 in a job of SLURM unless srun starts .*, got 2"),
     ],

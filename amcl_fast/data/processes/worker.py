@@ -18,10 +18,10 @@ from pathlib import Path
 
 from amcl_fast.data.processes.serving import LENGTH
 
-# The packages without what they import.
+# The packages without what they import. Python's own modules come first, whatever lies beside a user's script.
 _BOOTSTRAP = """
 import sys, types
-sys.path[:] = {path!r}
+sys.path += {path!r}
 for name, folder in {packages!r}:
     module = sys.modules[name] = types.ModuleType(name)
     module.__path__ = [folder]
@@ -56,7 +56,8 @@ class Worker:
             arguments=list(arguments),
         )
         self._process = subprocess.Popen(
-            [os.fsdecode(get_executable()), "-S", "-c", code],  # it is given `path`: no need to look for packages
+            # It is given `path`: no need to look for packages, nor in the current folder.
+            [os.fsdecode(get_executable()), "-P", "-S", "-c", code],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
