@@ -22,13 +22,6 @@ from amcl_fast import _native
 from amcl_fast.ops import native
 
 
-@pytest.fixture(params=_native.instruction_sets())
-def instruction_set(request):
-    _native.use_instruction_set(request.param)
-    yield request.param
-    _native.use_instruction_set(_native.instruction_sets()[0])
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=["f64", "f32"])
 @pytest.mark.parametrize(
     "shape", [(1, 2, 3, 1), (2, 7, 5, 3), (3, 130, 33, 17), (1, 64, 130, 0), (2, 600, 9, 4)], ids=str

@@ -24,13 +24,6 @@ from amcl_fast import _native
 from amcl_fast.ops import engine, native
 
 
-@pytest.fixture(params=_native.instruction_sets())
-def instruction_set(request):
-    _native.use_instruction_set(request.param)
-    yield request.param
-    _native.use_instruction_set(_native.instruction_sets()[0])
-
-
 @pytest.fixture(params=["torch's BLAS", "plain loops"])
 def blas(request):
     if request.param == "plain loops":
