@@ -131,12 +131,12 @@ def test_a_fault_stays_one(told):
 
 def one_is_late(rank, port):
     start(rank, 2, port)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=3))
     done = []
     with launch.patient() as group:
-        launch.once_a_machine(lambda: (time.sleep(2), done.append(rank)), group)
+        launch.once_a_machine(lambda: (time.sleep(5), done.append(rank)), group)
         with together(group):
-            time.sleep(2 * rank)
+            time.sleep(5 * rank)
     del group  # its threads end with the last who knows it
     assert done == [0] * (1 - rank)
     end_group()

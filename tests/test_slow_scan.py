@@ -113,7 +113,7 @@ def test_they_end_if_it_is_killed(processes):
     first, other = processes(seconds=99)
     await_both(processes.port)
     first.kill()
-    told, said = other.communicate(timeout=30)
+    told, said = other.communicate(timeout=100)
     assert "amcl-fast pretrain: error: process 1 has lost another one, which has ended" in said
     assert (told, other.returncode) == ("", 2) and "Traceback" not in said
 

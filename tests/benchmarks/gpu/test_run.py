@@ -118,12 +118,14 @@ HOW = {
     "ends": "its process ended: exit code 3",
     "raises": "ValueError: no such tile",
     "poisons": "RuntimeError: CUDA error: an illegal memory access was encountered",
-    "hangs": r"ended after 3\.\d s, its time was up",
+    "hangs": "ended after 5.0 s, its time was up",
 }
 
 
 def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
-    faults = Faults(FAULTS)
+    clock = pretended.Clock()
+    clock.install(pretend.setattr)
+    faults = Faults(FAULTS, clock)
     pretend.setattr(parts, "WORK", parts.Work(faults.perform, faults.unusable))
     pretend.setattr(run_of_parts, "WORK", parts.WORK)
     pretend.setattr(command, "_ITEM_SECONDS", 3.0)
@@ -141,22 +143,30 @@ def test_what_goes_wrong_takes_nothing_else_with_it(pretend, call):
 
 
 def test_the_time_that_is_given_is_kept(pretend, call):
-    pretend.setattr(command, "_RESERVE", 0.5)
-    pretend.setattr(run_of_parts, "WORK", parts.WORK._replace(perform=lambda *task: pretended.perform(0.15, *task)))
-    code, sections, printed, _ = call("quick", "--minutes", "0.1")
-    assert code == 0 and call.seconds < 15.0
+    clock = pretended.Clock()
+    clock.install(pretend.setattr)
+    cut = ("compile", "smoke", "breakdown", "sweep", "losses")
+
+    def perform(part, *task):
+        clock.take(2.5 if part in cut else 0.0)
+        yield from pretended.perform(0.0, part, *task)
+
+    pretend.setattr(run_of_parts, "WORK", parts.WORK._replace(perform=perform))
+    began = clock.monotonic()
+    code, sections, printed, complaints = call("quick", "--minutes", "2")
+    assert (code, complaints) == (0, "") and 60 < clock.monotonic() - began < 120
     told = rows_of_parts(sections)
     assert list(told) == list(parts.QUICK)
     # Every part has had its turn, and says what was left out.
-    for name in ("compile", "smoke", "breakdown", "sweep", "losses"):
+    for name in cut:
         row = told[name]
         assert row["done"] and row["left_out"] and not row["failed"], name
         assert f"{name}: left out, the time was up: {row['left_out'][0]}" in printed
         assert set(row["done"]).isdisjoint(row["left_out"])
     assert re.search(r"sweep \d+ s \(\d+ left out\)", printed.splitlines()[-1])
     # A sweep ends in time with what it has, and says so.
-    cut = [row for row in sections["sweep"]["rows"] if "winner" in row]
-    assert all(row["variants"][0] <= row["variants"][1] for row in cut)
+    winners = [row for row in sections["sweep"]["rows"] if "winner" in row]
+    assert any(row["variants"][0] < row["variants"][1] for row in winners)
 
 
 def test_a_second_run_goes_on_where_the_first_one_ended(pretend, call, tmp_path):
@@ -243,7 +253,7 @@ def test_what_is_there_is_kept_when_it_is_interrupted(tmp_path):
             break
     children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent_of(path) == process.pid]
     os.killpg(process.pid, signal.SIGINT)
-    printed, complaints = process.communicate(timeout=30)
+    printed, complaints = process.communicate(timeout=100)
     assert process.returncode == 130 and complaints == ""
     assert printed.splitlines()[-1].endswith("; nothing failed; interrupted")
     found = results.load(tmp_path / "nvidia-stand-in-1.json")

@@ -9,8 +9,11 @@ import torch
 
 from benchmarks.gpu import parts, workers
 from benchmarks.gpu.workers import Work, Workers
+from tests.helpers.benchmarks.pretended import Clock
 
 FOREVER = float("inf")
+# Of the processes of this file, by `fork`.
+CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,7 @@ def perform(name, *rest):
         if not child:
             time.sleep(60)
         Path(rest[0]).write_text(str(child))
+        CLOCK.take(30)
         time.sleep(60)
     yield {"process": os.getpid(), "until": until}
 
@@ -76,22 +80,25 @@ def test_side_by_side():
 
 def test_what_takes_too_long_is_ended_and_what_is_late_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "_PATIENCE", 0.2)
-    started = time.monotonic()
-    events = run([("stays", tmp_path / "child"), ("a",), ("b",)], until=started + 0.2, latest=started + 0.4)
+    monkeypatch.setattr(workers, "time", CLOCK)
+    started = CLOCK.monotonic()
+    with Workers(Work(perform, lambda: False)) as pool:
+        tasks = [("stays", tmp_path / "child"), ("a",), ("b",)]
+        events = list(pool.run(tasks, 1, started + 0.2, started + 0.4, 60.0))
     assert kinds(events) == [("stays", "failed"), ("a", "left out"), ("b", "left out")]
     assert re.fullmatch(r"ended after \d+\.\d s, its time was up", events[0].content)
     child = Path(f"/proc/{(tmp_path / 'child').read_text()}")
-    stop = time.monotonic() + 10
+    stop = time.monotonic() + 60
     while child.exists() and "State:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < stop
         time.sleep(0.05)
 
 
-def test_each_task_knows_its_share_of_the_time():
-    started = time.monotonic()
+def test_each_task_knows_its_share_of_the_time(monkeypatch):
+    monkeypatch.setattr(workers, "time", CLOCK)
+    started = CLOCK.monotonic()
     events = run([("a",), ("b",)], until=started + 100, longest=60)
-    shares = [event.content["until"] - started for event in events if event.kind == "row"]
-    assert shares[0] == pytest.approx(50, abs=2) and shares[1] == pytest.approx(100, abs=2)
+    assert [event.content["until"] - started for event in events if event.kind == "row"] == [50, 100]
     (row, _) = run([("a",)])
     assert row.content["until"] == FOREVER
 

@@ -6,6 +6,7 @@ itself on that GPU, every item of which takes so many seconds:
     python -m tests.helpers.benchmarks.pretended SECONDS [arguments of benchmarks.gpu]
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -32,6 +33,28 @@ def small(case):
     rows = 12 if case.operator in ("contrast", "simclr", "moco", "infonce") else 6
     few = min(case.candidates, 20)
     return replace(case, heads=min(case.heads, 2), rows=rows, candidates=few, width=8, settings=settings)
+
+
+class Clock:
+    """Instead of the module time: monotonic() goes on only where `take` says so, in forked processes too."""
+
+    def __init__(self):
+        self._now = multiprocessing.get_context("fork").Value("d", 1000.0)
+
+    def install(self, set_):
+        """Put it where a run and its processes look at the time."""
+        for module in (command, run, sweep, workers):
+            set_(module, "time", self)
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def monotonic(self):
+        return self._now.value
+
+    def take(self, seconds):
+        with self._now.get_lock():
+            self._now.value += seconds
 
 
 class Launchers:
@@ -113,10 +136,10 @@ def perform(seconds, *task):
 
 
 class Faults:
-    """What goes wrong: by part its item, and how."""
+    """What goes wrong: by part its item, and how; what hangs takes five seconds of a clock first."""
 
-    def __init__(self, of):
-        self._of, self._poisoned = of, False
+    def __init__(self, of, clock=None):
+        self._of, self._clock, self._poisoned = of, clock, False
 
     def perform(self, part, item, place, until):
         """`Work.perform` with what goes wrong in it."""
@@ -130,6 +153,7 @@ class Faults:
             if fault == "ends":
                 os._exit(3)
             if fault == "hangs":
+                self._clock.take(5.0)
                 time.sleep(60)
             if fault == "poisons":
                 self._poisoned = True
