@@ -47,12 +47,14 @@ def main(command):
     while process.poll() is None:
         time.sleep(random.uniform(0, _RUNS))
         stopped = []
-        for _ in range(2):  # what was started meanwhile
-            some = _descendants(process.pid)
-            _send(some, signal.SIGSTOP)
-            stopped += some
-        time.sleep(random.uniform(0, _STANDS))
-        _send(stopped, signal.SIGCONT)
+        try:
+            for _ in range(2):  # what was started meanwhile
+                some = _descendants(process.pid)
+                stopped += some
+                _send(some, signal.SIGSTOP)
+            time.sleep(random.uniform(0, _STANDS))
+        finally:  # a Ctrl-C leaves nothing behind that stands still
+            _send(stopped, signal.SIGCONT)
         number += 1
     print(f"held up {number} times")
     return process.returncode
