@@ -112,7 +112,3 @@ def main() -> None:
     }
     write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(table(runs))
-
-
-if __name__ == "__main__":
-    main()
