@@ -1,5 +1,6 @@
 """Barlow Twins and AMCL-Barlow Twins (arXiv 2103.03230; paper, Eq. 1.3 and 2.3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,15 +39,15 @@ class BarlowTwins(Method):
                 f"vectors of the whole batch, got {adaptive.dim}; leave temperature.dim out, and it is data.batch_size"
             )
 
-    def loss(self, images: Tensor) -> Tensor:
-        return self.criterion(*self.encode_views(images).chunk(2))
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        return self.criterion(*self.encode(views))
 
-    def pairs(self, images: Tensor) -> Pairs:
+    def pairs(self, views: Sequence[Tensor]) -> Pairs:
         """As `Method.pairs`; a pair is two channels, its similarity their correlation coefficient."""
         gathers = self.criterion.gather and world()[1] > 1
         x, y = (
-            (gather_rows(z.transpose(0, 1)) if gathers else z.transpose(0, 1)).mT[:, :MOST_ANCHORS]
-            for z in self.embed(images).float().chunk(2)
+            (gather_rows(z.float().transpose(0, 1)) if gathers else z.float().transpose(0, 1)).mT[:, :MOST_ANCHORS]
+            for z in self.encode(views, self.embed)
         )
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         return pairs_of(x, y, self.criterion.temperature, ~own, similar=(_centred(x), _centred(y)))

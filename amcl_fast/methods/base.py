@@ -28,8 +28,8 @@ _RENAMED = {"contrast": "loss_of_views", "temperatures": "pairs_of_views"}
 class Method(L.LightningModule):
     """A framework of contrastive learning. A subclass gives `loss` and `pairs`.
 
-    A batch is (views, labels): two tensors (n, 3, H, W), and (n,) int64 that training ignores. The views pass
-    the encoder together, so BatchNorm sees both at once.
+    A batch is (views, labels): tensors (n, 3, H, W), a view each, and (n,) int64 that training ignores. Views of one
+    size pass the encoder together and all of them the heads, so BatchNorm sees them at once.
 
     Args:
         criterion: loss of the framework; its `last_stats` are logged.
@@ -76,20 +76,36 @@ class Method(L.LightningModule):
         self._gradient_norm: Tensor | None = None
         self._logged_step: int | None = None
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Projections (n, C, d) of images (n, 3, H, W)."""
-        return self.projector(self.backbone(images))
+    def embed(self, *images: Tensor) -> Tensor:
+        """Projections (n, C, d) of images (n, 3, H, W), or of several sizes of them, one after the other."""
+        features = [self.backbone(of_one_size) for of_one_size in images]
+        return self.projector(features[0] if len(features) == 1 else torch.cat(features))
 
-    def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def encode(self, views: Sequence[Tensor], embed: Callable[..., Tensor] | None = None) -> list[Tensor]:
+        """Projections (n, C, d) of each view; the encoder runs once for each size, the heads once.
+
+        Args:
+            views: (n, 3, H, W) each.
+            embed: what makes projections of the images; None: `embed` as training runs it.
+        """
+        groups: dict[torch.Size, list[int]] = {}
+        for place, view in enumerate(views):
+            groups.setdefault(view.shape, []).append(place)
+        images = [torch.cat([views[place] for place in places]) for places in groups.values()]
+        projections = (embed or self.encode_views)(*images).chunk(len(views))
+        order = [place for places in groups.values() for place in places]
+        return [projections[order.index(place)] for place in range(len(views))]
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`function` as training runs it: through torch.compile if that is asked for."""
         return torch.compile(function) if self._compile else function
 
-    def loss(self, images: Tensor) -> Tensor:
-        """Loss (0-dim) of images (2n, 3, H, W), the first views and then the second ones."""
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        """Loss (0-dim) of views (n, 3, H, W) of the weights' type."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
-    def pairs(self, images: Tensor) -> Pairs:
-        """Similarity and temperature of the pairs that the loss forms of images (2n, 3, H, W)."""
+    def pairs(self, views: Sequence[Tensor]) -> Pairs:
+        """Similarity and temperature of the pairs that the loss forms of two views (n, 3, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} does not say which pairs it forms")
 
     def check_batch(self, batch_size: int) -> None:
@@ -111,13 +127,13 @@ class Method(L.LightningModule):
         with torch.no_grad(), untracked(self):
             return self.pairs(self._both(views))
 
-    def _both(self, views: Sequence[Tensor]) -> Tensor:
+    def _both(self, views: Sequence[Tensor]) -> list[Tensor]:
         if len(views) != 2:
             raise ValueError(
                 f"views must be two views of an image for {type(self).__name__}, got {len(views)}; set data.views to 2"
             )
         # Views may be float16, a look at the pairs brings its own; autocast to bfloat16 joins no float16.
-        return torch.cat([view.to(floating_dtype(self.backbone)) for view in views])
+        return [view.to(floating_dtype(self.backbone)) for view in views]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning converts the weights of 64-true after it has loaded them: they would be rounded to float32.

@@ -1,5 +1,6 @@
 """MoCo and AMCL-MoCo (arXiv 1911.05722, 2003.04297; paper, Eq. 1.1 and 2.1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ class MoCo(Method):
                 f"data.batch_size, got {self.queue.keys.shape[1]}"
             )
 
-    def loss(self, images: Tensor) -> Tensor:
-        queries = self.encode_views(images)
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        queries = torch.cat(self.encode(views))
+        images = torch.cat(list(views))
         with torch.no_grad():
             keys = normalised_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
         self._keys = keys
@@ -77,11 +79,11 @@ class MoCo(Method):
         super().optimizer_step(*args, **kwargs)
         self.key_encoder.update(self.backbone, self.projector)
 
-    def pairs(self, images: Tensor) -> Pairs:
-        n = len(images) // 2
-        x = normalised_rows(self.embed(images)[:n][:MOST_ANCHORS])
+    def pairs(self, views: Sequence[Tensor]) -> Pairs:
+        n = len(views[0])
+        x = normalised_rows(self.encode(views, self.embed)[0][:MOST_ANCHORS])
         step = -(-self.queue.keys.shape[1] // MOST_ANCHORS)
-        keys = normalised_rows(self.key_encoder(images)[n:])
+        keys = normalised_rows(self.key_encoder(torch.cat(list(views)))[n:])
         y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
         negative = torch.arange(y.shape[1], device=x.device) >= n
         return pairs_of(x, y, self.criterion.temperature, negative.expand(x.shape[1], -1))

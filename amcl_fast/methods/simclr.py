@@ -1,5 +1,6 @@
 """SimCLR and AMCL-SimCLR (paper, Eq. 1.1 and 2.1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ class SimCLR(Method):
     def __init__(self, criterion: SimCLRLoss, **kwargs: Any) -> None:
         super().__init__(criterion, **kwargs)
 
-    def loss(self, images: Tensor) -> Tensor:
-        return self.criterion(*self.encode_views(images).chunk(2))
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        return self.criterion(*self.encode(views))
 
-    def pairs(self, images: Tensor) -> Pairs:
-        z1, z2 = (normalised_rows(z) for z in self.embed(images).chunk(2))
+    def pairs(self, views: Sequence[Tensor]) -> Pairs:
+        z1, z2 = (normalised_rows(z) for z in self.encode(views, self.embed))
         x, y = z1[:, :MOST_ANCHORS], torch.cat([z2, z1], dim=1)
         own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:MOST_ANCHORS]
         return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1))

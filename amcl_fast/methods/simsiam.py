@@ -1,5 +1,6 @@
 """SimSiam and AMCL-SimSiam (arXiv 2011.10566; paper, Eq. 1.2 and 2.2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,15 +39,15 @@ class SimSiam(Method):
         if predictor_lr is not None:
             self.constant_lr = {"predictor": predictor_lr}
 
-    def loss(self, images: Tensor) -> Tensor:
-        z = self.encode_views(images)
-        (z1, z2), (p1, p2) = z.chunk(2), self._predict(z).chunk(2)
-        loss = self.criterion(p1, z2, p2, z1)
-        return share_of_mean(len(images), loss) * loss
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        z = self.encode(views)
+        p1, p2 = self._predict(torch.cat(z)).chunk(2)
+        loss = self.criterion(p1, z[1], p2, z[0])
+        return share_of_mean(len(views[0]), loss) * loss
 
-    def pairs(self, images: Tensor) -> Pairs:
-        z = self.embed(images)
-        n = len(z) // 2
-        x, y = normalised_rows(self.predictor(z)[:n][:MOST_ANCHORS]), normalised_rows(z[n:])
-        own = torch.eye(n, dtype=torch.bool, device=z.device)[:MOST_ANCHORS]
+    def pairs(self, views: Sequence[Tensor]) -> Pairs:
+        z1, z2 = self.encode(views, self.embed)
+        n = len(z1)
+        x, y = normalised_rows(self.predictor(torch.cat([z1, z2]))[:n][:MOST_ANCHORS]), normalised_rows(z2)
+        own = torch.eye(n, dtype=torch.bool, device=z1.device)[:MOST_ANCHORS]
         return pairs_of(x, y, self.criterion.temperature, ~own)

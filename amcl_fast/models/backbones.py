@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -34,12 +34,14 @@ class BackboneConfig:
         width: channels of the first stage of a ResNet; 64 is the published network.
         size: side of the images in pixels, for the models of timm that are built for one (ViT, Swin and others);
             None: timm's. `amcl-fast pretrain` sets it to data.size. ResNets take any size, and no setting of it.
+        arguments: further arguments of the constructor of timm's models, by name.
     """
 
     name: str = "resnet18"
     stem: Literal["standard", "small"] = "standard"
     width: int = _STANDARD_WIDTH
     size: int | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class _ResNetEncoder(ResNet):
@@ -81,6 +83,7 @@ class _TimmEncoder(nn.Module):
     Args:
         name: timm's.
         size: side of the images; None: timm's.
+        arguments: of timm's constructor.
 
     Attributes:
         feature_dim: width of the features, as a forward pass gives it: timm's `num_features` is that of a layer
@@ -88,11 +91,11 @@ class _TimmEncoder(nn.Module):
         takes_size: whether the model is built for the size that was given.
     """
 
-    def __init__(self, name: str, size: int | None) -> None:
+    def __init__(self, name: str, size: int | None, arguments: dict[str, Any]) -> None:
         super().__init__()
         if size is not None and not 1 <= size <= _LARGEST_SIZE:
             raise ValueError(f"backbone.size must be between 1 and {_LARGEST_SIZE}, got {size}")
-        self.model, self.takes_size = _create(name, size)
+        self.model, self.takes_size = _create(name, size, arguments)
         self.feature_dim = _feature_dim(self.model, name, size or _own_size(self.model))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ def _check_is_of_timm(name: str) -> None:
         raise ValueError(f"backbone must be a model of timm, got {name!r}{f'; close to it: {close}' if close else ''}")
 
 
-def _create(name: str, size: int | None) -> tuple[nn.Module, bool]:
+def _create(name: str, size: int | None, arguments: dict[str, Any]) -> tuple[nn.Module, bool]:
     """timm's model for images of `size`, and whether it is built for one."""
     import timm
 
@@ -115,12 +118,12 @@ def _create(name: str, size: int | None) -> tuple[nn.Module, bool]:
     with _told(name, size):
         try:
             given: dict[str, Any] = {} if size is None else {"img_size": size}
-            return timm.create_model(name, pretrained=False, num_classes=0, **given), bool(given)
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments, **given), bool(given)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
             torch.set_rng_state(state)
-            return timm.create_model(name, pretrained=False, num_classes=0), False
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments), False
 
 
 def _own_size(model: Any) -> int:
@@ -168,7 +171,7 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
                 f"backbone.stem and backbone.width must be standard and {_STANDARD_WIDTH} with {config.name}, for they "
                 f"are settings of ResNets, got {config.stem} and {config.width}"
             )
-        backbone = _TimmEncoder(name, config.size)
+        backbone = _TimmEncoder(name, config.size, config.arguments)
     elif config.name in RESNETS:
         if config.stem not in ("standard", "small"):
             raise ValueError(f"backbone.stem must be 'standard' or 'small', got {config.stem!r}")
