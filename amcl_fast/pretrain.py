@@ -37,7 +37,7 @@ from .launch import by_others, check_started, group_error, rank
 from .methods.trainer import out_of_time
 from .paths import expanded
 from .pretrain_cli import PretrainCLI
-from .recipes import base_files, recipe_files, recipe_names
+from .recipes import base_files, recipe_files, recipes_in_short
 from .runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
 from .runs.files import is_full
 from .runs.lock import RunLock
@@ -224,7 +224,7 @@ def _prepare(
         options = {setting.partition("=")[0] for setting in settings}
         if not configs and not named and not {"--help", "-h", "--print_config"} & options:
             raise ValueError(
-                f"--recipe must be given, or settings by --config, got neither; recipes: {', '.join(recipe_names())}"
+                f"--recipe must be given, or settings by --config, got neither; recipes: {recipes_in_short()}"
             )
         name = recipe or "run"
         if rank():

@@ -1,16 +1,22 @@
 """Recipes: YAML for `amcl-fast pretrain --recipe NAME`.
 
-A recipe is a file of this folder, or `<framework>-<dataset>-<variant>`, which is put together of parts:
+A recipe is a file of this folder, or `<framework>-<dataset>-<variant>`, with `-<backbone>` where another encoder than
+the data set's is trained, which is put together of parts:
 
     frameworks/<framework>              method, heads, optimiser
     datasets/<dataset>                  data, encoder, length of the training, evaluation
     combinations/<framework>-<dataset>  where that combination differs, if there is such a file
+    backbones/<backbone>                encoder, and nothing else
+    combinations/<framework>-<backbone>, <dataset>-<backbone>, <framework>-<dataset>-<backbone>     likewise
     variants/<framework>-<variant>      loss and number of heads
-    combinations/<framework>-<dataset>-<variant>    likewise
+    combinations/<framework>-<dataset>-<variant>, <framework>-<variant>-<backbone>,
+        <framework>-<dataset>-<variant>-<backbone>                                                  likewise
 
-Later parts override earlier ones. The first line of every file is a comment that says what it is; `base` names
-parts or recipes on which a file builds, whose settings come first, in a file given by --config too. A name that
-begins with an underscore is only a base. A run's config.yaml holds all of its settings.
+Later parts override earlier ones. A combination comes after the last of its parts: how long a data set is trained on
+for a ResNet may differ for a ViT, and the loss is the variant's with any encoder. The first line of every file is a
+comment that says what it is; `base` names parts or recipes on which a file builds, whose settings come first, in a
+file given by --config too. A name that begins with an underscore is only a base. A run's config.yaml holds all of its
+settings.
 """
 
 import difflib
@@ -39,11 +45,25 @@ DATASETS = {
     "imagenet1k": ("baseline", "amcl"),
 }
 
+_SMALL_IMAGES = ("builtin", "cifar10", "cifar100")
+_IMAGENET = ("imagenet100", "imagenet1k")
+BACKBONES: dict[str, tuple[str, ...]] = {
+    "vitxs4": _SMALL_IMAGES,
+    "vitti4": _SMALL_IMAGES,
+    "vits16": _IMAGENET,
+    "vitb16": _IMAGENET,
+}
+"""Encoders beside those of the data sets: name to the data sets for which each is offered."""
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that can be run: the files, then the combinations."""
     combined = [f"{f}-{d}-{v}" for f in FRAMEWORKS for d, variants in DATASETS.items() for v in variants]
-    return _named() + combined
+    return (
+        _named()
+        + combined
+        + [f"{name}-{b}" for b, of in BACKBONES.items() for name in combined if _dataset(name) in of]
+    )
 
 
 def recipe_files(name: str) -> list[Path]:
@@ -55,14 +75,18 @@ def recipe_files(name: str) -> list[Path]:
     """
     if name not in recipe_names():
         close = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
-        hint = f"close to it: {', '.join(close)}" if close else f"recipes: {', '.join(_named())}, {_PATTERN}"
+        hint = f"close to it: {', '.join(close)}" if close else f"recipes: {recipes_in_short()}"
         raise ValueError(f"recipe must be the name of one, got {name!r}; {hint}")
     if name in _named():
         return _with_bases(name)
-    framework, dataset, variant = name.split("-")
-    files = [*_with_bases(f"frameworks/{framework}"), *_with_bases(f"datasets/{dataset}")]
-    own = (f"combinations/{framework}-{dataset}", f"variants/{framework}-{variant}", f"combinations/{name}")
-    return files + [path for path in map(_path, own) if path.is_file()]
+    f, d, v, *other = name.split("-")
+    order = [f"frameworks/{f}", f"datasets/{d}", f"combinations/{f}-{d}"]
+    if other:
+        (b,) = other
+        order += [f"backbones/{b}", *(f"combinations/{parts}-{b}" for parts in (f, d, f"{f}-{d}"))]
+    order += [f"variants/{f}-{v}", f"combinations/{f}-{d}-{v}"]
+    order += [f"combinations/{parts}-{b}" for b in other for parts in (f"{f}-{v}", f"{f}-{d}-{v}")]
+    return [path for part in order if _path(part).is_file() for path in _with_bases(part)]
 
 
 def base_files(base: object) -> list[Path]:
@@ -89,15 +113,32 @@ def base_files(base: object) -> list[Path]:
     return found
 
 
+def recipes_in_short() -> str:
+    """The files by name, and how the others are put together."""
+    return f"{', '.join(_named())}, {_PATTERN}"
+
+
 def describe_recipes() -> str:
     """One line per file, then what can be combined."""
-    width = max(map(len, [*_named(), *VARIANTS]))
-    lines = [f"  {name:<{width}}  {_path(name).read_text().splitlines()[0].lstrip('# ')}" for name in _named()]
+    described = {
+        **VARIANTS,
+        **{name: f"{_title(f'backbones/{name}')} ({', '.join(of)})" for name, of in BACKBONES.items()},
+    }
+    width = max(map(len, [*_named(), *described]))
+    lines = [f"  {name:<{width}}  {_title(name)}" for name in _named()]
     lines += [f"  {_PATTERN}, of", f"    {', '.join(FRAMEWORKS)}", f"    {', '.join(DATASETS)}"]
-    return "\n".join(lines + [f"    {name:<{width}}  {meaning}" for name, meaning in VARIANTS.items()])
+    return "\n".join(lines + [f"    {name:<{width}}  {meaning}" for name, meaning in described.items()])
 
 
-_PATTERN = "<framework>-<dataset>-<variant>"
+_PATTERN = "<framework>-<dataset>-<variant>[-<backbone>]"
+
+
+def _dataset(name: str) -> str:
+    return name.split("-")[1]
+
+
+def _title(part: str) -> str:
+    return _path(part).read_text().splitlines()[0].lstrip("# ")
 
 
 def _named() -> list[str]:

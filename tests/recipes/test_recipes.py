@@ -1,5 +1,7 @@
 """Every recipe builds, and trains for two steps at toy size."""
 
+import functools
+import itertools
 import warnings
 from contextlib import nullcontext
 
@@ -8,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torchvision.models import ResNet
 
 from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
 from amcl_fast.methods import BarlowTwins
 from amcl_fast.optim import lr_scale
 from amcl_fast.pretrain import PretrainCLI
-from amcl_fast.recipes import FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
+from amcl_fast.recipes import BACKBONES, DATASETS, FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.resuming import Resumed
@@ -23,11 +26,20 @@ from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.recipes import build
 
 BATCH, WIDTH = 16, 12
+VITS = [name for name in recipe_names() if name.rpartition("-")[2] in BACKBONES]
+# Of the recipes of an encoder of their own, which differ from the others by few files, one for each.
+TRAINED = [name for name in recipe_names() if name not in VITS]
+TRAINED += [f"{f}-{BACKBONES[b][-1]}-amcl-{b}" for f, b in zip(FRAMEWORKS, BACKBONES, strict=False)]
 
 
 def toy(name, folder):
     """The recipe with a tiny encoder, for images of 8 pixels, and tiny heads; everything else is its own."""
-    settings = [f"--model.backbone.{setting}" for setting in ("name=resnet18", "stem=small", "width=8")]
+    encoder = ["name=resnet18", "stem=small", "width=8"]
+    if name in VITS:
+        pytest.importorskip("timm")
+        encoder = ["arguments={patch_size: 4, embed_dim: 12, depth: 1, num_heads: 3}"]
+    settings = [f"--model.backbone.{setting}" for setting in encoder]
+    settings += ["--data.size=8"] if name in VITS else []
     settings.append("--model.compile=false")
     settings += [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}"]
     settings += ["--model.schedule.warmup_epochs=0.5", f"--data.batch_size={BATCH}"]
@@ -36,11 +48,12 @@ def toy(name, folder):
     return build(name, folder, *settings)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", TRAINED)
 def test_trains_two_steps(name, tmp_path):
     cli = toy(name, tmp_path)
     adaptive = isinstance(cli.model.criterion.temperature, AdaptiveTemperature)
     assert adaptive == (not name.endswith(("baseline", "constant")))
+    assert isinstance(cli.model.backbone, ResNet) == (name not in VITS)
     before = [p.detach().clone() for p in cli.model.parameters()]
     data = FakeDataModule(steps=1, batch=BATCH)
     data.batch_size = BATCH
@@ -53,12 +66,22 @@ def test_trains_two_steps(name, tmp_path):
     assert any(not torch.equal(p, old) for p, old in zip(cli.model.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_phi_fits_what_it_reads(name, tmp_path):
-    """Settings that fail at the first step of a real run only."""
+def settings_of(name):
     settings = {}
     for path in recipe_files(name):
-        settings = merged(settings, yaml.safe_load(path.read_text()))
+        settings = merged(settings, read(path))
+    return settings
+
+
+@functools.cache
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_phi_fits_what_it_reads(name):
+    """Settings that fail at the first step of a real run only."""
+    settings = settings_of(name)
     data, model = settings["data"], settings["model"]["init_args"]
     temperature = model["criterion"]["init_args"]["temperature"]
     if isinstance(temperature, dict):  # Barlow Twins' follows the batch
@@ -102,6 +125,43 @@ def test_every_file_is_part_of_a_recipe():
     assert used == set(FOLDER.rglob("*.yaml"))
 
 
+def test_a_recipe_without_a_backbone_is_put_together_of_three_parts():
+    for framework, (dataset, variants) in itertools.product(FRAMEWORKS, DATASETS.items()):
+        for variant in variants:
+            name = f"{framework}-{dataset}-{variant}"
+            parts = [f"frameworks/{framework}"]
+            parts += [f"datasets/{base}" for base in BASES.get(dataset, ())]
+            parts += [f"datasets/{dataset}", f"combinations/{framework}-{dataset}"]
+            parts += [f"variants/{framework}-{variant}", f"combinations/{name}"]
+            assert recipe_files(name) == [path for part in parts if (path := FOLDER / f"{part}.yaml").is_file()]
+
+
+BASES = dict.fromkeys(("builtin", "cifar100", "stl10"), ("cifar10",)) | {"imagenet100": ("imagenet1k",)}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_an_encoder_in_a_name_leaves_what_is_not_the_encoder_s(name):
+    """Loss, images and evaluation are those of the recipe without it; nothing of a ResNet or of its SGD is left."""
+    short, _, backbone = name.rpartition("-")
+    settings, plain = settings_of(name), settings_of(short)
+    model, theirs = settings["model"]["init_args"], plain["model"]["init_args"]
+    assert model["backbone"] == {**read(FOLDER / f"backbones/{backbone}.yaml")["model"]["init_args"]["backbone"]}
+    assert model["backbone"]["name"].startswith("timm/vit_") and model["backbone"]["width"] == 64
+    assert (model["optimizer"]["name"], model["optimizer"].get("bias_lr")) == ("adamw", None)
+    assert model.get("predictor_lr") is None and model["projector"]["heads"] == theirs["projector"]["heads"]
+    assert settings["data"]["size"] == plain["data"]["size"] and settings["knn"] == plain["knn"]
+    losses = [init_args["criterion"]["init_args"] for init_args in (model, theirs)]
+    kept = [{key: value for key, value in loss.items() if key != "temperature"} for loss in losses]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_parser_takes_the_settings_of_every_framework_and_encoder(framework, backbone, tmp_path):
+    cli = toy(f"{framework}-{BACKBONES[backbone][0]}-baseline-{backbone}", tmp_path)
+    assert cli.model.backbone.takes_size and cli.model.optimizer_config.name == "adamw"
+
+
 def test_later_parts_override_earlier_ones(tmp_path):
     cli = build("simclr-imagenet100-baseline", tmp_path)
     assert cli.model.criterion.temperature == 0.2  # the loss's own is 0.5
@@ -120,7 +180,9 @@ def test_imagenet_rates_follow_the_batch(tmp_path):
     [
         ("simclr-cifar10-aml", "simclr-cifar10-amcl"),
         ("moco-imagenet1k-released", "moco-imagenet1k-baseline"),
-        ("resnet", "demo, <framework>-<dataset>-<variant>"),
+        ("simclr-cifar10-amcl-vitts4", "simclr-cifar10-amcl-vitti4"),
+        ("simclr-stl10-amcl-vitti4", "simclr-cifar10-amcl-vitti4"),
+        ("resnet", r"demo, <framework>-<dataset>-<variant>\[-<backbone>\]"),
     ],
 )
 def test_unknown_names_get_help(name, close):
@@ -200,7 +262,7 @@ def test_the_settings_of_a_run_need_no_base(tmp_path, capsys):
 
 def test_the_list_is_short_and_tells_all_names():
     text = describe_recipes()
-    assert len(text.splitlines()) < 15
+    assert len(text.splitlines()) < 20
     for name in recipe_names():
         assert name in text or all(part in text for part in name.split("-"))
 
