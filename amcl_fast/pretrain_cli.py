@@ -37,6 +37,7 @@ from .data import ContrastiveDataModule
 from .launch import rank
 from .methods import BarlowTwins, Method
 from .models.backbones import TIMM_PREFIX
+from .models.sizes import ANY_SIZE, takes_any_size
 from .paths import absolute_data, find_data
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import NewFolder, RunDirectory, aside
@@ -180,6 +181,8 @@ class PretrainCLI(LightningCLI):
     def _set_backbone_size(self) -> None:
         """Build a model of timm for images of data.size, other encoders for any; a resumed run keeps timm's as it was.
 
+        With views of several sizes it is built for these, where timm's constructor can be told so.
+
         Raises:
             ValueError: the settings say another one.
         """
@@ -192,6 +195,10 @@ class PretrainCLI(LightningCLI):
             backbone.size = None  # older runs have one, without effect
         elif self.resumed is None:
             backbone.size = size
+            views = self.config.data.views
+            several = isinstance(views, list) and any(view.get("size") not in (None, size) for view in views)
+            if several and takes_any_size(backbone.name.removeprefix(TIMM_PREFIX), size):
+                backbone.arguments = {ANY_SIZE: True, **backbone.arguments}
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A look at the pairs of a model as its loss forms them: similarities and temperatures, before and after training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ _CLASSES, _IMAGES = 10, 100
 def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) -> Snapshot:
     """Similarities and temperatures of the first pairs of views that the data module gives, and an embedding.
 
+    Of more than two views two of the largest make the pairs (`both_of`).
     The views come from a loader of their own, so the same pairs come every time and training's place in the
     data stays as it is; weights, running statistics and random generators stay too. Batch normalisation works
     with the statistics of the batch, negatives are those that the framework has: as the loss sees them.
@@ -56,7 +57,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
         for views in _take(datamodule.train_dataloader(), pairs):
             if not parts:
-                pictures = np.stack([_pictures(view, datamodule) for view in views])
+                pictures = _pictures(views, datamodule)
             parts.append(_sample(method.pairs_of_views([view.to(method.device) for view in views]), top_k, sampler))
     tau_min, tau_max = (
         (float(criterion.temperature),) * 2
@@ -85,6 +86,12 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     )
 
 
+def both_of(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of views (n, 3, H, W) the two that are looked at: the first two of the largest, or the largest and the next."""
+    first, second = sorted(views, key=lambda view: -view.shape[-1])[:2]
+    return first, second
+
+
 def hardest(similarity: Tensor, tau: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Of negatives (C, n, m) the `top_k` most similar of every anchor and head, 0 for all: both (C, n, k)."""
     if not top_k:
@@ -104,10 +111,10 @@ def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _take(loader: Any, pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The two views of batch after batch, until there are `pairs` of them."""
+    """Two views of batch after batch, until there are `pairs` of them."""
     taken = 0
     for views, _ in loader:
-        yield views[0], views[1]
+        yield both_of(views)
         taken += len(views[0])
         if taken >= pairs:
             return
@@ -128,8 +135,9 @@ def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, T
     }
 
 
-def _pictures(view: Tensor, datamodule: Any) -> NDArray[np.uint8]:
-    """The first images of a view (n, 3, H, W), normalised, as (P, H, W, 3) uint8."""
+def _pictures(views: Sequence[Tensor], datamodule: Any) -> NDArray[np.uint8]:
+    """The first images of two views (n, 3, H, W), normalised, as (2, P, H, W, 3) uint8, the smaller one enlarged."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (datamodule.mean, datamodule.std))
-    pixels = view[:_SHOWN].float().cpu() * std + mean
-    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    shown = [view[:_SHOWN].float().cpu() * std + mean for view in views]
+    pixels = torch.stack([F.interpolate(view, size=tuple(shown[0].shape[2:])) for view in shown])
+    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()

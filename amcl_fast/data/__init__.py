@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.views import ViewGroup
 from amcl_fast.extras import extras_named
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from amcl_fast.data.loader.evaluation import EvaluationLoader
     from amcl_fast.data.module import ContrastiveDataModule
 
-__all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "EvaluationLoader"]
+__all__ = ["Augmentation", "ContrastiveDataModule", "ContrastiveLoader", "EvaluationLoader", "ViewGroup"]
 
 _HOMES = {
     "ContrastiveDataModule": "module",

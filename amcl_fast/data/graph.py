@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.views import side
 from amcl_fast.extras import extras_named
 
 with extras_named("the data pipeline"):
@@ -33,7 +34,7 @@ class Output:
     """What the graphs have in common: where they run, and what their images look like.
 
     Attributes:
-        size: side of the square output, in pixels.
+        size: side of the square output, in pixels; of several sizes of views the largest.
         batch_size: images per batch, of this process.
         device: where everything after the reader runs.
         device_id: the GPU's index; None for the CPU.
@@ -83,14 +84,14 @@ def training_pipeline(
 
     Args:
         source: the encoded images.
-        views: one augmentation a view.
+        views: one augmentation a view, as of `each_view`.
         output: size, device and so on.
         seed: base seed of the augmentations; they follow from it and the shard.
         shard: index of this process.
         checkpoint: of an earlier pipeline with the same arguments, whose augmentations go on.
 
     Returns:
-        A DALI pipeline with one (batch, size, size, 3) output a view.
+        A DALI pipeline with one (batch, side, side, 3) output a view.
     """
     return _training_graph(
         _tensors(source),
@@ -186,13 +187,14 @@ def _view(images: Any, augmentation: Augmentation, output: Output, seeds: list[i
     around 128 instead of the image's mean grey, the order of the four changes is fixed instead of drawn, and
     the hue is turned linearly in YIQ instead of in HSV.
     """
+    size = side(augmentation, output.size)
     # Nested ifs: Python decides the outer ones when the graph is built, DALI the inner ones for every image.
     if augmentation.crop_scale is None:
-        x = _centre(images, output.size)
+        x = _centre(images, size)
     else:
         x = fn.random_resized_crop(
             images,
-            size=(output.size, output.size),
+            size=(size, size),
             random_area=augmentation.crop_scale,
             random_aspect_ratio=augmentation.crop_ratio,
             seed=seeds[0],

@@ -18,23 +18,25 @@ from amcl_fast.data.graph import Device, Output
 from amcl_fast.data.loader.contrastive import ContrastiveLoader, SingleViewLoader
 from amcl_fast.data.loader.evaluation import EvaluationLoader
 from amcl_fast.data.locations import member, shown
-from amcl_fast.data.pixels import check_of_pixels, fits_float16
+from amcl_fast.data.pixels import check_of_pixels, dtype_of_views
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.list_cache import keep, kept
 from amcl_fast.data.sources.named import data_path
+from amcl_fast.data.views import ViewGroup, side, training_views
 from amcl_fast.distributed import share, together, world
 from amcl_fast.launch import patient
 
 log = logging.getLogger(__name__)
 
-_OF_16_BITS = ("16-mixed", "bf16-mixed", "16-true", "bf16-true")
-
 
 class ContrastiveDataModule(lightning.LightningDataModule):
     """Images for contrastive pre-training, and the same without augmentation for its evaluation.
+
+    Attributes:
+        views: one entry a view, as of `amcl_fast.data.views.each_view`.
 
     Attributes (after `setup`):
         classes: names of the classes.
@@ -53,7 +55,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         root: str = "builtin",
         size: int = 32,
         batch_size: int = 256,
-        views: int | list[Augmentation] = 2,
+        views: list[ViewGroup] | list[Augmentation] | int = 2,  # of several errors the first is told
         augmentation: str = "acde",
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
@@ -77,9 +79,10 @@ class ContrastiveDataModule(lightning.LightningDataModule):
                 "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded). Or a text or CSV file of
                 paths with or without labels; or tars of samples as WebDataset has them: a folder of them, a pattern
                 (train-{000000..001023}.tar) or a file that lists them.
-            size: side of the square images that come out, in pixels.
+            size: side of the square images that come out, in pixels: of all but the views that `views` makes smaller.
             batch_size: images per optimiser step over all processes.
-            views: number of views, or one Augmentation each.
+            views: number of views; or groups of them, each with its `count`, a `size` up to that above, which one at
+                least must have, and the settings of an Augmentation (docs/data.md); or one Augmentation each.
             augmentation: letters of the augmentation of every view, where `views` is a number: a crop, b
                 blur, c greyscale, d colour jitter, e flip.
             mean: per channel, of pixels in [0, 1].
@@ -87,8 +90,8 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
                 with several seeds compare.
             num_threads: DALI's worker threads, per process.
-            prefetch: batches computed ahead. Each takes views * batch * size * size * 12 bytes, half of that in
-                float16, and its decoded images, 3 bytes a pixel.
+            prefetch: batches computed ahead. Each takes 12 bytes a pixel of all its views (batch * the sum of the
+                views' size * size), half of that in float16, and its decoded images, 3 bytes a pixel.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
             crop_pct: share of the shorter side that evaluations see, the images' centre; 0.875 is ImageNet's
@@ -122,10 +125,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
-        same = Augmentation.from_letters(augmentation)
-        self.views = [same] * views if isinstance(views, int) else list(views)
-        if len(self.views) < 2:
-            raise ValueError(f"views must be at least 2, got {views}")
+        self.views = training_views(views, size, augmentation)
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -136,6 +136,16 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """Side of each view, in pixels."""
+        return [side(view, self.size) for view in self.views]
+
+    @property
+    def target_views(self) -> int:
+        """Number of the largest views, to which the others are drawn."""
+        return self.view_sizes.count(self.size)
 
     @property
     def num_classes(self) -> int:
@@ -364,18 +374,11 @@ class ContrastiveDataModule(lightning.LightningDataModule):
         return data_path(self.root), data_path(self.held_out) if self.held_out else None
 
     def _in_dtype(self, output: Output) -> Output:
-        """The same with the dtype of the views.
-
-        On the CPU auto is float32: nothing is copied from there, and DALI takes longer for float16.
-        """
-        fits = fits_float16(self.mean, self.std)
-        if self.dtype == "float16" and not fits:
-            raise ValueError(
-                f"data.dtype must be float32 for data.std {list(self.std)}, got float16, which ends at 65504"
-            )
-        halved = self.trainer is not None and self.trainer.precision in _OF_16_BITS
-        wanted = self.dtype == "float16" or (self.dtype == "auto" and halved and output.device == "gpu" and fits)
-        return replace(output, dtype="float16" if wanted else "float32")
+        """The same with the dtype of the views."""
+        precision = None if self.trainer is None else self.trainer.precision
+        on_gpu = output.device == "gpu"
+        dtype = dtype_of_views(self.dtype, precision, on_gpu=on_gpu, mean=self.mean, std=self.std)
+        return replace(output, dtype=dtype)
 
     def _output(self, batch_size: int) -> Output:
         on_gpu = torch.cuda.is_available() if self.device == "auto" else self.device == "gpu"

@@ -1,8 +1,11 @@
 """Values of pixels: by what they are normalised, and whether float16 holds what comes of it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+
+_OF_16_BITS = ("16-mixed", "bf16-mixed", "16-true", "bf16-true")
 
 
 def check_of_pixels(name: str, values: Sequence[float]) -> None:
@@ -18,7 +21,24 @@ def check_of_pixels(name: str, values: Sequence[float]) -> None:
     raise ValueError(f"data.{name} must be three numbers of pixels in [0, 1], {lowest}, got {given}{instead}")
 
 
-def fits_float16(mean: Sequence[float], std: Sequence[float]) -> bool:
+def dtype_of_views(
+    wanted: str, precision: str | None, *, on_gpu: bool, mean: Sequence[float], std: Sequence[float]
+) -> Literal["float32", "float16"]:
+    """The dtype of views, given data.dtype and the trainer's precision, if there is a trainer.
+
+    On the CPU auto is float32: nothing is copied from there, and DALI takes longer for float16.
+
+    Raises:
+        ValueError: float16 is asked for and cannot hold what comes of normalised pixels.
+    """
+    fits = _fits_float16(mean, std)
+    if wanted == "float16" and not fits:
+        raise ValueError(f"data.dtype must be float32 for data.std {list(std)}, got float16, which ends at 65504")
+    halved = wanted == "auto" and precision in _OF_16_BITS and on_gpu and fits
+    return "float16" if wanted == "float16" or halved else "float32"
+
+
+def _fits_float16(mean: Sequence[float], std: Sequence[float]) -> bool:
     """Whether float16 holds every pixel in [0, 1] that is normalised by them, per channel."""
     largest = max(max(m, 1 - m) / s for m, s in zip(mean, std, strict=True))
     return largest <= float(np.finfo(np.float16).max)

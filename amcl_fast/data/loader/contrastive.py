@@ -21,6 +21,7 @@ from amcl_fast.data.loader.position import VERSION, pack, unpack
 from amcl_fast.data.reading.reader import Encoded
 from amcl_fast.data.scan.headers import NoImageLeftError
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.views import each_view, shorter_side
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ class ContrastiveLoader:
     """Endless epochs of augmented views, a fixed number of full batches each.
 
     Yields `(views, labels)`: a tuple of (n, 3, size, size) tensors of `output.dtype` in channels_last memory format,
-    one a view, and (n,) int64 labels. The tensors share DALI's memory: DALI gives a buffer away with its
-    outputs and never writes to it again, so a batch stays valid for as long as it is held.
+    one a view, each of its own size, and (n,) int64 labels. An image is decoded once for all of its views. The tensors
+    share DALI's memory: DALI gives a buffer away with its outputs and never writes to it again, so a batch stays valid
+    for as long as it is held.
 
     Every epoch reshuffles the files, in the same way in every shard, and drops the last partial batch. Each
     `iter()` yields `len(self)` batches; one that is abandoned half way is followed by batches that continue
@@ -63,8 +65,8 @@ class ContrastiveLoader:
 
         Args:
             images: files and labels, the same in every shard.
-            views: one augmentation a view.
-            output: size of the images, batch size of this shard, device.
+            views: one augmentation a view, or groups of views, in their order.
+            output: size of the largest views, batch size of this shard, device.
             seed: base seed, the same in every shard.
             shard: index of this process.
             num_shards: number of processes.
@@ -72,8 +74,8 @@ class ContrastiveLoader:
             on_bad_file: called with location and reason when a file turns out to be bad during the run.
 
         Raises:
-            ValueError: no views, a shard out of range, or too few images for one batch in each
-                shard.
+            ValueError: no views, none of the output's size or a larger one, a shard out of range, or too few images for
+                one batch in each shard.
         """
         if not views:
             raise ValueError("views must have at least one, got none")
@@ -92,7 +94,7 @@ class ContrastiveLoader:
         self._fingerprint = images.fingerprint
         # Which file stands at a place of the list instead of a bad one.
         self._source: dict[int, int] = {}
-        self._views = list(views)
+        self._views = each_view(views, output.size)
         self._output = output
         self._seed, self._shard, self._num_shards = seed, shard, num_shards
         self._on_bad_file = on_bad_file
@@ -100,7 +102,7 @@ class ContrastiveLoader:
         self._pipeline: Any = None
         self._checkpoint: bytes | None = None
         # The smallest crop is not enlarged for it.
-        self._checked = Checked(output, output.size / min(view.least_share for view in views))
+        self._checked = Checked(output, shorter_side(self._views, output.size))
         self._done = 0  # batches in all
         self._yielded = 0  # within the present iteration
         self._asked = self._fed = self._expected = 0  # batches, those done included
