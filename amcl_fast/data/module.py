@@ -82,7 +82,7 @@ class ContrastiveDataModule(lightning.LightningDataModule):
             size: side of the square images that come out, in pixels: of all but the views that `views` makes smaller.
             batch_size: images per optimiser step over all processes.
             views: number of views; or groups of them, each with its `count`, a `size` up to that above, which one at
-                least must have, and the settings of an Augmentation (docs/data.md); or one Augmentation each.
+                least must have, and the settings of an Augmentation (docs/views.md); or one Augmentation each.
             augmentation: letters of the augmentation of every view, where `views` is a number: a crop, b
                 blur, c greyscale, d colour jitter, e flip.
             mean: per channel, of pixels in [0, 1].

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from amcl_fast.data.augment import Augmentation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewGroup(Augmentation):
     """Some views of an image that have one size and are drawn by one `Augmentation`, whose settings these are too.
 

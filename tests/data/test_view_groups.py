@@ -1,7 +1,9 @@
 """Views in groups of different sizes, each with augmentations of its own, from images that are decoded once."""
 
+import re
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from amcl_fast.data.graph import Output, training_pipeline
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.views import each_view, shorter_side
 from tests.helpers.loaders import RAW, assert_same, copies, corrupt, numbered, prepared
+from tests.helpers.recipes import build
 
 LARGE, SMALL = 12, 6
 PLAIN, EVERY = ViewGroup.from_letters(""), ViewGroup.from_letters("abcde")
@@ -204,3 +207,22 @@ def test_what_is_no_group_is_refused_by_its_name(given):
     with pytest.raises(ArgumentError, match=r"data\.views") as caught:
         parser().parse_args([f"--data.views={given}"])
     assert "blurr" not in given or "Option 'blurr' is not accepted" in str(caught.value)
+
+
+def test_the_example_of_multi_crop_goes_behind_a_recipe(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "multi_crop.yaml"
+    data = build("simclr-imagenet100-baseline", tmp_path, "--config", str(example)).datamodule
+    assert data.view_sizes == [224] * 2 + [96] * 6
+    # SwAV's code, scripts/swav_800ep_pretrain.sh and src/multicropdataset.py.
+    swav = replace(Augmentation.from_letters("abcde"), jitter_strength=1.0)
+    assert data.views[:2] == [replace(swav, crop_scale=(0.14, 1.0))] * 2
+    assert data.views[2:] == [ViewGroup(**vars(replace(swav, crop_scale=(0.05, 0.14))), size=96)] * 6
+
+
+def test_the_groups_of_the_documentation_are_settings():
+    page = (Path(__file__).parents[2] / "docs" / "views.md").read_text()
+    config = parser().parse_string(page.partition("```yaml\n")[2].partition("```")[0])
+    assert made(config).view_sizes == [224] * 2 + [96] * 6
+    commands = re.findall(r"--data\.views (?:'(.*)'|(\d+))", page.partition("```bash\n")[2].partition("```")[0])
+    sizes = [made(parser().parse_args([f"--data.views={group or number}"])).view_sizes for group, number in commands]
+    assert sizes == [[32] * 4, [32] * 2 + [16] * 4]
