@@ -1,7 +1,9 @@
 """Barlow Twins' loss."""
 
+from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -10,7 +12,8 @@ from ..rows import at_least_float32, bounded, standardised
 from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import Loss, full_precision
 from .inputs import finite, heads_first, number
-from .statistics import named
+from .statistics import merged, named
+from .views import Views, as_heads, by_name, view_pairs, views_first
 
 
 class BarlowTwinsLoss(Loss):
@@ -92,3 +95,53 @@ class BarlowTwinsLoss(Loss):
             )
             self.last_stats = named(on, off)
             return finite(losses.sum(), z1=z1, z2=z2)
+
+    def of_views(self, views: Views, targets: Sequence[int] | None = None) -> Tensor:
+        """Loss of V ≥ 2 views: the mean, over the pairs of a view and a target that it attends to, of a call's loss.
+
+        It has no direction, so a pair of two targets, which counts twice, is evaluated once.
+
+        Args:
+            views: projections (N, C, d) or (N, d) each, a sequence of them or one tensor.
+            targets: places of the views that the others attend to; None: all.
+
+        Raises:
+            ValueError, TypeError: as a call; fewer than two views; targets that are no views, or not each once.
+        """
+        pairs = view_pairs("views", views, targets)
+        if pairs.are_two_views:
+            return self(*views)
+        (each,) = views_first(views=views)
+        count, channels = len(each), each[0].shape[2]
+        if self.gather and world()[1] > 1:
+            # Beside one another, so that the rows of an image travel together.
+            gathered = gather_rows(torch.cat(each, dim=2), row_counts(each[0]))
+            each = list(gathered.split(channels, dim=2))
+        n = each[0].shape[1]
+        self._note_shape("views[0]", n, each[0], stacklevel=3)
+        self._check_width(n, "the global batch size N", "views[0]", views[0])
+        product_dtype = self._product_dtype(views[0])
+        with full_precision(each[0]):
+            # Channel vectors of all views, (C, V·d, N), as in a call.
+            x = bounded(at_least_float32(torch.cat([z.mT for z in each], dim=1)))
+            standard = standardised(x).to(product_dtype)
+            phi = self._phi_of(x, product_dtype).product
+            losses, of_on, of_off = [], [], []
+            for of, times in pairs.groups:
+                first, second = [(q,) for q, _ in of], [(t,) for _, t in of]
+                of_heads, on, off = ops.decorrelate(
+                    as_heads(standard, count, first),
+                    as_heads(standard, count, second),
+                    as_heads(phi, count, first),
+                    as_heads(phi, count, second),
+                    self._offset(x),
+                    **self._range(),
+                    lambd=self.lambd,
+                    beta=self.beta,
+                    backend=self.backend,
+                )
+                losses.append(of_heads.sum() * (times / sum(pairs.sizes)))
+                of_on.append(on)
+                of_off.append(off)
+            self.last_stats = named(merged(of_on, pairs.sizes), merged(of_off, pairs.sizes))
+            return finite(torch.stack(losses).sum(), **by_name(views=views))

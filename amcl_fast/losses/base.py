@@ -56,16 +56,21 @@ class Loss(nn.Module):
         offset = None if self.adaptive is None else self.adaptive.score_offset
         return None if offset is None else offset.to(torch.promote_types(like.dtype, torch.float32))
 
-    def _phi_of(self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False) -> Prepared:
-        """φ of rows x (C, R, d) as the operators take it; `halves`: those of two views that x holds."""
+    def _phi_of(
+        self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False, table: bool = False
+    ) -> Prepared:
+        """φ of rows x (C, R, d) as the operators take it.
+
+        `halves`: those of two views that x holds; `table`: the whole in float32 or better, beside the product.
+        """
         adaptive = self.adaptive
         if adaptive is None or x is None:
             return Prepared(None, None, None, None, None)
         if not (ops.fused(self.backend, x) and adaptive.is_plain):
-            table = adaptive.features(x)
+            features = adaptive.features(x)
             n = x.shape[1] // 2
-            first, second = (table[:, :n], table[:, n:]) if halves else (None, None)
-            return Prepared(table, None if product is None else table.to(product), first, second, None)
+            first, second = (features[:, :n], features[:, n:]) if halves else (None, None)
+            return Prepared(features, None if product is None else features.to(product), first, second, None)
         out = phi(x, adaptive.weights(x.dtype), adaptive.products(product or x.dtype))
         cosine = adaptive.score == "cosine"
         if not cosine and not halves and product == out.dtype:
@@ -76,6 +81,7 @@ class Loss(nn.Module):
             product=product,
             factor=math.sqrt(adaptive.scale) if cosine else 1.0,
             normalise=cosine,
+            table=table,
             halves="ready" if halves else "none",
             backend=self.backend,
         )
@@ -102,8 +108,11 @@ class Loss(nn.Module):
                 f"temperature must be on the device of {argument}, {like.device}, got {device}; move one of them"
             )
 
-    def _note_shape(self, argument: str, n: int, like: Tensor) -> None:
-        """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d)."""
+    def _note_shape(self, argument: str, n: int, like: Tensor, stacklevel: int = 5) -> None:
+        """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d).
+
+        `stacklevel` is that of the call of the module.
+        """
         if n < 2:
             raise ValueError(f"{argument} must have a batch of N ≥ 2 rows, got {n}")
         heads, _, dim = like.shape
@@ -113,7 +122,7 @@ class Loss(nn.Module):
             warnings.warn(
                 f"{argument} is read as (N, C, d): a batch of N = {n} images, C = {heads} heads, d = {dim}. "
                 f"If it is (C, N, d), pass {argument}.transpose(0, 1)",
-                stacklevel=5,  # the call of the module
+                stacklevel=stacklevel,
             )
 
     def extra_repr(self) -> str:

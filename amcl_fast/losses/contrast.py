@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from .. import operator_settings, ops
+from ..reference import Stats
 from ..rows import Prepared
 from ..temperature import AdaptiveTemperature
 from .base import Loss
 from .inputs import number
-from .statistics import named
 
 
 class Contrast(Loss):
@@ -42,12 +42,15 @@ class Contrast(Loss):
         candidates: Tensor,
         phi_candidates: Tensor | None,
         weight: float,
-    ) -> Tensor:
-        """`weight` times the sum of the positive and negative terms of all anchors and heads.
+        *,
+        mutual: bool = True,
+    ) -> tuple[Tensor, Stats, Stats]:
+        """`weight` times the sum of the positive and negative terms of all anchors and heads; statistics of both.
 
         `rows` are 2N anchors, the x of every pair, then its y, normalised. Their halves are the N pairs not normalised:
         `align` does it, and doing it twice would square the gradient of a row of zeros. Similarity and r are symmetric,
-        so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors.
+        so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors. Where pairs are not `mutual`
+        the anchors are the x of every pair alone.
         """
         anchors = rows.product
         assert anchors is not None and rows.first is not None and rows.second is not None
@@ -64,8 +67,8 @@ class Contrast(Loss):
             backend=self.backend,
         )
         # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
-        late = ops.fused(self.backend, anchors)
-        both = None if late else torch.cat([positive, positive], dim=1)
+        late = mutual and ops.fused(self.backend, anchors)
+        of_anchors = None if late else torch.cat([positive, positive], dim=1) if mutual else positive
         negative, of_negatives = ops.contrast(
             anchors,
             candidates,
@@ -77,10 +80,12 @@ class Contrast(Loss):
             negatives=self.negatives,
             top_k=self.top_k,
             beta=self.beta,
-            extra=-both if self.include_positive and both is not None else None,
+            extra=-of_anchors if self.include_positive and of_anchors is not None else None,
             backend=self.backend,
         )
-        self.last_stats = named(of_positives, of_negatives)
-        if both is None:
-            return ops.total(positive, negative, joined=self.include_positive, weight=weight, backend=self.backend)
-        return (both + negative).sum() * weight
+        if of_anchors is None:
+            joined = self.include_positive
+            loss = ops.total(positive, negative, joined=joined, weight=weight, backend=self.backend)
+        else:
+            loss = (of_anchors + negative).sum() * weight
+        return loss, of_positives, of_negatives

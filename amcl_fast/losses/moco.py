@@ -1,16 +1,21 @@
 """MoCo's loss against a queue, with InfoNCE among its constant temperatures."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..rows import at_least_float32
+from ..rows import Prepared, at_least_float32
 from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import full_precision
 from .contrast import Contrast
 from .inputs import finite, heads_first, queue_rows
+from .statistics import merged, named
+from .views import Views, as_heads, by_name, joined, view_pairs, views_first
 
 
 class MoCoLoss(Contrast):
@@ -77,12 +82,120 @@ class MoCoLoss(Contrast):
                 backend=self.backend,
             )
             phi = self._phi_of(rows.table, product_dtype, halves=True)
-            of_phi = None if self.adaptive is None else at_least_float32(keys)
-            phi_candidates = self._phi_of(of_phi, product_dtype).product
-            # Whole rows for what reads them one by one, transposed and rounded in one pass.
-            if ops.fused(self.backend, x):
-                candidates = keys.to(product_dtype, memory_format=torch.contiguous_format).contiguous()
-            else:
-                candidates = at_least_float32(keys)
-            loss = self._evaluate(rows, phi, candidates, phi_candidates, 1 / (2 * x.shape[1]))
+            candidates, phi_candidates = self._candidates(keys, x, product_dtype)
+            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, 1 / (2 * x.shape[1]))
+            self.last_stats = named(*stats)
             return finite(loss, q=q, k=k, queue=queue)
+
+    def of_views(self, queries: Views, keys: Views, queue: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+        """Loss of V ≥ 2 views: the mean, over the pairs of a view and a target that it attends to, of a call's loss.
+
+        A call with the queries of the one and the keys of the other, that is. Each view meets the queue once, however
+        many pairs it is in. With two views it is the loss of a call with both.
+
+        Args:
+            queries: of the V views, (N, C, d) or (N, d) each, a sequence of them or one tensor.
+            keys: the same of the targets alone, in the order of `targets`.
+            queue: as in a call.
+            targets: places of the views that the others attend to; None: all.
+
+        Raises:
+            ValueError, TypeError: as a call; fewer than two views; targets that are no views, or not each once; keys
+                of another number of views.
+        """
+        pairs = view_pairs("queries", queries, targets)
+        attended = [*range(len(queries))] if targets is None else [*targets]
+        if not isinstance(keys, Sequence | Tensor) or len(keys) != len(attended):
+            got = len(keys) if isinstance(keys, Sequence | Tensor) else type(keys).__name__
+            raise ValueError(f"keys must be those of the {len(attended)} targets, one tensor each, got {got}")
+        of_queries, of_keys = views_first(queries=queries, keys=keys)
+        count, x = len(of_queries), of_queries[0]
+        if pairs.are_two_views:
+            k1, k2 = (keys[attended.index(place)] for place in (0, 1))
+            q = queries.flatten(0, 1) if isinstance(queries, Tensor) else torch.cat([*queries])
+            loss = self(q, torch.cat([k2, k1]), queue)
+            self._note_shape("queries[0]", x.shape[1], x, stacklevel=3)
+            return loss
+        self._note_shape("queries[0]", x.shape[1], x, stacklevel=3)
+        self._check_width(x.shape[-1], "the projection width d", "queries[0]", queries[0])
+        held = queue_rows(queue, queries[0], x)
+        product_dtype = self._product_dtype(queries[0])
+        # Places in a table of all queries, then all keys.
+        ordered = [(q, count + attended.index(t)) for q, t in pairs.ordered]
+        with full_precision(x):
+            fixed = keys.detach() if isinstance(keys, Tensor) else [key.detach() for key in keys]
+            raw = joined((queries, of_queries), (fixed, [key.detach() for key in of_keys]))
+            needed = self.adaptive is not None
+            rows = ops.prepared(raw, None, product=product_dtype, table=needed, backend=self.backend)
+            phi = self._phi_of(rows.table, product_dtype, table=True)
+            rows = rows._replace(first=raw if ops.fused(self.backend, raw) else at_least_float32(raw))
+            candidates = self._candidates(held, x, product_dtype)
+            loss = self._of_pairs(rows, phi, *candidates, count + len(of_keys), ordered) / x.shape[1]
+            return finite(loss, **by_name(queries=queries, keys=keys), queue=queue)
+
+    def _candidates(self, keys: Tensor, like: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The queue (C, K, d) as products read it, and its φ; `like` is q as (C, N, d)."""
+        of_phi = None if self.adaptive is None else at_least_float32(keys)
+        phi_candidates = self._phi_of(of_phi, product).product
+        # Whole rows for what reads them one by one, transposed and rounded in one pass.
+        if ops.fused(self.backend, like):
+            return keys.to(product, memory_format=torch.contiguous_format).contiguous(), phi_candidates
+        return at_least_float32(keys), phi_candidates
+
+    def _of_pairs(
+        self,
+        rows: Prepared,
+        phi: Prepared,
+        candidates: Tensor,
+        phi_candidates: Tensor | None,
+        count: int,
+        pairs: list[tuple[int, int]],
+    ) -> Tensor:
+        """N times the loss of pairs of views, of which `rows`, not normalised as `first`, and `phi` hold `count`."""
+        assert rows.first is not None and rows.product is not None
+        offset = self._offset(rows.first)
+        queries, attended = [(q,) for q, _ in pairs], [(t,) for _, t in pairs]
+        positive, of_positives = ops.align(
+            as_heads(rows.first, count, queries),
+            as_heads(rows.first.detach(), count, attended),
+            as_heads(phi.table, count, queries),
+            as_heads(phi.table, count, attended),
+            offset,
+            **self._range(),
+            weight=1.0,
+            beta=self.beta,
+            backend=self.backend,
+        )
+        # One call for the views that are in as many pairs as one another: its statistics count them alike.
+        used = Counter(place for pair in pairs for place in pair)
+        negatives: dict[int, Tensor] = {}
+        found, sizes = [], []
+        for times in sorted({*used.values()}):
+            group = sorted(place for place in used if used[place] == times)
+            whole = len(group) == count
+            anchors = rows.product if whole else as_heads(rows.product, count, [group])
+            phi_anchors = phi.product if whole else as_heads(phi.product, count, [group])
+            negative, of_negatives = ops.contrast(
+                anchors,
+                candidates,
+                phi_anchors,
+                phi_candidates,
+                offset,
+                None,
+                **self._range(),
+                negatives=self.negatives,
+                top_k=self.top_k,
+                beta=self.beta,
+                extra=None,  # every pair has its own
+                backend=self.backend,
+            )
+            negatives |= zip(group, negative.chunk(len(group), dim=1), strict=True)
+            found.append(of_negatives)
+            sizes.append(times * len(group))
+        self.last_stats = named(of_positives, merged(found, sizes))
+        loss = torch.zeros((), dtype=positive.dtype, device=positive.device)
+        for side in (0, 1):
+            term = positive + torch.cat([negatives[pair[side]] for pair in pairs], dim=1).view_as(positive)
+            # −log(e^p / (e^p + e^n)) = log(1 + e^(n − p)) of a positive's logit p and the negatives' n.
+            loss = loss + (F.softplus(term, threshold=40) if self.include_positive else term).sum()
+        return loss / (2 * len(pairs))

@@ -1,15 +1,21 @@
 """SimCLR's loss, with NT-Xent and DCL among its constant temperatures."""
 
+from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from .. import ops
 from ..distributed import gather_rows, row_counts, world
+from ..reference import Stats
+from ..rows import Prepared, at_least_float32
 from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import full_precision
 from .contrast import Contrast
 from .inputs import finite, heads_first
+from .statistics import merged, named
+from .views import Views, as_heads, by_name, joined, view_pairs, views_first
 
 
 class SimCLRLoss(Contrast):
@@ -107,5 +113,104 @@ class SimCLRLoss(Contrast):
                 phi_candidates = self._phi_of(gathered, product_dtype).product
             # The mean over all anchors of the processes is the mean of what they return.
             assert candidates is not None
-            loss = self._evaluate(rows, phi, candidates, phi_candidates, processes / (2 * sum(counts)))
+            weight = processes / (2 * sum(counts))
+            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, weight)
+            self.last_stats = named(*stats)
             return finite(loss, z1=z1, z2=z2)
+
+    def of_views(self, views: Views, targets: Sequence[int] | None = None) -> Tensor:
+        """Loss of V ≥ 2 views: the mean, over the pairs of a view and a target that it attends to, of the anchors'.
+
+        The anchors of a pair are the view's rows, their positives the target's, their negatives the other images' rows
+        of these two: other views of an image are never its negatives. With two views it is the loss of a call.
+
+        Args:
+            views: projections (N, C, d) or (N, d) each, a sequence of them or one tensor.
+            targets: places of the views that the others attend to; None: all.
+
+        Raises:
+            ValueError, TypeError: as a call; fewer than two views; targets that are no views, or not each once.
+        """
+        pairs = view_pairs("views", views, targets)
+        if pairs.are_two_views:
+            return self(*views)
+        (each,) = views_first(views=views)
+        count, x = len(each), each[0]
+        rank, processes = world() if self.gather else (0, 1)
+        counts = row_counts(x) if processes > 1 else [x.shape[1]]
+        total, first = sum(counts), sum(counts[:rank])
+        self._note_shape("views[0]", total, x, stacklevel=3)
+        self._check_width(x.shape[-1], "the projection width d", "views[0]", views[0])
+        product_dtype = self._product_dtype(views[0])
+        with full_precision(x):
+            raw = joined((views, each))
+            needed = self.adaptive is not None or processes > 1
+            rows = ops.prepared(raw, None, product=product_dtype, table=needed, backend=self.backend)
+            phi = self._phi_of(rows.table, product_dtype, table=True)
+            candidates, phi_candidates = rows.product, phi.product
+            assert candidates is not None
+            if processes > 1:
+                assert rows.table is not None
+                everyone = _of_all_processes(rows.table, count, counts)
+                candidates, phi_candidates = everyone.to(product_dtype), self._phi_of(everyone, product_dtype).product
+            own = torch.arange(first, first + x.shape[1], device=x.device)
+            # Of all views, where a call has those of two.
+            rows = rows._replace(
+                first=raw if ops.fused(self.backend, raw) else at_least_float32(raw),
+                skip=torch.stack([own, own + total], dim=1),
+            )
+            weight = processes / (total * sum(pairs.sizes))
+            one = processes == 1  # table, of anchors and candidates
+            losses, of_positives, of_negatives = zip(
+                *(
+                    self._of_pairs(rows, phi, candidates, phi_candidates, count, of, times == 2, one, weight)
+                    for of, times in pairs.groups
+                ),
+                strict=True,
+            )
+            self.last_stats = named(merged(of_positives, pairs.sizes), merged(of_negatives, pairs.sizes))
+            return finite(torch.stack(losses).sum(), **by_name(views=views))
+
+    def _of_pairs(
+        self,
+        rows: Prepared,
+        phi: Prepared,
+        candidates: Tensor,
+        phi_candidates: Tensor | None,
+        count: int,
+        of: list[tuple[int, int]],
+        mutual: bool,
+        one: bool,
+        weight: float,
+    ) -> tuple[Tensor, Stats, Stats]:
+        """`_evaluate` of pairs of views, with the pairs as heads.
+
+        Args:
+            rows, phi: of all views: the anchors' tables, and in `rows` the rows not normalised as `first` and what an
+                anchor skips of the candidates of its pair.
+            candidates, phi_candidates: of all processes.
+            count: number of views.
+            of: pairs.
+            mutual: whether the rows of both views of a pair are its anchors; else those of its first view.
+            one: whether the candidates are of this process alone: then those of mutual pairs are the anchors' own
+                table, for which there is one gradient.
+            weight: of every anchor.
+        """
+        queries, attended = [(q,) for q, _ in of], [(t,) for _, t in of]
+        whole, phi_whole = as_heads(candidates, count, of), as_heads(phi_candidates, count, of)
+        anchors: Tensor | None = whole
+        phi_anchors = phi_whole
+        if not (one and mutual):
+            anchors, phi_anchors = (as_heads(t, count, of if mutual else queries) for t in (rows.product, phi.product))
+        x, y = (as_heads(rows.first, count, views) for views in (queries, attended))
+        phi_x, phi_y = (as_heads(phi.table, count, views) for views in (queries, attended))
+        skip = rows.skip if rows.skip is None or not mutual else torch.cat([rows.skip, rows.skip])
+        anchored = Prepared(None, anchors, x, y, skip), Prepared(None, phi_anchors, phi_x, phi_y, None)
+        return self._evaluate(*anchored, whole, phi_whole, weight, mutual=mutual)
+
+
+def _of_all_processes(table: Tensor, views: int, counts: list[int]) -> Tensor:
+    """Rows of V views (C, V·n, d) of all processes, which hold `counts` images each: (C, V·N, d)."""
+    own = table.unflatten(1, (views, table.shape[1] // views))
+    everyone = gather_rows(own.transpose(1, 2).flatten(2), counts)
+    return everyone.unflatten(2, (views, -1)).transpose(1, 2).flatten(1, 2)

@@ -1,5 +1,6 @@
 """SimSiam's loss."""
 
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import Loss, full_precision
 from .inputs import finite, heads_first, number
 from .statistics import merged, named
+from .views import Views, as_heads, by_name, joined, view_pairs, views_first
 
 
 class SimSiamLoss(Loss):
@@ -59,8 +61,56 @@ class SimSiamLoss(Loss):
         with full_precision(p1_):
             first, of_first = self._direction(p1_, z2_.detach())
             second, of_second = self._direction(p2_, z1_.detach())
-            self.last_stats = named(merged(of_first, of_second))
+            self.last_stats = named(merged([of_first, of_second], [1, 1]))
             return finite((first + second).mean(dim=1).sum(), p1=p1, z2=z2, p2=p2, z1=z1)
+
+    def of_views(self, predictions: Views, projections: Views, targets: Sequence[int] | None = None) -> Tensor:
+        """Loss of V ≥ 2 views: the mean, over the pairs of a view and a target that it attends to, of −s/τ + 2β·Ω(τ).
+
+        s and τ are of the view's predictions and the target's projections. With two views it is the loss of a call.
+
+        Args:
+            predictions, projections: of the V views, (N, C, d) or (N, d) each, a sequence of them or one tensor.
+            targets: places of the views that the others attend to; None: all.
+
+        Raises:
+            ValueError, TypeError: as a call; fewer than two views, or other numbers of them; targets that are no views,
+                or not each once.
+        """
+        pairs = view_pairs("predictions", predictions, targets)
+        count = len(predictions)
+        if not isinstance(projections, Sequence | Tensor) or len(projections) != count:
+            got = len(projections) if isinstance(projections, Sequence | Tensor) else type(projections).__name__
+            raise ValueError(f"projections must be those of the {count} views, one tensor each, got {got}")
+        if pairs.are_two_views:
+            return self(predictions[0], projections[1], predictions[1], projections[0])
+        of_p, of_z = views_first(predictions=predictions, projections=projections)
+        x = of_p[0]
+        self._note_shape("predictions[0]", x.shape[1], x, stacklevel=3)
+        self._check_width(x.shape[-1], "the projection width d", "predictions[0]", predictions[0])
+        with full_precision(x):
+            p, z = joined((predictions, of_p)), joined((projections, of_z)).detach()
+            phi_p = phi_z = None
+            if self.adaptive is not None:
+                tables = [ops.prepared(t, None, table=True, backend=self.backend).table for t in (p, z)]
+                phi_p, phi_z = (self._phi_of(t, table=True).table for t in tables)
+            if not ops.fused(self.backend, x):  # whose kernel reads half precision as float32
+                p, z = at_least_float32(p), at_least_float32(z)
+            queries, attended = [(q,) for q, _ in pairs.ordered], [(t,) for _, t in pairs.ordered]
+            rows, stats = ops.align(
+                as_heads(p, count, queries),
+                as_heads(z, count, attended),
+                as_heads(phi_p, count, queries),
+                as_heads(phi_z, count, attended),
+                self._offset(x),
+                **self._range(),
+                weight=0.5,
+                beta=self.beta,
+                backend=self.backend,
+            )
+            self.last_stats = named(stats)
+            given = by_name(predictions=predictions, projections=projections)
+            return finite(rows.mean(dim=1).sum() * (2 / len(queries)), **given)
 
     def _direction(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Stats]:
         if ops.fused(self.backend, prediction):  # whose kernel reads half precision as float32

@@ -1,5 +1,8 @@
 """`last_stats` of the losses, from what their operators tell."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from ..reference import Stats
@@ -21,12 +24,23 @@ def named(positives: Stats, negatives: Stats | None = None) -> Stats:
     return result
 
 
-def merged(a: Stats, b: Stats) -> Stats:
-    """Statistics of two sets of equal size taken together."""
-    both = torch.stack([*a.values(), *b.values()]).unflatten(0, (2, -1))
-    merged = dict(zip(a, both.mean(0).unbind(), strict=True))
-    of = {key: both[:, i] for i, key in enumerate(a)}
+def merged(sets: Sequence[Stats], sizes: Sequence[int]) -> Stats:
+    """Statistics of several sets taken together.
+
+    Args:
+        sets: of each, not empty.
+        sizes: how large they are, in any unit; a set of size 0 is left out.
+    """
+    unit = math.gcd(*sizes)
+    # Each as often as its size says, which makes them sets of one size.
+    repeated = [of for of, size in zip(sets, sizes, strict=True) for _ in range(size // unit)]
+    if len(repeated) == 1:
+        return repeated[0]
+    keys = list(repeated[0])
+    all_of = torch.stack([of[key] for of in repeated for key in keys]).unflatten(0, (len(repeated), -1))
+    result = dict(zip(keys, all_of.mean(0).unbind(), strict=True))
+    of_key = {key: all_of[:, i] for i, key in enumerate(keys)}
     # Within the sets, and between their means.
-    merged["tau_std"] = (of["tau_std"].square().mean() + of["tau_mean"].var(correction=0)).sqrt()
-    merged["tau_min"] = of["tau_min"].amin()
-    return merged
+    result["tau_std"] = (of_key["tau_std"].square().mean() + of_key["tau_mean"].var(correction=0)).sqrt()
+    result["tau_min"] = of_key["tau_min"].amin()
+    return result

@@ -207,8 +207,10 @@ def _softmax_backward(
     if torch.equal(gradient, by_head.expand_as(gradient)):
         return [*scaled(of_tables, by_head[:, 0], 5 * (gradient.dtype,)), None, of_extra]
     # What belongs to an anchor is scaled with it; what sums over anchors is made anew.
-    _, _, made = _softmax_pass(a, gradient.contiguous(), [False, needs[1], False, *needs[3:5]])
-    grads = made.all()
+    anew = [False, needs[1], False, *needs[3:5]]
+    grads: list[Tensor | None] = 5 * [None]
+    if any(anew):
+        grads = _softmax_pass(a, gradient.contiguous(), anew)[2].all()
     for i in (0, 2):
         table = of_tables[i]
         grads[i] = None if table is None else table * gradient[..., None]
