@@ -208,7 +208,7 @@ def _softmax_backward(
         return [*scaled(of_tables, by_head[:, 0], 5 * (gradient.dtype,)), None, of_extra]
     # What belongs to an anchor is scaled with it; what sums over anchors is made anew.
     anew = [False, needs[1], False, *needs[3:5]]
-    grads: list[Tensor | None] = 5 * [None]
+    grads: list[Tensor | None] = [None] * 5
     if any(anew):
         grads = _softmax_pass(a, gradient.contiguous(), anew)[2].all()
     for i in (0, 2):
