@@ -106,6 +106,7 @@ def _declare_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--half", action="store_true", help="keep features in float16: half the memory")
     parser.add_argument("--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} beside CKPT)")
+    _declare_trust(parser)
 
 
 def _declare_export(commands: Any) -> None:
@@ -122,6 +123,11 @@ def _declare_export(commands: Any) -> None:
     parser.add_argument(
         "--output", type=_path, metavar="FILE", help="ends in .FORMAT (default: backbone.FORMAT beside CKPT)"
     )
+    _declare_trust(parser)
+
+
+def _declare_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="import the class that CKPT names as its encoder")
 
 
 def _declare_report(commands: Any) -> None:

@@ -191,6 +191,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             augment=arguments.augment,
             half=arguments.half,
             output=arguments.output,
+            trust=arguments.trust,
         )
     except ElsewhereError:  # the other process tells of it
         return 2
@@ -215,10 +216,10 @@ def _export(arguments: argparse.Namespace) -> int:
     from .export import export, loading_code
 
     arguments.begins()
-    path = export(arguments.weights, format=format, output=output)
+    path = export(arguments.weights, format=format, output=output, trust=arguments.trust)
     print(path)
     if format == "safetensors":
-        print(f"\n{loading_code(load_encoder(path).config, str(path))}")
+        print(f"\n{loading_code(load_encoder(path, trust=arguments.trust).config, str(path))}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """A trained encoder, read back from what a run or `amcl-fast export` has left."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .extras import extras_named
 from .models import BackboneConfig, build_backbone
-from .models.backbones import RESNETS, TIMM_PREFIX
+from .models.resnet import RESNETS
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import LAST, RunDirectory
 
@@ -17,6 +17,8 @@ __all__ = ["Encoder", "find_weights", "load_encoder"]
 
 SUFFIX = ".safetensors"
 _PREFIX = "backbone."
+_SHAPE = ("name", "stem", "width", "size", "arguments")  # of an encoder; its other settings are of its training
+_OWN = "A backbone of your own is evaluated by amcl_fast.evaluate.evaluate"
 _METADATA_KEYS = {"amcl_fast", "backbone", "size", "mean", "std"}
 
 
@@ -26,7 +28,8 @@ class Encoder:
 
     Attributes:
         backbone: normalised images (n, 3, H, W) to features (n, feature_dim), in evaluation mode, on the CPU.
-        config: what the backbone is; `size` is None if it takes images of any.
+        config: what the backbone is; `size` is None if it takes images of any, and settings of its training are not
+            among them.
         size: side of the training images, in pixels.
         mean, std: normalisation of its inputs, per channel, of pixels in [0, 1].
         crop_pct: share of the shorter side that evaluations see.
@@ -48,15 +51,15 @@ class Encoder:
 
     @property
     def published(self) -> nn.Module:
-        """The module whose parameters have the names of torchvision or timm."""
-        return _published(self.backbone, self.config)
+        """The module whose parameters have the names of torchvision, of timm or of one's own class."""
+        return _published(self.backbone)
 
     @property
     def metadata(self) -> dict[str, str]:
         """All but the weights as text, for the header of an exported file; `load_encoder` reads it back."""
         return {
             **self.origin,
-            "backbone": json.dumps({name: value for name, value in asdict(self.config).items() if value is not None}),
+            "backbone": json.dumps(_told(self.config)),
             "size": str(self.size),
             "mean": json.dumps(list(self.mean)),
             "std": json.dumps(list(self.std)),
@@ -77,32 +80,38 @@ def find_weights(path: Path) -> Path:
     return file
 
 
-def load_encoder(path: Path) -> Encoder:
+def load_encoder(path: Path, *, trust: bool = False) -> Encoder:
     """The encoder of a run directory, of a checkpoint or of an exported safetensors file.
 
     The file is read as data. Nothing in it is executed, imported or looked up by name, except the name of the
-    backbone among those of `build_backbone`.
+    backbone among torchvision's and timm's of `build_backbone`.
+
+    Args:
+        path: which of them.
+        trust: import the class that the file names, where the encoder is one of its maker's own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is none of the three, damaged, or from elsewhere.
+        ValueError: it is none of the three, damaged, from elsewhere, or names a class without `trust`.
         ImportError: timm or safetensors is needed and missing.
     """
     file = find_weights(path)
     if file.suffix == ".onnx":
         raise ValueError(f"{file} is for other programs and is not read back; give the checkpoint or a {SUFFIX} file")
     try:
-        return _from_exported(file) if file.suffix == SUFFIX else _from_checkpoint(file)
+        return _from_exported(file, trust) if file.suffix == SUFFIX else _from_checkpoint(file, trust)
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         # Of a file that is well formed, but whose entries are not those of an encoder of ours.
         raise ValueError(f"{file} holds no encoder of amcl-fast: {error}") from error
 
 
-def _from_checkpoint(file: Path) -> Encoder:
+def _from_checkpoint(file: Path, trust: bool) -> Encoder:
     checkpoint = load_checkpoint(file)
     settings = checkpoint.get("settings")
     if not settings:
-        raise ValueError(f"{file} lacks the settings of its run; `amcl-fast pretrain` writes them into checkpoints")
+        raise ValueError(
+            f"{file} lacks the settings of its run; `amcl-fast pretrain` writes them into checkpoints. {_OWN}"
+        )
     model, data = settings["model"], settings["data"]
     config = BackboneConfig(**model["init_args"]["backbone"])
     weights = {
@@ -110,7 +119,7 @@ def _from_checkpoint(file: Path) -> Encoder:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    backbone, config = _built(config)
+    backbone, config = _built(config, file, trust)
     backbone.load_state_dict(weights)
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
     origin = {
@@ -134,17 +143,16 @@ def _from_checkpoint(file: Path) -> Encoder:
     )
 
 
-def _from_exported(file: Path) -> Encoder:
+def _from_exported(file: Path, trust: bool) -> Encoder:
     metadata, weights = _read_safetensors(file)
     if not metadata.keys() >= _METADATA_KEYS:
         raise ValueError(
             f"{file} was not written by `amcl-fast export`: its header lacks "
-            f"{', '.join(sorted(_METADATA_KEYS - metadata.keys()))}. A backbone of your own is evaluated by "
-            "amcl_fast.evaluate.evaluate"
+            f"{', '.join(sorted(_METADATA_KEYS - metadata.keys()))}. {_OWN}"
         )
     config = BackboneConfig(**json.loads(metadata["backbone"]))
-    backbone, config = _built(config)
-    _published(backbone, config).load_state_dict(weights)
+    backbone, config = _built(config, file, trust)
+    _published(backbone).load_state_dict(weights)
     facts = {"backbone", "size", "mean", "std", "crop_pct", "load", "format"}
     return Encoder(
         backbone=backbone.eval(),
@@ -157,10 +165,17 @@ def _from_exported(file: Path) -> Encoder:
     )
 
 
-def _built(config: BackboneConfig) -> tuple[nn.Module, BackboneConfig]:
-    """The backbone, and what it is: without the size if it is not built for one."""
+def _built(config: BackboneConfig, file: Path, trust: bool) -> tuple[nn.Module, BackboneConfig]:
+    """The backbone, and what it is: without the size if it is not built for one, and without how it is trained."""
+    if config.is_own and not trust:
+        raise ValueError(
+            f"{file} names a class as its encoder, {config.name}, and loading it would import and run that; if you "
+            "trust whoever made the file, add --trust (from Python: trust=True)"
+        )
+    shape = {name: getattr(config, name) for name in _SHAPE}
     if config.name in RESNETS:  # which older runs gave one, without effect
-        config = replace(config, size=None)
+        shape["size"] = None
+    config = BackboneConfig(**shape)
     backbone = build_backbone(config)
     return backbone, config if getattr(backbone, "takes_size", False) else replace(config, size=None)
 
@@ -175,5 +190,10 @@ def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"{file} is no safetensors file, or is damaged: {error}") from error
 
 
-def _published(backbone: nn.Module, config: BackboneConfig) -> Any:
-    return backbone.model if config.name.startswith(TIMM_PREFIX) else backbone
+def _published(backbone: nn.Module) -> Any:
+    return getattr(backbone, "model", backbone)
+
+
+def _told(config: BackboneConfig) -> dict[str, Any]:
+    """Settings of an encoder, those of all encoders and what else is set; earlier versions know no others."""
+    return {name: value for name in _SHAPE if (value := getattr(config, name)) not in (None, {})}

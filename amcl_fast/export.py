@@ -2,13 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from .encoder import SUFFIX, Encoder, load_encoder
 from .extras import extras_named, require
-from .models.backbones import TIMM_PREFIX, BackboneConfig
+from .models.backbones import BackboneConfig
+from .models.timm_models import TIMM_PREFIX
 from .runs.files import check_output, write_file
 
 __all__ = ["export", "loading_code"]
@@ -17,7 +18,7 @@ Format = Literal["safetensors", "onnx"]
 SUFFIXES: dict[Format, str] = {"safetensors": SUFFIX, "onnx": ".onnx"}
 
 
-def export(weights: Path, *, format: Format = "safetensors", output: Path | None = None) -> Path:
+def export(weights: Path, *, format: Format = "safetensors", output: Path | None = None, trust: bool = False) -> Path:
     """Write the encoder of a run directory, a checkpoint or an exported file.
 
     Both formats carry, as metadata, the name of the backbone, recipe, epochs and version, and the normalisation and
@@ -29,6 +30,7 @@ def export(weights: Path, *, format: Format = "safetensors", output: Path | None
         format: safetensors or onnx.
         output: file to write, replaced when the new one is whole, with the suffix of its format; default:
             `backbone.safetensors` or `backbone.onnx` in the run directory, or beside the weights under their name.
+        trust: see `load_encoder`.
 
     Returns:
         The file written.
@@ -44,7 +46,7 @@ def export(weights: Path, *, format: Format = "safetensors", output: Path | None
         if output.suffix != suffix:
             raise ValueError(f"output must end in {suffix}, by which {format} files are known, got {output}")
         check_output(output)
-    encoder = load_encoder(weights)
+    encoder = load_encoder(weights, trust=trust)
     path = output or (weights / f"backbone{suffix}" if weights.is_dir() else weights.with_suffix(suffix))
     write_file(path, _safetensors(encoder) if format == "safetensors" else _onnx(encoder))
     return path
@@ -54,13 +56,17 @@ def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
     """Python lines that load an exported safetensors file into `model`, strictly.
 
     torchvision's ResNet has one width and one stem. Another stem takes two lines more; another width is loaded by
-    this package, which builds the same network.
+    this package, which builds the same network. A class of one's own is imported.
     """
     load = f'model.load_state_dict(safetensors.torch.load_file("{file}"))'
     if config.name.startswith(TIMM_PREFIX):
         name = config.name.removeprefix(TIMM_PREFIX)
-        size = "" if config.size is None else f", img_size={config.size}"
-        return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", num_classes=0{size})\n{load}'
+        given = {"num_classes": 0, **({} if config.size is None else {"img_size": config.size}), **config.arguments}
+        return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", {_as_arguments(given)})\n{load}'
+    if config.is_own:
+        module, _, name = config.name.rpartition(".")
+        lines = ["import safetensors.torch", f"from {module} import {name}"]
+        return "\n".join([*lines, f"model = {name}({_as_arguments(config.arguments)})", load])
     if config.width != BackboneConfig().width:
         return (
             "from pathlib import Path\nfrom amcl_fast.encoder import load_encoder\n"
@@ -77,6 +83,10 @@ def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
             "model.maxpool = torch.nn.Identity()",
         ]
     return "\n".join([*lines, load])
+
+
+def _as_arguments(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _safetensors(encoder: Encoder) -> bytes:

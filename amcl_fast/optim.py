@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .extras import extras_named
+
 __all__ = ["LARS", "OptimizerConfig", "ScheduleConfig", "build_optimizer", "build_scheduler", "lr_factor", "lr_scale"]
 
 
@@ -33,6 +35,9 @@ class OptimizerConfig:
         implementation: `auto` and `torch` are torch's fused kernels where device and dtype allow, its foreach
             ones elsewhere; `apex` is apex's FusedSGD or FusedLAMB where they work, torch's with a warning
             where they do not.
+        layer_decay: factor on the learning rate of a layer of the encoder for each layer that comes after it, by the
+            groups that timm makes of its models (`group_matcher`); the last layer, the heads and φ have the full
+            rate. None: all layers have it.
     """
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
@@ -45,6 +50,7 @@ class OptimizerConfig:
     decay_all: bool = True
     trust_coefficient: float = 1e-3
     implementation: Literal["auto", "torch", "apex"] = "auto"
+    layer_decay: float | None = None
 
 
 class LARS(Optimizer):
@@ -173,22 +179,49 @@ def _param_groups(
     separate = config.name == "lars" or not config.decay_all
     if config.bias_lr is not None and not separate:
         raise ValueError(f"bias_lr must be unset unless decay_all is false or name is lars, got {config.bias_lr}")
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    backbone: Any = module.backbone if config.layer_decay is not None else None
+    shares = {} if config.layer_decay is None else layer_shares(backbone, config.layer_decay)
+    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
             constant = next((prefix for prefix in constant_lr if name.startswith(f"{prefix}.")), "")
             plain = separate and (p.ndim <= 1 or name.endswith("bias"))
-            groups.setdefault((constant, plain), {"params": []})["params"].append(p)
-    for (constant, plain), group in groups.items():
+            share = shares.get(name.removeprefix("backbone."), 1.0)
+            # Full rates come first: the rate of the first group is logged.
+            groups.setdefault((constant, plain, -share), {"params": []})["params"].append(p)
+    for (constant, plain, less), group in groups.items():
+        biases = plain and config.bias_lr is not None
+        if biases or less != -1:
+            group["lr"] = -less * scale * (config.bias_lr if biases else config.lr)  # type: ignore[operator]
         if plain:
             group["weight_decay"] = 0.0
-            if config.bias_lr is not None:
-                group["lr"] = config.bias_lr * scale
             if config.name == "lars":
                 group["adapt"] = False
         if constant:
             group |= {"lr": constant_lr[constant] * scale, "constant_lr": True}
     return [groups[key] for key in sorted(groups)]
+
+
+def layer_shares(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """Share of the learning rate that each parameter of an encoder has, by name: decay to the power of the number of
+    layers after its own, as `timm.optim.param_groups_layer_decay` has it.
+
+    Raises:
+        ValueError: decay outside (0, 1], or the encoder does not say what its layers are.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"optimizer.layer_decay must be above 0 and at most 1, got {decay}")
+    model: Any = getattr(backbone, "model", backbone)
+    if not hasattr(model, "group_matcher"):
+        raise ValueError(
+            f"optimizer.layer_decay must be unset with {type(model).__name__}, which does not say what its layers are "
+            f"(timm's models do, by group_matcher), got {decay}"
+        )
+    with extras_named("layer_decay"):
+        from timm.models import group_parameters
+    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {f"model.{name}": decay ** (last - layer) for name, layer in layers.items()}
 
 
 def _apex_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> Optimizer | None:

@@ -1,6 +1,7 @@
 """A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
 
 import functools
+import os
 import pydoc
 import sys
 from collections.abc import Callable
@@ -36,9 +37,10 @@ from .callbacks import (
 from .data import ContrastiveDataModule
 from .launch import rank
 from .methods import BarlowTwins, Method
-from .models.backbones import TIMM_PREFIX
+from .models.resnet import RESNETS
 from .models.sizes import ANY_SIZE, takes_any_size
-from .paths import absolute_data, find_data
+from .models.timm_models import TIMM_PREFIX
+from .paths import absolute_data, expanded, find_data
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import NewFolder, RunDirectory, aside
 from .runs.files import Unwritten, copy_file, write_file
@@ -136,6 +138,7 @@ class PretrainCLI(LightningCLI):
             refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data, absolute_data)
             self._set_backbone_size()
+            self._place_weights()
             return
         own = self.resumed.argument
         self.config = parser.parse_args([*own, *args])
@@ -179,19 +182,19 @@ class PretrainCLI(LightningCLI):
             self.run_dir = self._folder.reserve()
 
     def _set_backbone_size(self) -> None:
-        """Build a model of timm for images of data.size, other encoders for any; a resumed run keeps timm's as it was.
+        """Build a ResNet for images of any size, other encoders for those of data.size; a resumed run keeps what was.
 
         With views of several sizes it is built for these, where timm's constructor can be told so.
 
         Raises:
             ValueError: the settings say another one.
         """
-        backbone, size = self.config.get("model.init_args.backbone"), self.config.data.size
+        backbone, size = self._backbone, self.config.data.size
         if backbone is None:
             return
         if self.resumed is None and backbone.get("size") not in (None, size):
             raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
-        if not str(backbone.get("name")).startswith(TIMM_PREFIX):
+        if backbone.get("name") in RESNETS:
             backbone.size = None  # older runs have one, without effect
         elif self.resumed is None:
             backbone.size = size
@@ -199,6 +202,17 @@ class PretrainCLI(LightningCLI):
             several = isinstance(views, list) and any(view.get("size") not in (None, size) for view in views)
             if several and takes_any_size(backbone.name.removeprefix(TIMM_PREFIX), size):
                 backbone.arguments = {ANY_SIZE: True, **backbone.arguments}
+
+    def _place_weights(self) -> None:
+        """Keep the path of the encoder's weights such that the run can begin anew from anywhere."""
+        if self._backbone is not None and self._backbone.get("weights"):
+            self._backbone.weights = os.path.abspath(expanded(self._backbone.weights))
+
+    @property
+    def _backbone(self) -> Any:
+        """Settings of the encoder; None where the method has none, or another's."""
+        backbone = self.config.get("model.init_args.backbone")
+        return backbone if hasattr(backbone, "get") else None
 
     @staticmethod
     def _plain(config: Any, parser: LightningArgumentParser) -> dict[str, Any]:
@@ -256,13 +270,21 @@ class PretrainCLI(LightningCLI):
         settings = yaml.load(self._yaml, Loader=_LOADER)
         # The parent would dump them once more, links with their targets.
         self.config_dump = {**settings, "data": {**settings["data"], "seed": self.config.data.seed}}
+        weights = None if self._backbone is None else self._backbone.get("weights")
+        if weights and self.resumed is not None and self.resumed.checkpoint is not None:
+            # Those of the checkpoint come in their place, and the file may be gone.
+            self._backbone.weights = None
         super().instantiate_classes()
+        if weights:
+            self._backbone.weights = weights
         model = settings["model"]
         self.model.save_hyperparameters(
             {
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
                 "_class_path": model["class_path"],
                 **model["init_args"],
+                # The checkpoint has the weights: whoever rebuilds the method from it needs no file beside it.
+                **({"backbone": {**model["init_args"]["backbone"], "weights": None}} if weights else {}),
             },
             logger=False,
         )

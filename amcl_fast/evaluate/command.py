@@ -37,6 +37,7 @@ def run(
     augment: bool | None,
     half: bool,
     output: Path | None,
+    trust: bool = False,
 ) -> None:
     """Evaluate, print a table, write the JSON file; by all processes of torchrun or srun, of which the first does that.
 
@@ -50,7 +51,7 @@ def run(
         epochs, rates, batch_size: of the linear probe.
         augment: random crop and flip for the linear probe, anew every epoch; None: on a GPU only, since the encoder
             runs once an epoch for it.
-        half: keep features in float16.
+        half, trust: keep features in float16; see `load_encoder`.
         output: the JSON file; None: `evaluation-DATA.json` in the run directory, or beside the weights.
 
     Raises:
@@ -65,7 +66,7 @@ def run(
         with together():
             if output is not None and not rank:
                 check_output(output)
-            encoder = load_encoder(weights)
+            encoder = load_encoder(weights, trust=trust)
             data, held_out = _data(weights, encoder, data, held_out)
             datamodule = ContrastiveDataModule(
                 root=data,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,11 +15,16 @@ from ..distributed import world
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..models.modes import floating_dtype, untracked
-from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, lr_scale
+from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
 from .pairs import Pairs
 from .trainer import NonFiniteError, at_logging_step, stepped
 
 Batch = tuple[Sequence[Tensor], Tensor]
+
+if TYPE_CHECKING:
+    Backbone = BackboneConfig | nn.Module
+else:
+    Backbone = BackboneConfig  # the command line has settings alone
 
 # Of version 0.1.0; a subclass's own would never be called.
 _RENAMED = {"contrast": "loss_of_views", "temperatures": "pairs_of_views"}
@@ -33,7 +38,7 @@ class Method(L.LightningModule):
 
     Args:
         criterion: loss of the framework; its `last_stats` are logged.
-        backbone: encoder.
+        backbone: encoder; a torch.nn.Module of one's own too, images (n, 3, H, W) to features (n, D).
         projector: heads.
         optimizer: optimiser of everything that learns, φ included.
         schedule: learning-rate schedule.
@@ -55,7 +60,7 @@ class Method(L.LightningModule):
         self,
         criterion: nn.Module,
         *,
-        backbone: BackboneConfig = BackboneConfig(),  # noqa: B008
+        backbone: Backbone = BackboneConfig(),  # noqa: B008
         projector: ProjectorConfig = ProjectorConfig(),  # noqa: B008
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
@@ -67,6 +72,8 @@ class Method(L.LightningModule):
         self.projector = MultiHeadProjector(self.backbone.feature_dim, projector)  # type: ignore[arg-type]
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        if optimizer.layer_decay is not None:
+            layer_shares(self.backbone, optimizer.layer_decay)  # refused here, and not after the first measurements
         self.constant_lr: dict[str, float] = {}
         self._compile = compile
         # Evaluation meets other batch sizes, for which a compiled graph would be built again: it stays eager.

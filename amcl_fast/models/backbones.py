@@ -1,26 +1,18 @@
 """Encoders: images (n, 3, H, W) to features (n, feature_dim), channels_last."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ..extras import extras_named
-from .modes import in_mode
+from .own import OwnEncoder, of_class
+from .resnet import RESNETS, STANDARD_WIDTH, ResNetEncoder
+from .timm_models import TIMM_PREFIX, TimmEncoder, check_name, checkpoint_gradients
+from .vit import fix_positions, freeze_patch_projection
+from .weights import load_weights
 
-RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-}
-TIMM_PREFIX = "timm/"
-_STANDARD_WIDTH = 64
 _SAFE_CHANNELS = 16
-_LARGEST_SIZE = 2048  # pixels; a file from elsewhere may say anything
 
 
 @dataclass(frozen=True)
@@ -28,171 +20,146 @@ class BackboneConfig:
     """Which encoder to build.
 
     Attributes:
-        name: resnet18, resnet34, resnet50, or `timm/<name>` for any model of timm.
+        name: resnet18, resnet34, resnet50, `timm/<name>` for any model of timm, or `package.module.Class`, a class of
+            torch.nn.Module that is imported.
         stem: `standard` (7×7 stride 2, then max-pool) or `small` (3×3 stride 1, no pooling) for images of
             about 32 to 64 pixels. ResNets only.
         width: channels of the first stage of a ResNet; 64 is the published network.
-        size: side of the images in pixels, for the models of timm that are built for one (ViT, Swin and others);
-            None: timm's. `amcl-fast pretrain` sets it to data.size. ResNets take any size, and no setting of it.
-        arguments: further arguments of the constructor of timm's models, by name.
+        size: side of the images in pixels, for the models of timm that are built for one (ViT, Swin and others), and
+            at which the features of timm's and of own modules are measured; None: timm's. `amcl-fast pretrain` sets
+            it to data.size. ResNets take any size, and no setting of it.
+        arguments: further arguments of the constructor of timm's models or of the class, by name.
+        weights: file with the weights at the start, see `amcl_fast.models.weights.load_weights`; None: random ones.
+        gradient_checkpointing: compute activations twice instead of keeping them, where the model offers it.
+        drop_path: share of the residual branches that training leaves out, rising from 0 in the first block to this
+            one in the last; None: as timm builds the model. timm's models only.
+        positions: `learned` as timm builds them, or `fixed`: sines and cosines of row and column that are not trained
+            (MoCo v3, MAE). timm's ViTs only.
+        freeze_patch_projection: leave the random projection of the patches as it is at the start (MoCo v3, Section
+            4.2). timm's ViTs only.
     """
 
     name: str = "resnet18"
     stem: Literal["standard", "small"] = "standard"
-    width: int = _STANDARD_WIDTH
+    width: int = STANDARD_WIDTH
     size: int | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    gradient_checkpointing: bool = False
+    drop_path: float | None = None
+    positions: Literal["learned", "fixed"] = "learned"
+    freeze_patch_projection: bool = False
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the encoder is a class of a user's own, whose import runs code of theirs."""
+        return "." in self.name and not self.name.startswith(TIMM_PREFIX)
 
 
-class _ResNetEncoder(ResNet):
-    """torchvision's ResNet without classifier, with a stem for small images and any width.
-
-    Attributes:
-        feature_dim: width of the features.
-    """
-
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str, width: int) -> None:
-        self._width = width
-        super().__init__(block, layers)
-        # The parent has built its stem and head at their published sizes.
-        kernel, stride, padding = (3, 1, 1) if stem == "small" else (7, 2, 3)
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(width)
-        if stem == "small":
-            self.maxpool = nn.Identity()  # type: ignore[assignment]
-        self.feature_dim = 512 * block.expansion * width // _STANDARD_WIDTH
-        self.fc = nn.Identity()  # type: ignore[assignment]
-
-    def _make_layer(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        planes: int,
-        blocks: int,
-        stride: int = 1,
-        dilate: bool = False,
-    ) -> nn.Sequential:
-        if planes == _STANDARD_WIDTH:
-            self.inplanes = self._width
-        return super()._make_layer(block, planes * self._width // _STANDARD_WIDTH, blocks, stride, dilate)
-
-
-class _TimmEncoder(nn.Module):
-    """A model of timm without its classifier.
-
-    Args:
-        name: timm's.
-        size: side of the images; None: timm's.
-        arguments: of timm's constructor.
-
-    Attributes:
-        feature_dim: width of the features, as a forward pass gives it: timm's `num_features` is that of a layer
-            before in some families (MobileNetV3, GhostNet, LCNet, EfficientViT, HGNet).
-        takes_size: whether the model is built for the size that was given.
-    """
-
-    def __init__(self, name: str, size: int | None, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        if size is not None and not 1 <= size <= _LARGEST_SIZE:
-            raise ValueError(f"backbone.size must be between 1 and {_LARGEST_SIZE}, got {size}")
-        self.model, self.takes_size = _create(name, size, arguments)
-        self.feature_dim = _feature_dim(self.model, name, size or _own_size(self.model))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
-def _check_is_of_timm(name: str) -> None:
-    with extras_named(f"backbone {TIMM_PREFIX}{name}"):
-        import timm
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8])
-        raise ValueError(f"backbone must be a model of timm, got {name!r}{f'; close to it: {close}' if close else ''}")
-
-
-def _create(name: str, size: int | None, arguments: dict[str, Any]) -> tuple[nn.Module, bool]:
-    """timm's model for images of `size`, and whether it is built for one."""
-    import timm
-
-    state = torch.get_rng_state()
-    with _told(name, size):
-        try:
-            given: dict[str, Any] = {} if size is None else {"img_size": size}
-            return timm.create_model(name, pretrained=False, num_classes=0, **arguments, **given), bool(given)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            torch.set_rng_state(state)
-            return timm.create_model(name, pretrained=False, num_classes=0, **arguments), False
-
-
-def _own_size(model: Any) -> int:
-    return int(model.pretrained_cfg.get("input_size", (3, 224, 224))[-1])
-
-
-def _feature_dim(model: nn.Module, name: str, size: int) -> int:
-    """Width of the features; neither running statistics nor random generators change."""
-    with _told(name, size), torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, training=False):
-        features = model(torch.zeros(1, 3, size, size))
-    shape = tuple(getattr(features, "shape", ()))
-    if len(shape) != 2:
-        found = f"shape {('n', *shape[1:])}".replace("'", "") if shape else type(features).__name__
-        raise ValueError(f"backbone must give features (n, D), got {found} from {TIMM_PREFIX}{name}")
-    return shape[1]
-
-
-@contextmanager
-def _told(name: str, size: int | None) -> Iterator[None]:
-    """Errors of timm's inside become one that names model and size."""
-    try:
-        yield
-    except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        sized = "" if size is None else f" of {size} × {size} px (data.size)"
-        raise ValueError(
-            f"{TIMM_PREFIX}{name} cannot take images{sized}: {said[:200] or type(error).__name__}"
-        ) from error
-
-
-def build_backbone(config: BackboneConfig) -> nn.Module:
-    """The encoder of `config` in channels_last, its width of features as attribute `feature_dim`.
+def build_backbone(config: BackboneConfig | nn.Module) -> nn.Module:
+    """The encoder of `config`, or a module of one's own, in channels_last, its width of features as `feature_dim`.
 
     Raises:
-        ValueError: unknown name; a stem, width or size that the encoder does not have or cannot take; or features
-            that are no vectors.
+        ValueError: unknown name; a setting that the encoder does not have or cannot take; weights that are not its
+            own; or features that are no vectors.
+        FileNotFoundError: there is no file of weights.
         ImportError: a timm name without timm.
     """
-    backbone: nn.Module
-    if config.name.startswith(TIMM_PREFIX):
-        name = config.name.removeprefix(TIMM_PREFIX)
-        _check_is_of_timm(name)
-        if config.stem != "standard" or config.width != _STANDARD_WIDTH:
-            raise ValueError(
-                f"backbone.stem and backbone.width must be standard and {_STANDARD_WIDTH} with {config.name}, for they "
-                f"are settings of ResNets, got {config.stem} and {config.width}"
-            )
-        backbone = _TimmEncoder(name, config.size, config.arguments)
+    if isinstance(config, nn.Module):
+        backbone: nn.Module = OwnEncoder(config, type(config).__name__, None)
+    elif config.name.startswith(TIMM_PREFIX):
+        backbone = _of_timm(config)
     elif config.name in RESNETS:
-        if config.stem not in ("standard", "small"):
-            raise ValueError(f"backbone.stem must be 'standard' or 'small', got {config.stem!r}")
-        if config.width < 8 or config.width % 8:
-            raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
-        if config.size is not None:
-            raise ValueError(
-                f"backbone.size must be unset with {config.name}, which takes images of any size, for it is a setting "
-                f"of timm's models, got {config.size}"
-            )
-        block, layers = RESNETS[config.name]
-        backbone = _ResNetEncoder(block, layers, config.stem, config.width)
+        backbone = _resnet(config)
+    elif config.is_own:
+        backbone = _of_class(config)
     else:
-        raise ValueError(f"backbone must be one of {', '.join(RESNETS)} or timm/<name>, got {config.name!r}")
-    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        raise ValueError(
+            f"backbone must be one of {', '.join(RESNETS)}, timm/<name> or package.module.Class, got {config.name!r}"
+        )
+    if isinstance(backbone, OwnEncoder):
+        if not backbone.channels_last:
+            return backbone
+    else:
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and _corrupts(module):
             # A clone: what `contiguous` gives of 1 × 1 weights still has the strides of channels_last.
             module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
             module.register_forward_pre_hook(_contiguous_on_the_cpu)
     return backbone
+
+
+def _resnet(config: BackboneConfig) -> nn.Module:
+    if config.stem not in ("standard", "small"):
+        raise ValueError(f"backbone.stem must be 'standard' or 'small', got {config.stem!r}")
+    if config.width < 8 or config.width % 8:
+        raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
+    if config.size is not None:
+        raise ValueError(
+            f"backbone.size must be unset with {config.name}, which takes images of any size, for it is a setting "
+            f"of timm's models, got {config.size}"
+        )
+    _refuse(config, "arguments", "gradient_checkpointing", "drop_path", "positions", "freeze_patch_projection")
+    block, layers = RESNETS[config.name]
+    backbone = ResNetEncoder(block, layers, config.stem, config.width)
+    if config.weights is not None:
+        load_weights(backbone, config.weights, config.name, ["fc"])
+    return backbone
+
+
+def _of_timm(config: BackboneConfig) -> nn.Module:
+    name = config.name.removeprefix(TIMM_PREFIX)
+    check_name(name)
+    _check_no_resnet(config)
+    backbone = TimmEncoder(name, config.size, config.arguments, config.drop_path)
+    model: Any = backbone.model
+    if config.gradient_checkpointing:
+        checkpoint_gradients(model, config.name)
+    if config.weights is not None:
+        classifier = model.pretrained_cfg.get("classifier") or ()
+        load_weights(model, config.weights, config.name, [classifier] if isinstance(classifier, str) else classifier)
+    if config.positions not in ("learned", "fixed"):
+        raise ValueError(f"backbone.positions must be 'learned' or 'fixed', got {config.positions!r}")
+    if config.positions == "fixed":
+        fix_positions(model, config.name)
+    if config.freeze_patch_projection:
+        freeze_patch_projection(model, config.name, initialise=config.weights is None)
+    return backbone
+
+
+def _of_class(config: BackboneConfig) -> nn.Module:
+    _check_no_resnet(config)
+    _refuse(config, "drop_path", "positions", "freeze_patch_projection")
+    backbone = OwnEncoder(of_class(config.name, config.arguments), config.name, config.size)
+    if config.gradient_checkpointing:
+        checkpoint_gradients(backbone.model, config.name)
+    if config.weights is not None:
+        load_weights(backbone.model, config.weights, config.name)
+    return backbone
+
+
+def _check_no_resnet(config: BackboneConfig) -> None:
+    if config.stem != "standard" or config.width != STANDARD_WIDTH:
+        raise ValueError(
+            f"backbone.stem and backbone.width must be standard and {STANDARD_WIDTH} with {config.name}, for they "
+            f"are settings of ResNets, got {config.stem} and {config.width}"
+        )
+
+
+def _refuse(config: BackboneConfig, *settings: str) -> None:
+    default = BackboneConfig()
+    for name in settings:
+        value = getattr(config, name)
+        if value != getattr(default, name):
+            raise ValueError(
+                f"backbone.{name} must be {_shown(getattr(default, name))} with {config.name}, for it is a setting of "
+                f"timm's models, got {value}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None or value == {} else str(value).lower()
 
 
 def _corrupts(conv: nn.Conv2d) -> bool:

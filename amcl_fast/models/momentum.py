@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class MomentumEncoder(nn.Module):
     """Modules in a row whose weights are a moving average of those of others, which they start as copies of.
 
-    Running statistics of BatchNorm are not averaged: they come from the copies' own forward passes.
+    Running statistics of BatchNorm are not averaged: they come from the copies' own forward passes. Stochastic depth
+    (drop path) is for what is trained: the copies keep all of their branches.
 
     Args:
         sources: modules to copy, applied one after the other.
@@ -23,6 +24,9 @@ class MomentumEncoder(nn.Module):
             raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
         self.momentum = momentum
         self.copies = nn.Sequential(*copy.deepcopy(sources)).requires_grad_(False)
+        for module in self.copies.modules():
+            if type(module).__name__ == "DropPath":  # timm's
+                module.drop_prob = 0.0  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """What the copies, one after the other, make of `x`; MoCo's make keys (n, C, d) of images (n, 3, H, W)."""

@@ -52,7 +52,16 @@ MAY_MOVE = {"data.held_out": "without it a part of data.root is measured on, wit
 """Paths that a resume may change to others, but neither give nor take away, and why."""
 
 # Text that is never the name of a class or of a file with further settings.
-_PLAIN = {"data.root", "data.held_out", "recipe", "base", "run", "amcl_fast", "trainer.default_root_dir"}
+_PLAIN = {
+    "data.root",
+    "data.held_out",
+    "model.init_args.backbone.weights",
+    "recipe",
+    "base",
+    "run",
+    "amcl_fast",
+    "trainer.default_root_dir",
+}
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 # Of text that is YAML itself: a parser that is given text for a class reads it once more.
 _MARKUP = re.compile(r"[{}\[\]&*!|>%@`\"'#?\\\n\r\t]|:\s|:$|^\s*-")
