@@ -48,6 +48,7 @@ class Method(L.LightningModule):
         backbone: images (n, 3, H, W) to features (n, feature_dim).
         projector: features to projections (n, C, d).
         constant_lr: learning rates that no schedule changes, by prefix of the parameters' names.
+        parts: terms of the latest loss by name, which are logged beside it; none but where a subclass has some.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,11 +76,12 @@ class Method(L.LightningModule):
         if optimizer.layer_decay is not None:
             layer_shares(self.backbone, optimizer.layer_decay)  # refused here, and not after the first measurements
         self.constant_lr: dict[str, float] = {}
+        self.parts: dict[str, Tensor] = {}
         self._compile = compile
         # Evaluation meets other batch sizes, for which a compiled graph would be built again: it stays eager.
         self.encode_views = self.compiled(self.embed)
         self._lr = optimizer.lr
-        self._losses: list[Tensor] = []  # of the batches of an optimiser step
+        self._losses: list[dict[str, Tensor]] = []  # of the batches of an optimiser step, with their parts
         self._gradient_norm: Tensor | None = None
         self._logged_step: int | None = None
 
@@ -115,6 +117,10 @@ class Method(L.LightningModule):
         """Similarity and temperature of the pairs that the loss forms of two views (n, 3, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} does not say which pairs it forms")
 
+    def pictures(self, views: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What a framework makes of the images of the first view, by name: (n, 3, H, W), normalised as they are."""
+        return {}
+
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError if the framework's settings do not fit the global batch size."""
 
@@ -133,6 +139,11 @@ class Method(L.LightningModule):
         """
         with torch.no_grad(), untracked(self):
             return self.pairs(self._both(views))
+
+    def pictures_of_views(self, views: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`pictures` of a batch of views, in the present mode; the module stays as it is."""
+        with torch.no_grad(), untracked(self):
+            return self.pictures(self._both(views))
 
     def _both(self, views: Sequence[Tensor]) -> list[Tensor]:
         if len(views) != 2:
@@ -158,7 +169,7 @@ class Method(L.LightningModule):
             loss = self.loss_of_views(batch[0])
         except NonFiniteInputError as error:
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
-        self._losses.append(loss.detach())
+        self._losses.append({"loss": loss.detach(), **self.parts})
         return loss
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
@@ -173,14 +184,15 @@ class Method(L.LightningModule):
     def log_step(self) -> None:
         """Log the metrics of the optimiser step that was just done, once; a callback that saves it calls this before.
 
-        The loss is the mean over the batches of the step (`accumulate_grad_batches`); Lightning hands on each one's
-        divided by their number. The criterion's `last_stats` are those of the last batch.
+        The loss and its parts are means over the batches of the step (`accumulate_grad_batches`); Lightning hands on
+        each one's divided by their number. The criterion's `last_stats` are those of the last batch.
         """
         # Lightning's `log` costs as much as a small model's step and copies to the host: only when it is due.
         if at_logging_step(self.trainer) and self._logged_step != self.trainer.global_step:
             self._logged_step = self.trainer.global_step
-            self.log("loss", torch.stack(self._losses).mean(), prog_bar=True)
-            self.log_dict({"lr": self._lr, **self.criterion.last_stats})  # type: ignore[dict-item, arg-type]
+            means = {name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]}
+            self.log("loss", means.pop("loss"), prog_bar=True)
+            self.log_dict({"lr": self._lr, **means, **self.criterion.last_stats})  # type: ignore[dict-item, arg-type]
             if self._gradient_norm is not None:
                 self.log("gradient_norm", self._gradient_norm)
 

@@ -74,7 +74,7 @@ def test_the_same_batches_log_the_same_whatever_the_accumulation(tmp_path, frame
         folder = tmp_path / str(accumulated)
         data = FakeDataModule(steps=accumulated)
         data.loader = Same(accumulated, 8)
-        module = toy_methods.method(framework, optimizer=OptimizerConfig(lr=0.0))
+        module = toy_methods.undrawn(toy_methods.method(framework, optimizer=OptimizerConfig(lr=0.0)))
         settings = {"gradient_clip_val": 1e9, "log_every_n_steps": 1, "max_epochs": 1}
         fit(folder, module, data, logger=MetricsFile(folder), accumulate_grad_batches=accumulated, **settings)
         return rows(folder)

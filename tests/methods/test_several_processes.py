@@ -14,7 +14,7 @@ from tests.helpers import running
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop
-from tests.helpers.toy_methods import KINDS, fit, method
+from tests.helpers.toy_methods import KINDS, fit, method, undrawn
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -59,7 +59,7 @@ def without_batch_norm(module):
 def trained(framework, kind, options, counts, rank=0, **settings):
     """Weights, queue and last loss of a training of three steps in float64."""
     options = {"optimizer": OptimizerConfig(lr=0.05, weight_decay=0.0), **options}
-    module = without_batch_norm(method(framework, kind, batch=sum(counts), **options))
+    module = undrawn(without_batch_norm(method(framework, kind, batch=sum(counts), **options)))
     trainer = fit(module, Shards(counts, rank), precision="64-true", **settings)
     state = {name: value for name, value in module.state_dict().items() if not name.startswith("queue")}
     if isinstance(module, MoCo):

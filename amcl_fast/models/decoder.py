@@ -1,0 +1,108 @@
+"""The decoder of masked images (MAE, arXiv 2111.06377): tokens of visible patches to a prediction for every patch."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..extras import extras_named
+
+_LEVEL_DIM = 128
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder made of blocks of timm's Vision Transformer.
+
+    Attributes:
+        width: of its tokens, a multiple of 4 and of `heads`.
+        depth: number of blocks.
+        heads: attention heads of each.
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+
+class PatchDecoder(nn.Module):
+    """Pixels of all patches from the tokens of those that were visible, a learned token in the others' places.
+
+    Positions are fixed: sines and cosines of row and column. The noise level is told by `level`, a perceptron of its
+    sine-cosine embedding, which is added to every token that the encoder gives.
+
+    Args:
+        dim: width D of the encoder's tokens.
+        pixels: numbers of a patch, 3·h·w.
+        config: size of the decoder.
+
+    Raises:
+        ValueError: a size that is none.
+        ImportError: timm is missing.
+    """
+
+    def __init__(self, dim: int, pixels: int, config: DecoderConfig) -> None:
+        super().__init__()
+        with extras_named("a decoder"):
+            from timm.models.vision_transformer import Block
+        for name in ("width", "depth", "heads"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"decoder.{name} must be at least 1, got {getattr(config, name)}")
+        if config.width % math.lcm(4, config.heads):
+            raise ValueError(
+                f"decoder.width must be a multiple of 4 and of decoder.heads, {config.heads}, got {config.width}"
+            )
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.level = nn.Sequential(nn.Linear(_LEVEL_DIM, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.input = nn.Linear(dim, config.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.blocks = nn.Sequential(
+            *(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth))  # type: ignore[arg-type]
+        )
+        self.norm = norm(config.width)
+        self.output = nn.Linear(config.width, pixels)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, visible: Tensor, grid: tuple[int, int], level: Tensor) -> Tensor:
+        """Predictions (n, L, 3·h·w) for all patches.
+
+        Args:
+            tokens: (n, prefix + v, D) of the encoder.
+            visible: (n, v) places of the tokens after the prefix.
+            grid: rows and columns of patches; L is their product.
+            level: (n,) standard deviations of the noise.
+        """
+        weights = self.mask_token.dtype
+        told = self.level(sines_and_cosines(level, _LEVEL_DIM).to(weights))
+        x = self.input(tokens + told.unsqueeze(1)).to(weights)
+        prefix, x = x.tensor_split([tokens.shape[1] - visible.shape[1]], dim=1)
+        places = visible.unsqueeze(-1).expand_as(x)
+        x = self.mask_token.expand(len(x), math.prod(grid), -1).scatter(1, places, x)
+        x = torch.cat([prefix, x + grid_positions(grid, x.shape[-1], x.device).to(weights)], dim=1)
+        return self.output(self.norm(self.blocks(x)))[:, prefix.shape[1] :]
+
+
+def sines_and_cosines(x: Tensor, dim: int) -> Tensor:
+    """(k,) to (k, dim): sines, then cosines, of x·10000^(−i/(dim/2 − 1)) for i from 0 to dim/2 − 1."""
+    frequencies = torch.arange(dim // 2, device=x.device, dtype=x.dtype) / (dim // 2 - 1)
+    angles = x.unsqueeze(-1) * 10000.0**-frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Tensor:
+    """Positions (L, dim) of the patches of a grid (rows, columns): of the column in the first half, then of the row.
+
+    Sines, then cosines, of the place times 10000^(−i/(dim/4)) for i from 0 to dim/4 − 1 (MAE's). float64, for any
+    precision of the weights.
+    """
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4))
+    rows, columns = (torch.arange(size, device=device, dtype=torch.float64) for size in grid)
+    places = torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])])
+    angles = places.unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).transpose(0, 1).flatten(1)
