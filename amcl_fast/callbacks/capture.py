@@ -33,8 +33,9 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     """Similarities and temperatures of the first pairs of views that the data module gives, and an embedding.
 
     Of more than two views two of the largest make the pairs (`both_of`).
-    The views come from a loader of their own, so the same pairs come every time and training's place in the
-    data stays as it is; weights, running statistics and random generators stay too. Batch normalisation works
+    The views come from a loader of their own, and what the method draws from a seed of its own, so the same pairs come
+    every time and training's place in the data stays as it is; weights, running statistics and random generators stay
+    too. Batch normalisation works
     with the statistics of the batch, negatives are those that the framework has: as the loss sees them.
 
     Args:
@@ -51,14 +52,18 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     criterion = method.criterion
     top_k = getattr(criterion, "top_k", None) or 0
     sampler = torch.Generator().manual_seed(0)
-    pictures = np.empty((2, 0, 1, 1, 3), np.uint8)
+    pictures, made = np.empty((2, 0, 1, 1, 3), np.uint8), {}
     parts: list[dict[str, Tensor]] = []
     gpus = [method.device] if method.device.type == "cuda" else []
     with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(0)
         for views in _take(datamodule.train_dataloader(), pairs):
+            on_device = [view.to(method.device) for view in views]
+            found = _sample(method.pairs_of_views(on_device), top_k, sampler)
             if not parts:
                 pictures = _pictures(views, datamodule)
-            parts.append(_sample(method.pairs_of_views([view.to(method.device) for view in views]), top_k, sampler))
+                made = _named(method.pictures_of_views([view[:_SHOWN] for view in on_device]), datamodule)
+            parts.append(found)
     tau_min, tau_max = (
         (float(criterion.temperature),) * 2
         if criterion.adaptive is None
@@ -78,6 +83,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         tau_max=tau_max,
         top_k=top_k,
         views=pictures,
+        **made,
         embedding=embedding.numpy(),
         embedding_variance=shares.numpy(),
         labels=torch.searchsorted(shown, labels).numpy(),
@@ -133,6 +139,14 @@ def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, T
         "random_similarity": every[0][:, drawn[1]].cpu(),
         "random_tau": every[1][:, drawn[1]].cpu(),
     }
+
+
+def _named(made: dict[str, Tensor], datamodule: Any) -> dict[str, NDArray[Any]]:
+    """What a method makes of images, as a snapshot keeps it."""
+    if not made:
+        return {}
+    pictures = _pictures(list(made.values()), datamodule)
+    return {"pictures": pictures, "picture_names": np.array(list(made), np.str_)}
 
 
 def _pictures(views: Sequence[Tensor], datamodule: Any) -> NDArray[np.uint8]:

@@ -157,7 +157,7 @@ class CAN(SimCLR):
 
         scale = 1 / self.noise_std if self.noise_std else 0.0
         return {
-            "as the encoder sees it": shown((patches + noise) * seen),
+            "what is seen": shown((patches + noise) * seen),
             "reconstruction": shown(torch.where(seen > 0, patches + noise, filled)),
             "noise": shown(noise * seen * scale),
             "predicted noise": shown(predicted * seen * scale),

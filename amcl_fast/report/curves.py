@@ -1,6 +1,7 @@
 """Curves of a run over its training."""
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..runs.read import Run
 from .style import BLUE, CYCLE, GREY, RED, curve_axes
@@ -14,6 +15,24 @@ def loss(run: Run) -> Figure | None:
     figure, axes = curve_axes("Training loss", "loss")
     axes.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
     axes.set_xlim(left=0)
+    return figure
+
+
+def parts(run: Run) -> Figure | None:
+    """The terms of a loss that has several, each with a scale of its own, before their weights."""
+    names = [name for name in run.metrics if name.startswith("loss_")]
+    if not names:
+        return None
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        steps, values = run.series(name)
+        axes.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
+        if 0 < 20 * values.min() < values.max():
+            axes.set_yscale("log")
+        axes.set_title(name.removeprefix("loss_"))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     return figure
 
 

@@ -13,11 +13,13 @@ def draw_figures(run: Run) -> dict[str, bytes]:
         "knn.png": curves.knn,
         "embedding.png": pictures.embedding,
         "loss.png": curves.loss,
+        "losses.png": curves.parts,
         "temperature.png": curves.temperature,
         "heads.png": curves.head_temperatures,
         "histograms.png": pictures.histograms,
         "agreement.png": pictures.agreement,
         "pairs.png": pictures.pairs,
+        "made.png": pictures.made,
     }
     with mpl.rc_context(STYLE):
         drawn = {name: draw(run) for name, draw in figures.items()}

@@ -26,10 +26,14 @@ _CAPTIONS = {
     "knn.png": "A held-out image takes the class for which its nearest training images vote, by the encoder's "
     "features. Raw pixels and the untrained encoder show how much of it is learned.",
     "loss.png": "The loss of one batch, as logged.",
+    "losses.png": "The terms of the loss, as logged: each is multiplied by its weight and all are summed.",
     "temperature.png": "The temperature of the pairs that enter the loss.",
     "histograms.png": "All heads together. Positives are the two views of an image (in Barlow Twins, a channel in both "
     "views); hardest negatives, where drawn, are those the loss selects. Areas are equal, scales of rows are not.",
     "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
+    "made.png": "Grey patches are masked. The reconstruction keeps what was visible; where patches are predicted with "
+    "their own mean and standard deviation taken out, these are those of the true patch. Noise is drawn enlarged: its "
+    "largest standard deviation becomes that of the images' pixels.",
 }
 
 _SETTINGS = {

@@ -85,19 +85,32 @@ def pairs(run: Run) -> Figure | None:
     snapshot = run.before or run.after
     if snapshot is None or not snapshot.views.shape[1]:
         return None
-    views = snapshot.views
-    count, height, width = views.shape[1:4]
-    figure = Figure(figsize=(7.2, 7.2 / count * 2 * height / width + 0.35))
-    axes = figure.add_axes((0.08, 0.0, 0.92, 1 - 0.35 / figure.get_figheight()))
+    return _sheet(snapshot.views, ["view 1", "view 2"], "Augmented views: an image a column", 0.08)
+
+
+def made(run: Run) -> Figure | None:
+    """What the framework makes of view 1: masked, reconstructed and so on."""
+    snapshot = run.after or run.before
+    if snapshot is None or not snapshot.pictures.size:
+        return None
+    rows = np.concatenate([snapshot.views[:1], snapshot.pictures])
+    return _sheet(rows, ["view 1", *snapshot.picture_names.tolist()], _moment(run, snapshot), 0.2)
+
+
+def _sheet(rows: NDArray[np.uint8], names: list[str], title: str, left_margin: float) -> Figure:
+    """Pictures (R, P, H, W, 3) a row each, with the rows' names at the left in a share of the width."""
+    count, height, width = rows.shape[1:4]
     gap = max(1, width // 16)
-    sheet = np.full((2 * height + gap, count * (width + gap) - gap, 3), 255, np.uint8)
-    for row in range(2):
-        for column in range(count):
-            top, left = row * (height + gap), column * (width + gap)
-            sheet[top : top + height, left : left + width] = views[row, column]
+    share = 1 - left_margin
+    figure = Figure(figsize=(7.2, 7.2 * share / 0.92 / count * len(rows) * height / width + 0.35))
+    axes = figure.add_axes((left_margin, 0.0, share, 1 - 0.35 / figure.get_figheight()))
+    sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, np.uint8)
+    for row, column in np.ndindex(rows.shape[:2]):
+        top, left = row * (height + gap), column * (width + gap)
+        sheet[top : top + height, left : left + width] = rows[row, column]
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title("Augmented views: an image a column", pad=5)
-    axes.set_yticks([height / 2, height * 1.5 + gap], ["view 1", "view 2"])
+    axes.set_title(title, pad=5)
+    axes.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], names)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

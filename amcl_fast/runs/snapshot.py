@@ -1,6 +1,6 @@
 """What the loss saw at one moment of training, as it is kept: similarities and temperatures of pairs, an embedding."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import write_file
+
+_OPTIONAL = {"pictures", "picture_names"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Snapshot:
         embedding_variance: (2,) share of the variance that each axis shows.
         labels: (E,) index into `classes`.
         classes: names of the classes in the embedding.
+        pictures: (R, P, H, W, 3) uint8 of what the framework makes of the first images of view 1, a kind a row; R = 0
+            if it shows nothing, and in files of earlier versions.
+        picture_names: (R,) what each row shows.
     """
 
     framework: str
@@ -49,6 +54,8 @@ class Snapshot:
     embedding_variance: NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: NDArray[np.str_]
+    pictures: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 1, 1, 3), np.uint8))
+    picture_names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
 
     @property
     def constant_tau(self) -> bool:
@@ -74,9 +81,9 @@ class Snapshot:
             ValueError: the file is no snapshot.
         """
         with np.load(path, allow_pickle=False) as file:
-            missing = {field.name for field in fields(cls)} - set(file.files)
+            missing = {field.name for field in fields(cls)} - set(file.files) - _OPTIONAL
             if missing:
                 raise ValueError(f"{path} is no snapshot: it lacks {', '.join(sorted(missing))}")
-            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
+            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls) if field.name in file.files}
         scalars = {"framework": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
         return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items()}))

@@ -201,3 +201,14 @@ def test_pictures_of_views_of_two_sizes_are_equally_large():
     whole, found = capture(module, Data(), pairs=8).views, capture(module, Sizes(), pairs=8).views
     assert np.array_equal(found[0], whole[0])
     assert np.array_equal(found[1], whole[1][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_a_snapshot_of_an_earlier_version_has_no_pictures(tmp_path):
+    made = {"pictures": np.ones((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "noise"])}
+    path = tmp_path / "before.npz"
+    snapshot(**made).save(path)
+    assert np.array_equal(Snapshot.load(path).pictures, made["pictures"])
+    with np.load(path) as file:
+        np.savez(path, **{name: file[name] for name in file.files if name not in made})
+    old = Snapshot.load(path)
+    assert old.pictures.shape[0] == len(old.picture_names) == 0 and old.views.shape == (2, 3, 8, 8, 3)

@@ -226,7 +226,7 @@ def test_pictures_hide_what_is_masked_and_keep_what_is_seen():
         for place in range(16):
             seen = place in masks.visible[image]
             noisy = pixels(images[image] + noise[image], place)
-            assert torch.equal(pixels(shown["as the encoder sees it"][image], place), noisy if seen else 0 * noisy)
+            assert torch.equal(pixels(shown["what is seen"][image], place), noisy if seen else 0 * noisy)
             assert torch.equal(pixels(shown["reconstruction"][image], place), noisy) == seen
             torch.testing.assert_close(
                 pixels(shown["noise"][image], place), pixels(noise[image], place) / 0.05 if seen else 0 * noisy

@@ -34,3 +34,14 @@ def test_every_framework_can_be_looked_at(framework, kind):
     assert found.constant_tau == (kind == "baseline")
     assert found.top_k == (4 if kind == "amcl" and framework in ("simclr", "moco", "can") else 0)
     assert abs(found.random_similarity).max() <= 1 + 1e-5
+
+
+def test_what_can_makes_of_images_is_kept_and_comes_again():
+    module = method("can")
+    state = torch.get_rng_state()
+    found, again = (capture(module, Data(), pairs=8) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.picture_names.tolist() == ["what is seen", "reconstruction", "noise", "predicted noise"]
+    assert found.pictures.shape == (4, 8, 8, 8, 3) and np.array_equal(found.pictures, again.pictures)
+    kept = (found.pictures[0] == found.pictures[1]).all(-1).mean()
+    assert kept == pytest.approx(0.5, abs=0.05)  # what is seen; the rest is filled in

@@ -123,3 +123,29 @@ def test_pairs_show_the_pixels_of_both_views(tmp_path, pairs):
     png = module.png(pictures.pairs(run(tmp_path, before=snapshot(views=views))))
     assert has_colour(png, "#c81e28", least=2000)
     assert has_colour(png, "#143cd2", least=2000)
+
+
+def test_what_a_framework_makes_of_images_is_shown_with_its_names(tmp_path):
+    rows = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    rows[0], rows[1] = (200, 30, 40), (20, 60, 210)
+    made = {"pictures": rows, "picture_names": np.array(["seen", "reconstruction"])}
+    found = run(tmp_path, before=snapshot(), after=snapshot(19, **made))
+    figure = pictures.made(found)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["view 1", "seen", "reconstruction"]
+    png = module.png(figure)
+    assert has_colour(png, "#c81e28", least=2000) and has_colour(png, "#143cd2", least=2000)
+    drawn = picture(png).astype(int)
+    first = found.after.views[0, 0].reshape(-1, 3).astype(int)
+    assert all((abs(drawn - colour).max(-1) < 3).any() for colour in first)
+    assert pictures.made(run(tmp_path / "other", before=snapshot(), after=snapshot(19))) is None
+
+
+def test_the_terms_of_a_loss_are_drawn_each_with_its_scale(tmp_path):
+    header = "step,loss,loss_contrast,loss_noise\n"
+    terms = run(tmp_path / "terms", metrics=header + "0,3,5,0.4\n1,2,4,0.04\n2,2,4,0.004\n")
+    figure = curves.parts(terms)
+    assert [axes.get_title() for axes in figure.axes] == ["contrast", "noise"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [5, 4, 4]
+    assert curves.parts(run(tmp_path / "one")) is None
+    assert list(draw_figures(terms)) == ["loss.png", "losses.png"]
