@@ -150,7 +150,7 @@ def _named(made: dict[str, Tensor], datamodule: Any) -> dict[str, NDArray[Any]]:
 
 
 def _pictures(views: Sequence[Tensor], datamodule: Any) -> NDArray[np.uint8]:
-    """The first images of two views (n, 3, H, W), normalised, as (2, P, H, W, 3) uint8, the smaller one enlarged."""
+    """The first images of tensors (n, 3, H, W), normalised, as (…, P, H, W, 3) uint8, in the size of the first."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (datamodule.mean, datamodule.std))
     shown = [view[:_SHOWN].float().cpu() * std + mean for view in views]
     pixels = torch.stack([F.interpolate(view, size=tuple(shown[0].shape[2:])) for view in shown])
