@@ -37,7 +37,7 @@ from .launch import by_others, check_started, group_error, rank
 from .methods.trainer import out_of_time
 from .models.sizes import check_sizes
 from .paths import expanded
-from .pretrain_cli import PretrainCLI
+from .pretrain_cli import PretrainCLI, parsed
 from .recipes import base_files, recipe_files, recipes_in_short
 from .runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
 from .runs.files import is_full
@@ -235,8 +235,7 @@ def _prepare(
                 raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
-        args = [argument for config in configs for argument in ("--config", str(config))]
-        args += ["--recipe", recipe] if recipe else []
+        args = _of_recipe(recipe, configs)
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
@@ -254,6 +253,27 @@ def _prepare(
             folder.give_up()
         raise
     return cli
+
+
+def settings_of(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
+    """All settings of a run that `pretrain` would begin, as its config.yaml would have them.
+
+    Args:
+        recipe, settings: as `pretrain` takes them; --data is --data.root here.
+
+    Raises:
+        SettingsError: one is unknown, out of range or of no effect. What shows when a model is built, or in the data,
+            is not found here.
+    """
+    try:
+        return parsed([*_of_recipe(recipe, recipe_files(recipe)), *_with_bases(_with_home(settings))])
+    except _OF_SETTINGS as error:
+        raise SettingsError(_message(error)) from error
+
+
+def _of_recipe(recipe: str | None, files: Sequence[Path]) -> list[str]:
+    args = [argument for file in files for argument in ("--config", str(file))]
+    return args + (["--recipe", recipe] if recipe else [])
 
 
 def _check_writable(*folders: Path) -> None:

@@ -1,10 +1,12 @@
 """A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
 
 import functools
+import io
 import os
 import pydoc
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +340,30 @@ class PretrainCLI(LightningCLI):
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
         extra = [Throughput(), on_signal, *progress]
         return super()._instantiate_trainer(config, [*callbacks, *extra])
+
+
+class _Settings(PretrainCLI):
+    """The settings of a new run, of which nothing is built."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+
+def parsed(args: list[str]) -> dict[str, Any]:
+    """All settings of a new run, as its config.yaml will have them.
+
+    Raises:
+        ValueError: one is unknown, out of range or of no effect.
+    """
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return yaml.load(_Settings(args, Path())._yaml, Loader=_LOADER)
+    except SystemExit:  # of the parser, which tells what there is, and then why not
+        raise ValueError(" ".join(told.getvalue().rpartition("\nerror: ")[2].split())) from None
 
 
 def _as_yaml(config: Any, parser: LightningArgumentParser) -> str:

@@ -182,20 +182,18 @@ def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = 
         then, now: settings as nested mappings.
         added: count those as well that only `now` has, as a later version of this package does.
     """
+    return {
+        name: f"{_shown(before)} to {_shown(after)}" + (f" ({MAY_MOVE[name]})" if name in MAY_MOVE else "")
+        for name, (before, after) in changes(then, now, added=added).items()
+        if not (may_change(name) or (name in MAY_MOVE and bool(before) == bool(after)))
+    }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by their dotted names: what they were, what they are. `added` as for `refused_changes`."""
     old, new = dict(_flat(then)), dict(_flat(now))
     names = [*old, *(name for name in new if name not in old)] if added else list(old)
-
-    def stays(name: str) -> bool:
-        before, after = old.get(name), new.get(name)
-        moved = name in MAY_MOVE and bool(before) == bool(after)
-        return before == after or moved or may_change(name)
-
-    return {
-        name: f"{_shown(old.get(name))} to {_shown(new.get(name))}"
-        + (f" ({MAY_MOVE[name]})" if name in MAY_MOVE else "")
-        for name in names
-        if not stays(name)
-    }
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def lacking(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
