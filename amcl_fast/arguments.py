@@ -15,6 +15,11 @@ Every setting of trainer, data and model can be given on top, with the name it h
 
 recipes:
 """
+_EPOCHS = """\
+Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
+kNN is measured after every epoch of fewer than 40, and 20 times or more in longer trainings; --knn.every_n_epochs N.
+More --seeds, --variants or --backbones may be added later.
+"""
 _DATA = (
     "folder of images, by class or not; text or CSV file of paths; folder, pattern ('train-{000000..001023}.tar') or "
     "list of WebDataset's tars; or builtin, cifar10, cifar100, stl10"
@@ -30,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     declarations = (
-        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_pack, _declare_bench,
-        _declare_doctor,
+        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_study, _declare_pack,
+        _declare_bench, _declare_doctor,
     )  # fmt: skip
     for declare in declarations:
         declare(commands)
@@ -140,6 +145,49 @@ def _declare_report(commands: Any) -> None:
     parser.add_argument("run_dirs", type=_path, nargs="+", metavar="RUN_DIR")
     parser.add_argument(
         "--output", type=_path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
+    )
+
+
+def _declare_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="many trainings as one figure of the paper",
+        description="A figure of the paper from trainings of your own: STUDY --help says what each takes.",
+        allow_abbrev=False,
+    )
+    studies = study.add_subparsers(dest="study", required=True, metavar="STUDY")
+    epochs = studies.add_parser(
+        "epochs",
+        help="accuracy over epochs of several backbones, the baseline beside AMCL (Figure 4)",
+        description="Train <framework>-<dataset>-<variant>[-<backbone>] for all of these, seed by seed, and draw kNN "
+        "accuracy over epochs. Stopped, it goes on with the same command.",
+        epilog=_EPOCHS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    epochs.add_argument("--framework", required=True, metavar="NAME", help="of the recipes")
+    epochs.add_argument("--dataset", default="builtin", metavar="NAME", help="of the recipes (builtin)")
+    epochs.add_argument(
+        "--backbones",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="of the recipes, a panel each; default: the recipes' own",
+    )
+    epochs.add_argument(
+        "--variants",
+        nargs="+",
+        default=["baseline", "amcl"],
+        metavar="NAME",
+        help="of the recipes, a line each; the others are compared with the first (baseline amcl)",
+    )
+    epochs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of each (0 1 2)")
+    epochs.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: the recipes')")
+    epochs.add_argument(
+        "--output",
+        type=_path,
+        metavar="DIR",
+        help="folder of runs, study.json, figure and page (default: runs/epochs-<framework>-<dataset>)",
     )
 
 

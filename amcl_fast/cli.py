@@ -1,4 +1,4 @@
-"""The command line: `amcl-fast pretrain | evaluate | export | report | pack | bench | doctor`.
+"""The command line: `amcl-fast pretrain | evaluate | export | report | study | pack | bench | doctor`.
 
 `arguments` says what each takes; here is what runs it. What it needs is imported when it runs, torch included:
 `doctor` works where the trainer cannot be imported, `--help` answers at once, and a Ctrl-C during the imports finds
@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,9 +29,13 @@ _STOPPED = {
     "evaluate": "before its end: no result was written",
     "export": "before its end: no file was written",
     "report": "before its end: draw it again",
+    "study": "before its next training; go on with the same command",
     "pack": "before its end: the shards that are whole stay; go on with the same command",
     "bench": "before its end: of the results, the sections that are said to be written are kept",
 }
+
+_TRAINING = ("lightning", "jsonargparse", "yaml", "torchvision", "matplotlib", "tensorboard", "nvidia.dali")
+"""What is needed to train."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
     """Exit code of a command, and whether it leaves nothing but what it prints."""
     whole = parser()
     arguments, rest = whole.parse_known_args(argv)
-    if arguments.command == "pretrain":
+    if arguments.command in ("pretrain", "study"):
         arguments.settings = rest
     elif rest:
         whole.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -140,9 +145,7 @@ def _refuse(command: str, error: Exception) -> int:
 
 def _pretrain(arguments: argparse.Namespace) -> int:
     try:
-        require(
-            "training", "lightning", "jsonargparse", "yaml", "torchvision", "matplotlib", "tensorboard", "nvidia.dali"
-        )
+        require("training", *_TRAINING)
         from .pretrain import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
@@ -241,6 +244,36 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 @_in_one_line
+def _study(arguments: argparse.Namespace) -> int:
+    require("training", *_TRAINING)
+    from .benchmarks.results import machine, versions
+    from .pretrain import SettingsError
+    from .study.epochs import Epochs, run
+    from .study.training import StopError
+
+    arguments.begins()
+    try:
+        study = Epochs(
+            framework=arguments.framework,
+            dataset=arguments.dataset,
+            backbones=tuple(arguments.backbones),
+            variants=tuple(arguments.variants),
+            seeds=tuple(arguments.seeds),
+            data=arguments.data,
+            settings=tuple(arguments.settings),
+        )
+        # Of this process, which uses no GPU; what each training ran on is told with it.
+        about = {"machine": machine("cpu"), "environment": versions() | {"date": f"{date.today()}"}}
+        run(study, arguments.output, about)
+    except SettingsError as error:
+        return _refuse("study", error)
+    except StopError as stop:
+        print(f"amcl-fast study: {stop}", file=sys.stderr)
+        return stop.code
+    return 0
+
+
+@_in_one_line
 def _pack(arguments: argparse.Namespace) -> int:
     from .data.shards.pack import SKIPPED, pack
     from .paths import absolute_data
@@ -314,6 +347,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,
+    "study": _study,
     "pack": _pack,
     "bench": _bench,
     "doctor": _doctor,

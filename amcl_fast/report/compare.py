@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..runs.directory import PAGE, SUMMARY
 from ..runs.files import write_file
 from ..runs.read import Run, read_run
-from .html import document, figure
+from .html import document, figure, grid
 from .page import summarise
 from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, label, png
 
@@ -154,9 +154,8 @@ def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:
             _spread(summary, "positive"),
             _spread(summary, "negative"),
         )
-        rows.append("".join(f"<td>{escape(str(cell))}</td>" for cell in cells))
-    head = "".join(f"<th>{label}</th>" for label in heads)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        rows.append([escape(str(cell)) for cell in cells])
+    return grid(heads, rows)
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """The parts that every page is made of. A page needs nothing beside it and trusts nothing that it shows."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -43,3 +43,10 @@ def table(rows: dict[str, Any]) -> str:
     """Names and values, a row each, as text."""
     cells = (f"<tr><td>{escape(str(label))}</td><td>{escape(str(value))}</td></tr>" for label, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Rows of cells that are HTML, below a head of text."""
+    top = "".join(f"<th>{escape(label)}</th>" for label in head)
+    lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{top}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

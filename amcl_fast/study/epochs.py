@@ -1,0 +1,204 @@
+"""`amcl-fast study epochs`: accuracy over epochs of several backbones and variants of a framework (Figure 4).
+
+Figure 4 of the paper (arXiv 2310.05615) has kNN accuracy over epochs, a panel a backbone, the baseline beside AMCL.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..launch import by_others
+from ..pretrain import settings_of
+from ..runs.directory import PAGE, RUNS
+from ..runs.lock import RunLock
+from ..runs.read import Run
+from .epochs_page import draw, page
+from .folder import command_line, moved, open_folder, write_results
+from .results import DEFAULT, Row, accuracies, by_seed, differences, spread
+from .training import StopError, Training, train_all
+
+NAME = "epochs"
+_MEASURED = 20
+"""How often at least kNN is measured in a training of as many epochs or more."""
+
+_OWN = ("--recipe", "--seed_everything", "--run_dir", "--resume", "--trust", "--print_config")
+"""What a study says to its trainings, or has no use for."""
+
+_WHAT = (
+    "kNN accuracy in percent on held-out images while encoders are trained, of each recipe and seed: after `epochs`, "
+    "of the encoder before training and of raw pixels. Differences are in points, of trainings of the same seed at "
+    "their last epoch; standard errors are s/√n over seeds, null for a single one"
+)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Which trainings the study compares: all of these together.
+
+    Attributes:
+        framework, dataset: as in the names of recipes.
+        backbones: likewise, or `DEFAULT`: a panel each.
+        variants: likewise: a line each; the first is what the others are compared with.
+        seeds: of every one.
+        data: what to train on in place of the recipes' own.
+        settings: of `amcl-fast pretrain`, for all.
+    """
+
+    framework: str
+    dataset: str
+    backbones: tuple[str, ...]
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    data: str | None = None
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("backbones", "variants", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} must be different ones, got {' '.join(map(str, values))}")
+        for setting in self.settings:
+            if (name := setting.partition("=")[0]) in _OWN:
+                raise ValueError(f"{name} must be left out of a study, which has trainings of its own")
+
+    @property
+    def cells(self) -> dict[str, Row]:
+        """Recipe to its backbone and variant, in the order of the figure."""
+        return {
+            "-".join([self.framework, self.dataset, variant, *([] if backbone == DEFAULT else [backbone])]): {
+                "backbone": backbone,
+                "variant": variant,
+            }
+            for backbone in self.backbones
+            for variant in self.variants
+        }
+
+    def options(self) -> dict[str, Any]:
+        """As the command line takes them."""
+        names = ("framework", "dataset", "backbones", "variants", "seeds", "data")
+        return {name: getattr(self, name) for name in names}
+
+
+def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
+    """Train what the study has not trained yet, draw it after each training, print where the page is.
+
+    Args:
+        study: which trainings.
+        output: folder of the study; default: runs/epochs-<framework>-<dataset>. The same study goes on there.
+        about: `machine` and `environment`, for study.json.
+
+    Raises:
+        StopError: it was stopped, or a training was refused or failed.
+        SettingsError, ValueError: the settings cannot be, or are not those of what is in the folder.
+        OSError: a file cannot be written or read.
+    """
+    if by_others():
+        raise ValueError(
+            "a study must be started once, without torchrun or srun: its trainings start processes of their own, as "
+            "many as --trainer.devices says"
+        )
+    folder = output or RUNS / f"{NAME}-{study.framework}-{study.dataset}"
+    command = command_line(NAME, {**study.options(), "output": output}, study.settings)
+    data = () if study.data is None else ("--data.root", study.data)
+    given, whole = {}, {}
+    for recipe in study.cells:
+        given[recipe] = (*_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
+        whole[recipe] = settings_of(recipe, given[recipe])
+    _check(study, whole)
+    # Seed by seed, so that a study that is cut has all cells of the first ones.
+    trainings = [Training(recipe, seed, folder, given[recipe]) for seed in study.seeds for recipe in study.cells]
+    with RunLock() as lock:
+        open_folder(folder, NAME, trainings, lock)
+        for place, training in enumerate(trainings):
+            if training.begun:
+                trainings[place] = replace(training, moved=moved(training, whole[training.recipe]))
+        about = {"command": command, **about}
+        try:
+            failed = train_all(trainings, partial(_redraw, study, folder, len(trainings), about))
+        except StopError as stop:
+            raise StopError(f"{stop}; go on with: {command}", stop.code) from None
+    print(f"report      {folder / PAGE}")
+    if failed:
+        some = f"{failed[0]}" + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
+        raise StopError(f"{len(failed)} of {len(trainings)} trainings failed, {some}; try again: {command}", 1)
+
+
+def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
+    """How often kNN is measured where nobody says so: after each epoch of few, 20 times or more of many."""
+    found = settings_of(recipe, settings)
+    epochs, own = found["trainer"]["max_epochs"], found["knn"]["every_n_epochs"]
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"trainer.max_epochs must be a number of epochs in a study of them, got {epochs}")
+    return ["--knn.every_n_epochs", str(max(1, min(own, epochs // _MEASURED)))]
+
+
+def _check(study: Epochs, whole: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError for settings with which trainings end elsewhere than at the same last epoch, or unmeasured."""
+    for settings in whole.values():
+        for name, usual in (("max_steps", -1), ("max_time", None)):
+            if settings["trainer"][name] not in (usual, None):
+                value = settings["trainer"][name]
+                raise ValueError(f"trainer.{name} must be left out of a study of whole epochs, got {value}")
+        for name in ("every_n_epochs", "bank", "queries"):
+            if settings["knn"][name] == 0:
+                raise ValueError(f"knn.{name} must be at least 1 in a study of accuracies, got 0")
+    for backbone in study.backbones:
+        recipes = [recipe for recipe, cell in study.cells.items() if cell["backbone"] == backbone]
+        for group, name in (("trainer", "max_epochs"), ("knn", "every_n_epochs")):
+            values = {whole[recipe][group][name]: recipe for recipe in recipes}
+            if len(values) > 1:
+                told = " and ".join(f"{value} of {recipe}" for value, recipe in values.items())
+                raise ValueError(f"--{group}.{name} must be given, for the recipes differ in it: {told}")
+
+
+def _redraw(study: Epochs, folder: Path, total: int, about: Mapping[str, Any], done: Mapping[Training, Run]) -> None:
+    """Write what there is so far."""
+    rows = [
+        {
+            "recipe": training.recipe,
+            **study.cells[training.recipe],
+            "seed": training.seed,
+            "run": training.run_dir.name,
+            **accuracies(run),
+            **{name: run.facts.get(name) for name in ("seconds", "training_images", "measured_images")},
+            **{name: run.facts.get(name) for name in ("machine", "versions")},
+        }
+        for training, run in done.items()
+    ]
+    for name in ("training_images", "measured_images"):
+        if odd := next((row for row in rows if row[name] != rows[0][name]), None):
+            raise ValueError(
+                f"{folder / odd['run']} must have {name} as {rows[0]['run']} has, {rows[0][name]}, got {odd[name]}"
+            )
+    rows.sort(key=lambda row: (list(study.cells).index(row["recipe"]), study.seeds.index(row["seed"])))
+    results = {
+        "study": NAME,
+        "what": _WHAT,
+        **about,
+        **study.options(),
+        "settings": study.settings,
+        "left": total - len(rows),
+        **summary(study, rows),
+        "trainings": rows,
+    }
+    drawn = draw(results) if rows else None
+    write_results(folder, results, {f"{NAME}.png": drawn} if drawn else {}, page(results, drawn))
+
+
+def summary(study: Epochs, rows: Sequence[Row]) -> Row:
+    """What the rows of trainings say: `accuracies` of every cell at its last epoch, `differences` to the first variant.
+
+    Each has its cell, the `epoch`, `seeds`, and `mean` and `standard_error` over them.
+    """
+    means, above = [], []
+    for cell in study.cells.values():
+        if not (of_cell := by_seed(rows, **cell)):
+            continue
+        epoch = {"epoch": next(iter(of_cell.values()))["epochs"][-1]}
+        means.append({**cell, **epoch, "seeds": list(of_cell), **spread([row["knn"][-1] for row in of_cell.values()])})
+        first = {**cell, "variant": study.variants[0]}
+        if cell != first and (found := differences(rows, first, cell)):
+            above.append({**cell, "minus": first["variant"], **epoch, **found})
+    return {"accuracies": means, "differences": above}

@@ -1,0 +1,113 @@
+"""The folder of a study: its trainings' runs, its results as JSON, its figures, its page."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runs.directory import PAGE, RunDirectory
+from ..runs.files import PARTIAL, write_file
+from ..runs.lock import LOCK, RunLock
+from ..runs.settings import changes, read_settings
+from .training import Training
+
+RESULTS = "study.json"
+
+_HARMLESS = ("data.num_threads", "data.prefetch", "trainer.enable_progress_bar")
+
+
+def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: RunLock) -> None:
+    """Make the folder of a study, or find the same study in it, and keep others out.
+
+    Raises:
+        FileExistsError: something else is in it.
+        ValueError: another study is in it, or this one with trainings that are not among these.
+        RunInUseError: a study goes on there.
+        OSError: it cannot be made or read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.acquire(folder, "carries on a study there, and two never share a folder")
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != PARTIAL)
+    if not names:
+        return
+    if RESULTS not in names:
+        raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
+    path = folder / RESULTS
+    try:
+        before = json.loads(path.read_text())
+        command, found = str(before["command"]), before["study"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged: remove it, if {folder} is a study's, and it is written again") from None
+    planned = {training.run_dir.name for training in trainings}
+    strange = [name for name in names if RunDirectory(folder / name).config.is_file() and name not in planned]
+    if found != study or strange:
+        what = f"the training {strange[0]}, which is none of these" if strange else f"a study of {found}"
+        raise ValueError(
+            f"{folder} holds {what}; it goes on with all that is there ({command}), or give another --output"
+        )
+
+
+def moved(training: Training, now: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a training that has begun is to be told of its settings, since they differ from those it has.
+
+    Args:
+        training: whose run is there.
+        now: all settings that it would have if it began now.
+
+    Raises:
+        ValueError: one differs that changes what is compared, or the run's settings are damaged.
+        OSError: they cannot be read.
+    """
+    then = read_settings(RunDirectory(training.run_dir).config)
+    found = changes(then, {**now, "seed_everything": training.seed}, added=False)
+    others = [f"{name} from {old} to {new}" for name, (old, new) in found.items() if not _harmless(name, old, new)]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"{training.run_dir} has other settings ({others[0]}{more}), and a study compares what has the same: give "
+            "those of before, or another --output"
+        )
+    return tuple(
+        part for name, (_, new) in found.items() for part in (f"--{name}", "null" if new is None else str(new))
+    )
+
+
+def _harmless(name: str, old: Any, new: Any) -> bool:
+    """Whether a training of other settings than another one may be compared with it."""
+    if name == "data.root":  # a folder may be moved; a data set with a name is another one
+        return os.path.isabs(old) and os.path.isabs(new)
+    return name in _HARMLESS
+
+
+def write_results(folder: Path, results: Mapping[str, Any], figures: Mapping[str, bytes], page: str) -> Path:
+    """Write study.json, the figures and the page; returns the page.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    lines = (f" {json.dumps(name)}: {_json(value)}" for name, value in results.items())
+    write_file(folder / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
+    for name, content in figures.items():
+        write_file(folder / name, content)
+    write_file(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _json(value: Any) -> str:
+    """On one line; rows on one each."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n  " + ",\n  ".join(map(_json, value)) + "\n ]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def command_line(study: str, options: Mapping[str, Any], settings: Sequence[str]) -> str:
+    """The command of a study, as a shell takes it; options that are None are left out, values of a list follow it."""
+    given = [
+        part
+        for name, value in options.items()
+        if value is not None
+        for part in (f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)]))
+    ]
+    return shlex.join(["amcl-fast", "study", study, *given, *settings])

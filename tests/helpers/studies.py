@@ -1,0 +1,46 @@
+"""Runs that a study finds finished, made by hand, and trainings of a study as forks."""
+
+import json
+import sys
+
+from amcl_fast.runs.directory import RunDirectory
+from tests.helpers import forks
+
+_IMAGES = {"training_images": 16, "measured_images": {"bank": 16, "queries": 20}}
+_UNDRAWN = "from amcl_fast.report import page; page.draw_figures = lambda run: {}; "
+_MAIN = "import sys; from amcl_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+KILLED = """
+from amcl_fast.callbacks import Throughput
+from tests.helpers.killing import Kill
+kill, usual = Kill(3).on_train_batch_end, Throughput.on_train_batch_end
+Throughput.on_train_batch_end = lambda *given: (usual(*given), kill(*given[1:]))
+"""
+"""What has a training killed within its second epoch, of two steps each."""
+
+
+def finished(run_dir, knn, *, epochs=None, every=1, untrained=20.0, pixels=10.0, **facts):
+    """A run directory with so many kNN accuracies; `facts` beside the usual ones."""
+    run_dir.mkdir(parents=True)
+    files = RunDirectory(run_dir)
+    files.config.write_text(f"trainer: {{max_epochs: {epochs or len(knn)}}}\nknn: {{every_n_epochs: {every}}}\n")
+    rows = ["step,knn_pixels,knn_untrained,knn", f"0,{pixels},{untrained},"]
+    rows += [f"{2 * number + 1},,,{value}" for number, value in enumerate(knn)]
+    files.metrics.write_text("\n".join(rows) + "\n")
+    files.facts.write_text(json.dumps({"finished": True, "seconds": 60.0, **_IMAGES, **facts}))
+    return run_dir
+
+
+class Forked(forks.Popen):
+    """A training as a fork, whose report has no pictures."""
+
+    before = ""
+
+    def __init__(self, command, **given):
+        assert command[:3] == [sys.executable, "-m", "amcl_fast.cli"]
+        super().__init__([sys.executable, "-c", _UNDRAWN + self.before + _MAIN, *command[3:]], **given)
+
+
+class Killed(Forked):
+    """One that is killed in its second epoch."""
+
+    before = KILLED

@@ -1,0 +1,265 @@
+"""`amcl-fast study epochs`: which trainings, what is refused, a study of forty images from end to end."""
+
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from amcl_fast.cli import main
+from amcl_fast.runs.directory import RunDirectory
+from amcl_fast.runs.lock import RunLock
+from amcl_fast.runs.read import read_run
+from amcl_fast.study import epochs, training
+from amcl_fast.study.epochs import Epochs
+from tests.helpers.command_line import environment, image_folder
+from tests.helpers.studies import Forked, Killed, finished
+
+TINY = [
+    *("--data.size", "16", "--data.batch_size", "8", "--data.num_threads", "1", "--data.device", "cpu"),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"),
+    *("--model.backbone.width", "8", "--model.projector.hidden_dim", "8", "--trainer.precision", "32-true"),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The trainings that a study would begin; each fails at once."""
+    begun = []
+    monkeypatch.setattr(training.Commands, "run", lambda self, arguments: begun.append(arguments) or 1)
+    return begun
+
+
+def study(*arguments):
+    return main(["study", "epochs", "--framework", "simclr", *map(str, arguments)])
+
+
+def refused(capsys, *arguments):
+    """The line in which a study is refused."""
+    assert study(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amcl-fast study: error: ")
+    return line.removeprefix("amcl-fast study: error: ")
+
+
+def test_seeds_come_one_after_the_other(here, untrained, capsys):
+    settings = ["--variants", "amcl", "baseline", "--seeds", "4", "2", "--trainer.max_epochs", "50"]
+    assert study(*settings, "--data", "builtin") == 1
+    assert [(arguments[2], arguments[4]) for arguments in untrained] == [
+        ("simclr-builtin-amcl", "4"),
+        ("simclr-builtin-baseline", "4"),
+        ("simclr-builtin-amcl", "2"),
+        ("simclr-builtin-baseline", "2"),
+    ]
+    knn, data, own = ["--knn.every_n_epochs", "2"], ["--data.root", "builtin"], ["--trainer.max_epochs", "50"]
+    assert {tuple(arguments[7:]) for arguments in untrained} == {(*knn, *data, *own)}
+    again = "amcl-fast study epochs --framework simclr --dataset builtin --backbones default --variants amcl baseline"
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(
+        "amcl-fast study: 4 of 4 trainings failed, simclr-builtin-amcl, seed 4 and 3 more; try again: "
+    )
+    assert err.endswith(f"{again} --seeds 4 2 --data builtin --trainer.max_epochs 50")
+    assert json.loads((here / "runs/epochs-simclr-builtin/study.json").read_text())["left"] == 4
+
+
+def test_a_backbone_is_the_end_of_a_recipes_name():
+    cells = Epochs("can", "cifar10", ("default", "vitxs4"), ("baseline", "amcl"), (0,)).cells
+    assert list(cells) == [
+        *("can-cifar10-baseline", "can-cifar10-amcl"),
+        *("can-cifar10-baseline-vitxs4", "can-cifar10-amcl-vitxs4"),
+    ]
+    assert cells["can-cifar10-amcl-vitxs4"] == {"backbone": "vitxs4", "variant": "amcl"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [([], 1), (["39"], 1), (["40"], 2), (["100"], 5), (["800"], 6), (["800", "--knn.every_n_epochs", "50"], 50)],
+)
+def test_accuracy_is_measured_often_enough(settings, every, here, untrained):
+    """The recipe itself has 6 epochs, and measures after the last."""
+    study("--seeds", "0", "--variants", "amcl", *(["--trainer.max_epochs"] if settings else []), *settings)
+    (arguments,) = untrained
+    told = [value for name, value in pairwise(arguments) if name == "--knn.every_n_epochs"]
+    assert told[-1] == str(every)  # what is given last counts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0", "0"], "--seeds must be different ones, got 0 0"),
+        (["--variants", "amcl", "best"], "recipe must be the name of one, got 'simclr-builtin-best'; close to it: .*"),
+        (["--sedes", "3"], "unrecognized arguments: --sedes 3"),
+        (["--recipe", "demo"], "--recipe must be left out of a study, which has trainings of its own"),
+        (["--seed_everything=3"], "--seed_everything must be left out of a study.*"),
+        (["--trainer.max_steps", "9"], "trainer.max_steps must be left out of a study of whole epochs, got 9"),
+        (["--trainer.max_time", "00:01:00:00"], "trainer.max_time must be left out .*"),
+        (
+            ["--trainer.max_epochs", "null"],
+            "trainer.max_epochs must be a number of epochs in a study of them, got None",
+        ),
+        (["--knn.every_n_epochs", "0"], "knn.every_n_epochs must be at least 1 in a study of accuracies, got 0"),
+        (["--knn.queries", "0"], "knn.queries must be at least 1 in a study of accuracies, got 0"),
+    ],
+)
+def test_what_cannot_be_a_study_is_one_line_and_leaves_no_folder(arguments, message, here, untrained, capsys):
+    assert re.fullmatch(message, refused(capsys, *arguments))
+    assert not untrained and not list(here.iterdir())
+
+
+def test_variants_that_end_after_other_epochs_are_refused(here, untrained, capsys, monkeypatch):
+    real = epochs.settings_of
+
+    def settings_of(recipe, settings):
+        found = real(recipe, settings)
+        found["trainer"]["max_epochs"] += recipe.endswith("-amcl")
+        return found
+
+    monkeypatch.setattr(epochs, "settings_of", settings_of)
+    assert refused(capsys) == (
+        "--trainer.max_epochs must be given, for the recipes differ in it: 6 of simclr-builtin-baseline and 7 of "
+        "simclr-builtin-amcl"
+    )
+
+
+def test_a_launcher_is_refused(here, untrained, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refused(capsys).startswith("a study must be started once, without torchrun or srun: ")
+    assert not list(here.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a study of two variants and two seeds of forty images, its results, and its arguments."""
+    root = tmp_path_factory.mktemp("study")
+    images = image_folder(root / "images", 8, 12)
+    arguments = ["--seeds", "0", "1", "--data", images, *TINY]
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment(root).items():
+            patched.setenv(name, value)
+        patched.setattr(training, "Popen", Forked)
+        assert study(*arguments, "--output", root / "study") == 0
+    return root / "study", json.loads((root / "study" / "study.json").read_text()), arguments
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """The same in a folder that a test may change; what it trains are forks."""
+    folder, _, arguments = trained
+    shutil.copytree(folder, tmp_path / "study")
+    for name, value in environment(folder.parent).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(training, "Popen", Forked)
+    return tmp_path / "study", [*arguments, "--output", tmp_path / "study"]
+
+
+def without_seconds(results):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in results["trainings"]]
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(trained):
+    folder, results, _ = trained
+    assert [(row["variant"], row["seed"]) for row in results["trainings"]] == [
+        *(("baseline", 0), ("baseline", 1)),
+        *(("amcl", 0), ("amcl", 1)),
+    ]
+    for row in results["trainings"]:
+        assert row["epochs"] == [1, 2] and len(row["knn"]) == 2 and row["untrained"] is not None
+        assert row["measured_images"] == {"bank": 16, "queries": 24} and row["versions"]["torch"]
+        assert (folder / row["run"] / "report" / "index.html").is_file()
+    ends = {(row["variant"], row["seed"]): row["knn"][-1] for row in results["trainings"]}
+    (above,) = results["differences"]
+    assert above["points"] == [round(ends["amcl", seed] - ends["baseline", seed], 4) for seed in (0, 1)]
+    assert results["left"] == 0 and results["machine"]["cores"] and results["environment"]["amcl_fast"]
+    assert (folder / "epochs.png").read_bytes().startswith(b"\x89PNG") and "<img" in (folder / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_is_gone_on_with(copied, trained, monkeypatch, capfd):
+    """The others go on without it, and it ends as if nothing had been."""
+    folder, arguments = copied
+    shutil.rmtree(folder / "simclr-builtin-amcl-0")
+    monkeypatch.setattr(training, "Popen", Killed)
+    assert study(*arguments) == 1
+    assert "simclr-builtin-amcl, seed 0 was ended by SIGKILL" in capfd.readouterr().err
+    assert json.loads((folder / "study.json").read_text())["left"] == 1
+    monkeypatch.setattr(training, "Popen", Forked)
+    assert study(*arguments) == 0
+    assert without_seconds(json.loads((folder / "study.json").read_text())) == without_seconds(trained[1])
+    steps, losses = read_run(folder / "simclr-builtin-amcl-0").series("loss")
+    expected = read_run(trained[0] / "simclr-builtin-amcl-0").series("loss")[1]
+    assert steps.tolist() == [0, 1, 2, 3] and losses.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+def test_a_study_that_has_ended_is_read(copied, trained, untrained):
+    folder, arguments = copied
+    (folder / "index.html").unlink()
+    assert study(*arguments) == 0
+    assert not untrained and (folder / "index.html").is_file()
+    assert json.loads((folder / "study.json").read_text())["trainings"] == trained[1]["trainings"]
+
+
+@pytest.mark.slow
+def test_only_more_of_the_same_goes_on_in_a_folder(copied, untrained, capsys):
+    folder, arguments = copied
+    images, output = arguments[arguments.index("--data") + 1], ["--output", folder]
+    line = refused(capsys, *arguments, "--trainer.max_epochs", "3")
+    assert line == (
+        f"{folder}/simclr-builtin-baseline-0 has other settings (trainer.max_epochs from 2 to 3), and a study compares "
+        "what has the same: give those of before, or another --output"
+    )
+    assert "(data.root from " in refused(capsys, *arguments, "--data", "cifar10")
+    line = refused(capsys, "--seeds", "0", "--data", images, *TINY, *output)
+    assert f"{folder} holds the training simclr-builtin-amcl-1, which is none of these" in line
+    assert "--seeds 0 1" in line  # as it was begun
+    with RunLock() as lock:
+        lock.acquire(folder)
+        assert f"{folder} is in use" in refused(capsys, *arguments)
+    assert not untrained
+    assert study("--seeds", "2", "0", "1", "--data", images, *TINY, "--data.num_threads", "2", *output) == 1
+    assert [arguments[4] for arguments in untrained] == ["2", "2"]
+
+
+@pytest.mark.slow
+def test_data_that_have_moved_are_told_to_those_who_go_on(copied, untrained):
+    folder, arguments = copied
+    facts = RunDirectory(folder / "simclr-builtin-amcl-1").facts
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "finished": False}))
+    assert study(*arguments, "--data", "/elsewhere") == 1
+    assert untrained == [["pretrain", "--resume", str(facts.parent), "--data.root", "/elsewhere"]]
+
+
+def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
+    (here / "other").mkdir()
+    (here / "other" / "thesis.tex").touch()
+    other = ["--output", "other", "--variants", "amcl"]
+    assert refused(capsys, *other) == "other holds thesis.tex, which is no study's; give another --output"
+    (here / "other" / "study.json").write_text("{}")
+    assert refused(capsys, *other).startswith("other/study.json is damaged")
+    (here / "other" / "study.json").write_text('{"study": "heads", "command": "amcl-fast study heads"}')
+    assert "other holds a study of heads; it goes on with" in refused(capsys, *other)
+    assert not untrained
+
+
+def test_trainings_of_other_images_are_not_compared(here, untrained, capsys):
+    """Those of a folder that has changed since."""
+    folder = here / "study"
+    for number, variant in enumerate(("baseline", "amcl")):
+        run = finished(folder / f"simclr-builtin-{variant}-0", [30.0], training_images=16 + number)
+        found = epochs.settings_of(
+            f"simclr-builtin-{variant}", ["--trainer.max_epochs", "1", "--knn.every_n_epochs", "1"]
+        )
+        RunDirectory(run).config.write_text(yaml.safe_dump(found))
+    (folder / "study.json").write_text('{"study": "epochs", "command": ""}')
+    line = refused(capsys, "--output", "study", "--seeds", "0", "--trainer.max_epochs", "1")
+    assert line.endswith("must have training_images as simclr-builtin-baseline-0 has, 16, got 17")
