@@ -4,21 +4,22 @@
 
 trains `<framework>-builtin-<variant>` once a seed, some 30 s of one core each, writes
 benchmarks/results/frameworks-builtin.json and prints its table. A training that has finished is read from its folder
-and not repeated. The JSON holds "what", "machine", "environment" (as benchmarks.results has them), "command" and
-"runs": recipe, seed, kNN in percent (also `untrained` and `pixels`), seconds of an epoch, and the last logged loss,
-temperatures and similarities.
+and not repeated, and one that was stopped goes on. The JSON holds "what", "machine", "environment" (as
+benchmarks.results has them), "command" and "runs": recipe, seed, kNN in percent (also `untrained` and `pixels`),
+seconds of an epoch, and the last logged loss, temperatures and similarities.
 """
 
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-from amcl_fast.cli import main as amcl_fast
 from amcl_fast.recipes import FRAMEWORKS, VARIANTS
 from amcl_fast.runs.files import write_file
-from amcl_fast.runs.read import read_run
+from amcl_fast.runs.read import Run
+from amcl_fast.study.training import StopError, Training, train_all
 
 from ..results import environment, machine
 
@@ -26,6 +27,7 @@ _WHAT = (
     "kNN (k = 200, weights exp(s/0.1)) of encoders trained by the recipes <framework>-builtin-<variant>; seconds of an "
     "epoch from the median of the logged throughput; the rest as logged last, for that batch"
 )
+_SETTINGS = ("--data.num_threads", "1")
 _LOGGED = (
     "loss",
     "gradient_norm",
@@ -35,22 +37,12 @@ _LOGGED = (
 )
 
 
-def train(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One training, or what an earlier one has left in its folder; what the JSON says of it.
-
-    Raises:
-        RuntimeError: the training failed.
-    """
-    run_dir = folder / f"{recipe}-{seed}"
-    if not (run_dir.is_dir() and read_run(run_dir).facts.get("finished")):
-        code = amcl_fast([*_command(recipe, seed), "--run_dir", str(run_dir)])
-        if code:
-            raise RuntimeError(f"{recipe}, seed {seed}: the training ended with exit code {code}")
-    run = read_run(run_dir)
+def row(training: Training, run: Run) -> dict[str, Any]:
+    """What the JSON says of a training that has finished."""
     throughput = statistics.median(run.series("images_per_second")[1].tolist())
     return {
-        "recipe": recipe,
-        "seed": seed,
+        "recipe": training.recipe,
+        "seed": training.seed,
         "knn": run.last("knn"),
         "knn_untrained": run.last("knn_untrained"),
         "knn_pixels": run.last("knn_pixels"),
@@ -85,10 +77,6 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _command(recipe: str, seed: int | str) -> list[str]:
-    return ["pretrain", "--recipe", recipe, "--seed_everything", str(seed), "--data.num_threads", "1"]
-
-
 def main() -> None:
     """Train, write, print."""
     parser = argparse.ArgumentParser(description="The four frameworks on the built-in images.", allow_abbrev=False)
@@ -99,15 +87,22 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     recipes = [f"{framework}-builtin-{variant}" for framework in FRAMEWORKS for variant in VARIANTS]
+    # Seed by seed, so that a study cut short has every recipe.
+    trainings = [Training(recipe, seed, arguments.folder, _SETTINGS) for seed in arguments.seeds for recipe in recipes]
     with environment() as about:
-        # Seed by seed, so that a study cut short has every recipe.
-        runs = [train(recipe, seed, arguments.folder) for seed in arguments.seeds for recipe in recipes]
+        try:
+            failed = train_all(trainings, lambda done: None)
+        except StopError as stop:
+            sys.exit(f"{stop}; go on with the same command")
+        if failed:
+            sys.exit(f"{len(failed)} of {len(trainings)} trainings failed; try again with the same command")
+    runs = [row(training, run) for training in trainings if (run := training.result())]
     runs.sort(key=lambda run: recipes.index(run["recipe"]))
     document = {
         "what": _WHAT,
         "machine": machine("cpu"),
         "environment": about,
-        "command": " ".join(["amcl-fast", *_command("RECIPE", "SEED")]),
+        "command": " ".join(["amcl-fast", "pretrain", "--recipe", "RECIPE", "--seed_everything", "SEED", *_SETTINGS]),
         "runs": runs,
     }
     write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

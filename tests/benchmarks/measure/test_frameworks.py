@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from amcl_fast.study.training import Commands
 from benchmarks.measure import frameworks
 
 
@@ -19,18 +20,40 @@ def finished_run(folder, recipe, knn, tau=None):
         writer.writerow(row)
 
 
-def test_finished_runs_are_read_and_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(frameworks, "amcl_fast", lambda _: pytest.fail("it trains"))
-    finished_run(tmp_path, "simclr-builtin-amcl", 40.0, tau=0.25)
-    row = frameworks.train("simclr-builtin-amcl", 0, tmp_path)
-    assert row["knn"] == 40 and row["seconds_per_epoch"] == 2 and row["tau_positive_mean"] == 0.25
-    assert "tau_negative_mean" not in row
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Arguments of a study of two recipes, and what its trainings are told; each fails."""
+    told = []
+    monkeypatch.setattr(frameworks, "FRAMEWORKS", ["simclr"])
+    monkeypatch.setattr(frameworks, "VARIANTS", ["baseline", "amcl"])
+    monkeypatch.setattr(Commands, "run", lambda self, arguments: told.append(arguments) or 1)
+    output = tmp_path / "found.json"
+    command = ["frameworks", "--seeds", "0", "--folder", str(tmp_path / "runs"), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", command)
+    return output, told
 
 
-def test_a_failed_training_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(frameworks, "amcl_fast", lambda _: 2)
-    with pytest.raises(RuntimeError, match="exit code 2"):
-        frameworks.train("simclr-builtin-amcl", 0, tmp_path)
+def test_finished_runs_are_read_and_not_repeated(study, tmp_path, capsys):
+    finished_run(tmp_path / "runs", "simclr-builtin-amcl", 40.0, tau=0.25)
+    finished_run(tmp_path / "runs", "simclr-builtin-baseline", 30.0)
+    frameworks.main()
+    output, told = study
+    found = json.loads(output.read_text())
+    baseline, amcl = found["runs"]
+    assert not told and (baseline["recipe"], baseline["seed"], baseline["knn"]) == ("simclr-builtin-baseline", 0, 30)
+    assert amcl["knn"] == 40 and amcl["seconds_per_epoch"] == 2 and amcl["tau_positive_mean"] == 0.25
+    assert "tau_negative_mean" not in amcl
+    assert found["command"] == "amcl-fast pretrain --recipe RECIPE --seed_everything SEED --data.num_threads 1"
+    assert "| `simclr-builtin-amcl` | 40.0 | 40.0 |" in capsys.readouterr().out
+
+
+def test_a_failed_training_is_an_error_and_leaves_the_results_of_before(study, tmp_path):
+    finished_run(tmp_path / "runs", "simclr-builtin-amcl", 40.0)
+    with pytest.raises(SystemExit, match="1 of 2 trainings failed"):
+        frameworks.main()
+    output, told = study
+    assert told[0][:5] == ["pretrain", "--recipe", "simclr-builtin-baseline", "--seed_everything", "0"]
+    assert len(told) == 1 and told[0][-2:] == ["--data.num_threads", "1"] and not output.exists()
 
 
 def test_the_table_has_a_row_for_each_recipe():
