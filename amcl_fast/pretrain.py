@@ -240,7 +240,8 @@ def _prepare(
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
         check_started(cli.trainer)
-        cli.model.check_batch(cli.datamodule.batch_size)  # before images are looked for, or drawn
+        # Before images are looked for, or drawn.
+        cli.model.check_batch(cli.datamodule.batch_size, cli.datamodule.target_views)
         if len({*cli.datamodule.view_sizes}) > 1:
             check_sizes(cli.model.backbone, cli.datamodule.view_sizes)
         # Others that wait to meet this process give up after half an hour: then it looks for images when they have met.

@@ -1,6 +1,6 @@
 """A look at the pairs of a model as its loss forms them: similarities and temperatures, before and after training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,8 @@ _CLASSES, _IMAGES = 10, 100
 def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) -> Snapshot:
     """Similarities and temperatures of the first pairs of views that the data module gives, and an embedding.
 
-    Of more than two views two of the largest make the pairs (`both_of`).
-    The views come from a loader of their own, and what the method draws from a seed of its own, so the same pairs come
+    Of more than two views they are of two of the largest size, or of the largest and another (`Method.two_of`). The
+    views come from a loader of their own, and what the method draws from a seed of its own, so the same pairs come
     every time and training's place in the data stays as it is; weights, running statistics and random generators stay
     too. Batch normalisation works
     with the statistics of the batch, negatives are those that the framework has: as the loss sees them.
@@ -57,7 +57,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     gpus = [method.device] if method.device.type == "cuda" else []
     with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(0)
-        for views in _take(datamodule.train_dataloader(), pairs):
+        for views in _take(datamodule.train_dataloader(), pairs, method.two_of):
             on_device = [view.to(method.device) for view in views]
             found = _sample(method.pairs_of_views(on_device), top_k, sampler)
             if not parts:
@@ -116,11 +116,11 @@ def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(places, (0, 2))[:, :2], F.pad(shares, (0, 2))[:2]  # one image or one feature has no second axis
 
 
-def _take(loader: Any, pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two views of batch after batch, until there are `pairs` of them."""
+def _take(loader: Any, pairs: int, two_of: Callable[[Sequence[Tensor]], tuple[int, int]]) -> Iterator[list[Tensor]]:
+    """The two views that a method looks at, of batch after batch, until there are `pairs` of them."""
     taken = 0
     for views, _ in loader:
-        yield both_of(views)
+        yield [views[place] for place in two_of(views)]
         taken += len(views[0])
         if taken >= pairs:
             return
@@ -150,8 +150,13 @@ def _named(made: dict[str, Tensor], datamodule: Any) -> dict[str, NDArray[Any]]:
 
 
 def _pictures(views: Sequence[Tensor], datamodule: Any) -> NDArray[np.uint8]:
-    """The first images of tensors (n, 3, H, W), normalised, as (…, P, H, W, 3) uint8, in the size of the first."""
+    """The first images of V tensors (n, 3, H, W), normalised, as (V, P, H, W, 3) uint8, the smaller ones enlarged."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (datamodule.mean, datamodule.std))
-    shown = [view[:_SHOWN].float().cpu() * std + mean for view in views]
-    pixels = torch.stack([F.interpolate(view, size=tuple(shown[0].shape[2:])) for view in shown])
-    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+    height, width = (max(view.shape[side] for view in views) for side in (2, 3))
+    shown = []
+    for view in views:
+        pixels = view[:_SHOWN].float().cpu() * std + mean
+        if pixels.shape[2:] != (height, width):
+            pixels = F.interpolate(pixels, (height, width))  # the nearest pixel, so that each can be told
+        shown.append((pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.stack(shown)

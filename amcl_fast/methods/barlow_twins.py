@@ -11,10 +11,13 @@ from ..distributed import gather_rows, world
 from ..losses import BarlowTwinsLoss
 from .base import Method
 from .pairs import MOST_ANCHORS, Pairs, pairs_of
+from .views import by_size, targets_of
 
 
 class BarlowTwins(Method):
-    """The channels of the two views' projections correlate with themselves and not with one another.
+    """The channels of two views' projections correlate with themselves and not with one another.
+
+    Of more views every pair of one and a target, the mean of them all.
 
     An adaptive temperature reads channel vectors, as long as the global batch: its `dim` must be
     data.batch_size. The loader drops the last partial batch of an epoch, so that all batches have that size.
@@ -31,7 +34,7 @@ class BarlowTwins(Method):
     def __init__(self, criterion: BarlowTwinsLoss, **kwargs: Any) -> None:
         super().__init__(criterion, **kwargs)
 
-    def check_batch(self, batch_size: int) -> None:
+    def check_batch(self, batch_size: int, target_views: int = 2) -> None:
         adaptive = self.criterion.adaptive
         if adaptive is not None and adaptive.dim != batch_size:
             raise ValueError(
@@ -40,7 +43,7 @@ class BarlowTwins(Method):
             )
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        return self.criterion(*self.encode(views))
+        return self.criterion.of_views(self.projections(by_size(views)), targets_of(views))
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:
         """As `Method.pairs`; a pair is two channels, its similarity their correlation coefficient."""

@@ -18,6 +18,7 @@ from ..models.modes import floating_dtype, untracked
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
 from .pairs import Pairs
 from .trainer import NonFiniteError, at_logging_step, stepped
+from .views import Images, by_size, targets_of
 
 Batch = tuple[Sequence[Tensor], Tensor]
 
@@ -33,8 +34,9 @@ _RENAMED = {"contrast": "loss_of_views", "temperatures": "pairs_of_views"}
 class Method(L.LightningModule):
     """A framework of contrastive learning. A subclass gives `loss` and `pairs`.
 
-    A batch is (views, labels): tensors (n, 3, H, W), a view each, and (n,) int64 that training ignores. Views of one
-    size pass the encoder together and all of them the heads, so BatchNorm sees them at once.
+    A batch is (views, labels): tensors (n, 3, H, W), one for each of V ≥ 2 views, and (n,) int64 that training ignores.
+    Views of one size pass the encoder together and all of them the heads, so BatchNorm sees them at once. Views may
+    have several sizes: then the others attend to the largest alone (`targets_of`).
 
     Args:
         criterion: loss of the framework; its `last_stats` are logged.
@@ -97,13 +99,24 @@ class Method(L.LightningModule):
             views: (n, 3, H, W) each.
             embed: what makes projections of the images; None: `embed` as training runs it.
         """
-        groups: dict[torch.Size, list[int]] = {}
-        for place, view in enumerate(views):
-            groups.setdefault(view.shape, []).append(place)
-        images = [torch.cat([views[place] for place in places]) for places in groups.values()]
-        projections = (embed or self.encode_views)(*images).chunk(len(views))
-        order = [place for places in groups.values() for place in places]
-        return [projections[order.index(place)] for place in range(len(views))]
+        return list(self.projections(by_size(views), embed))
+
+    def projections(self, images: Images, embed: Callable[..., Tensor] | None = None) -> Tensor:
+        """`encode` of images that are sorted by size: (V, n, C, d), without a copy unless sizes alternate."""
+        z = (embed or self.encode_views)(*images.of_size)
+        order = images.order
+        z = z.unflatten(0, (len(order), len(z) // len(order)))
+        in_order = order == sorted(order)
+        return z if in_order else torch.stack([z[order.index(place)] for place in range(len(order))])
+
+    @staticmethod
+    def two_of(views: Sequence[Tensor]) -> tuple[int, int]:
+        """Places of the two views (n, 3, H, W) that a look at the pairs takes; others attend to the second one.
+
+        The first two of the largest size, or, where one alone has it, the first of the others and that one.
+        """
+        targets = targets_of(views)
+        return (targets[0], targets[1]) if len(targets) > 1 else (int(targets[0] == 0), targets[0])
 
     def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`function` as training runs it: through torch.compile if that is asked for."""
@@ -114,42 +127,52 @@ class Method(L.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:
-        """Similarity and temperature of the pairs that the loss forms of two views (n, 3, H, W)."""
+        """Similarity and temperature of the pairs that the loss forms of two views (n, 3, H, W).
+
+        Others attend to the second one, and to the first if it is of the same size.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say which pairs it forms")
 
     def pictures(self, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """What a framework makes of the images of the first view, by name: (n, 3, H, W), normalised as they are."""
         return {}
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raise ValueError if the framework's settings do not fit the global batch size."""
+    def check_batch(self, batch_size: int, target_views: int = 2) -> None:
+        """Raise ValueError if the framework's settings do not fit the global batch size.
+
+        Args:
+            batch_size: images of all processes.
+            target_views: how many views of an image others attend to.
+        """
 
     def loss_of_views(self, views: Sequence[Tensor]) -> Tensor:
-        """Loss (0-dim) of the two views of a batch.
+        """Loss (0-dim) of the views of a batch.
 
         Raises:
-            ValueError: not two views.
+            ValueError: fewer than two views, or views of different numbers of images.
         """
-        return self.loss(self._both(views))
+        return self.loss(self._checked(views))
 
     def pairs_of_views(self, views: Sequence[Tensor]) -> Pairs:
-        """A look at the pairs of one batch of views, in the present mode; the module stays as it is.
+        """A look at the pairs that two views of one batch form (`two_of`), in the present mode.
 
-        Anchors are of the first view, at most 512. Raises ValueError as `loss_of_views`.
+        The module stays as it is. Anchors are of the first of the two, at most 512. Normalisation over the batch sees
+        these two views alone. Raises ValueError as `loss_of_views`.
         """
+        checked = self._checked(views)
         with torch.no_grad(), untracked(self):
-            return self.pairs(self._both(views))
+            return self.pairs([checked[place] for place in self.two_of(checked)])
 
     def pictures_of_views(self, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """`pictures` of a batch of views, in the present mode; the module stays as it is."""
         with torch.no_grad(), untracked(self):
-            return self.pictures(self._both(views))
+            return self.pictures(self._checked(views))
 
-    def _both(self, views: Sequence[Tensor]) -> list[Tensor]:
-        if len(views) != 2:
-            raise ValueError(
-                f"views must be two views of an image for {type(self).__name__}, got {len(views)}; set data.views to 2"
-            )
+    def _checked(self, views: Sequence[Tensor]) -> list[Tensor]:
+        if len(views) < 2:
+            raise ValueError(f"views must be at least two views of an image, got {len(views)}")
+        if len({len(view) for view in views}) > 1:
+            raise ValueError(f"views must be of the same images, got {', '.join(str(len(view)) for view in views)}")
         # Views may be float16, a look at the pairs brings its own; autocast to bfloat16 joins no float16.
         return [view.to(floating_dtype(self.backbone)) for view in views]
 

@@ -11,22 +11,23 @@ from ..losses import MoCoLoss
 from ..models import KeyQueue, MomentumEncoder
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
+from .views import by_size, targets_of
 
 
 class MoCo(Method):
-    """Queries of one view, keys of the other by a momentum encoder; the negatives are a queue of older keys.
+    """Queries of one view, keys of another by a momentum encoder; the negatives are a queue of older keys.
 
-    Symmetric: both views are queries and keys. The momentum encoder follows after every optimiser step, which
-    with MoCo's own order (before the keys are computed) makes the same keys. Keys join the queue after the
-    backward pass, since φ learns from the queue; those of all processes join on every process, in order of
-    rank.
+    Symmetric: both views are queries and keys. Of more than two all are queries, and those of the largest size are keys
+    too: the momentum encoder reads them alone. It follows after every optimiser step, which with MoCo's own order
+    (before the keys are computed) makes the same keys. Keys join the queue after the backward pass, since φ learns from
+    the queue; those of all processes join on every process, in order of rank.
 
     Several processes: keys whose BatchNorm saw the queries of the same images would give the answer away, so
     use either `shuffle_batch_norm` or the trainer's sync_batchnorm.
 
     Args:
         criterion: `MoCoLoss` with a constant temperature (MoCo) or an adaptive one (AMCL-MoCo).
-        queue_size: keys K per head, at least the two views of the global batch.
+        queue_size: keys K per head, at least those of a global batch: of two views, or of all of the largest size.
         momentum: of the momentum encoder.
         shuffle_batch_norm: encode keys in an order that is shuffled over all processes (MoCo, Section 3.3);
             without effect in one process.
@@ -53,22 +54,23 @@ class MoCo(Method):
         # DDP would send the whole queue from rank 0 before every step; it is equal everywhere by construction.
         self._ddp_params_and_buffers_to_ignore = ["queue.keys"]
 
-    def check_batch(self, batch_size: int) -> None:
-        if self.queue.keys.shape[1] < 2 * batch_size:
+    def check_batch(self, batch_size: int, target_views: int = 2) -> None:
+        if self.queue.keys.shape[1] < target_views * batch_size:
             raise ValueError(
-                f"model.queue_size must hold the keys of both views of a batch, 2 · {batch_size} with this "
-                f"data.batch_size, got {self.queue.keys.shape[1]}"
+                f"model.queue_size must hold the keys of the largest views of a batch, {target_views} · {batch_size} "
+                f"with this data.batch_size, got {self.queue.keys.shape[1]}"
             )
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        queries = torch.cat(self.encode(views))
-        images = torch.cat(list(views))
+        images, targets = by_size(views), targets_of(views)
+        queries = self.projections(images)
+        attended = images.of_size[images.places.index(targets)]
         with torch.no_grad():
-            keys = normalised_rows(self._shuffled(images) if self._shuffles else self._encode_keys(images))
+            keys = normalised_rows(self._shuffled(attended) if self._shuffles else self._encode_keys(attended))
         self._keys = keys
-        k1, k2 = keys.to(self.queue.keys.dtype).transpose(0, 1).chunk(2)
-        loss = self.criterion(queries.to(k1.dtype), torch.cat([k2, k1]), self.queue.keys.mT)
-        return share_of_mean(len(images), loss) * loss
+        k = keys.to(self.queue.keys.dtype).transpose(0, 1).unflatten(0, (len(targets), len(views[0])))
+        loss = self.criterion.of_views(queries.to(k.dtype), k, self.queue.keys.mT, targets)
+        return share_of_mean(len(views[0]), loss) * loss
 
     def on_after_backward(self) -> None:
         assert self._keys is not None
@@ -83,7 +85,9 @@ class MoCo(Method):
         n = len(views[0])
         x = normalised_rows(self.encode(views, self.embed)[0][:MOST_ANCHORS])
         step = -(-self.queue.keys.shape[1] // MOST_ANCHORS)
-        keys = normalised_rows(self.key_encoder(torch.cat(list(views)))[n:])
+        # Batch normalisation of the key encoder sees the views that have keys.
+        attended = torch.cat([views[place] for place in targets_of(views)])
+        keys = normalised_rows(self.key_encoder(attended)[-n:])
         y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
         negative = torch.arange(y.shape[1], device=x.device) >= n
         return pairs_of(x, y, self.criterion.temperature, negative.expand(x.shape[1], -1))

@@ -9,10 +9,13 @@ from torch import Tensor
 from ..losses import SimCLRLoss
 from .base import Method
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
+from .views import by_size, targets_of
 
 
 class SimCLR(Method):
-    """The two views of an image are each other's positives; all other images of the batch are the negatives.
+    """Two views of an image are each other's positives; both views of all other images of the batch are the negatives.
+
+    Of more views every pair of one and a target, the mean of them all.
 
     With accumulation (`accumulate_grad_batches`), gradients of several batches are summed; the
     negatives of a batch remain its own.
@@ -28,7 +31,7 @@ class SimCLR(Method):
         super().__init__(criterion, **kwargs)
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        return self.criterion(*self.encode(views))
+        return self.criterion.of_views(self.projections(by_size(views)), targets_of(views))
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:
         z1, z2 = (normalised_rows(z) for z in self.encode(views, self.embed))

@@ -10,10 +10,13 @@ from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
+from .views import by_size, targets_of
 
 
 class SimSiam(Method):
-    """A predictor's output for one view aligns with the projection of the other; there are no negatives.
+    """A predictor's output for one view aligns with the projection of another; there are no negatives.
+
+    Of more than two views every one with every target, the mean of them all.
 
     Args:
         criterion: `SimSiamLoss` with a constant temperature (SimSiam) or an adaptive one (AMCL-SimSiam).
@@ -40,9 +43,9 @@ class SimSiam(Method):
             self.constant_lr = {"predictor": predictor_lr}
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        z = self.encode(views)
-        p1, p2 = self._predict(torch.cat(z)).chunk(2)
-        loss = self.criterion(p1, z[1], p2, z[0])
+        z = self.projections(by_size(views))
+        p = self._predict(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        loss = self.criterion.of_views(p, z, targets_of(views))
         return share_of_mean(len(views[0]), loss) * loss
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:

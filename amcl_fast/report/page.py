@@ -28,7 +28,7 @@ _CAPTIONS = {
     "loss.png": "The loss of one batch, as logged.",
     "losses.png": "The terms of the loss, as logged: each is multiplied by its weight and all are summed.",
     "temperature.png": "The temperature of the pairs that enter the loss.",
-    "histograms.png": "All heads together. Positives are the two views of an image (in Barlow Twins, a channel in both "
+    "histograms.png": "All heads together. Positives are two views of an image (in Barlow Twins, a channel in both "
     "views); hardest negatives, where drawn, are those the loss selects. Areas are equal, scales of rows are not.",
     "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
     "made.png": "Grey patches are masked. The reconstruction keeps what was visible; where patches are predicted with "

@@ -24,10 +24,11 @@ class Snapshot:
         step: optimiser step at which it was taken.
         tau_min, tau_max: range of the temperature, equal if it is constant.
         top_k: hardest negatives that the loss selects per anchor and head, 0 if it takes all.
-        positive_similarity, positive_tau: (C, N) of the two views of an image.
+        positive_similarity, positive_tau: (C, N) of two views of an image.
         hardest_similarity, hardest_tau: (C, M) of a sample of the selected negatives.
         random_similarity, random_tau: (C, M) of a sample of all negatives.
-        views: (2, P, H, W, 3) uint8, the first pairs of views as pictures.
+        views: (2, P, H, W, 3) uint8, the first pairs of views as pictures; where they are of two sizes the smaller one
+            is enlarged, its pixels as squares.
         embedding: (E, 2) of the encoder's features of held-out images, on their first two principal axes; E = 0 if
             none is held out.
         embedding_variance: (2,) share of the variance that each axis shows.

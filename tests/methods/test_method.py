@@ -141,12 +141,6 @@ def test_epochs_without_end_are_refused():
 
 
 @every_framework
-def test_three_views_are_refused(framework):
-    with pytest.raises(ValueError, match=r"two views.*got 3"):
-        method(framework).loss_of_views(tuple(torch.randn(3, 4, 3, 8, 8)))
-
-
-@every_framework
 def test_compiled_training_gives_the_same_numbers(framework, monkeypatch):
     # The graph is captured as for inductor, whose C++ takes a minute to build.
     compile, compiled_functions = torch.compile, []
