@@ -92,12 +92,6 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     )
 
 
-def both_of(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of views (n, 3, H, W) the two that are looked at: the first two of the largest, or the largest and the next."""
-    first, second = sorted(views, key=lambda view: -view.shape[-1])[:2]
-    return first, second
-
-
 def hardest(similarity: Tensor, tau: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Of negatives (C, n, m) the `top_k` most similar of every anchor and head, 0 for all: both (C, n, k)."""
     if not top_k:

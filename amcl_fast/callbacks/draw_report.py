@@ -18,7 +18,7 @@ from ..report.page import write_report
 from ..runs.directory import RunDirectory, write_facts, write_skipped
 from ..runs.files import Unwritten
 from ..runs.read import head_metric
-from .capture import both_of, capture, hardest
+from .capture import capture, hardest
 from .knn import OnlineKNN
 
 
@@ -65,7 +65,7 @@ class Report(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_last_batch and pl_module.criterion.adaptive is not None:  # type: ignore[union-attr]
-            self._last_views = both_of(batch[0])
+            self._last_views = batch[0]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._unwritten.retry()

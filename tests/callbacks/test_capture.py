@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from amcl_fast import SimCLRLoss
-from amcl_fast.callbacks.capture import both_of, principal_components
+from amcl_fast.callbacks.capture import principal_components
 from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
 from tests.helpers.fake_data import SIZE, FakeDataModule
@@ -182,12 +182,6 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", step=1)
     with pytest.raises(ValueError, match=r"other\.npz is no snapshot"):
         Snapshot.load(tmp_path / "other.npz")
-
-
-@pytest.mark.parametrize(("sides", "chosen"), [((8, 8), (0, 1)), ((4, 8, 4, 8, 8), (1, 3)), ((4, 8, 6), (1, 2))])
-def test_two_of_the_largest_views_are_looked_at(sides, chosen):
-    views = [torch.full((2, 3, side, side), float(place)) for place, side in enumerate(sides)]
-    assert tuple(int(view[0, 0, 0, 0]) for view in both_of(views)) == chosen
 
 
 def test_pictures_of_views_of_two_sizes_are_equally_large():
