@@ -1,5 +1,7 @@
 """Lightning's DDP with different data and batch sizes in every process, against one process with the global batch."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +9,7 @@ from torch import nn
 
 from amcl_fast.callbacks import Checkpoint
 from amcl_fast.methods import MoCo
-from amcl_fast.models import ProjectorConfig
+from amcl_fast.models import BackboneConfig, ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
 from amcl_fast.recipes import FRAMEWORKS
 from tests.helpers import running
@@ -22,6 +24,11 @@ STEPS = 3
 COUNTS = {"two": [4, 4], "three, ragged": [2, 5, 3]}
 SETTINGS = [(framework, kind, {}) for framework in FRAMEWORKS for kind in KINDS]
 SETTINGS.append(("moco", "amcl", {"shuffle_batch_norm": True}))
+if find_spec("timm"):  # weights that have no gradient, and gradients that come of a second forward pass
+    VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    FROZEN = {"positions": "fixed", "freeze_patch_projection": True, "gradient_checkpointing": True}
+    BACKBONE = BackboneConfig("timm/vit_tiny_patch16_224", size=8, arguments=VIT, **FROZEN)
+    SETTINGS.append(("moco", "amcl", {"backbone": BACKBONE}))
 
 
 class Loader:
