@@ -1,7 +1,8 @@
 """MoCo and AMCL-MoCo (arXiv 1911.05722, 2003.04297; paper, Eq. 1.1 and 2.1)."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class MoCo(Method):
         criterion: `MoCoLoss` with a constant temperature (MoCo) or an adaptive one (AMCL-MoCo).
         queue_size: keys K per head, at least those of a global batch: of two views, or of all of the largest size.
         momentum: of the momentum encoder.
+        momentum_schedule: `constant`, or `cosine`: from `momentum` to 1 over the training, in step s of S it is
+            1 - (1 - momentum)·(1 + cos(π s/S))/2 (MoCo v3).
         shuffle_batch_norm: encode keys in an order that is shuffled over all processes (MoCo, Section 3.3);
             without effect in one process.
         kwargs: see `Method`.
@@ -42,11 +45,15 @@ class MoCo(Method):
         *,
         queue_size: int = 4096,
         momentum: float = 0.99,
+        momentum_schedule: Literal["constant", "cosine"] = "constant",
         shuffle_batch_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion, **kwargs)
         self.key_encoder = MomentumEncoder(self.backbone, self.projector, momentum=momentum)
+        if momentum_schedule not in ("constant", "cosine"):
+            raise ValueError(f"momentum_schedule must be 'constant' or 'cosine', got {momentum_schedule!r}")
+        self.momentum, self.momentum_schedule = momentum, momentum_schedule
         self.queue = KeyQueue(self.projector.heads, queue_size, self.projector.dim)
         self.shuffle_batch_norm = shuffle_batch_norm
         self._encode_keys = self.compiled(self.key_encoder.forward)
@@ -79,6 +86,9 @@ class MoCo(Method):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.momentum_schedule == "cosine":
+            done = (self.trainer.global_step + 1) / self.trainer.estimated_stepping_batches
+            self.key_encoder.momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * done)) / 2
         self.key_encoder.update(self.backbone, self.projector)
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:

@@ -1,3 +1,6 @@
+import math
+
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +73,22 @@ def test_the_momentum_encoder_follows_every_optimiser_step():
     copies = module.key_encoder.copies[1]
     for (name, found), value in zip(copies.named_parameters(), expected, strict=True):
         torch.testing.assert_close(found, value, msg=name)
+
+
+def test_a_momentum_that_rises_is_moco_v3_s():
+    """Its main_moco.py, at every update; the last one takes nothing of the encoder."""
+    found = []
+
+    class Averages(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            found.append(module.key_encoder.momentum)
+
+    module = method("moco", momentum=0.9, momentum_schedule="cosine")
+    fit(module, FakeDataModule(steps=4), max_epochs=2, accumulate_grad_batches=2, callbacks=[Averages()])
+    v3 = [1.0 - 0.5 * (1.0 + math.cos(math.pi * step / 4)) * (1.0 - 0.9) for step in range(1, 5)]
+    assert found[1::2] == pytest.approx(v3) and found[-1] == 1
+    with pytest.raises(ValueError, match="momentum_schedule must be 'constant' or 'cosine', got 'linear'"):
+        method("moco", momentum_schedule="linear")
 
 
 def test_statistics_of_the_momentum_encoder_are_its_own():

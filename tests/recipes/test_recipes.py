@@ -145,7 +145,8 @@ def test_an_encoder_in_a_name_leaves_what_is_not_the_encoder_s(name):
     short, _, backbone = name.rpartition("-")
     settings, plain = settings_of(name), settings_of(short)
     model, theirs = settings["model"]["init_args"], plain["model"]["init_args"]
-    assert model["backbone"] == {**read(FOLDER / f"backbones/{backbone}.yaml")["model"]["init_args"]["backbone"]}
+    part = read(FOLDER / f"backbones/{backbone}.yaml")["model"]["init_args"]["backbone"]
+    assert {**part, **model["backbone"]} == model["backbone"]
     assert model["backbone"]["name"].startswith("timm/vit_") and model["backbone"]["width"] == 64
     assert (model["optimizer"]["name"], model["optimizer"].get("bias_lr")) == ("adamw", None)
     assert model.get("predictor_lr") is None and model["projector"]["heads"] == theirs["projector"]["heads"]
