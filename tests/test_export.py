@@ -32,6 +32,15 @@ BACKBONES = {
     "timm": BackboneConfig("timm/resnet10t"),
     "timm, measured": BackboneConfig("timm/mobilenetv3_small_050", size=32),
     "timm, sized": BackboneConfig("timm/vit_tiny_patch16_224", size=32),
+    "timm, sized, as given": BackboneConfig(
+        "timm/vit_tiny_patch16_224",
+        size=32,
+        arguments={"patch_size": 8, "embed_dim": 24, "depth": 2, "norm_layer": "layernorm"},
+        positions="fixed",
+        freeze_patch_projection=True,
+        drop_path=0.1,
+        gradient_checkpointing=True,
+    ),
 }
 
 
@@ -84,8 +93,11 @@ def test_the_printed_lines_load_the_file_strictly(tmp_path, images, name):
     path = export(run)
     assert path == run / "backbone.safetensors"
     encoder = load_encoder(path)
-    assert encoder.config == load_encoder(run).config and encoder.config.size == (32 if name == "timm, sized" else None)
-    assert ("img_size" in encoder.metadata["backbone"] + loading_code(encoder.config)) == (name == "timm, sized")
+    sized = "sized" in name
+    assert encoder.config == load_encoder(run).config and encoder.config.size == (32 if sized else None)
+    assert ("img_size" in encoder.metadata["backbone"] + loading_code(encoder.config)) == sized
+    assert ("patch_size=8" in loading_code(encoder.config)) == ("given" in name)
+    assert encoder.config.arguments == BACKBONES[name].arguments and encoder.config.drop_path is None
     space: dict = {}
     exec(loading_code(encoder.config, str(path)), space)
     model = space["model"]

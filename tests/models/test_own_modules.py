@@ -1,6 +1,8 @@
 """Encoders of a user's own: by class path from settings, as an instance from Python."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +180,20 @@ def test_a_file_imports_no_class_unless_it_is_trusted(tmp_path, monkeypatch):
         exec(loading_code(encoder.config, str(exported)), space)
         torch.testing.assert_close(space["model"].eval()(images), expected)
     assert (tmp_path / "imported").exists()
+
+
+def test_the_examples_of_the_page_run():
+    """The page's class in place of an instance, and built as a class."""
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
+    space: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, space)
+    module = space["module"]
+    assert module.backbone.feature_dim == 64 and module.backbone.channels_last
+    assert isinstance(module.backbone.model, space["Net"])
+    loss = module.loss([torch.randn(4, 3, 32, 32) for _ in range(2)])
+    loss.backward()
+    assert torch.isfinite(loss) and module.backbone.model.body[0].weight.grad.any()
 
 
 SOURCE = """
