@@ -89,9 +89,12 @@ SMALL = {
     "levit_128s": 384,
     "mixer_s32_224": 512,
     "test_convnext": 64,
+    "convnextv2_atto": 320,
+    "pvt_v2_b0": 256,
+    "efficientformerv2_s0": 176,
 }
 BUILT_FOR_A_SIZE = {
-    name for name in SMALL if name.startswith(("vit", "swin", "xcit", "levit", "mixer", "efficientvit_m"))
+    name for name in SMALL if name.startswith(("vit", "swin", "xcit", "levit", "mixer", "efficientvit_m", "efficientf"))
 }
 
 
