@@ -67,10 +67,11 @@ def draw(output: Path | None) -> None:
         ImportError: no matplotlib.
     """
     require("bench --report", "matplotlib")
-    from .show.pages import write
+    from .show import pages, studies
 
-    pages = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
-    for path in write(output or results.default_folder(), *pages):
+    folder = output or results.default_folder()
+    files = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
+    for path in (*pages.write(folder, *files), *studies.write(folder, Path("docs/studies.md"), Path("docs/studies"))):
         print(path)
 
 

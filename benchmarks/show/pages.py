@@ -52,27 +52,29 @@ def write(folder: Path, readme: Path, page: Path, pictures: Path, rehearsal: Pat
     rehearsals = [document for document in documents if "scale" in document["sections"]]
     pages = [(readme, BEGIN, END), (page, BEGIN, END), (rehearsal, SCALE_BEGIN, SCALE_END)]
     for path, begin, end in pages if rehearsals else pages[:2]:
-        _check_markers(path, begin, end)
+        check_markers(path, begin, end)
     drawn = [plots.draw(document, pictures) for document in documents]
-    _put(readme, BEGIN, END, _headline(documents))
+    put(readme, BEGIN, END, _headline(documents))
     links = [[Path(os.path.relpath(path, page.parent)).as_posix() for path in paths] for paths in drawn]
     machines = [machine(document, of) for document, of in zip(documents, links, strict=True)]
-    _put(page, BEGIN, END, [f"### Peers\n\n{peers()}", *machines])
+    put(page, BEGIN, END, [f"### Peers\n\n{peers()}", *machines])
     written = [readme, page, *(path for paths in drawn for path in paths)]
     if rehearsals:
         parts = ["\n\n".join([_heading(document), *_section(document, "scale")]) for document in rehearsals]
-        _put(rehearsal, SCALE_BEGIN, SCALE_END, parts)
+        put(rehearsal, SCALE_BEGIN, SCALE_END, parts)
         written.append(rehearsal)
     return written
 
 
-def _check_markers(page: Path, begin: str, end: str) -> None:
+def check_markers(page: Path, begin: str, end: str) -> None:
+    """Raise ValueError unless a page has a place for what is drawn."""
     text = page.read_text()
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{page} must hold the lines {begin} and {end} once")
 
 
-def _put(page: Path, begin: str, end: str, parts: list[str]) -> None:
+def put(page: Path, begin: str, end: str, parts: list[str]) -> None:
+    """Put parts between the markers of a page, in place of what is there."""
     before, rest = page.read_text().split(begin)
     page.write_text(f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.split(end)[1]}")
 

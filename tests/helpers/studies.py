@@ -1,9 +1,10 @@
-"""Runs that a study finds finished, made by hand, and trainings of a study as forks."""
+"""Results of a study and runs that it finds finished, made by hand; trainings of a study as forks."""
 
 import json
 import sys
 
 from amcl_fast.runs.directory import RunDirectory
+from amcl_fast.study.epochs import Epochs, summary
 from tests.helpers import forks
 
 _IMAGES = {"training_images": 16, "measured_images": {"bank": 16, "queries": 20}}
@@ -44,3 +45,42 @@ class Killed(Forked):
     """One that is killed in its second epoch."""
 
     before = KILLED
+
+
+KNN = {
+    ("small", "baseline"): {0: [25.0, 30.0], 1: [27.0, 34.0]},
+    ("small", "amcl"): {0: [28.0, 35.0], 1: [32.0, 41.0]},
+    ("large", "baseline"): {0: [40.0, 50.0]},
+    ("large", "amcl"): {0: [38.0, 47.5]},
+}
+
+
+def results(knn=None, left=0, **options):
+    """What study.json holds of trainings with these accuracies: (backbone, variant) to seed to kNN."""
+    knn = KNN if knn is None else knn
+    study = Epochs("can", "builtin", ("small", "large"), ("baseline", "amcl"), (0, 1))
+    rows = [
+        {
+            "recipe": f"can-builtin-{variant}-{backbone}",
+            "backbone": backbone,
+            "variant": variant,
+            "seed": seed,
+            "run": f"can-builtin-{variant}-{backbone}-{seed}",
+            "epochs": [5, 10],
+            "knn": values,
+            "untrained": 20.0 + seed,
+            "pixels": 15.0,
+            "seconds": 60.0,
+            "measured_images": {"bank": 5000, "queries": 1000},
+            "machine": {"device": "cpu"},
+        }
+        for (backbone, variant), seeds in knn.items()
+        for seed, values in seeds.items()
+    ]
+    about = {
+        "what": "kNN",
+        "command": "amcl-fast study <b>",
+        "machine": {"name": "Some Processor 1", "cores": 2},
+        "environment": {"torch": "2.11.0", "date": "2026-01-02", "commit": "0123456789", "dirty": False},
+    }
+    return {**about, **study.options(), "left": left, **summary(study, rows), "trainings": rows, **options}

@@ -6,39 +6,7 @@ from matplotlib.figure import Figure
 from amcl_fast.study import epochs_page
 from amcl_fast.study.epochs import Epochs, summary
 from amcl_fast.study.epochs_page import cells, draw, page
-
-KNN = {
-    ("small", "baseline"): {0: [25.0, 30.0], 1: [27.0, 34.0]},
-    ("small", "amcl"): {0: [28.0, 35.0], 1: [32.0, 41.0]},
-    ("large", "baseline"): {0: [40.0, 50.0]},
-    ("large", "amcl"): {0: [38.0, 47.5]},
-}
-
-
-def results(knn=None, left=0, **options):
-    """What study.json holds of trainings with these accuracies: (backbone, variant) to seed to kNN."""
-    knn = KNN if knn is None else knn
-    study = Epochs("can", "builtin", ("small", "large"), ("baseline", "amcl"), (0, 1))
-    rows = [
-        {
-            "recipe": f"can-builtin-{variant}-{backbone}",
-            "backbone": backbone,
-            "variant": variant,
-            "seed": seed,
-            "run": f"can-builtin-{variant}-{backbone}-{seed}",
-            "epochs": [5, 10],
-            "knn": values,
-            "untrained": 20.0 + seed,
-            "pixels": 15.0,
-            "seconds": 60.0,
-            "measured_images": {"bank": 5000, "queries": 1000},
-            "machine": {"device": "cpu"},
-        }
-        for (backbone, variant), seeds in knn.items()
-        for seed, values in seeds.items()
-    ]
-    about = {"what": "kNN", "command": "amcl-fast study <b>", "machine": {"cores": 2}, "environment": {"torch": "2"}}
-    return {**about, **study.options(), "left": left, **summary(study, rows), "trainings": rows, **options}
+from tests.helpers.studies import KNN, results
 
 
 def test_the_table_is_what_comes_out_by_hand():
@@ -92,7 +60,7 @@ def test_the_page_leads_to_the_reports_and_needs_nothing_else():
     assert '<a href="can-builtin-amcl-small-1/report/index.html">can-builtin-amcl-small-1</a>' in text
     assert text.count("src=") == text.count('src="data:') == 1 and "<b>" not in text
     assert "Of 1,000 held-out images, by 5,000 training images." in text
-    assert "<td>cores</td><td>2</td>" in text and "<td>torch</td><td>2</td>" in text
+    assert "<td>cores</td><td>2</td>" in text and "<td>torch</td><td>2.11.0</td>" in text
 
 
 def test_a_backbone_of_the_recipes_own_is_called_by_them():
