@@ -190,6 +190,7 @@ def _declare_study(commands: Any) -> None:
         metavar="DIR",
         help="folder of runs, study.json, figure and page (default: runs/epochs-<framework>-<dataset>)",
     )
+    epochs.add_argument("--trust", action="store_true", help="as for pretrain, of trainings that go on")
 
 
 def _declare_pack(commands: Any) -> None:

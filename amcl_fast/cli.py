@@ -261,6 +261,7 @@ def _study(arguments: argparse.Namespace) -> int:
             seeds=tuple(arguments.seeds),
             data=arguments.data,
             settings=tuple(arguments.settings),
+            trust=arguments.trust,
         )
         # Of this process, which uses no GPU; what each training ran on is told with it.
         about = {"machine": machine("cpu"), "environment": versions() | {"date": f"{date.today()}"}}

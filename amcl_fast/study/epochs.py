@@ -23,7 +23,7 @@ NAME = "epochs"
 _MEASURED = 20
 """How often at least kNN is measured in a training of as many epochs or more."""
 
-_OWN = ("--recipe", "--seed_everything", "--run_dir", "--resume", "--trust", "--print_config")
+_OWN = ("--recipe", "--seed_everything", "--run_dir", "--resume", "--print_config")
 """What a study says to its trainings, or has no use for."""
 
 _WHAT = (
@@ -44,6 +44,7 @@ class Epochs:
         seeds: of every one.
         data: what to train on in place of the recipes' own.
         settings: of `amcl-fast pretrain`, for all.
+        trust: as that of `pretrain`, of trainings that go on.
     """
 
     framework: str
@@ -53,6 +54,7 @@ class Epochs:
     seeds: tuple[int, ...]
     data: str | None = None
     settings: tuple[str, ...] = ()
+    trust: bool = False
 
     def __post_init__(self) -> None:
         for name in ("backbones", "variants", "seeds"):
@@ -100,7 +102,8 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
             "many as --trainer.devices says"
         )
     folder = output or RUNS / f"{NAME}-{study.framework}-{study.dataset}"
-    command = command_line(NAME, {**study.options(), "output": output}, study.settings)
+    trust = ("--trust",) if study.trust else ()
+    command = command_line(NAME, {**study.options(), "output": output}, [*study.settings, *trust])
     data = () if study.data is None else ("--data.root", study.data)
     given, whole = {}, {}
     for recipe in study.cells:
@@ -113,7 +116,7 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
         open_folder(folder, NAME, trainings, lock)
         for place, training in enumerate(trainings):
             if training.begun:
-                trainings[place] = replace(training, moved=moved(training, whole[training.recipe]))
+                trainings[place] = replace(training, moved=(*moved(training, whole[training.recipe]), *trust))
         about = {"command": command, **about}
         try:
             failed = train_all(trainings, partial(_redraw, study, folder, len(trainings), about))

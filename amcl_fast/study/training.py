@@ -38,7 +38,7 @@ class Training:
         seed: of weights and data.
         study: folder in which the run's own lies.
         settings: of `amcl-fast pretrain`, beside the recipe.
-        moved: those that an unfinished run needs to go on: where its data lie now, say.
+        moved: what an unfinished run is told beside: where its data lie now, say.
     """
 
     recipe: str

@@ -231,12 +231,14 @@ def test_only_more_of_the_same_goes_on_in_a_folder(copied, untrained, capsys):
 
 
 @pytest.mark.slow
-def test_data_that_have_moved_are_told_to_those_who_go_on(copied, untrained):
+def test_those_who_go_on_are_told_where_data_have_moved_and_whom_to_trust(copied, untrained):
     folder, arguments = copied
     facts = RunDirectory(folder / "simclr-builtin-amcl-1").facts
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "finished": False}))
     assert study(*arguments, "--data", "/elsewhere") == 1
-    assert untrained == [["pretrain", "--resume", str(facts.parent), "--data.root", "/elsewhere"]]
+    resumed = ["pretrain", "--resume", str(facts.parent)]
+    assert study(*arguments, "--trust") == 1
+    assert untrained == [[*resumed, "--data.root", "/elsewhere"], [*resumed, "--trust"]]
 
 
 def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
