@@ -40,13 +40,17 @@ def encoder():
     return torch.nn.Linear(5, 2 * 6, dtype=torch.float64)
 
 
-def images(total):
-    return torch.randn(2, total, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+# Number of views, and which of them the others attend to; None: a call with two.
+VIEWS = {"a call": (2, None), "3 views": (3, [0, 1, 2]), "2 + 2 views": (4, [0, 1])}
 
 
-def gradients(loss, model, views):
-    z1, z2 = (model(v).unflatten(-1, (2, 6)) for v in views)
-    value = loss(z1, z2)
+def images(total, views):
+    return torch.randn(views, total, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def gradients(loss, model, views, targets):
+    z = [model(v).unflatten(-1, (2, 6)) for v in views]
+    value = loss(*z) if targets is None else loss.of_views(z, targets)
     value.backward()
     return value.detach(), [p.grad for p in (*model.parameters(), *loss.parameters())]
 
@@ -60,15 +64,16 @@ def start(rank, world_size, store):
 
 def worker(rank, counts, store, results):
     start(rank, len(counts), store)
-    own = images(sum(counts)).split(counts, dim=1)[rank]
     found = {}
-    for name, loss in losses(sum(counts), gather=True).items():
-        # As Lightning and torchrun users do it: encoder and φ averaged by DDP's rule.
-        value, grads = gradients(loss, encoder(), own)
-        for tensor in (value, *grads):
-            dist.all_reduce(tensor)
-            tensor /= len(counts)
-        found[name] = (value, grads)
+    for views, targets in VIEWS.values():
+        own = images(sum(counts), views).split(counts, dim=1)[rank]
+        for name, loss in losses(sum(counts), gather=True).items():
+            # As Lightning and torchrun users do it: encoder and φ averaged by DDP's rule.
+            value, grads = gradients(loss, encoder(), own, targets)
+            for tensor in (value, *grads):
+                dist.all_reduce(tensor)
+                tensor /= len(counts)
+            found[name, views] = (value, grads)
     if rank == 0:
         torch.save(found, results)
     end_group()
@@ -81,11 +86,12 @@ def test_processes_equal_one_process(tmp_path, world_size, sizes):
     args = (counts, os.fspath(tmp_path / "store"), os.fspath(tmp_path / "found.pt"))
     spawn(worker, args=args, nprocs=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    for name, loss in losses(sum(counts), gather=False).items():
-        value, grads = gradients(loss, encoder(), images(sum(counts)))
-        torch.testing.assert_close(found[name][0], value, rtol=1e-9, atol=0)
-        for a, b in zip(found[name][1], grads, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for views, targets in VIEWS.values():
+        for name, loss in losses(sum(counts), gather=False).items():
+            value, grads = gradients(loss, encoder(), images(sum(counts), views), targets)
+            torch.testing.assert_close(found[name, views][0], value, rtol=1e-9, atol=0)
+            for a, b in zip(found[name, views][1], grads, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def disagreeing(rank, world_size, store):

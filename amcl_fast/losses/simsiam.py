@@ -83,7 +83,8 @@ class SimSiamLoss(Loss):
             got = len(projections) if isinstance(projections, Sequence | Tensor) else type(projections).__name__
             raise ValueError(f"projections must be those of the {count} views, one tensor each, got {got}")
         if pairs.are_two_views:
-            return self(predictions[0], projections[1], predictions[1], projections[0])
+            (p1, p2), (z1, z2) = predictions, projections
+            return self(p1, z2, p2, z1)
         of_p, of_z = views_first(predictions=predictions, projections=projections)
         x = of_p[0]
         self._note_shape("predictions[0]", x.shape[1], x, stacklevel=3)

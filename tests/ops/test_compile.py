@@ -76,3 +76,19 @@ def test_compiles_whole(name, backend, monkeypatch):
     for key, tensor in found.items():
         message = f"{key}: {tensor} compiled, {expected[key]} not"
         torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-6, equal_nan=True, msg=message)
+
+
+@pytest.mark.parametrize("name", ["infonce", "moco", "simsiam", "barlow"])
+def test_more_than_two_views_compile_whole(name):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    make, _ = LOSSES[name]
+    loss, results = make(), []
+    for run in (loss.of_views, torch.compile(loss.of_views, fullgraph=True, backend="aot_eager")):
+        views = torch.stack(projections(6)).detach().requires_grad_()
+        given = {"simsiam": [views[:3], views[3:]], "moco": [views[:4], views[4:], queue()]}
+        loss.zero_grad()
+        run(*given.get(name, [views]), targets=[0, 1]).backward()
+        results.append([views.grad, *(p.grad for p in loss.parameters()), *loss.last_stats.values()])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
