@@ -193,8 +193,8 @@ def test_pictures_of_views_of_two_sizes_are_equally_large():
 
     module = method()
     whole, found = capture(module, Data(), pairs=8).views, capture(module, Sizes(), pairs=8).views
-    assert np.array_equal(found[0], whole[0])
-    assert np.array_equal(found[1], whole[1][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
+    assert np.array_equal(found[1], whole[0])  # to which the smaller one attends
+    assert np.array_equal(found[0], whole[1][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
 
 
 def test_a_snapshot_of_an_earlier_version_has_no_pictures(tmp_path):

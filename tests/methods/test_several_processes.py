@@ -22,20 +22,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 STEPS = 3
 COUNTS = {"two": [4, 4], "three, ragged": [2, 5, 3]}
-SETTINGS = [(framework, kind, {}) for framework in FRAMEWORKS for kind in KINDS]
-SETTINGS.append(("moco", "amcl", {"shuffle_batch_norm": True}))
+TWO, SEVERAL = (8, 8), (8, 4, 8)
+"""Sides of the views of an image."""
+SETTINGS = [(framework, kind, {}, TWO) for framework in FRAMEWORKS for kind in KINDS]
+SETTINGS.append(("moco", "amcl", {"shuffle_batch_norm": True}, TWO))
+SETTINGS += [(framework, "amcl", {}, SEVERAL) for framework in FRAMEWORKS]
+SETTINGS.append(("moco", "baseline", {"shuffle_batch_norm": True}, SEVERAL))
 if find_spec("timm"):  # weights that have no gradient, and gradients that come of a second forward pass
     VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
     FROZEN = {"positions": "fixed", "freeze_patch_projection": True, "gradient_checkpointing": True}
     BACKBONE = BackboneConfig("timm/vit_tiny_patch16_224", size=8, arguments=VIT, **FROZEN)
-    SETTINGS.append(("moco", "amcl", {"backbone": BACKBONE}))
+    SETTINGS.append(("moco", "amcl", {"backbone": BACKBONE}, TWO))
 
 
 class Loader:
     """The part of a process of every global batch."""
 
-    def __init__(self, counts, rank):
-        self.counts, self.rank = counts, rank
+    def __init__(self, counts, rank, sizes):
+        self.counts, self.rank, self.sizes = counts, rank, sizes
 
     def __len__(self):
         return STEPS
@@ -43,15 +47,16 @@ class Loader:
     def __iter__(self):
         generator = torch.Generator().manual_seed(0)
         for _ in range(STEPS):
-            views = torch.randn(2, sum(self.counts), 3, 8, 8, generator=generator, dtype=torch.float64)
-            first, second = views.split(self.counts, dim=1)[self.rank]
-            yield (first, second), torch.zeros(len(first))
+            shapes = [(sum(self.counts), 3, size, size) for size in self.sizes]
+            views = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+            own = [view.split(self.counts)[self.rank] for view in views]
+            yield own, torch.zeros(len(own[0]))
 
 
 class Shards(FakeDataModule):
-    def __init__(self, counts, rank):
+    def __init__(self, counts, rank, sizes):
         super().__init__()
-        self.loader = Loader(counts, rank)
+        self.loader = Loader(counts, rank, sizes)
 
 
 def without_batch_norm(module):
@@ -63,11 +68,11 @@ def without_batch_norm(module):
     return module
 
 
-def trained(framework, kind, options, counts, rank=0, **settings):
+def trained(framework, kind, options, sizes, counts, rank=0, **settings):
     """Weights, queue and last loss of a training of three steps in float64."""
     options = {"optimizer": OptimizerConfig(lr=0.05, weight_decay=0.0), **options}
     module = undrawn(without_batch_norm(method(framework, kind, batch=sum(counts), **options)))
-    trainer = fit(module, Shards(counts, rank), precision="64-true", **settings)
+    trainer = fit(module, Shards(counts, rank, sizes), precision="64-true", **settings)
     state = {name: value for name, value in module.state_dict().items() if not name.startswith("queue")}
     if isinstance(module, MoCo):
         # The ring's order is that of the processes; as a set it is the same.
@@ -79,8 +84,8 @@ def trained(framework, kind, options, counts, rank=0, **settings):
 def worker(rank, counts, port, folder):
     start(rank, len(counts), port)
     found = []
-    for framework, kind, options in SETTINGS:
-        state = trained(framework, kind, options, counts, rank, strategy="ddp", devices=len(counts))
+    for setting in SETTINGS:
+        state = trained(*setting, counts, rank, strategy="ddp", devices=len(counts))
         loss = state["loss"].clone()
         dist.all_reduce(loss)
         found.append(state | {"loss": loss / len(counts)})
