@@ -7,6 +7,7 @@ Contrastive Learning", ECCV 2024 (arXiv 2310.05615).
 Common to all:
 
 - Projections are (N, C, d), or (N, d) for one head. Heads are summed, anchors averaged.
+- A call is of two views of a batch; `of_views` takes any number of them, and is the mean over pairs (docs/losses.md).
 - Everything is evaluated in float32 or better, also under autocast, since 1/τ amplifies rounding. One exception:
   on tensor cores (backend `triton`) the matrix products read half precision if the inputs have it or autocast
   asks for it; what follows them is float32. The result is a 0-dim float32 tensor (float64 for float64 inputs).

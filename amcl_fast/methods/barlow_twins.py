@@ -11,7 +11,7 @@ from ..distributed import gather_rows, world
 from ..losses import BarlowTwinsLoss
 from .base import Method
 from .pairs import MOST_ANCHORS, Pairs, pairs_of
-from .views import by_size, targets_of
+from .views import targets_of
 
 
 class BarlowTwins(Method):
@@ -43,7 +43,7 @@ class BarlowTwins(Method):
             )
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        return self.criterion.of_views(self.projections(by_size(views)), targets_of(views))
+        return self.criterion.of_views(self.projections(views), targets_of(views))
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:
         """As `Method.pairs`; a pair is two channels, its similarity their correlation coefficient."""

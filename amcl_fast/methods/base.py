@@ -99,10 +99,16 @@ class Method(L.LightningModule):
             views: (n, 3, H, W) each.
             embed: what makes projections of the images; None: `embed` as training runs it.
         """
-        return list(self.projections(by_size(views), embed))
+        return list(self.projections(views, embed))
 
-    def projections(self, images: Images, embed: Callable[..., Tensor] | None = None) -> Tensor:
-        """`encode` of images that are sorted by size: (V, n, C, d), without a copy unless sizes alternate."""
+    def projections(self, views: Sequence[Tensor] | Images, embed: Callable[..., Tensor] | None = None) -> Tensor:
+        """`encode` in one tensor (V, n, C, d), which is what the heads have made unless sizes alternate.
+
+        Args:
+            views: as there; or `by_size` of them, for who needs the images together as well.
+            embed: as there.
+        """
+        images = views if isinstance(views, Images) else by_size(views)
         z = (embed or self.encode_views)(*images.of_size)
         order = images.order
         z = z.unflatten(0, (len(order), len(z) // len(order)))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..losses import SimCLRLoss
 from .base import Method
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
-from .views import by_size, targets_of
+from .views import targets_of
 
 
 class SimCLR(Method):
@@ -31,7 +31,7 @@ class SimCLR(Method):
         super().__init__(criterion, **kwargs)
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        return self.criterion.of_views(self.projections(by_size(views)), targets_of(views))
+        return self.criterion.of_views(self.projections(views), targets_of(views))
 
     def pairs(self, views: Sequence[Tensor]) -> Pairs:
         z1, z2 = (normalised_rows(z) for z in self.encode(views, self.embed))

@@ -10,7 +10,7 @@ from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
-from .views import by_size, targets_of
+from .views import targets_of
 
 
 class SimSiam(Method):
@@ -43,7 +43,7 @@ class SimSiam(Method):
             self.constant_lr = {"predictor": predictor_lr}
 
     def loss(self, views: Sequence[Tensor]) -> Tensor:
-        z = self.projections(by_size(views))
+        z = self.projections(views)
         p = self._predict(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         loss = self.criterion.of_views(p, z, targets_of(views))
         return share_of_mean(len(views[0]), loss) * loss
