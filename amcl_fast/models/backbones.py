@@ -4,15 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .cpu_convolutions import guard_convolutions
 from .own import OwnEncoder, of_class
 from .resnet import RESNETS, STANDARD_WIDTH, ResNetEncoder
 from .timm_models import TIMM_PREFIX, TimmEncoder, check_name, checkpoint_gradients
 from .vit import fix_positions, freeze_patch_projection
 from .weights import load_weights
-
-_SAFE_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,7 @@ def build_backbone(config: BackboneConfig | nn.Module) -> nn.Module:
             return backbone
     else:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d) and _corrupts(module):
-            # A clone: what `contiguous` gives of 1 × 1 weights still has the strides of channels_last.
-            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(_contiguous_on_the_cpu)
+    guard_convolutions(backbone)
     return backbone
 
 
@@ -160,18 +155,3 @@ def _refuse(config: BackboneConfig, *settings: str) -> None:
 
 def _shown(value: Any) -> str:
     return "unset" if value is None or value == {} else str(value).lower()
-
-
-def _corrupts(conv: nn.Conv2d) -> bool:
-    """Whether its weights' gradient in channels_last corrupts the memory of the CPU (torch 2.11).
-
-    Measured with strides of 2 to 4 and images of 48 pixels or more: 1 to 15 channels do, 16 and more and groups do not.
-    MobileOne, FastViT and RepVGG have one that reads the image, a ResNet-18 or -34 of width 8 one of 8 channels.
-    """
-    small = conv.in_channels < _SAFE_CHANNELS and conv.groups == 1
-    return conv.kernel_size == (1, 1) and max(conv.stride) > 1 and small
-
-
-def _contiguous_on_the_cpu(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-    (images,) = inputs
-    return (images.clone(memory_format=torch.contiguous_format),) if images.device.type == "cpu" else None
