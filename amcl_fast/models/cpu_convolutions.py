@@ -48,8 +48,9 @@ def _leaves_gaps(conv: nn.Conv2d) -> bool:
     Measured: those of weights that meet padding alone, in images smaller than the stride. Images of 16 pixels are one
     pixel large before the last stage of a ResNet with the standard stem.
     """
-    strided = max(conv.stride) > 1 and max(conv.kernel_size) > 1
-    return strided and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False  # subclasses may pad by the size of what they are given
+    return max(conv.stride) > 1 and max(conv.kernel_size) > 1
 
 
 def _filled(conv: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
