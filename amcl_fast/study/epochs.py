@@ -4,20 +4,19 @@ Figure 4 of the paper (arXiv 2310.05615) has kNN accuracy over epochs, a panel a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..launch import by_others
 from ..pretrain import settings_of
-from ..runs.directory import PAGE, RUNS
-from ..runs.lock import RunLock
+from ..runs.directory import RUNS
 from ..runs.read import Run
+from .course import carry_out, refuse_launchers
 from .epochs_page import draw, page
-from .folder import command_line, moved, open_folder, write_results
+from .folder import command_line, write_results
 from .results import DEFAULT, Row, accuracies, by_seed, differences, spread
-from .training import StopError, Training, train_all
+from .training import Training
 
 NAME = "epochs"
 _MEASURED = 20
@@ -96,11 +95,7 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
         SettingsError, ValueError: the settings cannot be, or are not those of what is in the folder.
         OSError: a file cannot be written or read.
     """
-    if by_others():
-        raise ValueError(
-            "a study must be started once, without torchrun or srun: its trainings start processes of their own, as "
-            "many as --trainer.devices says"
-        )
+    refuse_launchers()
     folder = output or RUNS / f"{NAME}-{study.framework}-{study.dataset}"
     trust = ("--trust",) if study.trust else ()
     command = command_line(NAME, {**study.options(), "output": output}, [*study.settings, *trust])
@@ -112,20 +107,8 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
     _check(study, whole)
     # Seed by seed, so that a study that is cut has all cells of the first ones.
     trainings = [Training(recipe, seed, folder, given[recipe]) for seed in study.seeds for recipe in study.cells]
-    with RunLock() as lock:
-        open_folder(folder, NAME, trainings, lock)
-        for place, training in enumerate(trainings):
-            if training.begun:
-                trainings[place] = replace(training, moved=(*moved(training, whole[training.recipe]), *trust))
-        about = {"command": command, **about}
-        try:
-            failed = train_all(trainings, partial(_redraw, study, folder, len(trainings), about))
-        except StopError as stop:
-            raise StopError(f"{stop}; go on with: {command}", stop.code) from None
-    print(f"report      {folder / PAGE}")
-    if failed:
-        some = f"{failed[0]}" + (f" and {len(failed) - 1} more" if len(failed) > 1 else "")
-        raise StopError(f"{len(failed)} of {len(trainings)} trainings failed, {some}; try again: {command}", 1)
+    redraw = partial(_redraw, study, folder, len(trainings), {"command": command, **about})
+    carry_out(NAME, folder, trainings, lambda training: whole[training.recipe], redraw, command, trust)
 
 
 def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
