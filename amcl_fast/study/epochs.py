@@ -19,8 +19,11 @@ from .results import DEFAULT, Row, accuracies, by_seed, differences, spread
 from .training import Training
 
 NAME = "epochs"
-_MEASURED = 20
+_POINTS = 20
 """How often at least kNN is measured in a training of as many epochs or more."""
+
+_MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
+"""What refuses data of which no accuracy can be measured."""
 
 _OWN = ("--recipe", "--seed_everything", "--run_dir", "--resume", "--print_config")
 """What a study says to its trainings, or has no use for."""
@@ -102,7 +105,7 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
     data = () if study.data is None else ("--data.root", study.data)
     given, whole = {}, {}
     for recipe in study.cells:
-        given[recipe] = (*_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
+        given[recipe] = (*_MEASURED, *_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
         whole[recipe] = settings_of(recipe, given[recipe])
     _check(study, whole)
     # Seed by seed, so that a study that is cut has all cells of the first ones.
@@ -117,7 +120,7 @@ def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
     epochs, own = found["trainer"]["max_epochs"], found["knn"]["every_n_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"trainer.max_epochs must be a number of epochs in a study of them, got {epochs}")
-    return ["--knn.every_n_epochs", str(max(1, min(own, epochs // _MEASURED)))]
+    return ["--knn.every_n_epochs", str(max(1, min(own, epochs // _POINTS)))]
 
 
 def _check(study: Epochs, whole: Mapping[str, Mapping[str, Any]]) -> None:

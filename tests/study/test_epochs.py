@@ -59,8 +59,9 @@ def test_seeds_come_one_after_the_other(here, untrained, capsys):
         ("simclr-builtin-amcl", "2"),
         ("simclr-builtin-baseline", "2"),
     ]
+    refusing = "--trainer.callbacks+=amcl_fast.study.measured.Measured"
     knn, data, own = ["--knn.every_n_epochs", "2"], ["--data.root", "builtin"], ["--trainer.max_epochs", "50"]
-    assert {tuple(arguments[7:]) for arguments in untrained} == {(*knn, *data, *own)}
+    assert {tuple(arguments[7:]) for arguments in untrained} == {(refusing, *knn, *data, *own)}
     again = "amcl-fast study epochs --framework simclr --dataset builtin --backbones default --variants amcl baseline"
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(
@@ -241,6 +242,20 @@ def test_those_who_go_on_are_told_where_data_have_moved_and_whom_to_trust(copied
     assert untrained == [[*resumed, "--data.root", "/elsewhere"], [*resumed, "--trust"]]
 
 
+@pytest.mark.slow
+def test_images_of_which_nothing_can_be_measured_are_refused_before_the_first_step(tmp_path, copied, capfd):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    images = copied[1][copied[1].index("--data") + 1]
+    for number, path in enumerate(images.rglob("*.jpg")):
+        (flat / f"{number}.jpg").write_bytes(path.read_bytes())
+    assert study("--seeds", "0", "--data", flat, *TINY, "--output", tmp_path / "flat-study") == 2
+    first, second = capfd.readouterr().err.splitlines()[-2:]
+    assert first.startswith("amcl-fast pretrain: error: data must be such that kNN can be measured, in a study of ")
+    assert "the training of simclr-builtin-baseline, seed 0 was refused, as told above" in second
+    assert not list((tmp_path / "flat-study").glob("simclr*"))
+
+
 def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
     (here / "other").mkdir()
     (here / "other" / "thesis.tex").touch()
@@ -258,9 +273,8 @@ def test_trainings_of_other_images_are_not_compared(here, untrained, capsys):
     folder = here / "study"
     for number, variant in enumerate(("baseline", "amcl")):
         run = finished(folder / f"simclr-builtin-{variant}-0", [30.0], training_images=16 + number)
-        found = epochs.settings_of(
-            f"simclr-builtin-{variant}", ["--trainer.max_epochs", "1", "--knn.every_n_epochs", "1"]
-        )
+        settings = [*epochs._MEASURED, "--trainer.max_epochs", "1", "--knn.every_n_epochs", "1"]
+        found = epochs.settings_of(f"simclr-builtin-{variant}", settings)
         RunDirectory(run).config.write_text(yaml.safe_dump(found))
     (folder / "study.json").write_text('{"study": "epochs", "command": ""}')
     line = refused(capsys, "--output", "study", "--seeds", "0", "--trainer.max_epochs", "1")
