@@ -27,6 +27,8 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
         RunInUseError: a study goes on there.
         OSError: it cannot be made or read.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is no folder; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     lock.acquire(folder, "carries on a study there, and two never share a folder")
     names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != PARTIAL)

@@ -259,6 +259,9 @@ def test_images_of_which_nothing_can_be_measured_are_refused_before_the_first_st
 def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
     (here / "other").mkdir()
     (here / "other" / "thesis.tex").touch()
+    assert refused(capsys, "--output", "other/thesis.tex", "--variants", "amcl").startswith(
+        "other/thesis.tex is no folder"
+    )
     other = ["--output", "other", "--variants", "amcl"]
     assert refused(capsys, *other) == "other holds thesis.tex, which is no study's; give another --output"
     (here / "other" / "study.json").write_text("{}")
