@@ -1,5 +1,6 @@
 """Whole runs with more than two views of an image, and with views of two sizes."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,19 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("framework", "views"), [*product(FRAMEWORKS, ("four", "two sizes")), ("simclr", "one target")]
+)
 def test_every_framework_trains_on_any_views(framework, views, images, tmp_path):
     run = tmp_path / "run"
     small = ["--model.backbone.width=8", "--model.projector.hidden_dim=16", "--model.projector.dim=8"]
-    small += ["--data.size=16", "--data.batch_size=8", "--data.device=cpu", "--trainer.max_steps=4"]
+    small += ["--data.size=16", "--data.batch_size=8", "--data.device=cpu", "--trainer.max_steps=2"]
     if framework != "barlow":
         small.append("--model.criterion.temperature.dim=8")
     start = ["pretrain", "--recipe", f"{framework}-builtin-amcl", "--data", str(images), "--run_dir", str(run)]
     assert main([*start, *small, *QUICK, "--trainer.log_every_n_steps=1", f"--data.views={VIEWS[views]}"]) == 0
     losses = read_run(run).series("loss")[1]
-    assert len(losses) == 4 and np.isfinite(losses).all()
+    assert len(losses) == 2 and np.isfinite(losses).all()
     shot = Snapshot.load(RunDirectory(run).snapshot("after"))
     assert shot.views.shape[2:] == (16, 16, 3)
     assert np.isfinite(shot.positive_similarity).all()
