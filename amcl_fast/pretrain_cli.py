@@ -202,7 +202,8 @@ class PretrainCLI(LightningCLI):
             backbone.size = size
             views = self.config.data.views
             several = isinstance(views, list) and any(view.get("size") not in (None, size) for view in views)
-            if several and takes_any_size(backbone.name.removeprefix(TIMM_PREFIX), size):
+            of_timm = backbone.name.startswith(TIMM_PREFIX)
+            if several and of_timm and takes_any_size(backbone.name.removeprefix(TIMM_PREFIX), size):
                 backbone.arguments = {ANY_SIZE: True, **backbone.arguments}
 
     def _place_weights(self) -> None:
