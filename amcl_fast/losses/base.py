@@ -108,13 +108,13 @@ class Loss(nn.Module):
                 f"temperature must be on the device of {argument}, {like.device}, got {device}; move one of them"
             )
 
-    def _note_shape(self, argument: str, n: int, like: Tensor, stacklevel: int = 5) -> None:
+    def _note_shape(self, argument: str, n: int, like: Tensor, stacklevel: int = 5, fewest: int = 2) -> None:
         """Keeps the shape of a call, N images over all processes; `like` is the argument as (C, n, d).
 
         `stacklevel` is that of the call of the module.
         """
-        if n < 2:
-            raise ValueError(f"{argument} must have a batch of N ≥ 2 rows, got {n}")
+        if n < fewest:
+            raise ValueError(f"{argument} must have a batch of N ≥ {fewest} rows, got {n}")
         heads, _, dim = like.shape
         self.last_shape = Shape(n, heads, dim)
         if heads > n and not torch.compiler.is_compiling() and not self._warned:

@@ -110,13 +110,14 @@ class MoCoLoss(Contrast):
             raise ValueError(f"keys must be those of the {len(attended)} targets, one tensor each, got {got}")
         of_queries, of_keys = views_first(queries=queries, keys=keys)
         count, x = len(of_queries), of_queries[0]
+        # Negatives are of the queue, so one image will do: of a process whose share of the batch that is.
+        self._note_shape("queries[0]", x.shape[1], x, stacklevel=3, fewest=1)
         if pairs.are_two_views:
             k1, k2 = (keys[attended.index(place)] for place in (0, 1))
             q = queries.flatten(0, 1) if isinstance(queries, Tensor) else torch.cat([*queries])
-            loss = self(q, torch.cat([k2, k1]), queue)
-            self._note_shape("queries[0]", x.shape[1], x, stacklevel=3)
+            shape, loss = self.last_shape, self(q, torch.cat([k2, k1]), queue)
+            self.last_shape = shape  # of a view, where the call saw both in one
             return loss
-        self._note_shape("queries[0]", x.shape[1], x, stacklevel=3)
         self._check_width(x.shape[-1], "the projection width d", "queries[0]", queries[0])
         held = queue_rows(queue, queries[0], x)
         product_dtype = self._product_dtype(queries[0])

@@ -26,6 +26,17 @@ def test_both_views_are_query_and_key(kind):
     torch.testing.assert_close(module.loss_of_views((first, second)), expected)
 
 
+@pytest.mark.parametrize("sides", [(8, 8), (8, 8, 8), (16, 8)])
+def test_one_image_of_a_process_has_the_negatives_of_the_queue(sides):
+    module = method("moco").double().eval()
+    images = torch.randn(5, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alone = [module.loss_of_views([image[None, :, :side, :side] for side in sides]) for image in images]
+    assert module.criterion.last_shape == (1, 2, 6)
+    together = module.loss_of_views([images[..., :side, :side] for side in sides])
+    torch.testing.assert_close(torch.stack(alone).mean(), together)
+    assert module.criterion.last_shape == (5, 2, 6)
+
+
 def test_keys_of_both_views_follow_the_backward_pass():
     module = method("moco").double().eval()
     first, second = views()
