@@ -183,7 +183,7 @@ def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = 
         added: count those as well that only `now` has, as a later version of this package does.
     """
     return {
-        name: f"{_shown(before)} to {_shown(after)}" + (f" ({MAY_MOVE[name]})" if name in MAY_MOVE else "")
+        name: " to ".join(_shown(before, after)) + (f" ({MAY_MOVE[name]})" if name in MAY_MOVE else "")
         for name, (before, after) in changes(then, now, added=added).items()
         if not (may_change(name) or (name in MAY_MOVE and bool(before) == bool(after)))
     }
@@ -306,9 +306,14 @@ def _is_trusted(name: str) -> bool:
     return thing is None or not isinstance(home, str) or home.split(".")[0] in TRUSTED
 
 
-def _shown(value: Any) -> str:
-    text = "unset" if value is None else _one_line(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def _shown(*values: Any) -> list[str]:
+    """Values that differ, each in at most 80 characters, among which is the first that is not alike."""
+    texts = ["unset" if value is None else _one_line(value) for value in values]
+    pairs = enumerate(zip(*texts, strict=False))
+    alike = next((place for place, of in pairs if len({*of}) > 1), min(map(len, texts)))
+    if alike >= 77 and max(map(len, texts)) > 80:
+        texts = [f"…{text[alike - 37 :]}" for text in texts]
+    return [text if len(text) <= 80 else f"{text[:77]}…" for text in texts]
 
 
 def _one_line(value: Any) -> str:

@@ -202,6 +202,16 @@ def test_changes_are_named_with_both_values():
     assert "seed" not in refused_changes(then, now, added=False)
 
 
+def test_of_long_values_the_part_that_differs_is_told():
+    crop = {"crop_scale": [0.08, 1.0], "crop_ratio": [0.75, 4 / 3], "flip": 0.5, "jitter": 0.8}
+    then, now = ({"data": {"views": [{**crop, "count": count, "size": None}] * 2}} for count in (3, 4))
+    (told,) = refused_changes(then, now).values()
+    before, after = told.split(" to ")
+    assert "'count': 3" in before and "'count': 4" in after
+    assert before[0] == after[0] == "…" and max(len(before), len(after)) <= 80
+    assert refused_changes({"a": "b" * 90}, {"a": 1}) == {"a": f"{'b' * 77}… to 1"}
+
+
 def test_what_is_lacking_is_named():
     then = {"trainer": {"max_time": None, "max_epochs": 1}, "data": {"size": 32}, "knn": {}}
     assert lacking(then, {"trainer": {"max_time": {"hours": 1}}, "data": {"size": 1}}) == ["trainer.max_epochs", "knn"]
