@@ -46,6 +46,7 @@ def check_sizes(backbone: nn.Module, sizes: Iterable[int]) -> None:
 
 def _refusal(size: int, reason: str) -> str:
     return (
-        f"model.backbone must take images of each size of data.views, got none of {size} × {size} px: {reason}. "
-        f"ResNets do, and models of timm that take model.backbone.arguments {ANY_SIZE}: true, or any size without it"
+        f"model.backbone must take images of each size of data.views, got none of {size} × {size} px: "
+        f"{reason.rstrip('.')}. ResNets do, and models of timm that take model.backbone.arguments {ANY_SIZE}: true, or "
+        "any size without it"
     )
