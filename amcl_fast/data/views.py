@@ -58,6 +58,8 @@ def each_view(views: Sequence[Augmentation], size: int) -> list[Augmentation]:
         ValueError: other entries than these, or the largest views have another size.
     """
     entries: list[Augmentation] = []
+    if not isinstance(views, Sequence):
+        raise ValueError(f"views must be a number, ViewGroups or Augmentations, got {views!r}")
     for view in views:
         if not isinstance(view, Augmentation):
             raise ValueError(f"views must be a number, ViewGroups or Augmentations, got {view!r} among them")

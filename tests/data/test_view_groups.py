@@ -175,6 +175,7 @@ def test_a_data_module_says_which_views_are_the_largest(make_folder):
         (-3, "views must be at least 2, got -3"),
         ([], "views must be at least 2, got 0"),
         ([ViewGroup()], "views must be at least 2, got 1"),
+        (2.5, "views must be a number, ViewGroups or Augmentations, got 2.5"),
         ([ViewGroup(), 3], "views must be a number, ViewGroups or Augmentations, got 3 among them"),
         ([ViewGroup(size=33), ViewGroup()], "views must have data.size, 32, as their largest size, got 33"),
         ([ViewGroup(count=2, size=31)], "views must have data.size, 32, as their largest size, got 31"),
