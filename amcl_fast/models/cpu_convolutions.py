@@ -4,6 +4,8 @@ Both faults are oneDNN's and were found by training: weights became infinite now
 of the convolution as it stands; neither touches a GPU.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +24,23 @@ def guard_convolutions(module: nn.Module) -> None:
         if _corrupts(conv):
             # A clone: what `contiguous` gives of 1 × 1 weights still has the strides of channels_last.
             conv.weight.data = conv.weight.data.clone(memory_format=torch.contiguous_format)
-            conv.register_forward_pre_hook(_contiguous)
+            _read_by(conv, _contiguous)
         if _leaves_gaps(conv):
-            conv.register_forward_pre_hook(_filled)
+            _read_by(conv, _filled)
+
+
+def _read_by(conv: nn.Module, change: Callable[[Any, Tensor], Tensor]) -> None:
+    conv.register_forward_pre_hook(partial(_changed, change), with_kwargs=True)
+
+
+def _changed(
+    change: Callable[[Any, Tensor], Tensor], conv: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
+    images, *others = inputs or named.values()
+    # One image (C, H, W) is for whoever asks for it: training has batches.
+    if others or images.dim() != 4 or images.device.type != "cpu":
+        return None
+    return (change(conv, images),), {}
 
 
 def _corrupts(conv: nn.Conv2d) -> bool:
@@ -37,9 +53,8 @@ def _corrupts(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1) and max(conv.stride) > 1 and small
 
 
-def _contiguous(conv: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-    (images,) = inputs
-    return (images.clone(memory_format=torch.contiguous_format),) if images.device.type == "cpu" else None
+def _contiguous(conv: nn.Module, images: Tensor) -> Tensor:
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def _leaves_gaps(conv: nn.Conv2d) -> bool:
@@ -53,18 +68,15 @@ def _leaves_gaps(conv: nn.Conv2d) -> bool:
     return max(conv.stride) > 1 and max(conv.kernel_size) > 1
 
 
-def _filled(conv: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+def _filled(conv: Any, images: Tensor) -> Tensor:
     """The input with zeros below and to the right, where the convolution has them from its padding or never looks."""
-    (images,) = inputs
-    if images.device.type != "cpu" or min(images.shape[-2:]) >= max(conv.stride):
-        return None
     halved = images.dtype in _HALVES or torch.is_autocast_enabled("cpu")
-    if not halved:
-        return None
+    if not halved or min(images.shape[-2:]) >= max(conv.stride):
+        return images
     missing = []
     for axis in (1, 0):
         side = images.shape[2 + axis]
         reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
         unused = (conv.stride[axis] - 1) - (side + 2 * conv.padding[axis] - reach) % conv.stride[axis]
         missing += [0, max(0, min(conv.stride[axis] - side, unused))]
-    return (F.pad(images, missing),)
+    return F.pad(images, missing)

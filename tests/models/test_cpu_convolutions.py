@@ -58,3 +58,16 @@ def test_float32_sees_the_images_as_they_are():
     conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     conv(torch.randn(2, 4, 1, 1))
     assert seen == [(2, 4, 1, 1)]
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_images_may_be_given_by_name_or_one_alone(channels, filled):
+    for kernel in (1, 3):
+        conv = nn.Conv2d(channels, 8, kernel, 2, kernel // 2).to(memory_format=torch.channels_last)
+        guard_convolutions(conv)
+        images = torch.randn(2, channels, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            named, expected = conv(input=images), conv(images)
+            assert torch.equal(named, expected) and conv(images[0]).shape == expected[0].shape
+        (gradient,) = torch.autograd.grad(named.sum(), conv.weight)
+        assert gradient.isfinite().all()
