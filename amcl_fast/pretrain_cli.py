@@ -49,6 +49,7 @@ from .runs.files import Unwritten, copy_file, write_file
 from .runs.resuming import Resumed
 from .runs.settings import refused_changes
 from .trainer_settings import check_trainer, let_speak, refuse_useless
+from .view_settings import with_listed_views
 
 # Reads the same ten times as fast, where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -136,7 +137,7 @@ class PretrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
         if self.resumed is None:
-            self.config = parser.parse_args(args)
+            self.config = with_listed_views(parser.parse_args, args)
             refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data, absolute_data)
             self._set_backbone_size()

@@ -13,6 +13,7 @@ from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.read import read_run
 from tests.helpers.command_line import NT_XENT, image_folder
+from tests.helpers.recipes import build
 from tests.helpers.resuming import change_everywhere, error, resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
@@ -122,3 +123,33 @@ def test_a_vit_is_built_for_the_sizes_of_its_views_or_refused_before_the_images_
     backbone = yaml.safe_load(Path("run", "config.yaml").read_text())["model"]["init_args"]["backbone"]
     assert backbone["arguments"]["dynamic_img_size"] is True and backbone["arguments"]["depth"] == 1
     assert resume("--trainer.max_steps", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "blurs"),
+    [
+        (["--data.views=5"], [1.0, 0.1, 1.0, 0.1, 1.0]),
+        (["--data.views", "2"], [1.0, 0.1]),
+        (["--data.views", "3", "--data.augmentation=abe"], [0.5, 0.5, 0.5]),
+        (["--data.views=[{count: 3, blur: 0.25}]"], [0.25, 0.25, 0.25]),
+    ],
+)
+def test_a_number_of_views_takes_those_of_the_recipe_in_turn(given, blurs, tmp_path):
+    data = build("barlow-imagenet1k-baseline", tmp_path, *given).datamodule
+    assert [view.blur for view in data.views] == blurs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--data.augmentation=abe"], "data.augmentation must be left out where data.views lists views"),
+        (["--config=GROUPS", "--data.views=4"], "data.views must be groups where a recipe or file lists groups, got 4"),
+        (["--data.views=100000000000"], "views must be at least 2 and at most 256, got 100000000000"),
+    ],
+)
+def test_what_views_cannot_mean_is_refused(given, message, tmp_path):
+    file = tmp_path / "groups.yaml"
+    file.write_text("data: {views: [{count: 2}, {count: 2, size: 96}]}\n")
+    settings = [part for one in given for part in one.replace("GROUPS", str(file)).split("=")]
+    with pytest.raises(ValueError, match=message):
+        build("barlow-imagenet1k-baseline", tmp_path, *settings)

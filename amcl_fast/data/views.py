@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 
 from amcl_fast.data.augment import Augmentation
 
+MOST_VIEWS = 256
+"""Views of an image: beyond it a number is a slip, and its list alone would fill the memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewGroup(Augmentation):
@@ -23,8 +26,8 @@ class ViewGroup(Augmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1:
-            raise ValueError(f"views: count must be at least 1, got {self.count}")
+        if not 1 <= self.count <= MOST_VIEWS:
+            raise ValueError(f"views: count must be from 1 to {MOST_VIEWS}, got {self.count}")
         if self.size is not None and self.size < 1:
             raise ValueError(f"views: size must be at least 1, got {self.size}")
 
@@ -41,10 +44,11 @@ def training_views(views: Sequence[Augmentation] | int, size: int, letters: str)
         ValueError: as `each_view`, or fewer than two views.
     """
     same = Augmentation.from_letters(letters)
-    entries = [same] * views if isinstance(views, int) else each_view(views, size)
-    if len(entries) < 2:
-        raise ValueError(f"views must be at least 2, got {views if isinstance(views, int) else len(entries)}")
-    return entries
+    entries = [] if isinstance(views, int) else each_view(views, size)
+    number = views if isinstance(views, int) else len(entries)
+    if not 2 <= number <= MOST_VIEWS:
+        raise ValueError(f"views must be at least 2 and at most {MOST_VIEWS}, got {number}")
+    return entries or [same] * number
 
 
 def each_view(views: Sequence[Augmentation], size: int) -> list[Augmentation]:

@@ -20,7 +20,9 @@ settings.
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..extras import extras_named
 
@@ -116,6 +118,18 @@ def base_files(base: object) -> list[Path]:
 def recipes_in_short() -> str:
     """The files by name, and how the others are put together."""
     return f"{', '.join(_named())}, {_PATTERN}"
+
+
+def listed_views(files: Sequence[Path]) -> list[Any]:
+    """data.views of the last of the files of settings that has a list of them; empty if none has."""
+    with extras_named("a recipe"):
+        import yaml
+    found: list[Any] = []
+    for file in files:
+        held = yaml.safe_load(file.read_text()) if file.is_file() else None
+        views = (held.get("data") or {}).get("views") if isinstance(held, dict) else None
+        found = views if isinstance(views, list) else found
+    return found
 
 
 def describe_recipes() -> str:

@@ -124,7 +124,7 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"device": "cuda"}, "device must be 'auto', 'cpu' or 'gpu', got 'cuda'"),
-        ({"views": 1}, "views must be at least 2, got 1"),
+        ({"views": 1}, "views must be at least 2 and at most 256, got 1"),
         ({"std": (1.0, 0.0, 1.0)}, r"data.std must be three numbers .* above 0, got \[1.0, 0.0, 1.0\]$"),
         ({"std": (0.2, float("nan"), 0.2)}, r"data.std must be .*, got \[0.2, nan, 0.2\]$"),
         ({"mean": (0.5, float("inf"), 0.5)}, r"data.mean must be .*, got \[0.5, inf, 0.5\]$"),

@@ -172,9 +172,9 @@ def test_a_data_module_says_which_views_are_the_largest(make_folder):
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (-3, "views must be at least 2, got -3"),
-        ([], "views must be at least 2, got 0"),
-        ([ViewGroup()], "views must be at least 2, got 1"),
+        (-3, "views must be at least 2 and at most 256, got -3"),
+        ([], "views must be at least 2 and at most 256, got 0"),
+        ([ViewGroup()], "views must be at least 2 and at most 256, got 1"),
         (2.5, "views must be a number, ViewGroups or Augmentations, got 2.5"),
         ([ViewGroup(), 3], "views must be a number, ViewGroups or Augmentations, got 3 among them"),
         ([ViewGroup(size=33), ViewGroup()], "views must have data.size, 32, as their largest size, got 33"),
@@ -189,7 +189,7 @@ def test_views_that_cannot_be_are_refused_in_a_line(views, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("[{count: 0}]", "views: count must be at least 1, got 0"),
+        ("[{count: 0}]", "views: count must be from 1 to 256, got 0"),
         ("[{count: 2}, {size: 0}]", "views: size must be at least 1, got 0"),
         ("[{count: 2, blur: 2}]", "blur must be a probability between 0 and 1, got 2.0"),
     ],
