@@ -1,6 +1,7 @@
 """Encoders of a user's own: any module that gives a vector an image."""
 
 import pydoc
+import re
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from .features import INSIDE, feature_dim, in_a_line
 
 # Of images that are tried out where nobody says how large they are.
 _SIZES = (224, 32, 64, 96, 128, 256, 384)
+# As amcl_fast.runs.settings finds such names: `locate` takes `a..B` for a.B, and nobody would ask for --trust.
+_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 
 
 class OwnEncoder(nn.Module):
@@ -72,6 +75,8 @@ def of_class(path: str, arguments: dict[str, Any]) -> nn.Module:
     Raises:
         ValueError: there is no such class, it is none of nn.Module, or it does not take the arguments.
     """
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"backbone must be the path of a class, package.module.Class, got {path!r}")
     try:
         found = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
