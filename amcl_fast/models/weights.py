@@ -32,7 +32,8 @@ def load_weights(model: nn.Module, path: str, name: str, classifiers: Sequence[s
         ValueError: it is damaged, holds something else, or its names or shapes are not the encoder's.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"backbone.weights must be a file, got {path}, which does not exist")
+        what = "is none" if os.path.exists(path) else "does not exist"
+        raise FileNotFoundError(f"backbone.weights must be a file, got {path}, which {what}")
     weights = _resampled(model, _read(path), path)
     own = model.state_dict()
     weights = {
@@ -78,6 +79,9 @@ def _read(path: str) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not content or not all(isinstance(item, Tensor) for item in content.values()):
         raise ValueError(f"{path} holds no weights: it must hold tensors by name, alone or under state_dict or model")
+    for key, value in content.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+            raise ValueError(f"{path} holds no weights of an encoder: {key} is sparse, nested, quantised or empty")
     return {str(key).removeprefix(_DISTRIBUTED): value for key, value in content.items()}
 
 

@@ -121,3 +121,11 @@ def test_files_of_something_else_are_refused(tmp_path, suffix):
             torch.save(content, path)
             with pytest.raises(ValueError, match=r"w\.pth holds no weights: it must hold tensors by name"):
                 with_weights(VIT, path)
+        for odd in (torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
+            torch.save({"a": odd}, path)
+            with pytest.raises(ValueError, match=r"w\.pth holds no weights of an encoder: a is sparse, "):
+                with_weights(VIT, path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"backbone\.weights must be a file, got .*w{suffix}, which is none$"):
+        with_weights(VIT, path)
