@@ -92,7 +92,9 @@ def _as_arguments(arguments: dict[str, Any]) -> str:
 def _safetensors(encoder: Encoder) -> bytes:
     with extras_named("export"):
         from safetensors.torch import save
-    weights = {name: value.contiguous() for name, value in encoder.published.state_dict().items()}
+    # Clones: a module of one's own may have the same weights twice, which safetensors refuses to write.
+    state = encoder.published.state_dict()
+    weights = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     return save(weights, {"format": "pt", **encoder.metadata, "load": loading_code(encoder.config)})
 
 

@@ -31,7 +31,7 @@ def feature_dim(model: nn.Module, name: str, size: int, *, channels_last: bool =
     except INSIDE as error:
         raise unfit(name, size, error) from error
     shape = tuple(getattr(features, "shape", ()))
-    if len(shape) != 2 or shape[0] != 2:
+    if len(shape) != 2 or shape[0] != 2 or not shape[1]:
         found = f"shape {('n', *shape[1:])}".replace("'", "") if shape[:1] == (2,) else type(features).__name__
         raise ValueError(f"backbone must give features (n, D), got {found} from {name}")
     return shape[1]

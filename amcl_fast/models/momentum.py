@@ -35,9 +35,11 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self, *sources: nn.Module) -> None:
         """average ← m·average + (1 − m)·source for every parameter, in one call for all of them."""
-        averages: list[Tensor] = list(self.copies.parameters())
-        current: list[Tensor] = [parameter for source in sources for parameter in source.parameters()]
-        torch._foreach_lerp_(averages, current, 1 - self.momentum)
+        current = [parameter for source in sources for parameter in source.parameters()]
+        # Integers of a user's own module, which nothing trains, stay.
+        pairs = [pair for pair in zip(self.copies.parameters(), current, strict=True) if pair[0].is_floating_point()]
+        averages, sources_of = (list[Tensor](of) for of in zip(*pairs, strict=True))
+        torch._foreach_lerp_(averages, sources_of, 1 - self.momentum)
 
 
 class KeyQueue(nn.Module):

@@ -58,6 +58,24 @@ class Maps(Net):
         return self.conv(images)
 
 
+class NoFeatures(Net):
+    def forward(self, images):
+        return super().forward(images)[:, :0]
+
+
+class Tied(Net):
+    """The same weights twice, and whole numbers among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.last.weight = self.first.weight
+        self.order = nn.Parameter(torch.arange(4, -1, -1), requires_grad=False)
+
+    def forward(self, images):
+        return self.last(self.first(super().forward(images))[:, self.order])
+
+
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +130,17 @@ def test_an_instance_is_trained(framework, cls, monkeypatch):
     }
 
 
+def test_weights_that_are_shared_and_whole_numbers_are_averaged_and_exported(tmp_path):
+    module = toy_methods.method("moco", backbone=BackboneConfig(path(Tied), size=8))
+    toy_methods.fit(module)
+    (of_keys,) = (encoder.model for encoder in module.key_encoder.copies if hasattr(encoder, "model"))
+    assert of_keys.order.tolist() == [4, 3, 2, 1, 0] and of_keys.last.weight is of_keys.first.weight
+    run, backbone = checkpoint(tmp_path / "run", BackboneConfig(path(Tied), size=32))
+    again = load_encoder(export(run, trust=True), trust=True).backbone
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(images), backbone.eval()(images))
+
+
 def test_an_instance_is_measured_at_a_size_that_it_takes():
     assert build_backbone(Views()).feature_dim == 6
     with pytest.raises(ValueError, match=r"Maps\b.*images of 224, 32, .* px were tried; BackboneConfig takes another"):
@@ -137,6 +166,10 @@ def test_gradient_checkpointing_is_the_module_s_own():
         ("nowhere.at.All", {}, r"a class of torch\.nn\.Module, got 'nowhere\.at\.All', which is not found"),
         ("os.path.join", {}, r"a class of torch\.nn\.Module, got 'os\.path\.join', which is none"),
         ("collections.Counter", {}, r"got 'collections\.Counter', which is none"),
+        (path(Net).replace(".", "..", 1), {}, r"must be the path of a class, package\.module\.Class, got 'tests\.\."),
+        (f"{path(Net)}.", {}, r"must be the path of a class, package\.module\.Class, got "),
+        ("my-nets.Net", {}, r"must be the path of a class, package\.module\.Class, got 'my-nets\.Net'"),
+        (path(NoFeatures), {}, r"must give features \(n, D\), got shape \(n, 0\)"),
     ],
 )
 def test_what_cannot_be_is_told(name, settings, message):
