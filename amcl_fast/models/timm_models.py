@@ -101,7 +101,9 @@ def _create(name: str, size: int | None, arguments: dict[str, Any]) -> tuple[nn.
             if unknown and unknown[1] in arguments:
                 raise ValueError(_unknown(name, unknown[1])) from error
             if not sized or not isinstance(error, TypeError) or "img_size" not in str(error):
-                raise unfit(f"{TIMM_PREFIX}{name}", size, error) from error
+                own = {key: value for key, value in arguments.items() if key not in _TAKEN}
+                told = f" with backbone.arguments {own}" if own else ""
+                raise unfit(f"{TIMM_PREFIX}{name}{told}", size, error) from error
         torch.set_rng_state(state)
         sized = False
 
