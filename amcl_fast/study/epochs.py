@@ -22,6 +22,11 @@ NAME = "epochs"
 _POINTS = 20
 """How often at least kNN is measured in a training of as many epochs or more."""
 
+_LAST_SEED = 2**32 - 1
+"""NumPy's."""
+
+_NO_SEED = -1
+
 _MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
 """What refuses data of which no accuracy can be measured."""
 
@@ -63,6 +68,9 @@ class Epochs:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be different ones, got {' '.join(map(str, values))}")
+        for seed in self.seeds:
+            if not 0 <= seed <= _LAST_SEED:
+                raise ValueError(f"--seeds must be between 0 and {_LAST_SEED}, got {seed}")
         for setting in self.settings:
             if (name := setting.partition("=")[0]) in _OWN:
                 raise ValueError(f"{name} must be left out of a study, which has trainings of its own")
@@ -106,7 +114,7 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
     given, whole = {}, {}
     for recipe in study.cells:
         given[recipe] = (*_MEASURED, *_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
-        whole[recipe] = settings_of(recipe, given[recipe])
+        whole[recipe] = settings_of(recipe, ("--seed_everything", str(_NO_SEED), *given[recipe]))
     _check(study, whole)
     # Seed by seed, so that a study that is cut has all cells of the first ones.
     trainings = [Training(recipe, seed, folder, given[recipe]) for seed in study.seeds for recipe in study.cells]
@@ -126,6 +134,11 @@ def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
 def _check(study: Epochs, whole: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError for settings with which trainings end elsewhere than at the same last epoch, or unmeasured."""
     for settings in whole.values():
+        if settings["seed_everything"] != _NO_SEED:
+            seed = settings["seed_everything"]
+            raise ValueError(
+                f"seed_everything must be left out of the --config of a study, which has --seeds, got {seed}"
+            )
         for name, usual in (("max_steps", -1), ("max_time", None)):
             if settings["trainer"][name] not in (usual, None):
                 value = settings["trainer"][name]

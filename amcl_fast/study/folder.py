@@ -34,16 +34,18 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
     names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != PARTIAL)
     if not names:
         return
-    if RESULTS not in names:
-        raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     path = folder / RESULTS
+    planned = {training.run_dir.name for training in trainings}
+    runs = {name for name in names if RunDirectory(folder / name).config.is_file()}
+    if RESULTS not in names and not runs & planned:
+        raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     try:
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text()) if RESULTS in names else {"command": "as it was begun", "study": study}
         command, found = str(before["command"]), before["study"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: remove it, if {folder} is a study's, and it is written again") from None
-    planned = {training.run_dir.name for training in trainings}
-    strange = [name for name in names if RunDirectory(folder / name).config.is_file() and name not in planned]
+        helps = "remove it, and it is written again" if runs & planned else "give another --output"
+        raise ValueError(f"{path} is damaged: {helps}") from None
+    strange = sorted(runs - planned)
     if found != study or strange:
         what = f"the training {strange[0]}, which is none of these" if strange else f"a study of {found}"
         raise ValueError(

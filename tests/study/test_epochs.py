@@ -107,6 +107,11 @@ def test_accuracy_is_measured_often_enough(settings, every, here, untrained):
             "trainer.max_epochs must be a number of epochs in a study of them, got None",
         ),
         (["--knn.every_n_epochs", "0"], "knn.every_n_epochs must be at least 1 in a study of accuracies, got 0"),
+        (["--seeds", "0", "-1"], "--seeds must be between 0 and 4294967295, got -1"),
+        (
+            ["--config", "{seed_everything: 3}"],
+            "seed_everything must be left out of the --config of a study, which has --seeds, got 3",
+        ),
         (["--knn.queries", "0"], "knn.queries must be at least 1 in a study of accuracies, got 0"),
     ],
 )
@@ -232,6 +237,22 @@ def test_only_more_of_the_same_goes_on_in_a_folder(copied, untrained, capsys):
 
 
 @pytest.mark.slow
+def test_a_damaged_file_of_results_is_written_again_once_it_is_removed(copied, untrained, capsys):
+    folder, arguments = copied
+    results = folder / "study.json"
+    before = json.loads(results.read_text())
+    results.write_text("{")
+    line = refused(capsys, *arguments)
+    assert line == f"{results} is damaged: remove it, and it is written again"
+    results.unlink()
+    assert study(*arguments) == 0 and not untrained
+    assert json.loads(results.read_text())["trainings"] == before["trainings"]
+    results.unlink()
+    line = refused(capsys, *arguments, "--seeds", "0")
+    assert "which is none of these; it goes on with all that is there (as it was begun), or give" in line
+
+
+@pytest.mark.slow
 def test_those_who_go_on_are_told_where_data_have_moved_and_whom_to_trust(copied, untrained):
     folder, arguments = copied
     facts = RunDirectory(folder / "simclr-builtin-amcl-1").facts
@@ -265,7 +286,7 @@ def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
     other = ["--output", "other", "--variants", "amcl"]
     assert refused(capsys, *other) == "other holds thesis.tex, which is no study's; give another --output"
     (here / "other" / "study.json").write_text("{}")
-    assert refused(capsys, *other).startswith("other/study.json is damaged")
+    assert refused(capsys, *other) == "other/study.json is damaged: give another --output"
     (here / "other" / "study.json").write_text('{"study": "heads", "command": "amcl-fast study heads"}')
     assert "other holds a study of heads; it goes on with" in refused(capsys, *other)
     assert not untrained
