@@ -80,8 +80,8 @@ def moved(training: Training, now: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _harmless(name: str, old: Any, new: Any) -> bool:
     """Whether a training of other settings than another one may be compared with it."""
-    if name == "data.root":  # a folder may be moved; a data set with a name is another one
-        return os.path.isabs(old) and os.path.isabs(new)
+    if name in ("data.root", "data.held_out"):  # a folder may be moved; a data set with a name, or none, is another one
+        return all(isinstance(path, str) and os.path.isabs(path) for path in (old, new))
     return name in _HARMLESS
 
 

@@ -12,7 +12,7 @@ from amcl_fast.cli import main
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.lock import RunLock
 from amcl_fast.runs.read import read_run
-from amcl_fast.study import epochs, training
+from amcl_fast.study import epochs, folder, training
 from amcl_fast.study.epochs import Epochs
 from tests.helpers.command_line import environment, image_folder
 from tests.helpers.studies import Forked, Killed, finished
@@ -250,6 +250,22 @@ def test_a_damaged_file_of_results_is_written_again_once_it_is_removed(copied, u
     results.unlink()
     line = refused(capsys, *arguments, "--seeds", "0")
     assert "which is none of these; it goes on with all that is there (as it was begun), or give" in line
+
+
+@pytest.mark.parametrize("name", ["data.root", "data.held_out"])
+def test_folders_of_images_may_be_moved_and_not_exchanged(name, here):
+    begun = training.Training("demo", 1, here)
+    RunDirectory(begun.run_dir).config.parent.mkdir(parents=True)
+    group, setting = name.split(".")
+
+    def told(then, now):
+        RunDirectory(begun.run_dir).config.write_text(yaml.safe_dump({"seed_everything": 1, group: {setting: then}}))
+        return folder.moved(begun, {group: {setting: now}})
+
+    assert told("/a", "/a") == () and told("/a", "/b") == (f"--{name}", "/b")
+    for then, now in (("/a", None), (None, "/a"), ("cifar10", "/a"), ("/a", "cifar10")):
+        with pytest.raises(ValueError, match=rf"demo-1 has other settings \({name} from {then} to {now}\), and a"):
+            told(then, now)
 
 
 @pytest.mark.slow
