@@ -64,9 +64,9 @@ def loading_code(config: BackboneConfig, file: str = "FILE") -> str:
         given = {"num_classes": 0, **({} if config.size is None else {"img_size": config.size}), **config.arguments}
         return f'import safetensors.torch, timm\nmodel = timm.create_model("{name}", {_as_arguments(given)})\n{load}'
     if config.is_own:
-        module, _, name = config.name.rpartition(".")
-        lines = ["import safetensors.torch", f"from {module} import {name}"]
-        return "\n".join([*lines, f"model = {name}({_as_arguments(config.arguments)})", load])
+        # A nested class cannot be imported by its name.
+        model = f"model = pydoc.locate({config.name!r})({_as_arguments(config.arguments)})"
+        return "\n".join(["import pydoc, safetensors.torch", model, load])
     if config.width != BackboneConfig().width:
         return (
             "from pathlib import Path\nfrom amcl_fast.encoder import load_encoder\n"

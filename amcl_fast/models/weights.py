@@ -34,7 +34,11 @@ def load_weights(model: nn.Module, path: str, name: str, classifiers: Sequence[s
     if not os.path.isfile(path):
         what = "is none" if os.path.exists(path) else "does not exist"
         raise FileNotFoundError(f"backbone.weights must be a file, got {path}, which {what}")
-    weights = _resampled(model, _read(path), path)
+    held = _read(path)
+    for key, value in held.items():
+        if not value.isfinite().all():
+            raise ValueError(f"backbone.weights must be finite, got {path}, whose {key} is not")
+    weights = _resampled(model, held, path)
     own = model.state_dict()
     weights = {
         key: value

@@ -129,3 +129,11 @@ def test_files_of_something_else_are_refused(tmp_path, suffix):
     path.mkdir()
     with pytest.raises(FileNotFoundError, match=rf"backbone\.weights must be a file, got .*w{suffix}, which is none$"):
         with_weights(VIT, path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    state = build_backbone(BackboneConfig("resnet18", width=8)).state_dict()
+    state["bn1.weight"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"backbone\.weights must be finite, got .*nan\.pth, whose bn1\.weight is not"):
+        build_backbone(BackboneConfig("resnet18", width=8, weights=str(tmp_path / "nan.pth")))
