@@ -30,7 +30,7 @@ __all__ = ["describe_recipes", "recipe_files", "recipe_names"]
 
 FOLDER = Path(__file__).parent
 
-FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow")
+FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow", "can")
 
 VARIANTS = {
     "baseline": "one head, constant temperature",
@@ -60,7 +60,7 @@ BACKBONES: dict[str, tuple[str, ...]] = {
 
 def recipe_names() -> list[str]:
     """Names of the recipes that can be run: the files, then the combinations."""
-    combined = [f"{f}-{d}-{v}" for f in FRAMEWORKS for d, variants in DATASETS.items() for v in variants]
+    combined = [f"{f}-{d}-{v}" for f in FRAMEWORKS for d, of in DATASETS.items() for v in of if _has(f, v)]
     return (
         _named()
         + combined
@@ -153,6 +153,11 @@ def _dataset(name: str) -> str:
 
 def _title(part: str) -> str:
     return _path(part).read_text().splitlines()[0].lstrip("# ")
+
+
+def _has(framework: str, variant: str) -> bool:
+    """Nothing was released for CAN."""
+    return _path(f"variants/{framework}-{variant}").is_file()
 
 
 def _named() -> list[str]:
