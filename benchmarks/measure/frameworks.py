@@ -1,12 +1,13 @@
-"""The four frameworks on the built-in images: baseline, AMCL as released, AMCL as the recipes here have it.
+"""The frameworks on the built-in images: baseline, AMCL as released, AMCL as the recipes here have it.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.frameworks
+    OMP_NUM_THREADS=1 python -m benchmarks.frameworks --frameworks can
 
-trains `<framework>-builtin-<variant>` once a seed, some 30 s of one core each, writes
+trains `<framework>-builtin-<variant>` once a seed, some 30 s of one core each (CAN: three minutes), writes
 benchmarks/results/frameworks-builtin.json and prints its table. A training that has finished is read from its folder
-and not repeated, and one that was stopped goes on. The JSON holds "what", "machine", "environment" (as
-benchmarks.results has them), "command" and "runs": recipe, seed, kNN in percent (also `untrained` and `pixels`),
-seconds of an epoch, and the last logged loss, temperatures and similarities.
+and not repeated, and one that was stopped goes on. The JSON holds "what", "command", and "blocks", each of what was
+measured at once: "machine", "environment" (as benchmarks.results has them) and "runs": recipe, seed, kNN in percent
+(also `untrained` and `pixels`), seconds of an epoch, and the last logged loss, temperatures and similarities. A recipe
+that is measured again leaves its earlier block; the others stay.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from amcl_fast.recipes import FRAMEWORKS, VARIANTS
+from amcl_fast.recipes import FRAMEWORKS, VARIANTS, recipe_names
 from amcl_fast.runs.files import write_file
 from amcl_fast.runs.read import Run
 from amcl_fast.study.training import StopError, Training, train_all
@@ -30,6 +31,9 @@ _WHAT = (
 _SETTINGS = ("--data.num_threads", "1")
 _LOGGED = (
     "loss",
+    "loss_contrast",
+    "loss_reconstruction",
+    "loss_noise",
     "gradient_norm",
     "similarity_positive",
     "similarity_negative",
@@ -77,16 +81,26 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _others(path: Path, recipes: list[str]) -> list[dict[str, Any]]:
+    """Blocks of the file as it is, without the runs of `recipes`."""
+    blocks = json.loads(path.read_text())["blocks"] if path.is_file() else []
+    kept = [{**block, "runs": [run for run in block["runs"] if run["recipe"] not in recipes]} for block in blocks]
+    return [block for block in kept if block["runs"]]
+
+
 def main() -> None:
     """Train, write, print."""
-    parser = argparse.ArgumentParser(description="The four frameworks on the built-in images.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="The frameworks on the built-in images.", allow_abbrev=False)
+    parser.add_argument("--frameworks", choices=FRAMEWORKS, nargs="+", default=FRAMEWORKS, help="all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/frameworks"), help="where the runs go")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parents[1] / "results" / "frameworks-builtin.json"
     )
     arguments = parser.parse_args()
-    recipes = [f"{framework}-builtin-{variant}" for framework in FRAMEWORKS for variant in VARIANTS]
+    known = [f"{framework}-builtin-{variant}" for framework in FRAMEWORKS for variant in VARIANTS]
+    known = [recipe for recipe in known if recipe in recipe_names()]
+    recipes = [recipe for recipe in known if recipe.partition("-")[0] in arguments.frameworks]
     # Seed by seed, so that a study cut short has every recipe.
     trainings = [Training(recipe, seed, arguments.folder, _SETTINGS) for seed in arguments.seeds for recipe in recipes]
     with environment() as about:
@@ -97,13 +111,15 @@ def main() -> None:
         if failed:
             sys.exit(f"{len(failed)} of {len(trainings)} trainings failed; try again with the same command")
     runs = [row(training, run) for training in trainings if (run := training.result())]
-    runs.sort(key=lambda run: recipes.index(run["recipe"]))
+    runs.sort(key=lambda run: known.index(run["recipe"]))
     document = {
         "what": _WHAT,
-        "machine": machine("cpu"),
-        "environment": about,
         "command": " ".join(["amcl-fast", "pretrain", "--recipe", "RECIPE", "--seed_everything", "SEED", *_SETTINGS]),
-        "runs": runs,
+        "blocks": [
+            *_others(arguments.output, recipes),
+            {"machine": machine("cpu"), "environment": about, "runs": runs},
+        ],
     }
     write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(table(runs))
+    every = [run for block in document["blocks"] for run in block["runs"]]  # type: ignore[index]
+    print(table(sorted(every, key=lambda run: known.index(run["recipe"]))))

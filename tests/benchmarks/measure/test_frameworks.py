@@ -24,11 +24,21 @@ def finished_run(folder, recipe, knn, tau=None):
 def study(tmp_path, monkeypatch):
     """Arguments of a study of two recipes, and what its trainings are told; each fails."""
     told = []
-    monkeypatch.setattr(frameworks, "FRAMEWORKS", ["simclr"])
+    monkeypatch.setattr(frameworks, "FRAMEWORKS", ["simclr", "moco"])
     monkeypatch.setattr(frameworks, "VARIANTS", ["baseline", "amcl"])
     monkeypatch.setattr(Commands, "run", lambda self, arguments: told.append(arguments) or 1)
     output = tmp_path / "found.json"
-    command = ["frameworks", "--seeds", "0", "--folder", str(tmp_path / "runs"), "--output", str(output)]
+    command = [
+        "frameworks",
+        "--frameworks",
+        "simclr",
+        "--seeds",
+        "0",
+        "--folder",
+        str(tmp_path / "runs"),
+        "--output",
+        str(output),
+    ]
     monkeypatch.setattr("sys.argv", command)
     return output, told
 
@@ -39,12 +49,27 @@ def test_finished_runs_are_read_and_not_repeated(study, tmp_path, capsys):
     frameworks.main()
     output, told = study
     found = json.loads(output.read_text())
-    baseline, amcl = found["runs"]
+    ((baseline, amcl),) = [block["runs"] for block in found["blocks"]]
     assert not told and (baseline["recipe"], baseline["seed"], baseline["knn"]) == ("simclr-builtin-baseline", 0, 30)
     assert amcl["knn"] == 40 and amcl["seconds_per_epoch"] == 2 and amcl["tau_positive_mean"] == 0.25
     assert "tau_negative_mean" not in amcl
     assert found["command"] == "amcl-fast pretrain --recipe RECIPE --seed_everything SEED --data.num_threads 1"
     assert "| `simclr-builtin-amcl` | 40.0 | 40.0 |" in capsys.readouterr().out
+
+
+def test_what_others_have_measured_stays_theirs(study, tmp_path, capsys):
+    output, _ = study
+    common = {"seed": 0, "knn": 12.0, "seconds_per_epoch": 2.0}
+    theirs = [{"recipe": f"{name}-builtin-baseline", **common} for name in ("simclr", "moco")]
+    output.write_text(json.dumps({"blocks": [{"machine": "another", "environment": "older", "runs": theirs}]}))
+    finished_run(tmp_path / "runs", "simclr-builtin-amcl", 40.0)
+    finished_run(tmp_path / "runs", "simclr-builtin-baseline", 30.0)
+    frameworks.main()
+    first, second = json.loads(output.read_text())["blocks"]
+    assert first == {"machine": "another", "environment": "older", "runs": theirs[1:]}
+    assert [run["knn"] for run in second["runs"]] == [30, 40] and second["machine"] != "another"
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if "builtin" in line]
+    assert rows == ["`simclr-builtin-baseline`", "`simclr-builtin-amcl`", "`moco-builtin-baseline`"]
 
 
 def test_a_failed_training_is_an_error_and_leaves_the_results_of_before(study, tmp_path):
