@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import extras_named
+from .vit import sine_cosine_positions
 
 _LEVEL_DIM = 128
 
@@ -30,7 +31,7 @@ class DecoderConfig:
 class PatchDecoder(nn.Module):
     """Pixels of all patches from the tokens of those that were visible, a learned token in the others' places.
 
-    Positions are fixed: sines and cosines of row and column. The noise level is told by `level`, a perceptron of its
+    Positions are fixed, `sine_cosine_positions`. The noise level is told by `level`, a perceptron of its
     sine-cosine embedding, which is added to every token that the encoder gives.
 
     Args:
@@ -84,7 +85,7 @@ class PatchDecoder(nn.Module):
         prefix, x = x.tensor_split([tokens.shape[1] - visible.shape[1]], dim=1)
         places = visible.unsqueeze(-1).expand_as(x)
         x = self.mask_token.expand(len(x), math.prod(grid), -1).scatter(1, places, x)
-        x = torch.cat([prefix, x + grid_positions(grid, x.shape[-1], x.device).to(weights)], dim=1)
+        x = torch.cat([prefix, x + sine_cosine_positions(*grid, x.shape[-1], x.device).to(weights)], dim=1)
         return self.output(self.norm(self.blocks(x)))[:, prefix.shape[1] :]
 
 
@@ -93,16 +94,3 @@ def sines_and_cosines(x: Tensor, dim: int) -> Tensor:
     frequencies = torch.arange(dim // 2, device=x.device, dtype=x.dtype) / (dim // 2 - 1)
     angles = x.unsqueeze(-1) * 10000.0**-frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Tensor:
-    """Positions (L, dim) of the patches of a grid (rows, columns): of the column in the first half, then of the row.
-
-    Sines, then cosines, of the place times 10000^(−i/(dim/4)) for i from 0 to dim/4 − 1 (MAE's). float64, for any
-    precision of the weights.
-    """
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4))
-    rows, columns = (torch.arange(size, device=device, dtype=torch.float64) for size in grid)
-    places = torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])])
-    angles = places.unsqueeze(-1) * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).transpose(0, 1).flatten(1)

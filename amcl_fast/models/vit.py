@@ -27,14 +27,14 @@ def fix_positions(model: Any, name: str) -> None:
     table.requires_grad_(False)
 
 
-def sine_cosine_positions(rows: int, columns: int, dim: int) -> Tensor:
-    """Fixed position embeddings (rows · columns, D) of a grid of patches, row by row.
+def sine_cosine_positions(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed position embeddings (rows · columns, D) of a grid of patches, row by row, float64.
 
     With ω_i = 10000^(-4i/D), i < D/4, a patch in row y and column x has sin(y ω), cos(y ω), sin(x ω), cos(x ω). Those
     of MAE are the same with x before y.
     """
-    omega = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
-    y, x = (torch.outer(torch.arange(n, dtype=torch.float32), omega) for n in (rows, columns))
+    omega = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    y, x = (torch.outer(torch.arange(n, dtype=torch.float64, device=device), omega) for n in (rows, columns))
     row, column = torch.cat([y.sin(), y.cos()], 1), torch.cat([x.sin(), x.cos()], 1)
     return torch.cat([row.repeat_interleave(columns, 0), column.repeat(rows, 1)], 1)
 

@@ -76,7 +76,7 @@ def literal_image(module, image, noise, level, visible):
         known = place in visible
         row = linear(decoder.input, tokens[1 + visible.index(place)] + told) if known else decoder.mask_token[0, 0]
         position = []
-        for value in (place % GRID, place // GRID):
+        for value in (place // GRID, place % GRID):
             turns = [value / 10000 ** (i / (width // 4)) for i in range(width // 4)]
             position += [math.sin(t) for t in turns] + [math.cos(t) for t in turns]
         rows.append(row + torch.tensor(position, dtype=row.dtype))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from amcl_fast.models import BackboneConfig, build_backbone
-from amcl_fast.models.decoder import DecoderConfig, PatchDecoder, grid_positions, sines_and_cosines
+from amcl_fast.models.decoder import DecoderConfig, PatchDecoder, sines_and_cosines
 from amcl_fast.models.masked import (
     encode_visible,
     images_of,
@@ -17,6 +17,7 @@ from amcl_fast.models.masked import (
     taken,
     transformer_of,
 )
+from amcl_fast.models.vit import sine_cosine_positions
 
 CPU = torch.device("cpu")
 
@@ -173,7 +174,7 @@ def test_tokens_return_to_their_places():
     level = torch.tensor([0.01, 0.04], dtype=torch.float64)
     found = module(tokens, visible, (3, 4), level)
     assert found.shape == (2, 12, 12)
-    positions = grid_positions((3, 4), 8, CPU)
+    positions = sine_cosine_positions(3, 4, 8)
     told = module.level(sines_and_cosines(level, 128))
     for image in range(2):
         for place in range(12):
@@ -182,16 +183,6 @@ def test_tokens_return_to_their_places():
                 token = tokens[image, 1 + visible[image].tolist().index(place)]
                 row = module.input(token + told[image])
             torch.testing.assert_close(found[image, place], module.output(module.norm(row + positions[place])))
-
-
-def test_positions_are_those_of_row_and_column():
-    found = grid_positions((2, 3), 8, CPU)
-    for place, (row, column) in enumerate((i, j) for i in range(2) for j in range(3)):
-        for half, value in enumerate((column, row)):
-            for i in range(2):
-                angle = value / 10000 ** (i / 2)
-                assert found[place, 4 * half + i].item() == pytest.approx(math.sin(angle))
-                assert found[place, 4 * half + 2 + i].item() == pytest.approx(math.cos(angle))
 
 
 def test_the_level_is_told_by_sines_and_cosines():
