@@ -25,6 +25,7 @@ from ..models.masked import (
 from ..rows import at_least_float32, widened
 from .base import share_of_mean
 from .simclr import SimCLR
+from .views import by_size, targets_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class CAN(SimCLR):
 
     Every view of every image has a mask of its own, and Gaussian noise whose level is uniform from 0 to `noise_std`,
     both from torch's generator of the device. The encoder is a Vision Transformer of timm; its blocks see the visible
-    patches alone, and what it pools of them goes to the heads. The losses are the criterion's, the mean squared error
-    of the masked patches, and that of the noise on the visible ones; each is logged.
+    patches alone, and what it pools of them goes to the heads. The losses are the criterion's (of more than two views
+    as in SimCLR), the mean squared error of the masked patches, and that of the noise on the visible ones, both over
+    all images of all views; each is logged.
 
     Args:
         criterion: `SimCLRLoss` with a constant temperature (CAN) or an adaptive one (AMCL-CAN).
@@ -135,7 +137,7 @@ class CAN(SimCLR):
             errors.extend(found)
             return projections
 
-        contrast = self.criterion(*self.encode(views, embed))
+        contrast = self.criterion.of_views(self.projections(by_size(views), embed), targets_of(views))
         masked, noise = (error.mean() for error in errors)
         parts = {"loss_contrast": contrast, "loss_reconstruction": masked, "loss_noise": noise}
         self.parts = {name: part.detach() for name, part in parts.items()}
@@ -157,6 +159,7 @@ class CAN(SimCLR):
 
         scale = 1 / self.noise_std if self.noise_std else 0.0
         return {
+            "view": images,
             "what is seen": shown((patches + noise) * seen),
             "reconstruction": shown(torch.where(seen > 0, patches + noise, filled)),
             "noise": shown(noise * seen * scale),

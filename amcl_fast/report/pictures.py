@@ -89,12 +89,11 @@ def pairs(run: Run) -> Figure | None:
 
 
 def made(run: Run) -> Figure | None:
-    """What the framework makes of view 1: masked, reconstructed and so on."""
+    """What the framework makes of a view: masked, reconstructed and so on."""
     snapshot = run.after or run.before
     if snapshot is None or not snapshot.pictures.size:
         return None
-    rows = np.concatenate([snapshot.views[:1], snapshot.pictures])
-    return _sheet(rows, ["view 1", *snapshot.picture_names.tolist()], _moment(run, snapshot), 0.2)
+    return _sheet(snapshot.pictures, snapshot.picture_names.tolist(), _moment(run, snapshot), 0.2)
 
 
 def _sheet(rows: NDArray[np.uint8], names: list[str], title: str, left_margin: float) -> Figure:

@@ -34,7 +34,7 @@ class Snapshot:
         embedding_variance: (2,) share of the variance that each axis shows.
         labels: (E,) index into `classes`.
         classes: names of the classes in the embedding.
-        pictures: (R, P, H, W, 3) uint8 of what the framework makes of the first images of view 1, a kind a row; R = 0
+        pictures: (R, P, H, W, 3) uint8 of what the framework makes of a view of the first images, a kind a row; R = 0
             if it shows nothing, and in files of earlier versions.
         picture_names: (R,) what each row shows.
     """

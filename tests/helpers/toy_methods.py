@@ -47,7 +47,8 @@ def method(framework, kind="amcl", *, batch=BATCH, **settings):
 
 def drawn_of_content(images):
     """As `CAN.draw`, masks and noise that depend on an image alone, not on the others of its batch."""
-    order = (1e3 * images.flatten(1)[:, :16]).sin().argsort(1)
+    patches = images[0, 0].numel() // 4  # of VIT
+    order = (1e3 * images.flatten(1)[:, :patches]).sin().argsort(1)
     masks = Masks(*(places.sort(1).values for places in order.chunk(2, dim=1)))
     level = 0.05 * images.flatten(1)[:, 0].cos().abs()
     return Drawn(masks, level.view(-1, 1, 1, 1) * (1e3 * images).sin(), level)

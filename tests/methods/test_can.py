@@ -1,6 +1,8 @@
 """CAN against a literal evaluation, and what its losses reach."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +13,13 @@ from amcl_fast.models import BackboneConfig
 from amcl_fast.models.decoder import DecoderConfig
 from amcl_fast.models.masked import Masks
 from tests.helpers.fake_data import FakeDataModule
-from tests.helpers.toy_methods import HEADS, VIT, drawn_of_content, fit, method
+from tests.helpers.toy_methods import HEADS, VIT, drawn_of_content, fit, method, undrawn
 
 N, PATCH, GRID = 3, 2, 4
 
 
-def views():
-    return tuple(torch.randn(2, N, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+def views(count=2):
+    return tuple(torch.randn(count, N, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
 # What follows is written from the paper's Section 3 and MAE's, an image, a token and a head of attention at a time. It
@@ -119,20 +121,22 @@ def literal_contrast(module, features):
     return total / (2 * N)
 
 
-@pytest.mark.parametrize(("kind", "normalise_pixels"), [("baseline", True), ("amcl", False)])
-def test_loss_and_gradients_are_the_literal_ones(kind, normalise_pixels):
+@pytest.mark.parametrize(("kind", "normalise_pixels", "count"), [("baseline", True, 3), ("amcl", False, 2)])
+def test_loss_and_gradients_are_the_literal_ones(kind, normalise_pixels, count):
     module = method("can", kind, normalise_pixels=normalise_pixels).double()
     module.criterion.negatives, module.criterion.top_k, module.criterion.include_positive = "softmax", None, True
-    module.draw = drawn_of_content
-    images = torch.cat(views())
+    undrawn(module)
+    images = torch.cat(views(count))
     (visible, _), noise, level = drawn_of_content(images)
     seen = [literal_image(module, *of) for of in zip(images, noise, level, visible.tolist(), strict=True)]
     features, masked, of_noise = zip(*seen, strict=True)
-    contrast = literal_contrast(module, features)
-    reconstruction, noises = sum(masked) / (2 * N), sum(of_noise) / (2 * N)
+    of_view = [features[N * view : N * (view + 1)] for view in range(count)]
+    pairs = [literal_contrast(module, a + b) for a, b in itertools.combinations(of_view, 2)]
+    contrast = sum(pairs) / len(pairs)
+    reconstruction, noises = sum(masked) / len(masked), sum(of_noise) / len(of_noise)
     expected = 0.03 * contrast + 0.67 * reconstruction + 0.3 * noises
 
-    loss = module.loss_of_views(views())
+    loss = module.loss_of_views(views(count))
     assert loss.dtype == torch.float64 and loss.item() == pytest.approx(expected.item(), rel=1e-10)
     found = {"loss_contrast": contrast, "loss_reconstruction": reconstruction, "loss_noise": noises}
     assert {name: part.item() for name, part in module.parts.items()} == pytest.approx(
@@ -142,6 +146,20 @@ def test_loss_and_gradients_are_the_literal_ones(kind, normalise_pixels):
     grads = [torch.autograd.grad(value, parameters) for value in (loss, expected)]
     for name, a, b in zip(names, *grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_views_of_several_sizes_are_masked_each_and_all_count():
+    backbone = replace(VIT, arguments=VIT.arguments | {"dynamic_img_size": True})
+    module = undrawn(method("can", backbone=backbone).double())
+    large = views()
+    small = torch.randn(N, 3, 4, 4, dtype=torch.float64)
+    module.loss_of_views((large[0], small, large[1]))
+    drawn = [drawn_of_content(images) for images in (torch.cat(large), small)]
+    assert [of.masks.masked.shape for of in drawn] == [(2 * N, 8), (N, 2)]
+    z, masked, noise = module.look([torch.cat(large), small], drawn)
+    a, b, c = z.chunk(3)
+    expected = [module.criterion.of_views([a, c, b], targets=[0, 2]), masked.mean(), noise.mean()]
+    assert [part.item() for part in module.parts.values()] == pytest.approx([part.item() for part in expected])
 
 
 @pytest.mark.parametrize(

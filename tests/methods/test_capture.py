@@ -41,7 +41,8 @@ def test_what_can_makes_of_images_is_kept_and_comes_again():
     state = torch.get_rng_state()
     found, again = (capture(module, Data(), pairs=8) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert found.picture_names.tolist() == ["what is seen", "reconstruction", "noise", "predicted noise"]
-    assert found.pictures.shape == (4, 8, 8, 8, 3) and np.array_equal(found.pictures, again.pictures)
-    kept = (found.pictures[0] == found.pictures[1]).all(-1).mean()
+    assert found.picture_names.tolist() == ["view", "what is seen", "reconstruction", "noise", "predicted noise"]
+    assert found.pictures.shape == (5, 8, 8, 8, 3) and np.array_equal(found.pictures, again.pictures)
+    assert np.array_equal(found.pictures[0], found.views[0])
+    kept = (found.pictures[1] == found.pictures[2]).all(-1).mean()
     assert kept == pytest.approx(0.5, abs=0.05)  # what is seen; the rest is filled in

@@ -131,12 +131,9 @@ def test_what_a_framework_makes_of_images_is_shown_with_its_names(tmp_path):
     made = {"pictures": rows, "picture_names": np.array(["seen", "reconstruction"])}
     found = run(tmp_path, before=snapshot(), after=snapshot(19, **made))
     figure = pictures.made(found)
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["view 1", "seen", "reconstruction"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["seen", "reconstruction"]
     png = module.png(figure)
     assert has_colour(png, "#c81e28", least=2000) and has_colour(png, "#143cd2", least=2000)
-    drawn = picture(png).astype(int)
-    first = found.after.views[0, 0].reshape(-1, 3).astype(int)
-    assert all((abs(drawn - colour).max(-1) < 3).any() for colour in first)
     assert pictures.made(run(tmp_path / "other", before=snapshot(), after=snapshot(19))) is None
 
 
