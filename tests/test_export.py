@@ -24,6 +24,7 @@ from tests.helpers.traps import Touch
 
 pytestmark = pytest.mark.slow
 
+_OF_CAN = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, "global_pool": "avg", "fc_norm": False}
 BACKBONES = {
     "standard": BackboneConfig("resnet18"),
     "bottleneck": BackboneConfig("resnet50"),
@@ -41,6 +42,7 @@ BACKBONES = {
         drop_path=0.1,
         gradient_checkpointing=True,
     ),
+    "timm, sized, of CAN": BackboneConfig("timm/vit_tiny_patch16_224", size=32, positions="fixed", arguments=_OF_CAN),
 }
 
 

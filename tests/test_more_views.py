@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
+from amcl_fast.recipes import FRAMEWORKS
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.read import read_run
@@ -18,7 +19,10 @@ from tests.helpers.resuming import change_everywhere, error, resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
-FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow")
+# The smallest; CAN's has patches of 4 pixels.
+ENCODER = dict.fromkeys(set(FRAMEWORKS) - {"can"}, "width=8") | {
+    "can": "arguments={patch_size: 4, embed_dim: 12, depth: 1, num_heads: 3, global_pool: avg, fc_norm: false}"
+}
 VIEWS = {
     "four": "4",
     "two sizes": "[{count: 2}, {count: 2, size: 8, crop_scale: [0.05, 0.25], blur: 0.5}]",
@@ -42,7 +46,7 @@ def weights(run):
 )
 def test_every_framework_trains_on_any_views(framework, views, images, tmp_path):
     run = tmp_path / "run"
-    small = ["--model.backbone.width=8", "--model.projector.hidden_dim=16", "--model.projector.dim=8"]
+    small = ["--model.projector.hidden_dim=16", "--model.projector.dim=8", f"--model.backbone.{ENCODER[framework]}"]
     small += ["--data.size=16", "--data.batch_size=8", "--data.device=cpu", "--trainer.max_steps=2"]
     if framework != "barlow":
         small.append("--model.criterion.temperature.dim=8")

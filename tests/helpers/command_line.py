@@ -33,6 +33,20 @@ AMCL = f"""{_ENCODER}
         negatives: topk_softmax
         top_k: 4
 """
+CAN = """
+data: {size: 16, batch_size: 8, num_threads: 1, device: cpu}
+model:
+  class_path: amcl_fast.methods.CAN
+  init_args:
+    backbone:
+      name: timm/vit_tiny_patch16_224
+      arguments: {patch_size: 4, embed_dim: 12, depth: 1, num_heads: 3, global_pool: avg, fc_norm: false}
+    decoder: {width: 8, depth: 1, heads: 2}
+    projector: {heads: 1, hidden_dim: 16, dim: 8}
+    criterion:
+      class_path: amcl_fast.SimCLRLoss
+      init_args: {temperature: 0.2, negatives: softmax, include_positive: true, backend: reference}
+"""
 """Settings of a run, to which a test adds `trainer` and whatever else it needs."""
 PRETRAIN = (sys.executable, "-m", "amcl_fast.cli", "pretrain")
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tests.helpers import forks
-from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder, pretrain
+from tests.helpers.command_line import AMCL, CAN, PRETRAIN, environment, image_folder, pretrain
 
 pytestmark = pytest.mark.slow
 
-_SETTINGS = f"""{AMCL}
-    schedule: {{warmup_epochs: 0.5}}
+_SETTINGS = """
+    schedule: {warmup_epochs: 0.5}
 trainer:
-  {{max_epochs: 3, accelerator: cpu, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}}
-checkpoint: {{every_n_epochs: 2, every_n_steps: 4}}
+  {max_epochs: 3, accelerator: cpu, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}
+checkpoint: {every_n_epochs: 2, every_n_steps: 4}
 seed_everything: 3
 """
 _STEPS = 9  # of three epochs
@@ -36,9 +36,11 @@ def metrics(run):
     return [(int(row[0]), row[loss]) for row in rows if row[loss]]
 
 
-def test_killed_run_resumes_to_the_same_weights(images, tmp_path):
+@pytest.mark.parametrize("method", [AMCL, CAN], ids=["simclr", "can"])
+def test_killed_run_resumes_to_the_same_weights(method, images, tmp_path):
+    """CAN draws masks and noise in every step."""
     settings = tmp_path / "settings.yaml"
-    settings.write_text(_SETTINGS)
+    settings.write_text(method + _SETTINGS)
     start = ("--config", settings, "--data", images)
 
     whole = forks.run([*PRETRAIN, *start, "--run_dir", "whole"], cwd=tmp_path, env=environment(tmp_path))
