@@ -1,4 +1,4 @@
-"""The losses of the four frameworks as modules, with no trainer in sight.
+"""The losses of the frameworks as modules, with no trainer in sight.
 
 Each is an operator plus a temperature: a float gives the framework's baseline (NT-Xent, DCL, MoCo's InfoNCE,
 SimSiam, Barlow Twins), an `AdaptiveTemperature` gives its AMCL form. Source: Wang et al., "Adaptive Multi-head

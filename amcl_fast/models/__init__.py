@@ -10,11 +10,13 @@ from ..extras import extras_named
 
 if TYPE_CHECKING:
     from .backbones import BackboneConfig, build_backbone
+    from .decoder import DecoderConfig
     from .heads import MultiHeadPredictor, MultiHeadProjector, ProjectorConfig
     from .momentum import KeyQueue, MomentumEncoder
 
 __all__ = [
     "BackboneConfig",
+    "DecoderConfig",
     "KeyQueue",
     "MomentumEncoder",
     "MultiHeadPredictor",
@@ -25,6 +27,7 @@ __all__ = [
 
 _HOMES = {
     "BackboneConfig": "backbones",
+    "DecoderConfig": "decoder",
     "KeyQueue": "momentum",
     "MomentumEncoder": "momentum",
     "MultiHeadPredictor": "heads",

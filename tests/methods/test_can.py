@@ -284,3 +284,15 @@ def test_its_encoder_is_the_timm_model_itself():
     module = method("can")
     assert isinstance(module, CAN) and module.backbone.model.embed_dim == VIT.arguments["embed_dim"]
     assert module.decoder.output.out_features == 3 * PATCH**2
+
+
+def test_processes_draw_for_themselves(monkeypatch):
+    """Lightning seeds all alike; one process keeps its generator as it is."""
+    module, drawn = method("can"), []
+    for rank, processes in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        monkeypatch.setattr("amcl_fast.methods.can.world", lambda at=(rank, processes): at)
+        torch.manual_seed(7)
+        module.on_train_start()
+        drawn.append(module.draw(torch.zeros(N, 3, 8, 8)).noise)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2]) and not torch.equal(drawn[2], drawn[3])
