@@ -29,6 +29,7 @@ def parts(run: Run) -> Figure | None:
         axes.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
         if 0 < 20 * values.min() < values.max():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the scale's own writes formulas, which are not set here
         axes.set_title(name.removeprefix("loss_"))
         axes.set_xlim(left=0)
         axes.set_xlabel("optimiser step")

@@ -144,5 +144,7 @@ def test_the_terms_of_a_loss_are_drawn_each_with_its_scale(tmp_path):
     assert [axes.get_title() for axes in figure.axes] == ["contrast", "noise"]
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [5, 4, 4]
+    module.png(figure)
+    assert {"0.01", "0.1"} <= {text.get_text() for text in figure.axes[1].get_yticklabels()}
     assert curves.parts(run(tmp_path / "one")) is None
     assert list(draw_figures(terms)) == ["loss.png", "losses.png"]
