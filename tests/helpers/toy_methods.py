@@ -13,9 +13,9 @@ from tests.helpers.fake_data import FakeDataModule
 
 HEADS, DIM, BATCH = 2, 6, 8
 KINDS = ["baseline", "amcl"]
-# 16 patches of 2 pixels.
+# 16 patches of 2 pixels, or another number of them.
 _SMALL = {"patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 2, "global_pool": "avg", "fc_norm": False}
-VIT = BackboneConfig("timm/vit_tiny_patch16_224", size=8, arguments=_SMALL)
+VIT = BackboneConfig("timm/vit_tiny_patch16_224", size=8, arguments=_SMALL | {"dynamic_img_size": True})
 
 
 def method(framework, kind="amcl", *, batch=BATCH, **settings):

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -149,8 +148,7 @@ def test_loss_and_gradients_are_the_literal_ones(kind, normalise_pixels, count):
 
 
 def test_views_of_several_sizes_are_masked_each_and_all_count():
-    backbone = replace(VIT, arguments=VIT.arguments | {"dynamic_img_size": True})
-    module = undrawn(method("can", backbone=backbone).double())
+    module = undrawn(method("can").double())
     large = views()
     small = torch.randn(N, 3, 4, 4, dtype=torch.float64)
     module.loss_of_views((large[0], small, large[1]))

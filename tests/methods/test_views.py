@@ -10,7 +10,7 @@ from amcl_fast.methods import MoCo
 from amcl_fast.recipes import FRAMEWORKS
 from tests.helpers import literal_views as literal
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
-from tests.helpers.toy_methods import BATCH, HEADS, KINDS, fit, method
+from tests.helpers.toy_methods import BATCH, HEADS, KINDS, fit, method, undrawn
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +37,13 @@ def expected_loss(module, framework, views, targets):
         return literal.over_pairs(lambda q, t: literal.simsiam(q, t, tau, beta), p, targets, z)
     names = ("top_k", "beta", "include_positive")
     settings = {"form": criterion.negatives, **{name: getattr(criterion, name) for name in names}, "beta": beta}
-    if framework == "simclr":
-        return literal.over_pairs(lambda q, t: literal.simclr(q, t, tau, **settings), z, targets)
+    if framework in ("simclr", "can"):
+        contrast = literal.over_pairs(lambda q, t: literal.simclr(q, t, tau, **settings), z, targets)
+        if framework == "simclr":
+            return contrast
+        seen = [module.look([view], [module.draw(view)])[1:] for view in views]
+        masked, noise = (torch.cat(errors).mean() for errors in zip(*seen, strict=True))
+        return 0.03 * contrast + 0.67 * masked + 0.3 * noise
     keys = [module.key_encoder(view) for view in views]
     queue = module.queue.keys.mT
     return literal.over_pairs(lambda q, k: literal.moco(q, k, queue, tau, **settings), z, targets, keys)
@@ -49,7 +54,7 @@ def expected_loss(module, framework, views, targets):
 @every_framework
 def test_loss_is_the_mean_over_pairs(framework, kind, case):
     sizes, targets = CASES[case]
-    module, views = method(framework, kind).double().eval(), views_of(sizes)
+    module, views = undrawn(method(framework, kind)).double().eval(), views_of(sizes)
     learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
     expected = expected_loss(module, framework, views, targets)
     gradients = torch.autograd.grad(expected, learned.values())
@@ -62,7 +67,9 @@ def test_loss_is_the_mean_over_pairs(framework, kind, case):
 @every_framework
 def test_encoders_run_once_for_every_size_and_heads_once(framework):
     module, seen = method(framework), {"backbone": [], "projector": [], "keys": []}
-    encoders = {"backbone": module.backbone, "projector": module.projector}
+    # CAN's encoder is given what is visible by its parts.
+    encoders = {"backbone": module.backbone.model.patch_embed if framework == "can" else module.backbone}
+    encoders["projector"] = module.projector
     if isinstance(module, MoCo):
         encoders["keys"] = module.key_encoder.copies[0]
     for name, encoder in encoders.items():
@@ -134,7 +141,7 @@ def test_views_of_other_images_are_refused():
 
 @every_framework
 def test_a_look_is_at_two_views_of_the_largest_size(framework):
-    module, views = method(framework), views_of([8, 16, 16, 16], torch.float32)
+    module, views = undrawn(method(framework)), views_of([8, 16, 16, 16], torch.float32)
     found = module.pairs_of_views(views)
     expected = module.pairs_of_views(views[1:3])
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -143,7 +150,7 @@ def test_a_look_is_at_two_views_of_the_largest_size(framework):
 @every_framework
 def test_a_look_at_one_target_is_from_another_view(framework):
     """Anchors are the rows that attend to it: of the small view, whichever comes first."""
-    module, (large, small) = method(framework).eval(), views_of([16, 8], torch.float32)
+    module, (large, small) = undrawn(method(framework)).eval(), views_of([16, 8], torch.float32)
     found = module.pairs_of_views([large, small, small])
     expected = module.pairs_of_views([small, large])
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
