@@ -1,5 +1,6 @@
 """Lightning's DDP with different data and batch sizes in every process, against one process with the global batch."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -12,7 +13,7 @@ from amcl_fast.methods import MoCo
 from amcl_fast.models import BackboneConfig, ProjectorConfig
 from amcl_fast.optim import OptimizerConfig
 from amcl_fast.recipes import FRAMEWORKS
-from tests.helpers import running
+from tests.helpers import running, toy_methods
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop
@@ -26,7 +27,9 @@ TWO, SEVERAL = (8, 8), (8, 4, 8)
 """Sides of the views of an image."""
 SETTINGS = [(framework, kind, {}, TWO) for framework in FRAMEWORKS for kind in KINDS]
 SETTINGS.append(("moco", "amcl", {"shuffle_batch_norm": True}, TWO))
-SETTINGS += [(framework, "amcl", {}, SEVERAL) for framework in FRAMEWORKS]
+# timm stretches learned positions in float32, in which sums depend on their order.
+FIXED = {"can": {"backbone": replace(toy_methods.VIT, positions="fixed")}}
+SETTINGS += [(framework, "amcl", FIXED.get(framework, {}), SEVERAL) for framework in FRAMEWORKS]
 SETTINGS.append(("moco", "baseline", {"shuffle_batch_norm": True}, SEVERAL))
 if find_spec("timm"):  # weights that have no gradient, and gradients that come of a second forward pass
     VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
