@@ -51,6 +51,7 @@ _SMALL_IMAGES = ("builtin", "cifar10", "cifar100")
 _IMAGENET = ("imagenet100", "imagenet1k")
 BACKBONES: dict[str, tuple[str, ...]] = {
     "vitxs4": _SMALL_IMAGES,
+    "vitxs8": _SMALL_IMAGES,
     "vitti4": _SMALL_IMAGES,
     "vits16": _IMAGENET,
     "vitb16": _IMAGENET,
