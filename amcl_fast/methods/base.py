@@ -191,6 +191,10 @@ class Method(L.LightningModule):
         # Of a training before that was broken off within a step.
         self._losses.clear()
         self._gradient_norm = self._logged_step = None
+        rank, processes = world()
+        if processes > 1:
+            # Lightning seeds all processes alike: their images would have the same masks, noise and dropped paths.
+            torch.manual_seed(torch.initial_seed() + rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]

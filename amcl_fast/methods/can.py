@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributed import world
 from ..losses import SimCLRLoss
 from ..models.backbones import BackboneConfig
 from ..models.decoder import DecoderConfig, PatchDecoder
@@ -165,13 +164,6 @@ class CAN(SimCLR):
             "noise": shown(noise * seen * scale),
             "predicted noise": shown(predicted * seen * scale),
         }
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        rank, processes = world()
-        if processes > 1:
-            # Lightning seeds all processes alike: their images would have the same masks and noise.
-            torch.manual_seed(torch.initial_seed() + rank)
 
     def _decoded(self, images: Tensor, masks: Masks, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's tokens (n, prefix + v, D), and predictions (n, L, 3·h·w), float32 or better."""
