@@ -288,7 +288,7 @@ def test_processes_draw_for_themselves(monkeypatch):
     """Lightning seeds all alike; one process keeps its generator as it is."""
     module, drawn = method("can"), []
     for rank, processes in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        monkeypatch.setattr("amcl_fast.methods.can.world", lambda at=(rank, processes): at)
+        monkeypatch.setattr("amcl_fast.methods.base.world", lambda at=(rank, processes): at)
         torch.manual_seed(7)
         module.on_train_start()
         drawn.append(module.draw(torch.zeros(N, 3, 8, 8)).noise)
