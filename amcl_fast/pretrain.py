@@ -35,7 +35,6 @@ from .data.scan.headers import NoImageLeftError
 from .distributed import ElsewhereError
 from .launch import by_others, check_started, group_error, rank
 from .methods.trainer import out_of_time
-from .models.sizes import check_sizes
 from .paths import expanded
 from .pretrain_cli import PretrainCLI, parsed
 from .recipes import base_files, recipe_files, recipes_in_short
@@ -243,7 +242,7 @@ def _prepare(
         # Before images are looked for, or drawn.
         cli.model.check_batch(cli.datamodule.batch_size, cli.datamodule.target_views)
         if len({*cli.datamodule.view_sizes}) > 1:
-            check_sizes(cli.model.backbone, cli.datamodule.view_sizes)
+            cli.model.check_sizes(cli.datamodule.view_sizes)
         # Others that wait to meet this process give up after half an hour: then it looks for images when they have met.
         if not rank() and not by_others():
             cli.datamodule.prepare_data()

@@ -1,6 +1,6 @@
 """What all frameworks share: encoder, heads, optimiser, schedule, precision of the loss, logging."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..distributed import world
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..models.modes import floating_dtype, untracked
+from ..models.sizes import check_sizes
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
 from .pairs import Pairs
 from .trainer import NonFiniteError, at_logging_step, stepped
@@ -150,6 +151,10 @@ class Method(L.LightningModule):
             batch_size: images of all processes.
             target_views: how many views of an image others attend to.
         """
+
+    def check_sizes(self, sizes: Iterable[int]) -> None:
+        """Raise ValueError if the framework cannot take images of each of several sizes, their sides in pixels."""
+        check_sizes(self.backbone, sizes)
 
     def loss_of_views(self, views: Sequence[Tensor]) -> Tensor:
         """Loss (0-dim) of the views of a batch.

@@ -1,7 +1,7 @@
 """CAN and AMCL-CAN: contrast, masked autoencoding and noise prediction (arXiv 2210.16870)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -96,6 +96,15 @@ class CAN(SimCLR):
         self.decoder = PatchDecoder(model.embed_dim, 3 * math.prod(self.patch), decoder)
         # Of what was drawn: eager and compiled training draw alike.
         self._look = self.compiled(self.look)  # type: ignore[arg-type]
+
+    def check_sizes(self, sizes: Iterable[int]) -> None:
+        sides = sorted({*sizes})
+        super().check_sizes(sides)
+        for side in sides:
+            try:
+                masked_count((side // self.patch[0]) * (side // self.patch[1]), self.mask_ratio)
+            except ValueError as error:
+                raise ValueError(f"{error}, for views of {side} × {side} px (data.views)") from None
 
     def draw(self, images: Tensor) -> Drawn:
         """Masks and noise for images (n, 3, H, W)."""

@@ -294,3 +294,13 @@ def test_processes_draw_for_themselves(monkeypatch):
         drawn.append(module.draw(torch.zeros(N, 3, 8, 8)).noise)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2]) and not torch.equal(drawn[2], drawn[3])
+
+
+def test_sizes_of_views_leave_patches_to_mask():
+    module = method("can")
+    module.check_sizes([8, 4])
+    told = r"^mask_ratio must mask some of the 1 patches .*, got 0\.5, for views of 2 × 2 px \(data\.views\)$"
+    with pytest.raises(ValueError, match=told):
+        module.check_sizes([8, 2])
+    with pytest.raises(ValueError, match=r"^model\.backbone must take images of each size .* 5 × 5 px"):
+        module.check_sizes([8, 5])
