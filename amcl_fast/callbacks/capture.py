@@ -35,8 +35,8 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     Of more than two views they are of two of the largest size, or of the largest and another (`Method.two_of`). The
     views come from a loader of their own, and what the method draws from a seed of its own, so the same pairs come
     every time and training's place in the data stays as it is; weights, running statistics and random generators stay
-    too. Batch normalisation works
-    with the statistics of the batch, negatives are those that the framework has: as the loss sees them.
+    too. Batch normalisation works with the statistics of the batch, negatives are those that the framework has: as the
+    loss sees them.
 
     Args:
         method: a `Method`.
@@ -56,7 +56,10 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     parts: list[dict[str, Tensor]] = []
     gpus = [method.device] if method.device.type == "cuda" else []
     with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if gpus:  # torch.manual_seed would seed those that are not forked too
+            with torch.cuda.device(method.device):
+                torch.cuda.manual_seed(0)
         for views in _take(datamodule.train_dataloader(), pairs, method.two_of):
             on_device = [view.to(method.device) for view in views]
             found = _sample(method.pairs_of_views(on_device), top_k, sampler)
