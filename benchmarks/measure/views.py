@@ -147,7 +147,8 @@ def main() -> None:
             for kind in KINDS:
                 given = (arguments.batch, arguments.size, BackboneConfig("resnet18"))
                 steps = {layout: step_of(framework, kind, layout, *given) for layout in LAYOUTS}
-                for layout, found in measure(steps, arguments.rounds).items():
+                # Rounded once: what is printed is what is written.
+                for layout, found in rounded(measure(steps, arguments.rounds), 4).items():
                     images = images_of(layout, arguments.batch)
                     rows.append({"framework": framework, "kind": kind, "layout": layout, "images": images, **found})
                 print(table(rows[-len(LAYOUTS) :]).splitlines()[-1], flush=True)
@@ -157,7 +158,7 @@ def main() -> None:
         "environment": about,
         "settings": {name: getattr(arguments, name) for name in ("batch", "size", "rounds")},
         "predicted": PREDICTED,
-        "rows": rounded(rows, 4),
+        "rows": rows,
     }
     write_file(arguments.output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(table(rows))

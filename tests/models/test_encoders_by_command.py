@@ -97,4 +97,4 @@ def test_a_class_of_one_s_own(recipe, tmp_path, capsys, monkeypatch):
     assert main(["evaluate", "run", "--epochs=1", "--trust"]) == 0
     assert "24 features" in capsys.readouterr().out
     assert main(["export", "run", "--trust"]) == 0
-    assert "from own_net import Net\nmodel = Net(width=12)" in capsys.readouterr().out
+    assert "model = pydoc.locate('own_net.Net')(width=12)" in capsys.readouterr().out
