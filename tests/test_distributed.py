@@ -41,7 +41,8 @@ def encoder():
 
 
 # Number of views, and which of them the others attend to; None: a call with two.
-VIEWS = {"a call": (2, None), "3 views": (3, [0, 1, 2]), "2 + 2 views": (4, [0, 1])}
+VIEWS = {"a call": (2, None), "2 + 2 views": (4, [0, 1]), "2 + 6 views": (8, [0, 1])}
+VIEWS |= {f"{count} views": (count, [*range(count)]) for count in (3, 4, 8)}
 
 
 def images(total, views):
@@ -65,7 +66,7 @@ def start(rank, world_size, store):
 def worker(rank, counts, store, results):
     start(rank, len(counts), store)
     found = {}
-    for views, targets in VIEWS.values():
+    for case, (views, targets) in VIEWS.items():
         own = images(sum(counts), views).split(counts, dim=1)[rank]
         for name, loss in losses(sum(counts), gather=True).items():
             # As Lightning and torchrun users do it: encoder and φ averaged by DDP's rule.
@@ -73,7 +74,7 @@ def worker(rank, counts, store, results):
             for tensor in (value, *grads):
                 dist.all_reduce(tensor)
                 tensor /= len(counts)
-            found[name, views] = (value, grads)
+            found[name, case] = (value, grads)
     if rank == 0:
         torch.save(found, results)
     end_group()
@@ -86,11 +87,11 @@ def test_processes_equal_one_process(tmp_path, world_size, sizes):
     args = (counts, os.fspath(tmp_path / "store"), os.fspath(tmp_path / "found.pt"))
     spawn(worker, args=args, nprocs=world_size)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    for views, targets in VIEWS.values():
+    for case, (views, targets) in VIEWS.items():
         for name, loss in losses(sum(counts), gather=False).items():
             value, grads = gradients(loss, encoder(), images(sum(counts), views), targets)
-            torch.testing.assert_close(found[name, views][0], value, rtol=1e-9, atol=0)
-            for a, b in zip(found[name, views][1], grads, strict=True):
+            torch.testing.assert_close(found[name, case][0], value, rtol=1e-9, atol=0)
+            for a, b in zip(found[name, case][1], grads, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
