@@ -146,7 +146,7 @@ def _refuse(command: str, error: Exception) -> int:
 def _pretrain(arguments: argparse.Namespace) -> int:
     try:
         require("training", *_TRAINING)
-        from .pretrain import SettingsError, pretrain
+        from .pretraining.command import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
     arguments.begins()
@@ -247,7 +247,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _study(arguments: argparse.Namespace) -> int:
     require("training", *_TRAINING)
     from .benchmarks.results import machine, versions
-    from .pretrain import SettingsError
+    from .pretraining.command import SettingsError
     from .study.epochs import Epochs, run
     from .study.training import StopError
 

@@ -19,9 +19,9 @@ UNKNOWN = {
     "amcl_fast/ops": ["amcl_fast.losses", "amcl_fast.methods", "amcl_fast.data", "lightning"],
     "amcl_fast/models": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.data", "lightning"],
     "amcl_fast/runs": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.report", "lightning"],
-    "amcl_fast/report": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "lightning"],
-    "amcl_fast/data": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "amcl_fast.report"],
-    "amcl_fast/methods": ["amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.pretrain", "amcl_fast.report"],
+    "amcl_fast/report": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretraining", "lightning"],
+    "amcl_fast/data": ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretraining", "amcl_fast.report"],
+    "amcl_fast/methods": ["amcl_fast.callbacks", "amcl_fast.data", "amcl_fast.pretraining", "amcl_fast.report"],
     "amcl_fast": ["amcl_fast.cli", "benchmarks", "tests"],
     "benchmarks": ["tests"],
 }
@@ -173,5 +173,5 @@ def test_report_and_runs_load_no_trainer():
         names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules(folder)}
         assert {name.removesuffix(".__init__") for name in names} <= loaded
     trainers = ["lightning", "tensorboard", "nvidia", "torchvision"]
-    trainers += ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretrain", "amcl_fast.data"]
+    trainers += ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretraining", "amcl_fast.data"]
     assert not {name for name in loaded if f"{name}.".startswith(tuple(f"{trainer}." for trainer in trainers))}

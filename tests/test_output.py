@@ -169,7 +169,12 @@ def interrupting(monkeypatch, target):
 
 
 @pytest.mark.parametrize(
-    "where", ["data.ContrastiveDataModule.setup", "pretrain.PretrainCLI.open_run", "pretrain.PretrainCLI._plain"]
+    "where",
+    [
+        "data.ContrastiveDataModule.setup",
+        "pretraining.lightning_cli.PretrainCLI.open_run",
+        "pretraining.lightning_cli.PretrainCLI._plain",
+    ],
 )
 def test_an_interrupt_before_the_first_step_leaves_nothing(where, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
@@ -200,7 +205,7 @@ def test_an_interrupt_of_the_first_measuring_says_how_to_go_on(folder, monkeypat
 def test_an_interrupt_of_a_scan_in_a_group_says_how_to_go_on(folder, monkeypatch, capsys):
     """Processes that a launcher has started look for images when they have met: the run's folder is there by then."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("amcl_fast.pretrain.by_others", lambda: True)
+    monkeypatch.setattr("amcl_fast.pretraining.command.by_others", lambda: True)
     with monkeypatch.context() as patched:
         interrupting(patched, "amcl_fast.data.module.find_images")
         assert main(_PRETRAIN.split()[3:]) == 130
@@ -236,7 +241,7 @@ def test_an_interrupt_after_the_training_does_not_say_that_nothing_was_done(wher
         raise KeyboardInterrupt
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(f"amcl_fast.pretrain.{where}", interrupt)
+    monkeypatch.setattr(f"amcl_fast.pretraining.command.{where}", interrupt)
     assert main(_PRETRAIN.split()[3:]) == 130
     assert capsys.readouterr().err == "amcl-fast pretrain: stopped; go on with: amcl-fast pretrain --resume run\n"
 

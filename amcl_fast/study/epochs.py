@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..pretrain import settings_of
+from ..pretraining.command import settings_of
 from ..runs.directory import RUNS
 from ..runs.read import Run
 from .course import carry_out, refuse_launchers

@@ -36,7 +36,7 @@ def measure(recipe: str, steps: int = 25) -> dict[str, Any]:
     """
     import lightning
 
-    from amcl_fast.pretrain import PretrainCLI
+    from amcl_fast.pretraining.lightning_cli import PretrainCLI
     from amcl_fast.recipes import recipe_files
 
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -25,8 +25,8 @@ import types
 from contextlib import suppress
 
 _IMPORTED = (
-    "amcl_fast.pretrain", "amcl_fast.evaluate.command", "amcl_fast.report", "matplotlib.backends.backend_agg",
-    "nvidia.dali.fn", "omegaconf", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
+    "amcl_fast.pretraining.command", "amcl_fast.evaluate.command", "amcl_fast.report",
+    "matplotlib.backends.backend_agg", "nvidia.dali.fn", "omegaconf", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
 )  # fmt: skip
 # What a library reads once, when it is imported or first used.
 _READ_ONCE = (

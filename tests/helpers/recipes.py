@@ -1,6 +1,6 @@
 """Recipes as the command line puts them together."""
 
-from amcl_fast.pretrain_cli import PretrainCLI
+from amcl_fast.pretraining.lightning_cli import PretrainCLI
 from amcl_fast.recipes import recipe_files
 
 

@@ -16,7 +16,7 @@ from amcl_fast import AdaptiveTemperature
 from amcl_fast.cli import main
 from amcl_fast.methods import BarlowTwins
 from amcl_fast.optim import lr_scale
-from amcl_fast.pretrain import PretrainCLI
+from amcl_fast.pretraining.lightning_cli import PretrainCLI
 from amcl_fast.recipes import BACKBONES, DATASETS, FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory

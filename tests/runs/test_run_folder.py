@@ -15,7 +15,7 @@ import yaml
 
 from amcl_fast.cli import main
 from amcl_fast.paths import absolute_data, expanded, find_data
-from amcl_fast.pretrain import PretrainCLI
+from amcl_fast.pretraining.lightning_cli import PretrainCLI
 from amcl_fast.runs.directory import NewFolder
 from amcl_fast.runs.lock import RunLock
 from tests.helpers.command_line import NT_XENT, environment, image_folder

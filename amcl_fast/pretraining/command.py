@@ -1,27 +1,22 @@
 """Training as the command line runs it: what comes before the first step, what ends it, the closing lines."""
 
-import itertools
-import logging
 import os
 import shlex
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .extras import extras_named
+from ..extras import extras_named
 
 with extras_named("training"):
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
-    from yaml import BaseLoader, YAMLError, load
 
-from .callbacks import (
+from ..callbacks import (
     Interrupted,
     NonFiniteError,
     OnlineKNN,
@@ -30,23 +25,22 @@ from .callbacks import (
     SaveError,
     StopSignals,
 )
-from .data.equality import UnequalImagesError, UnevenBatchError
-from .data.scan.headers import NoImageLeftError
-from .distributed import ElsewhereError
-from .launch import by_others, check_started, group_error, rank
-from .methods.trainer import out_of_time
-from .paths import expanded
-from .pretrain_cli import PretrainCLI, parsed
-from .recipes import base_files, recipe_files, recipes_in_short
-from .runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
-from .runs.files import is_full
-from .runs.lock import RunLock
-from .runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
-from .runs.settings import check_limits
-from .terminal import lasting_output
-
-TRACEBACK = "AMCL_FAST_TRACEBACK"
-"""Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
+from ..data.equality import UnequalImagesError, UnevenBatchError
+from ..data.scan.headers import NoImageLeftError
+from ..distributed import ElsewhereError
+from ..launch import by_others, check_started, group_error, rank
+from ..methods.trainer import out_of_time
+from ..paths import expanded
+from ..recipes import recipe_files, recipes_in_short
+from ..runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
+from ..runs.files import is_full
+from ..runs.lock import RunLock
+from ..runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
+from ..runs.settings import check_limits
+from ..terminal import lasting_output
+from .config_files import config_files, of_recipe, with_bases, with_home
+from .lightning_cli import PretrainCLI, parsed
+from .told import message, quieten, short_warnings, show_traceback
 
 # What settings, data, packages and machines can be blamed for as long as nothing has been trained. Anything else is a
 # fault of this package's, and ends with its traceback.
@@ -61,9 +55,6 @@ _OF_SETTINGS = (
     torch.OutOfMemoryError,
     dist.DistError,
 )
-
-# In every config.yaml of a run, which has all settings of its bases, whose names may have changed since.
-_OF_A_RUN = {"seed_everything", "recipe", "trainer", "data", "model", "knn", "checkpoint", "guard", "report"}
 
 
 class SettingsError(Exception):
@@ -94,15 +85,15 @@ def pretrain(
     Raises:
         SettingsError: the run cannot start; the message says why.
     """
-    _quieten()
-    with lasting_output(), _short_warnings(), StopSignals() as signals, RunLock() as lock:
+    quieten()
+    with lasting_output(), short_warnings(), StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
         try:
             try:
                 cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals)
             except _OF_SETTINGS as error:
-                _show_traceback(error)
-                raise SettingsError(_message(error)) from error
+                show_traceback(error)
+                raise SettingsError(message(error)) from error
             begun(cli.run_dir)
             code = _train(cli, signals)
         except Interrupted as interrupted:
@@ -162,8 +153,8 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
             cli.discard()
             if resumed is None and not isinstance(error, _OF_SETTINGS):
                 raise
-            _show_traceback(error)
-            said = _message(error)
+            show_traceback(error)
+            said = message(error)
             if resumed is not None:
                 path = resumed.checkpoint or cli.run_dir
                 said = f"{path} cannot be resumed: {said}. Nothing in {cli.run_dir} was changed"
@@ -199,12 +190,12 @@ def _prepare(
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
     resumed = folder = None
-    settings = _with_home(settings)
-    named = [name for _, _, name in _configs(settings)]
+    settings = with_home(settings)
+    named = [name for _, _, name in config_files(settings)]
     for name in named:
         if os.path.exists(name):  # it may also be settings, as text
             check_limits(Path(name))
-    settings = _with_bases(settings)
+    settings = with_bases(settings)
     if resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
@@ -234,7 +225,7 @@ def _prepare(
                 raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
-        args = _of_recipe(recipe, configs)
+        args = of_recipe(recipe, configs)
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
@@ -266,14 +257,9 @@ def settings_of(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
             is not found here.
     """
     try:
-        return parsed([*_of_recipe(recipe, recipe_files(recipe)), *_with_bases(_with_home(settings))])
+        return parsed([*of_recipe(recipe, recipe_files(recipe)), *with_bases(with_home(settings))])
     except _OF_SETTINGS as error:
-        raise SettingsError(_message(error)) from error
-
-
-def _of_recipe(recipe: str | None, files: Sequence[Path]) -> list[str]:
-    args = [argument for file in files for argument in ("--config", str(file))]
-    return args + (["--recipe", recipe] if recipe else [])
+        raise SettingsError(message(error)) from error
 
 
 def _check_writable(*folders: Path) -> None:
@@ -282,100 +268,10 @@ def _check_writable(*folders: Path) -> None:
             raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 
 
-def _configs(settings: Sequence[str]) -> list[tuple[int, str, str]]:
-    """Files of settings that the command line names, in every form: where, what stands before the name, the name."""
-    found = []
-    for place, (before, setting) in enumerate(itertools.pairwise(["", *settings])):
-        option, equals, value = setting.partition("=")
-        if before in ("--config", "-c"):
-            found.append((place, "", setting))
-        elif equals and option in ("--config", "-c"):
-            found.append((place, f"{option}=", value))
-        elif setting.startswith("-c") and setting != "-c":
-            found.append((place, "-c", setting[2:]))
-    return found
-
-
 def _is_of(error: OSError, run_dir: Path) -> bool:
     """Whether an error is of a disk, or of a file in the run directory: nothing that a traceback would explain."""
     files = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
     return is_full(error) or any(Path(name).absolute().is_relative_to(run_dir.absolute()) for name in files)
-
-
-def _message(error: BaseException) -> str:
-    """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
-    # jsonargparse wraps what a constructor says into a list of every type it has tried.
-    while "Given value type:" in str(error) and error.__cause__ is not None:
-        error = error.__cause__
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if isinstance(error, TypeError | ArithmeticError) else said
-
-
-def _show_traceback(error: BaseException) -> None:
-    """Print where an error comes from, if the environment asks for it, before it is told in one line."""
-    if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-
-
-def _quieten() -> None:
-    """Leave the screen to the run: no announcements of Lightning's, none of deprecations inside it."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
-
-
-@contextmanager
-def _short_warnings() -> Iterator[None]:
-    """Within the block a warning is one line without the code that it came from."""
-    usual = warnings.formatwarning
-
-    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        if category is UserWarning:
-            return f"amcl-fast pretrain: warning: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = short
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
-def _with_home(settings: Sequence[str]) -> list[str]:
-    """Settings whose files of settings are named without a ~, which the shell leaves in --config=~/FILE."""
-    found = list(settings)
-    for place, before, name in _configs(settings):
-        found[place] = f"{before}{expanded(name)}"
-    return found
-
-
-def _with_bases(settings: Sequence[str]) -> list[str]:
-    """Settings with the files that theirs name as `base`, each before the file that builds on it.
-
-    Raises:
-        ValueError: a name is none, or stands where no file builds on it.
-    """
-    if "--base" in {setting.partition("=")[0] for setting in settings}:
-        raise ValueError(
-            "--base must stand in a file given by --config, as base, got an option; --recipe names a recipe"
-        )
-    found = list(settings)
-    for place, before, name in reversed(_configs(settings)):
-        is_file = os.path.exists(name)
-        held = None
-        with suppress(YAMLError, RecursionError):  # of which the parser tells
-            held = load(Path(name).read_text() if is_file else name, BaseLoader)
-        if not isinstance(held, dict) or held.keys() >= _OF_A_RUN:
-            continue
-        base = held.get("base")
-        try:
-            bases = base_files(None if base in ("", "~", "null") else base)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}" if is_file else str(error)) from None
-        place -= not before  # --config itself
-        found[place:place] = [part for path in bases for part in ("--config", str(path))]
-    return found
 
 
 def _print_results(cli: PretrainCLI) -> None:

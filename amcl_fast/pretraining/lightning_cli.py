@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from .extras import extras_named
+from ..extras import extras_named
 
 with extras_named("training"):
     import yaml
@@ -19,7 +19,7 @@ with extras_named("training"):
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.trainer import Trainer
 
-from .callbacks import (
+from ..callbacks import (
     Checkpoint,
     End,
     EpochSummary,
@@ -36,18 +36,18 @@ from .callbacks import (
     StopSignals,
     Throughput,
 )
-from .data import ContrastiveDataModule
-from .launch import rank
-from .methods import BarlowTwins, Method
-from .models.resnet import RESNETS
-from .models.sizes import ANY_SIZE, takes_any_size
-from .models.timm_models import TIMM_PREFIX
-from .paths import absolute_data, expanded, find_data
-from .runs.checkpoint import load_checkpoint
-from .runs.directory import NewFolder, RunDirectory, aside
-from .runs.files import Unwritten, copy_file, write_file
-from .runs.resuming import Resumed
-from .runs.settings import refused_changes
+from ..data import ContrastiveDataModule
+from ..launch import rank
+from ..methods import BarlowTwins, Method
+from ..models.resnet import RESNETS
+from ..models.sizes import ANY_SIZE, takes_any_size
+from ..models.timm_models import TIMM_PREFIX
+from ..paths import absolute_data, expanded, find_data
+from ..runs.checkpoint import load_checkpoint
+from ..runs.directory import NewFolder, RunDirectory, aside
+from ..runs.files import Unwritten, copy_file, write_file
+from ..runs.resuming import Resumed
+from ..runs.settings import refused_changes
 from .trainer_settings import check_trainer, let_speak, refuse_useless
 from .view_settings import with_listed_views
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .data.views import MOST_VIEWS
-from .recipes import listed_views
+from ..data.views import MOST_VIEWS
+from ..recipes import listed_views
 
 
 def with_listed_views(parse: Callable[[list[str]], Any], args: Sequence[str]) -> Any:

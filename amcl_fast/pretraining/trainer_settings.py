@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Timer
 
-from .launch import by_others
-from .paths import expanded
+from ..launch import by_others
+from ..paths import expanded
 
 # Of the trainer's settings those that a run has no use for, with what to give instead.
 _USELESS = {

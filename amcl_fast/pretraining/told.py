@@ -1,0 +1,52 @@
+"""What a run says of itself beside its results: errors and warnings in one line each."""
+
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TRACEBACK = "AMCL_FAST_TRACEBACK"
+"""Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
+
+
+def message(error: BaseException) -> str:
+    """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
+    # jsonargparse wraps what a constructor says into a list of every type it has tried.
+    while "Given value type:" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if isinstance(error, TypeError | ArithmeticError) else said
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print where an error comes from, if the environment asks for it, before it is told in one line."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+
+
+def quieten() -> None:
+    """Leave the screen to the run: no announcements of Lightning's, none of deprecations inside it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Within the block a warning is one line without the code that it came from."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if category is UserWarning:
+            return f"amcl-fast pretrain: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
