@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OTHERS := $(VENV)/others
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -28,7 +29,7 @@ demo: $(INSTALLED) # train on images that come with it, for about three minutes 
 check: lint # linters, types and the quickest tests, in a minute and a half; the slowest ten are shown
 	$(PYTEST) -q -m "not slow and not distributed" --durations 10 $(QUICK)
 
-test: lint # linters, types and all tests
+test: lint $(OTHERS)/.installed # linters, types and all tests
 	$(PYTEST)
 
 lint: $(INSTALLED) # linters and types
@@ -48,6 +49,10 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all]'
 	$(BIN)/amcl-fast doctor
+	@touch $@
+
+$(OTHERS)/.installed: tests/others.txt | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OTHERS) --requirement tests/others.txt
 	@touch $@
 
 help: # list the targets

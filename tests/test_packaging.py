@@ -251,7 +251,9 @@ def test_make_installs_once(source):
     assert "pip install" in make(source, "-n", "test").stdout
     (source / ".venv" / "bin").mkdir(parents=True)
     (source / ".venv" / "bin" / "python").touch()
-    (source / ".venv" / ".installed").touch()
+    (source / ".venv" / "others").mkdir()
+    for installed in (".installed", "others/.installed"):
+        (source / ".venv" / installed).touch()
     assert "pip install" not in make(source, "-n", "test").stdout
     changed = next((source / "csrc").iterdir())
     later = (source / ".venv" / ".installed").stat().st_mtime + 10
