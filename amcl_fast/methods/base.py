@@ -50,6 +50,7 @@ class Method(L.LightningModule):
     Attributes:
         backbone: images (n, 3, H, W) to features (n, feature_dim).
         projector: features to projections (n, C, d).
+        backbone_config: what the encoder is built of; None: a module of one's own.
         constant_lr: learning rates that no schedule changes, by prefix of the parameters' names.
         parts: terms of the latest loss by name, which are logged beside it; none but where a subclass has some.
     """
@@ -73,6 +74,7 @@ class Method(L.LightningModule):
         super().__init__()
         self.criterion = criterion
         self.backbone = build_backbone(backbone)
+        self.backbone_config = backbone if isinstance(backbone, BackboneConfig) else None
         self.projector = MultiHeadProjector(self.backbone.feature_dim, projector)  # type: ignore[arg-type]
         self.optimizer_config = optimizer
         self.schedule_config = schedule

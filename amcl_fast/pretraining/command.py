@@ -39,6 +39,7 @@ from ..runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, wit
 from ..runs.settings import check_limits
 from ..terminal import lasting_output
 from .config_files import config_files, of_recipe, with_bases, with_home
+from .given import NOTHING, Given
 from .lightning_cli import PretrainCLI, parsed
 from .told import message, quieten, short_warnings, show_traceback
 
@@ -57,8 +58,20 @@ _OF_SETTINGS = (
 )
 
 
-class SettingsError(Exception):
+class SettingsError(ValueError):
     """The settings, the data or the checkpoint are not such that a run can start."""
+
+
+class RunError(RuntimeError):
+    """A run has ended before its end, for a reason that its message tells in one line; "" if another process tells it.
+
+    Attributes:
+        code: of the command.
+    """
+
+    def __init__(self, told: str, code: int) -> None:
+        super().__init__(told)
+        self.code = code
 
 
 def pretrain(
@@ -86,28 +99,74 @@ def pretrain(
         SettingsError: the run cannot start; the message says why.
     """
     quieten()
-    with lasting_output(), short_warnings(), StopSignals() as signals, RunLock() as lock:
+    with lasting_output():
+        try:
+            run(recipe, data, resume, run_dir, settings, trust=trust, begun=begun)
+        except Interrupted as interrupted:
+            return 128 + interrupted.signum
+        except RunError as error:
+            if str(error):
+                print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
+            return error.code
+    return 0
+
+
+def run(
+    recipe: str | None,
+    data: str | None,
+    resume: str | None,
+    run_dir: Path | None,
+    settings: Sequence[str],
+    *,
+    trust: bool = False,
+    begun: Callable[[Path], None] = lambda run_dir: None,
+    given: Given = NOTHING,
+    signals: StopSignals | None = None,
+) -> PretrainCLI:
+    """The course of a run, from its settings to the closing lines; returns what was trained.
+
+    Args:
+        recipe, data, resume, run_dir, settings, trust, begun: as `pretrain` takes them.
+        given: what comes as objects and not as settings.
+        signals: what takes them; None: as a command does.
+
+    Raises:
+        SettingsError: the run cannot start.
+        RunError: it has ended before its end.
+        Interrupted: a signal has stopped it, which it has told; what was trained is saved.
+    """
+    with short_warnings(), signals or StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
+        failed: RunError | None = None
+        code = 0
         try:
             try:
-                cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals)
+                cli = _prepare(recipe, data, resume, run_dir, settings, trust, lock, signals, given)
             except _OF_SETTINGS as error:
                 show_traceback(error)
                 raise SettingsError(message(error)) from error
             begun(cli.run_dir)
-            code = _train(cli, signals)
-        except Interrupted as interrupted:
+            try:
+                code = _train(cli, signals)
+            except RunError as error:
+                failed = error
+        except Interrupted:
             if not rank():
                 done = "nothing was saved; begin again" if resume is None else "the run is as it was; go on"
                 print(f"stopped before the first step: {done} with the same command", flush=True)
-            return 128 + interrupted.signum
+            raise
         if dist.is_available() and dist.is_initialized():
             # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
             dist.destroy_process_group()
-    return code
+        if failed is not None:
+            raise failed
+        if code:
+            raise Interrupted(code - 128)
+    return cli
 
 
 def _train(cli: PretrainCLI, signals: StopSignals) -> int:
+    """Train; returns 128 + the signal that has stopped it, or 0."""
     resumed = cli.resumed
     if not rank():
         print(f"run directory: {cli.run_dir}", flush=True)
@@ -138,10 +197,9 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
     except ElsewhereError:  # the other process says what it is
         if not cli.opening.opened:
             cli.discard()
-        return 1
+        raise RunError("", 1) from None
     except (NonFiniteError, SaveError, RunFolderError, NoImageLeftError) as error:
-        print(f"amcl-fast pretrain: error: {error}", file=sys.stderr)
-        return 1
+        raise RunError(str(error), 1) from error
     except Exception as error:
         if signals.at_once:  # until the first step
             with suppress(Interrupted):  # told below
@@ -159,14 +217,12 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
                 path = resumed.checkpoint or cli.run_dir
                 said = f"{path} cannot be resumed: {said}. Nothing in {cli.run_dir} was changed"
             # What all processes have found one of them says.
-            if not (rank() and isinstance(error, UnequalImagesError | UnevenBatchError)):
-                print(f"amcl-fast pretrain: error: {said}", file=sys.stderr)
-            return 2
+            by_another = rank() and isinstance(error, UnequalImagesError | UnevenBatchError)
+            raise RunError("" if by_another else said, 2) from error
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
         mended = "once there is room" if is_full(error) else "once that is mended"
-        print(f"amcl-fast pretrain: error: {error}; {mended}: {go_on}", file=sys.stderr)
-        return 1
+        raise RunError(f"{error}; {mended}: {go_on}", 1) from error
     if cli.trainer.is_global_zero:
         if out_of_time(cli.trainer):
             steps = cli.trainer.estimated_stepping_batches
@@ -186,6 +242,7 @@ def _prepare(
     trust: bool,
     lock: RunLock,
     signals: StopSignals,
+    given: Given,
 ) -> PretrainCLI:
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
@@ -206,14 +263,15 @@ def _prepare(
         if not rank():
             _check_writable(run_dir, RunDirectory(run_dir).checkpoints)
             lock.acquire(run_dir)
-        resumed = read_resumed(run_dir, checkpoint)
+        resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
         if not trust:
             resumed = Resumed(resumed.checkpoint, resumed.step, without_nulled(resumed.settings, settings))
             refuse_foreign(resumed.settings, run_dir)
     else:
         configs = recipe_files(recipe) if recipe else []
         options = {setting.partition("=")[0] for setting in settings}
-        if not configs and not named and not {"--help", "-h", "--print_config"} & options:
+        described = given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
+        if not configs and not named and not described:
             raise ValueError(
                 f"--recipe must be given, or settings by --config, got neither; recipes: {recipes_in_short()}"
             )
@@ -228,7 +286,7 @@ def _prepare(
         args = of_recipe(recipe, configs)
     args += ["--data.root", data] if data is not None else []
     try:
-        cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder)
+        cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
         check_started(cli.trainer)
         # Before images are looked for, or drawn.
         cli.model.check_batch(cli.datamodule.batch_size, cli.datamodule.target_views)

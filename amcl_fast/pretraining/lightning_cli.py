@@ -15,7 +15,7 @@ from ..extras import extras_named
 with extras_named("training"):
     import yaml
     from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.trainer import Trainer
 
@@ -39,6 +39,7 @@ from ..callbacks import (
 from ..data import ContrastiveDataModule
 from ..launch import rank
 from ..methods import BarlowTwins, Method
+from ..models import BackboneConfig
 from ..models.resnet import RESNETS
 from ..models.sizes import ANY_SIZE, takes_any_size
 from ..models.timm_models import TIMM_PREFIX
@@ -48,6 +49,7 @@ from ..runs.directory import NewFolder, RunDirectory, aside
 from ..runs.files import Unwritten, copy_file, write_file
 from ..runs.resuming import Resumed
 from ..runs.settings import refused_changes
+from .given import NOTHING, CLIOfGiven, Given, ParserOfGiven
 from .trainer_settings import check_trainer, let_speak, refuse_useless
 from .view_settings import with_listed_views
 
@@ -68,7 +70,7 @@ class _Trainer(Trainer):
         super().__init__(*args, limit_train_batches=limit_train_batches, overfit_batches=overfit_batches, **kwargs)
 
 
-class _Parser(LightningArgumentParser):
+class _Parser(ParserOfGiven):
     """Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked."""
 
     def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +80,7 @@ class _Parser(LightningArgumentParser):
         super().validate(cfg, *args, **kwargs)
 
 
-class PretrainCLI(LightningCLI):
+class PretrainCLI(CLIOfGiven):
     """LightningCLI with the settings of this package's callbacks, all output in one run directory.
 
     Args:
@@ -87,6 +89,7 @@ class PretrainCLI(LightningCLI):
         resumed: what the run goes on from, None for a new run.
         signals: whose handlers are set; None: they are set while training lasts.
         folder: of a new run; it is made once the settings are known to be good, and replaces `run_dir`.
+        given: what comes as objects and not as settings.
 
     Raises:
         ValueError: a setting of a resumed run is changed that must stay, or one is out of range or of no effect here.
@@ -101,8 +104,10 @@ class PretrainCLI(LightningCLI):
         resumed: Resumed | None = None,
         signals: StopSignals | None = None,
         folder: NewFolder | None = None,
+        given: Given = NOTHING,
     ) -> None:
         self.run_dir = run_dir
+        self.given = given
         self._folder = folder
         self.resumed = resumed
         self.signals = signals
@@ -169,6 +174,9 @@ class PretrainCLI(LightningCLI):
         check_trainer(self.config.trainer)
         let_speak(self.config.trainer)
         data = self.config.data
+        if self.given.data is not None:
+            data.root, data.held_out = self.given.named["data"], None
+            return
         data.root, data.held_out = root(data.root), held_out(data.held_out) if data.held_out else None
 
     @property
@@ -194,6 +202,9 @@ class PretrainCLI(LightningCLI):
         """
         backbone, size = self._backbone, self.config.data.size
         if backbone is None:
+            return
+        if self.given.backbone is not None:
+            backbone.update(vars(BackboneConfig(self.given.named["backbone"], size=size)))
             return
         if self.resumed is None and backbone.get("size") not in (None, size):
             raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
@@ -267,7 +278,7 @@ class PretrainCLI(LightningCLI):
 
     @functools.cached_property
     def _yaml(self) -> str:
-        return _as_yaml(self.config, self.parser)
+        return _as_yaml(self.config, self.parser) + self.given.recorded
 
     def instantiate_classes(self) -> None:
         # Plain types: the checkpoint loads with weights_only, and `Method.load_from_checkpoint` rebuilds.
@@ -279,6 +290,10 @@ class PretrainCLI(LightningCLI):
             # Those of the checkpoint come in their place, and the file may be gone.
             self._backbone.weights = None
         super().instantiate_classes()
+        self.checkpoint.settings = settings
+        if self.given.method is not None:
+            self.model = self.given.method
+            return
         if weights:
             self._backbone.weights = weights
         model = settings["model"]
@@ -292,7 +307,6 @@ class PretrainCLI(LightningCLI):
             },
             logger=False,
         )
-        self.checkpoint.settings = settings
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -337,7 +351,7 @@ class PretrainCLI(LightningCLI):
         # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
         # which may find the first of them.
         begin = [ExactResume(), self.opening, SkippedFiles()]
-        config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given])]
+        config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given]), *self.given.callbacks]
         end = End()
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
         extra = [Throughput(), on_signal, *progress]
