@@ -1,18 +1,30 @@
 """Paths as a user gives them, and as a run keeps them: it may be resumed and evaluated from anywhere."""
 
 import os
+import re
 from pathlib import Path
 
 from .data.shards.patterns import is_there
 from .data.sources.named import NAMES
 
+_VARIABLE = re.compile(r"\$(?:([^\W\d]\w*)|\{([^\W\d]\w*)\})", re.ASCII)
+
 
 def expanded(path: str) -> str:
     """The path with its leading ~ or ~user as the folder that it stands for; ./~ is a folder of that name.
 
+    $NAME and ${NAME} are variables of the environment, which a shell leaves in quotes and in files of settings; what
+    is there under the name as it is written stays.
+
     Raises:
-        ValueError: there is no such user, or the path is empty, as that of a variable of the shell that is not set.
+        ValueError: there is no such user or variable, or the path is empty, as that of a variable of the shell that is
+            not set.
     """
+    if "$" in path and not os.path.lexists(path):
+        lacking = [name for match in _VARIABLE.finditer(path) if (name := match[1] or match[2]) not in os.environ]
+        if lacking:
+            raise ValueError(f"{path} names a variable of the environment that is not set: {lacking[0]}")
+        path = _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], path)
     if not path:
         raise ValueError("a path must not be empty, got ''")
     if path.startswith("~"):

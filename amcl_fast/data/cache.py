@@ -1,6 +1,7 @@
 """The one folder in which amcl_fast keeps what it derived; nothing is ever written beside a user's files."""
 
 import os
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,8 +15,20 @@ _KEPT = 60 * _DAY
 
 
 def cache_folder() -> Path:
-    """`$AMCL_FAST_CACHE`, or ~/.cache/amcl_fast. It need not exist."""
-    return Path(os.environ.get("AMCL_FAST_CACHE") or Path.home() / ".cache" / "amcl_fast")
+    """`$AMCL_FAST_CACHE`, or amcl_fast in `$XDG_CACHE_HOME`, which is ~/.cache where it is not set. It need not exist.
+
+    A user without a home, as in a container under a number that nobody has there, has it in the folder of temporary
+    files.
+    """
+    if own := os.environ.get("AMCL_FAST_CACHE"):
+        return Path(os.path.expanduser(own))
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # the specification has others ignored
+        return Path(shared) / "amcl_fast"
+    try:
+        return Path.home() / ".cache" / "amcl_fast"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"amcl_fast-{os.getuid()}"
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], *, replace: bool = True) -> None:

@@ -137,6 +137,9 @@ def test_the_data_set_is_the_folder_with_the_images(fill):
 def test_what_systems_leave_behind_is_no_class_and_no_image(fill):
     for label in ("ant", "ant/@eaDir/ant 0.png", "bee", "__MACOSX/ant", "lost+found", "$Recycle.Bin", "@eaDir"):
         root = fill(label)
+    for name in (".DS_Store", "._ant 0.png", "Thumbs.db", "desktop.ini"):
+        (root / "ant" / name).write_bytes(b"thumbnails")
+        (root / name).write_bytes(b"thumbnails")
     found = find_sources(root)
     assert shown(found.train) == {"ant": 1, "bee": 1}
     assert not found.notes and not found.train.skipped

@@ -11,6 +11,8 @@ from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, SAME
 
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that systems leave in those of their users: copies and thumbnails of the images, if any. In lower case."""
+_LITTER_FILES = {"thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "desktop.ini", "icon\r"}
+"""Files likewise."""
 
 _Id = tuple[int, int]  # device and inode
 _Key = TypeVar("_Key", bound=Hashable)
@@ -31,7 +33,7 @@ class _Content(NamedTuple):
 class Tree:
     """Folders as they were when they were read: each real one is read once, whatever the paths to it.
 
-    What begins with a dot is ignored, and so are folders that systems leave behind (`__MACOSX`, `@eaDir`).
+    What begins with a dot is ignored, and so is what systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`).
     """
 
     def __init__(self, found: Callable[[int], None] = lambda files: None) -> None:
@@ -120,7 +122,8 @@ def _read_folder(path: str) -> _Content:
             if entry.name.startswith("."):
                 continue
             if not is_folder(entry):
-                files.append(entry.name)
+                if entry.name.lower() not in _LITTER_FILES:
+                    files.append(entry.name)
             elif entry.name.lower() not in _LITTER:
                 (links if entry.is_symlink() else folders).append(entry.name)
     return _Content(os.fsencode("".join(f"{name}\0" for name in sorted(files))), sorted(folders), sorted(links))
