@@ -31,13 +31,14 @@ from ..distributed import ElsewhereError
 from ..launch import by_others, check_started, group_error, rank
 from ..methods.trainer import out_of_time
 from ..paths import expanded
-from ..recipes import recipe_files, recipes_in_short
+from ..recipes import recipe_files
 from ..runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
 from ..runs.files import is_full
 from ..runs.lock import RunLock
 from ..runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
 from ..runs.settings import check_limits
 from ..terminal import lasting_output
+from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
 from .lightning_cli import PretrainCLI, parsed
@@ -268,13 +269,12 @@ def _prepare(
             resumed = Resumed(resumed.checkpoint, resumed.step, without_nulled(resumed.settings, settings))
             refuse_foreign(resumed.settings, run_dir)
     else:
-        configs = recipe_files(recipe) if recipe else []
+        chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
         described = given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
-        if not configs and not named and not described:
-            raise ValueError(
-                f"--recipe must be given, or settings by --config, got neither; recipes: {recipes_in_short()}"
-            )
+        if not recipe and not named and not described:
+            recipe, chosen = choose_recipe(data, settings)
+        configs = recipe_files(recipe) if recipe else []
         name = recipe or "run"
         if rank():
             run_dir = told_run_dir(run_dir)
@@ -283,7 +283,7 @@ def _prepare(
                 raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
-        args = of_recipe(recipe, configs)
+        args = [*of_recipe(recipe, configs), *chosen]
     args += ["--data.root", data] if data is not None else []
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
