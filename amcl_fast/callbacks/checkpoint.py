@@ -110,6 +110,7 @@ class Checkpoint(LightningCheckpoint):
 
     Attributes:
         path: the file, known once training was set up.
+        enabled: whether anything is saved (trainer.enable_checkpointing); the hooks and checks of a save remain.
         settings: what `settings` of the file holds beside name and version; None: what config.yaml says.
     """
 
@@ -134,6 +135,7 @@ class Checkpoint(LightningCheckpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep_every_n_epochs = keep_every_n_epochs
+        self.enabled = True
         self.path: Path | None = None
         self.settings: dict[str, Any] | None = None
         self._folder: int | None = None  # of the run, open: it is the same one under whatever name
@@ -165,7 +167,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stops = False  # a training before may have been broken off within a step
-        self._saved_step = trainer.global_step
+        self._saved_step = trainer.global_step or -1  # a training without a step is saved as well
         self._saved_at = time.monotonic()
 
     def save(self, trainer: L.Trainer, outputs: Any = None) -> Path:
@@ -183,6 +185,9 @@ class Checkpoint(LightningCheckpoint):
         assert self.path is not None
         check_finite_weights(trainer)
         log_before_save(trainer, outputs)
+        if not self.enabled:
+            self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+            return self.path
         folder, place = Path(trainer.default_root_dir), self._place(trainer)
         # Every process must learn of a failure, or they would wait for each other at different places.
         gone, partial = trainer.strategy.broadcast((place is None, partial_name(self.path).name))
@@ -282,7 +287,11 @@ class Checkpoint(LightningCheckpoint):
             self._keep(trainer)
 
     def _keeps(self, trainer: L.Trainer) -> bool:
-        return self.keep_every_n_epochs > 0 and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0
+        return (
+            self.enabled
+            and self.keep_every_n_epochs > 0
+            and (trainer.current_epoch + 1) % self.keep_every_n_epochs == 0
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # What was measured because training ends comes after the save of its epoch.

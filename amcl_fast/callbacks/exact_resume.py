@@ -91,7 +91,8 @@ class ExactResume(L.Callback):
             self._accumulated = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not epoch_is_over(trainer):
+        started = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
+        if started and not epoch_is_over(trainer):
             for epochs in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
                 epochs.processed = epochs.completed = epochs.started - 1  # type: ignore[attr-defined]
 

@@ -10,8 +10,8 @@ import lightning as L
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import apart, exchange, world
 from ..evaluate import knn_accuracy
-from ..evaluate.features import Extract, NothingToEvaluateError, collect, encoding, pixels
-from ..methods.trainer import begins, epoch_is_over
+from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvaluateError, collect, encoding, pixels
+from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
 
 _PIXELS = 32
@@ -163,8 +163,10 @@ class OnlineKNN(L.Callback):
                 self.history.append((self._pending, accuracy))
                 _log(trainer, step=trainer.global_step - 1, knn=accuracy)  # as Lightning counts
             self._pending = None
-        if self.before_training and trainer.global_step == 0 and self.untrained is None:
-            self._measure_baselines(trainer, pl_module)
+        if self.before_training and trainer.global_step == 0:
+            if self.untrained is None:
+                self._measure_baselines(trainer, pl_module)
+            self._log_baselines(trainer)  # after a resume too: the log goes on before this step
 
     def _note_sample(self, trainer: L.Trainer, datamodule: Any) -> None:
         """Take note of what will be measured, and say so where what was measured before is another sample."""
@@ -193,7 +195,7 @@ class OnlineKNN(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
-        if self.history and self.history[-1][0] >= epoch:
+        if not epoch or (self.history and self.history[-1][0] >= epoch):
             return
         accuracy = self._measure(trainer, pl_module)
         if accuracy is not None:
@@ -214,8 +216,11 @@ class OnlineKNN(L.Callback):
             return
         *of_pixels, self.untrained = found
         self.pixels = of_pixels[0] if of_pixels else None
+
+    def _log_baselines(self, trainer: L.Trainer) -> None:
         measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained}
-        _log(trainer, step=0, **{name: value for name, value in measured.items() if value is not None})
+        if known := {name: value for name, value in measured.items() if value is not None}:
+            _log(trainer, step=0, **known)
 
     def _measure(
         self,
@@ -226,7 +231,10 @@ class OnlineKNN(L.Callback):
         """Accuracy in percent of the module's encoder; None where nothing can be measured."""
         started = time.monotonic()
         backbone: Any = pl_module.backbone
-        found = self._accuracies(trainer, pl_module, [encoding(backbone, pl_module.device)], between_batches)
+        try:
+            found = self._accuracies(trainer, pl_module, [encoding(backbone, pl_module.device)], between_batches)
+        except NonFiniteFeaturesError as error:
+            raise NonFiniteError(trainer, f"kNN cannot be measured: {error}") from error
         if found is None:
             return None
         self.seconds.append(time.monotonic() - started)

@@ -36,6 +36,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
 
     Attributes:
         views: one entry a view, as of `amcl_fast.data.views.each_view`.
+        overfit_batches: batches, or share of them up to 1.0, of which every epoch consists, the same ones; 0: all,
+            reshuffled.
 
     Attributes (after `setup`):
         classes: names of the classes.
@@ -125,6 +127,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
         self.views = training_views(views, size, augmentation)
+        self.overfit_batches: int | float = 0
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
@@ -242,8 +245,16 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             shard=rank,
             num_shards=world_size,
             pool=self.shuffle_pool,
+            repeated=self._repeated(self.batch_size),
             on_bad_file=self._note_bad_file,
         )
+
+    def _repeated(self, batch_size: int) -> int | None:
+        """How many batches make every epoch, None for all of them."""
+        share = self.overfit_batches
+        if not share:
+            return None
+        return share if isinstance(share, int) else max(1, int(share * (self.num_train // batch_size)))
 
     def check_equal(self) -> None:
         """See that all processes have the same images: their batches would differ in number, and they wait for ever.

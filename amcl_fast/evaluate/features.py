@@ -20,6 +20,10 @@ _CHECKED = 1 << 24
 """Values at a time of which it is asked whether they are finite."""
 
 
+class NonFiniteFeaturesError(ValueError):
+    """Features have values that are infinite or NaN."""
+
+
 class NothingToEvaluateError(ValueError):
     """No image is left of which there could be features."""
 
@@ -219,7 +223,7 @@ def check_features(
             f"{labels_name} must lie in 0..{num_classes - 1} (num_classes={num_classes}), got {lowest}..{highest}"
         )
     if not _finite(features):
-        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+        raise NonFiniteFeaturesError(f"{name} must be finite, got NaN or infinite values")
 
 
 def _finite(features: Tensor) -> bool:

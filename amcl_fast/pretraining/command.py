@@ -151,6 +151,9 @@ def run(
                 code = _train(cli, signals)
             except RunError as error:
                 failed = error
+            finally:
+                if cli.rehearses:
+                    cli.discard()
         except Interrupted:
             if not rank():
                 done = "nothing was saved; begin again" if resume is None else "the run is as it was; go on"
@@ -170,12 +173,19 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
     """Train; returns 128 + the signal that has stopped it, or 0."""
     resumed = cli.resumed
     if not rank():
-        print(f"run directory: {cli.run_dir}", flush=True)
+        if cli.rehearses:
+            print("trying it out (trainer.fast_dev_run): nothing is kept", flush=True)
+        else:
+            print(f"run directory: {cli.run_dir}", flush=True)
+        if not cli.checkpoint.enabled and not cli.rehearses:
+            print("no checkpoint is saved (trainer.enable_checkpointing): the run cannot go on", flush=True)
     go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
 
     def tell_stopped() -> None:
         if not rank() and resumed is not None and not cli.opening.opened:
             print("stopped before the first step: the run is as it was; go on with the same command", flush=True)
+        elif not rank() and not cli.checkpoint.enabled:
+            print(f"stopped at step {cli.trainer.global_step}: no checkpoint is saved", flush=True)
         elif not rank():
             saved = cli.checkpoint.path is not None and cli.checkpoint.path.is_file()
             where = f"at step {cli.trainer.global_step}" if saved else "before anything was saved"
@@ -333,6 +343,11 @@ def _is_of(error: OSError, run_dir: Path) -> bool:
 
 
 def _print_results(cli: PretrainCLI) -> None:
+    if cli.rehearses:
+        drawn = "its report was drawn" if cli.callback(Report).path is not None else "it has no report"
+        steps = cli.trainer.global_step
+        print(f"tried out: {steps} step{'s' * (steps != 1)} of the run trained, and {drawn}; nothing was kept")
+        return
     knn = cli.callback(OnlineKNN)
     rows = [("raw pixels", knn.pixels), ("untrained encoder", knn.untrained)]
     whole = cli.trainer.current_epoch
@@ -343,7 +358,10 @@ def _print_results(cli: PretrainCLI) -> None:
         print(f"kNN accuracy (k = {knn.neighbours or knn.k})")
     for name, accuracy in measured:
         print(f"  {name:<18} {accuracy:5.1f} %")
-    files = {"checkpoint": cli.checkpoint.path, "report": cli.callback(Report).path}
+    saved = cli.checkpoint.path if cli.checkpoint.enabled else None
+    profiler: Any = cli.trainer.profiler  # type: ignore[attr-defined]
+    profile = profiler.filename and Path(profiler.dirpath) / f"fit-{profiler.filename}.txt"
+    files = {"checkpoint": saved, "report": cli.callback(Report).path, "profile": profile}
     for name, path in files.items():
         if path is not None and path.is_file():
             print(f"{name:<10}  {path}")

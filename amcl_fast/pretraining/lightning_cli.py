@@ -50,7 +50,7 @@ from ..runs.files import Unwritten, copy_file, write_file
 from ..runs.resuming import Resumed
 from ..runs.settings import refused_changes
 from .given import NOTHING, CLIOfGiven, Given, ParserOfGiven
-from .trainer_settings import check_trainer, let_speak, refuse_useless
+from .trainer_settings import TrainerParts, check_trainer, let_speak, refuse_useless
 from .view_settings import with_listed_views
 
 # Reads the same ten times as fast, where PyYAML was built with it.
@@ -190,7 +190,13 @@ class PretrainCLI(CLIOfGiven):
 
     def before_instantiate_classes(self) -> None:
         if self._folder is not None:
+            self._folder.temporary = self.rehearses
             self.run_dir = self._folder.reserve()
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether the run tries out whether everything works, and leaves nothing behind."""
+        return bool(self.config.trainer.fast_dev_run)
 
     def _set_backbone_size(self) -> None:
         """Build a ResNet for images of any size, other encoders for those of data.size; a resumed run keeps what was.
@@ -246,11 +252,13 @@ class PretrainCLI(CLIOfGiven):
     def discard(self) -> None:
         """Remove the directory of a new run in which nothing was begun."""
         if self._folder is not None:
-            self._files.config.unlink(missing_ok=True)
+            if not self._folder.temporary:
+                self._files.config.unlink(missing_ok=True)
             self._folder.give_up()
 
     def _open_resumed(self) -> None:
         """What changes in the directory of a run once its resume has succeeded."""
+        self._parts.tell_settings(self.config_dump)
         if self.resumed is None:
             return
         self._put_aside_what_is_later()
@@ -320,18 +328,16 @@ class PretrainCLI(CLIOfGiven):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         step = None if self.resumed is None else self.resumed.step
         given = self._get(self.config_init, "trainer")
-        theirs = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
+        self._parts = TrainerParts(given, self.run_dir)
+        self._parts.set_up(self.datamodule)
         loggers: list[Logger] = [MetricsFile(self.run_dir, step), EventsFile(self.run_dir, step)]
-        loggers += [logger for logger in theirs if isinstance(logger, Logger)]
         bar = given["enable_progress_bar"]
         try:
             return super().instantiate_trainer(
-                logger=loggers,
+                logger=[*loggers, *self._parts.loggers],
                 default_root_dir=self.run_dir,
                 enable_progress_bar=sys.stdout.isatty() if bar is None else bar,
-                # There is no validation; Lightning compares them with the length of an epoch all the same.
-                val_check_interval=None,
-                check_val_every_n_epoch=1,
+                **self._parts.in_place_of_settings(),
                 **kwargs,
             )
         except ImportError as error:
@@ -347,11 +353,11 @@ class PretrainCLI(CLIOfGiven):
         checkpoint = next(callback for callback in callbacks if isinstance(callback, Checkpoint))
         on_signal = SaveOnSignal(checkpoint, self.signals)
         next(callback for callback in callbacks if isinstance(callback, OnlineKNN)).between_batches = on_signal.poll
-        given = config["callbacks"] or []
+        self._parts.set_up_callbacks(callbacks, self.datamodule.batch_size)
         # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
         # which may find the first of them.
         begin = [ExactResume(), self.opening, SkippedFiles()]
-        config["callbacks"] = [*begin, *(given if isinstance(given, list) else [given]), *self.given.callbacks]
+        config["callbacks"] = [*begin, *self._parts.callbacks, *self.given.callbacks]
         end = End()
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]
         extra = [Throughput(), on_signal, *progress]

@@ -2,32 +2,68 @@
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
+from ..callbacks import Checkpoint, OnlineKNN
 from ..launch import by_others
 from ..paths import expanded
 
-# Of the trainer's settings those that a run has no use for, with what to give instead.
-_USELESS = {
-    "logger": "must be loggers that join the run's own, which report and resume read",
-    "fast_dev_run": "must be false, for its run could not go on: trainer.max_steps or trainer.limit_train_batches make "
-    "a short one",
-    "barebones": "must be false, or there are no loggers, no checkpoints and no report: amcl-fast bench measures speed",
-    "overfit_batches": "must be 0, or they would be other images in every epoch: data.limit trains on few of them",
-    "reload_dataloaders_every_n_epochs": "must be 0: the images are listed once, or each epoch would have the order of "
-    "the first",
+# Of the trainer's settings those that a run has no use for: what says so, and what to give instead.
+_USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "logger": (
+        (None, True),
+        "must be loggers that join the run's own, metrics.csv and TensorBoard's, which report and resume read",
+    ),
+    "barebones": (
+        (False,),
+        "must be false, or there are no loggers, no checkpoints and no report: amcl-fast bench measures speed",
+    ),
+    "reload_dataloaders_every_n_epochs": (
+        (0,),
+        "must be 0: the images are listed once, or each epoch would have the order of the first",
+    ),
+    **dict.fromkeys(
+        ("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        ((None, 0), "must be null, for a run has no validation: knn.bank and knn.queries limit what is measured"),
+    ),
+    "val_check_interval": ((None,), "must be null, for a run has no validation: knn.every_n_epochs says when kNN is"),
+    "check_val_every_n_epoch": (
+        (1, None),
+        "must be 1, for a run has no validation: knn.every_n_epochs says when kNN is",
+    ),
+    "num_sanity_val_steps": ((0, None), "must be 0, for a run has no validation: trainer.fast_dev_run tries a run out"),
+    "inference_mode": ((True,), "must be true, for a run has no validation, of which alone it is"),
+    "use_distributed_sampler": ((True,), "must be true: every process reads its own part of the images, always"),
+    "model_registry": (
+        (None,),
+        "must be null, for none is written to: amcl-fast export --hub NAME publishes an encoder",
+    ),
 }
+
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+PROFILE = "profile"
+"""Name of a profiler's report, to which Lightning puts "fit-" and a suffix."""
+
+_ANY_LENGTH = 1000
+"""Epochs of a schedule that is built and not begun: any warm-up fits into it."""
 
 
 def check_trainer(trainer: Any) -> None:
     """Raise ValueError for a setting of the trainer that leaves nothing to train. A resume may change all of them."""
-    for name, accepted in (("max_epochs", "-1 or at least 1"), ("max_steps", "-1 or at least 1")):
+    for name in ("max_epochs", "max_steps"):
         value = trainer[name]
-        if value is not None and value != -1 and value < 1:
-            raise ValueError(f"trainer.{name} must be {accepted}, got {value}")
+        if value is not None and value < -1:
+            raise ValueError(f"trainer.{name} must be -1 or at least 0, got {value}")
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ValueError(
             "trainer.max_steps must be given with trainer.max_epochs=-1, or the schedule has no end, got -1"
@@ -62,15 +98,47 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
     if root is not None and (run_dir is None or os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir)):
         raise ValueError(f"trainer.default_root_dir must be the folder of the run, given as --run_dir, got {root}")
     trainer.default_root_dir = None
-    for name, reason in _USELESS.items():
+    for name, (harmless, reason) in _USELESS.items():
         value = given(name)
-        if value is False if name == "logger" else value:
+        if value is False if name == "logger" else value is not None and value not in harmless:
             raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
     limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
     if limit is not None and limit <= 0:
         raise ValueError(f"trainer.limit_train_batches must be above 0, got {limit}")
     if batches is not None and batches < 1:
         raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {batches}")
+    clip, algorithm = given("gradient_clip_val"), given("gradient_clip_algorithm")
+    if clip is not None and clip < 0:
+        raise ValueError(f"trainer.gradient_clip_val must be at least 0, which clips nothing, got {clip}")
+    if algorithm is not None and not trainer.gradient_clip_val:
+        raise ValueError(
+            f"trainer.gradient_clip_algorithm must be null without trainer.gradient_clip_val, got {algorithm}"
+        )
+    for what in ("epochs", "steps"):
+        least, most = given(f"min_{what}"), trainer[f"max_{what}"]
+        if least is not None and most not in (None, -1) and least > most:
+            raise ValueError(f"trainer.min_{what} must be at most trainer.max_{what}, {most}, got {least}")
+    devices = given("devices")
+    if devices is not None and not re.fullmatch(
+        r"auto|-1|0*[1-9]\d*|\[[\d,\s]*\d[\d,\s]*\]|\d+\s*,[\d,\s]*", str(devices)
+    ):
+        raise ValueError(f"trainer.devices must be auto, -1, their number or a list of their indices, got {devices}")
+    overfit, tried = given("overfit_batches"), given("fast_dev_run")
+    if overfit is not None and (overfit < 0 or (isinstance(overfit, float) and overfit > 1)):
+        raise ValueError(
+            f"trainer.overfit_batches must be a number of batches, or a share of them up to 1.0, got {overfit}"
+        )
+    if tried is not None and tried < 0:
+        raise ValueError(f"trainer.fast_dev_run must be true, false or a number of batches, got {tried}")
+    if tried and stored is not None:
+        raise ValueError(
+            f"trainer.fast_dev_run must be false with --resume, for it leaves nothing behind, got {str(tried).lower()}"
+        )
+    profiler = given("profiler")
+    if isinstance(profiler, str) and profiler.lower() not in _PROFILERS:
+        raise ValueError(
+            f"trainer.profiler must be null, {', '.join(_PROFILERS)} or a class of Lightning's, got {profiler}"
+        )
 
 
 def let_speak(trainer: Any) -> None:
@@ -80,3 +148,119 @@ def let_speak(trainer: Any) -> None:
         ("profilers.profiler", trainer.profiler),
     ):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO if wanted else logging.NOTSET)
+
+
+class Cut(L.Callback):
+    """Ends a training after a number of batches, and the optimiser step to which the last of them belongs.
+
+    Its schedule is that of the whole.
+
+    Args:
+        batches: 0: before the first.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.batches:
+            trainer.fit_loop.max_epochs = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 >= self.batches:
+            trainer.should_stop = True
+
+
+class TrainerParts:
+    """What settings of the trainer mean that this package carries out in Lightning's place.
+
+    Args:
+        given: settings of the trainer, instantiated.
+        run_dir: folder of the run.
+    """
+
+    def __init__(self, given: Any, run_dir: Path) -> None:
+        self._given, self._run_dir = given, run_dir
+        self._tried = int(given["fast_dev_run"])
+        self._nothing = 0 in (given["max_epochs"], given["max_steps"])
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """The user's, which join the run's own; what is only tried out is told to nobody."""
+        return (
+            [] if self._tried else [logger for logger in _listed(self._given["logger"]) if isinstance(logger, Logger)]
+        )
+
+    @property
+    def callbacks(self) -> list[L.Callback]:
+        """The user's, and what ends a training before its schedule does, if anything."""
+        theirs = _listed(self._given["callbacks"])
+        if self._tried:
+            return [
+                *(callback for callback in theirs if not isinstance(callback, LightningCheckpoint)),
+                Cut(self._tried),
+            ]
+        return [*theirs, Cut(0)] if self._nothing else theirs
+
+    def set_up(self, datamodule: Any) -> None:
+        """Tell the data module what is its to carry out.
+
+        Raises:
+            ValueError: a plugin saves later than it is asked to, or a callback where nothing is to be saved.
+        """
+        datamodule.overfit_batches = self._given["overfit_batches"]
+        if any(isinstance(plugin, AsyncCheckpointIO) for plugin in _listed(self._given["plugins"])):
+            raise ValueError(
+                "trainer.plugins must save at once, or no checkpoint could be renamed into place, got AsyncCheckpointIO"
+            )
+        if self._given["enable_checkpointing"] is False and not self._tried:
+            savers = [type(c).__name__ for c in _listed(self._given["callbacks"]) if isinstance(c, LightningCheckpoint)]
+            if savers:
+                raise ValueError(
+                    f"trainer.enable_checkpointing must be true beside {savers[0]} in trainer.callbacks, got false"
+                )
+
+    def set_up_callbacks(self, callbacks: Sequence[L.Callback], batch_size: int) -> None:
+        """Tell this package's callbacks what is theirs to carry out: what not to save, and how little to measure."""
+        for callback in callbacks:
+            if isinstance(callback, Checkpoint):
+                callback.enabled = self._given["enable_checkpointing"] is not False and not self._tried
+            elif isinstance(callback, OnlineKNN) and self._tried:
+                few = self._tried * batch_size
+                callback.bank, callback.queries = min(callback.bank, few), min(callback.queries, few)
+
+    def in_place_of_settings(self) -> dict[str, Any]:
+        """What Lightning's trainer is built with in place of these settings."""
+        profiler = self._given["profiler"]
+        if isinstance(profiler, str):
+            profiler = _PROFILERS[profiler.lower()]()
+        if profiler is not None and profiler.filename is None:  # or it reports on stderr
+            profiler.filename = PROFILE
+            profiler.dirpath = profiler.dirpath or self._run_dir
+        replaced = {
+            "profiler": profiler,
+            "fast_dev_run": False,
+            "overfit_batches": 0.0,
+            "enable_checkpointing": True,
+            # There is no validation; Lightning compares them with the length of an epoch all the same.
+            "val_check_interval": None,
+            "check_val_every_n_epoch": 1,
+        }
+        if self._tried or self._nothing:
+            replaced |= {"min_epochs": None, "min_steps": None}
+        if self._nothing:
+            replaced |= {"max_epochs": _ANY_LENGTH, "max_steps": -1}
+        return replaced
+
+    def tell_settings(self, settings: dict[str, Any]) -> None:
+        """Log all settings of the run to the user's loggers; the run's own have config.yaml beside them."""
+        if self._given["enable_autolog_hparams"]:
+            for logger in self.loggers:
+                logger.log_hyperparams(settings)
+
+
+def _listed(given: Any) -> list[Any]:
+    """Values of a setting that may be one, several or none."""
+    return [] if given is None else [*given] if isinstance(given, list | tuple) else [given]

@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import shlex
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -150,10 +152,14 @@ class NewFolder:
         given: where; it may exist if it is empty. None: `runs/NAME-TIME`, and if another run has that, `-2` and so on.
         name: of the run.
         lock: of the run.
+
+    Attributes:
+        temporary: whether it lies among the system's temporary files instead, and goes with all that is in it.
     """
 
     def __init__(self, given: Path | None, name: str, lock: RunLock) -> None:
         self.given, self._name, self._lock = given, name, lock
+        self.temporary = False
         self._made: list[Path] = []  # the innermost first
 
     def reserve(self) -> Path:
@@ -183,11 +189,17 @@ class NewFolder:
             with suppress(OSError):
                 RunDirectory(self._lock.run_dir).lock.unlink()
         self._lock.release()
+        if self.temporary:
+            for folder in self._made:
+                shutil.rmtree(folder, ignore_errors=True)
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
 
     def _make(self) -> Path:
+        if self.temporary:
+            self._made.insert(0, Path(tempfile.mkdtemp(prefix="amcl-fast-")))
+            return self._made[0]
         if self.given is not None:
             self._made += _make_parents(self.given)
             with suppress(FileExistsError):

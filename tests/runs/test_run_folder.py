@@ -280,17 +280,19 @@ def test_runs_that_begin_at_once(tmp_path, given):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--trainer.max_epochs=0"], r"trainer\.max_epochs must be -1 or at least 1, got 0"),
-        (["--trainer.max_epochs=-2"], r"trainer\.max_epochs must be -1 or at least 1, got -2"),
+        (["--trainer.max_epochs=-2"], r"trainer\.max_epochs must be -1 or at least 0, got -2"),
         (["--trainer.max_epochs=-1"], r"trainer\.max_steps must be given with trainer\.max_epochs=-1, .*, got -1"),
-        (["--trainer.max_steps=0"], r"trainer\.max_steps must be -1 or at least 1, got 0"),
         (["--trainer.limit_train_batches=0"], r"limit_train_batches must be above 0, got 0"),
         (["--trainer.max_time=00:00:00:00"], r"trainer\.max_time must be above 0, got 00:00:00:00"),
         (["--trainer.limit_train_batches=0.01"], r"`limit_train_batches` argument"),
         (["--trainer.log_every_n_steps=0"], r"trainer\.log_every_n_steps must be at least 1, got 0"),
         (["--trainer.num_nodes=2"], r"trainer\.num_nodes must be 1 unless torchrun or srun starts .*--run_dir, got 2"),
         (["--trainer.max_time=soon"], r"'soon'.*is not a valid duration"),
-        (["--trainer.enable_checkpointing=false"], r"enable_checkpointing=False"),
+        (
+            ["--trainer.enable_checkpointing=false", "--trainer.callbacks=ModelCheckpoint"],
+            r"enable_checkpointing must be true beside ModelCheckpoint in trainer\.callbacks, got false",
+        ),
+        (["--trainer.plugins=AsyncCheckpointIO"], r"trainer\.plugins must save at once, .*, got AsyncCheckpointIO"),
         (["--trainer.logger=false"], r"trainer\.logger must be loggers that join the run's own"),
         (
             ["--trainer.default_root_dir=elsewhere"],
@@ -301,13 +303,21 @@ def test_runs_that_begin_at_once(tmp_path, given):
             r"default_root_dir must be the folder of the run, given as --run_dir, got ",
         ),
         (["--trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches must be at least 1, got 0"),
-        (
-            ["--trainer.fast_dev_run=true"],
-            r"fast_dev_run must be false, .*trainer\.max_steps or trainer\.limit_train_batches",
-        ),
-        (["--trainer.fast_dev_run=2"], r"trainer\.fast_dev_run must be false, .*, got 2"),
+        (["--trainer.fast_dev_run=-2"], r"trainer\.fast_dev_run must be true, false or a number of batches, got -2"),
         (["--trainer.barebones=true"], r"trainer\.barebones must be false, .*, got true"),
-        (["--trainer.overfit_batches=1"], r"trainer\.overfit_batches must be 0, .*: data\.limit .*, got 1"),
+        (["--trainer.overfit_batches=1.5"], r"trainer\.overfit_batches must be a number of batches, .*, got 1\.5"),
+        (["--trainer.limit_val_batches=3"], r"limit_val_batches must be null, .* knn\.bank and knn\.queries .*, got 3"),
+        (["--trainer.val_check_interval=0.5"], r"val_check_interval must be null, .*, got 0\.5"),
+        (["--trainer.check_val_every_n_epoch=2"], r"check_val_every_n_epoch must be 1, .*, got 2"),
+        (["--trainer.num_sanity_val_steps=2"], r"num_sanity_val_steps must be 0, .*trainer\.fast_dev_run .*, got 2"),
+        (["--trainer.inference_mode=false"], r"trainer\.inference_mode must be true, .*, got false"),
+        (["--trainer.use_distributed_sampler=false"], r"trainer\.use_distributed_sampler must be true: .*, got false"),
+        (["--trainer.model_registry=mine"], r"trainer\.model_registry must be null, .*, got mine"),
+        (["--trainer.gradient_clip_algorithm=value"], r"must be null without trainer\.gradient_clip_val, got value"),
+        (["--trainer.gradient_clip_val=-1"], r"gradient_clip_val must be at least 0, .*, got -1"),
+        (["--trainer.min_epochs=3"], r"trainer\.min_epochs must be at most trainer\.max_epochs, 1, got 3"),
+        (["--trainer.profiler=fast"], r"trainer\.profiler must be null, simple, advanced, pytorch or .*, got fast"),
+        (["--trainer.devices=0"], r"trainer\.devices must be auto, -1, their number or a list .*, got 0"),
         (["--trainer.reload_dataloaders_every_n_epochs=1"], r"reload_dataloaders_every_n_epochs must be 0: .*, got 1"),
     ],
 )
@@ -397,7 +407,7 @@ def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
         built(f"--trainer.{setting}")
         assert (silent, log.level) == (logging.NOTSET, logging.INFO)
     built()
-    no_validation = built("--trainer.val_check_interval=100", "--trainer.check_val_every_n_epoch=null")
+    no_validation = built("--trainer.limit_val_batches=0", "--trainer.check_val_every_n_epoch=null")
     assert (no_validation.val_check_interval, no_validation.check_val_every_n_epoch) == (1.0, 1)
     assert built("--trainer.default_root_dir=run").default_root_dir.endswith("run")
     logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: theirs}}"
@@ -406,8 +416,15 @@ def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
 
 
 def test_a_logger_of_the_users_joins_the_runs_own(home):
-    logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: theirs}}"
     start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
-    assert main([*start, f"--trainer.logger={logger}"]) == 0
+    assert main([*start, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "theirs"]) == 0
     assert main(["pretrain", "--resume", "run", "--trainer.max_epochs=2"]) == 0
     assert len(list(Path("theirs").rglob("metrics.csv"))) == 2 and Path("run/metrics.csv").is_file()
+    told = yaml.safe_load(next(Path("theirs").rglob("version_1/hparams.yaml")).read_text())
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert all(told[part] == config[part] for part in ("trainer", "model", "knn")) and told["data"]["batch_size"] == 8
+    # One more is no other training.
+    more = ["--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=more", "--trainer.max_epochs=3"]
+    assert main(["pretrain", "--resume", "run", *more, "--trainer.enable_autolog_hparams=false"]) == 0
+    assert len(list(Path("theirs").rglob("metrics.csv"))) == 3 and Path("more/lightning_logs/version_0").is_dir()
+    assert not Path("more/lightning_logs/version_0/hparams.yaml").exists()

@@ -59,6 +59,7 @@ class ContrastiveLoader:
         shard: int = 0,
         num_shards: int = 1,
         pool: int | None = None,
+        repeated: int | None = None,
         on_bad_file: BadFileHandler | None = None,
     ) -> None:
         """Make a loader; DALI starts with the first batch.
@@ -71,6 +72,7 @@ class ContrastiveLoader:
             shard: index of this process.
             num_shards: number of processes.
             pool: images of this process that are mixed at a time (`Order`); None: all.
+            repeated: batches of which every epoch consists, augmented anew; None: all.
             on_bad_file: called with location and reason when a file turns out to be bad during the run.
 
         Raises:
@@ -81,7 +83,15 @@ class ContrastiveLoader:
             raise ValueError("views must have at least one, got none")
         if not 0 <= shard < num_shards:
             raise ValueError(f"shard must be at least 0 and below num_shards={num_shards}, got {shard}")
-        self._order = Order(len(images.files), output.batch_size, seed=seed, share=shard, shares=num_shards, pool=pool)
+        self._order = Order(
+            len(images.files),
+            output.batch_size,
+            seed=seed,
+            share=shard,
+            shares=num_shards,
+            pool=pool,
+            repeated=repeated,
+        )
         self._pool = pool
         self._batches = self._order.batches
         if not self._batches:

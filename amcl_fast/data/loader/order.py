@@ -15,7 +15,15 @@ class Order:
     """
 
     def __init__(
-        self, count: int, batch_size: int, *, seed: int = 0, share: int = 0, shares: int = 1, pool: int | None = None
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        share: int = 0,
+        shares: int = 1,
+        pool: int | None = None,
+        repeated: int | None = None,
     ) -> None:
         """Describe the order.
 
@@ -26,8 +34,12 @@ class Order:
             share: index of the process.
             shares: number of processes.
             pool: images of a process that are mixed, in whole batches; None: all.
+            repeated: batches that make every epoch, the first of the first one; None: all, reshuffled.
         """
         self.batches = count // shares // batch_size
+        self._repeats = repeated is not None
+        if repeated is not None:
+            self.batches = min(self.batches, repeated)
         self._count, self._batch_size, self._seed = count, batch_size, seed
         self._share, self._shares = share, shares
         self.ahead = max(min(round(pool / batch_size), self.batches), 1) if pool else 0
@@ -57,6 +69,7 @@ class Order:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Places in the order in which they are used, and in which they lie."""
+        epoch = 0 if self._repeats else epoch
         if epoch not in self._epochs:
             near = {known: order for known, order in self._epochs.items() if abs(known - epoch) == 1}
             self._epochs = {**near, epoch: self._pooled(epoch) if self.ahead else (self._permuted(epoch),) * 2}
