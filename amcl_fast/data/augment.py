@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
-_LETTERS = "abcde"
+_LETTERS = "abcdes"
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random augmentations of one view, in the order in which they are applied.
 
-    Crop, colour jitter, greyscale, blur, flip. A probability of 0 removes an augmentation from the graph.
+    Crop, colour jitter, greyscale, blur, solarisation, flip. A probability of 0 removes an augmentation from the graph.
     The defaults are those of the letters "acde".
 
     Attributes:
@@ -25,10 +25,13 @@ class Augmentation:
         grey: probability of greyscale.
         blur: probability of Gaussian blur.
         blur_sigma: range of the blur's standard deviation, in pixels of the view.
+        solarise: probability of solarisation (BYOL, arXiv 2006.07733, appendix B).
+        solarise_threshold: values of 0 to 255 that are not below it become 255 minus themselves, as by torchvision's
+            `solarize`.
 
     Raises:
-        ValueError: a probability or the strength outside [0, 1], or a range that is not 0 < low <= high (the
-            area's: <= 1).
+        ValueError: a probability or the strength outside [0, 1], a range that is not 0 < low <= high (the
+            area's: <= 1), or a threshold outside 0 to 255.
     """
 
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
@@ -39,15 +42,19 @@ class Augmentation:
     grey: float = 0.2
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+    solarise_threshold: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur"):
+        for name in ("flip", "jitter", "grey", "blur", "solarise"):
             _check_share(name, getattr(self, name), "a probability between 0 and 1")
         _check_share("jitter_strength", self.jitter_strength, "a strength between 0 and 1")
         if self.crop_scale is not None:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio)
         _check_range("blur_sigma", self.blur_sigma)
+        if not 0 <= self.solarise_threshold <= 255:
+            raise ValueError(f"solarise_threshold must be from 0 to 255, got {self.solarise_threshold}")
 
     @property
     def least_share(self) -> float:
@@ -59,10 +66,10 @@ class Augmentation:
 
     @classmethod
     def from_letters(cls, letters: str) -> "Augmentation":
-        """The released recipe's shortcut: any of a crop, b blur, c greyscale, d colour jitter, e flip.
+        """The released recipe's shortcut: any of a crop, b blur, c greyscale, d colour jitter, e flip; s solarisation.
 
         Args:
-            letters: a subset of "abcde" in any order, each at most once; "" leaves only the resize.
+            letters: a subset of "abcdes" in any order, each at most once; "" leaves only the resize.
 
         Raises:
             ValueError: another letter, or one that repeats.
@@ -75,6 +82,7 @@ class Augmentation:
             grey=0.2 if "c" in letters else 0.0,
             jitter=0.8 if "d" in letters else 0.0,
             flip=0.5 if "e" in letters else 0.0,
+            solarise=0.2 if "s" in letters else 0.0,
         )
 
 

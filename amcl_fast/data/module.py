@@ -85,7 +85,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             views: number of views; or groups of them, each with its `count`, a `size` up to that above, which one at
                 least must have, and the settings of an Augmentation (docs/views.md); or one Augmentation each.
             augmentation: letters of the augmentation of every view, where `views` is a number: a crop, b
-                blur, c greyscale, d colour jitter, e flip.
+                blur, c greyscale, d colour jitter, e flip, s solarisation.
             mean: per channel, of pixels in [0, 1].
             std: per channel, of pixels in [0, 1]; above 0.
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs

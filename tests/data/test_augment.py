@@ -10,7 +10,7 @@ def test_the_letters_are_those_of_the_released_recipe():
     everything = Augmentation.from_letters("edcba")
     assert everything.crop_scale == (0.08, 1.0)
     assert (everything.blur, everything.grey, everything.jitter, everything.flip) == (0.5, 0.2, 0.8, 0.5)
-    assert everything.jitter_strength == 0.5
+    assert (everything.jitter_strength, everything.solarise) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,19 @@ def test_the_letters_are_those_of_the_released_recipe():
         ("c", "grey", 0.2),
         ("d", "jitter", 0.8),
         ("e", "flip", 0.5),
+        ("s", "solarise", 0.2),
     ],
 )
 def test_each_letter_switches_one_augmentation(letter, field, value):
     nothing = Augmentation.from_letters("")
     assert Augmentation.from_letters(letter) == dataclasses.replace(nothing, **{field: value})
     assert nothing.crop_scale is None
-    assert (nothing.blur, nothing.grey, nothing.jitter, nothing.flip) == (0, 0, 0, 0)
+    assert (nothing.blur, nothing.grey, nothing.jitter, nothing.flip, nothing.solarise) == (0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("letters", ["acx", "aa", "A", "a c"])
 def test_unknown_and_repeated_letters_are_refused(letters):
-    with pytest.raises(ValueError, match=r"augmentation must be letters out of 'abcde', .* got '"):
+    with pytest.raises(ValueError, match=r"augmentation must be letters out of 'abcdes', .* got '"):
         Augmentation.from_letters(letters)
 
 
@@ -50,6 +51,8 @@ def test_unknown_and_repeated_letters_are_refused(letters):
         {"crop_ratio": (2.0, float("inf"))},
         {"blur_sigma": (0.0, 1.0)},
         {"blur_sigma": (1.0,)},
+        {"solarise": 1.2},
+        {"solarise_threshold": 256},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(setting):

@@ -1,10 +1,12 @@
 """What each augmentation does to pixels, measured; rates within four standard errors of what is stated."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.functional import center_crop, resize
+from torchvision.transforms.functional import center_crop, resize, solarize
 
 from amcl_fast.data import Augmentation
 from amcl_fast.data.graph import Output, evaluation_pipeline, operator_seeds, training_pipeline
@@ -144,6 +146,27 @@ def test_blur_takes_the_high_frequencies_out_of_half_of_the_views(save):
     assert roughness(view[~sharp]).max() > 10 * roughness(view[~sharp]).min()
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 128, 255])
+def test_solarisation_is_torchvisions_value_for_value(save, threshold):
+    values = np.arange(256).repeat(12).reshape(SIDE, SIDE, 3).astype(np.uint8)
+    path = save("values.png", values)
+    (view,) = views_of(path, only(solarise=0.2, solarise_threshold=threshold))
+    original = torch.from_numpy(values)
+    expected = solarize(original.permute(2, 0, 1), threshold).permute(1, 2, 0).float()
+    solarised = (view == expected).all((1, 2, 3))
+    assert share_within_four_errors(solarised.float().mean().item(), 0.2)
+    assert torch.equal(view[~solarised], original.float().expand_as(view[~solarised]))
+
+
+def test_solarisation_of_one_view_comes_after_the_blur_and_leaves_the_draws_of_all_else_as_they_are(save):
+    path = save("noise.png", np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    first, second = (Augmentation(blur=blur) for blur in (1.0, 0.5))
+    before = views_of(path, first, second, count=16)
+    after = views_of(path, first, replace(second, solarise=1.0), count=16)
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1], torch.where(before[1] < 128, before[1], 255 - before[1]))
+
+
 def test_nothing_is_changed_when_everything_is_off(save):
     pixels = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     views = views_of(save("noise.png", pixels), *[Augmentation.from_letters("")] * 2, count=4)
@@ -239,7 +262,7 @@ def test_the_gpu_graph_is_the_cpu_graph_on_another_device():
         output = Output(size=SIDE, batch_size=4, device=device, device_id=device_id)
         pipeline = training_pipeline(
             lambda batch: [],
-            [Augmentation(blur=0.5), Augmentation(crop_scale=None)],
+            [Augmentation(blur=0.5, solarise=0.2), Augmentation(crop_scale=None)],
             output,
             seed=0,
             shard=0,
@@ -261,6 +284,7 @@ def test_the_gpu_graph_is_the_cpu_graph_on_another_device():
         "ColorTwist",
         "ColorSpaceConversion",
         "GaussianBlur",
+        "LookupTable",
         "CropMirrorNormalize",
         "Resize",
     ):

@@ -106,7 +106,13 @@ def test_a_state_without_sizes_is_what_it_was_and_other_groups_are_refused(tmp_p
     images = numbered(tmp_path / "i", 8)
     state = loader(images, [replace(EVERY, count=2)]).state_dict()
     # As a checkpoint has it of a run from before there were groups.
-    assert state["settings"]["views"] == repr([Augmentation.from_letters("abcde")] * 2)
+    as_it_was = (
+        "Augmentation(crop_scale=(0.08, 1.0), crop_ratio=(0.75, 1.3333333333333333), flip=0.5, jitter=0.8, "
+        "jitter_strength=0.5, grey=0.2, blur=0.5, blur_sigma=(0.1, 2.0))"
+    )
+    assert state["settings"]["views"] == f"[{as_it_was}, {as_it_was}]"
+    with pytest.raises(ValueError, match="does not fit these settings: views was"):
+        loader(images, [replace(EVERY, count=2, solarise=0.2)]).load_state_dict(state)
     grouped = loader(images).state_dict()
     for other in (GROUPS[:1], GROUPS[::-1], [GROUPS[0], replace(GROUPS[1], size=5)]):
         with pytest.raises(ValueError, match="does not fit these settings: views was"):

@@ -25,6 +25,8 @@ from amcl_fast.data.views import each_view, shorter_side
 
 log = logging.getLogger(__name__)
 
+_UNSOLARISED = ", solarise=0.0, solarise_threshold=128"
+
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
 
 
@@ -209,7 +211,8 @@ class ContrastiveLoader:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "views": repr(self._views),
+            # States of versions without solarisation do not name it.
+            "views": repr(self._views).replace(_UNSOLARISED, ""),
             "seed": self._seed,
             "batch_size": self._output.batch_size,
             "num_shards": self._num_shards,
