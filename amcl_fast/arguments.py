@@ -89,7 +89,7 @@ def _declare_evaluate(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
-    parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was trained on)")
+    parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was measured or trained on)")
     parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of the data is for that")
     parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
     parser.add_argument(

@@ -37,6 +37,7 @@ class Encoder:
             not known is left out.
         data: the training data, as the run's data.root; None for an exported file.
         held_out: what was measured on, as the run's data.held_out; None for a part of `data`.
+        evaluation: a data set of its own that was measured on, as the run's data.evaluation.
     """
 
     backbone: nn.Module
@@ -48,6 +49,7 @@ class Encoder:
     origin: dict[str, str]
     data: str | None = None
     held_out: str | None = None
+    evaluation: str | None = None
 
     @property
     def published(self) -> nn.Module:
@@ -140,6 +142,7 @@ def _from_checkpoint(file: Path, trust: bool) -> Encoder:
         origin={name: str(value) for name, value in origin.items() if value is not None},
         data=data["root"],
         held_out=data.get("held_out"),
+        evaluation=data.get("evaluation"),
     )
 
 

@@ -14,6 +14,14 @@ def held_out_part(images: Images) -> np.ndarray:
     return held_out & (images.labels >= 0)
 
 
+def divided(train: Images, held_out: Images | None) -> tuple[Images, Images]:
+    """Those to train on and those to measure on, of which there may be some apart; if not, `held_out_part` is."""
+    if held_out is not None:
+        return train, held_out
+    chosen = held_out_part(train)
+    return train.subset(~chosen), train.subset(chosen)
+
+
 def limited(images: Images, most: int) -> Images:
     """At most so many images, the same number of each class as nearly as possible."""
     ranks, _ = _ranks(images.labels)

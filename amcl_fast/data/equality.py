@@ -26,7 +26,8 @@ class Found(NamedTuple):
         machine: on which it runs.
         name: of the list of all images that were found, paths included.
         is_kept: whether another process of the machine has found them.
-        parts: of those to train and to measure on the number, a digest of labels and names, one of the classes' names.
+        parts: of those to train, to measure on, and to learn from where these are others, the number, a digest of
+            labels and names, one of the classes' names.
     """
 
     machine: str
@@ -39,7 +40,7 @@ def found_by_all(images: Iterable[Images], name: str | None, is_kept: bool, proc
     """What each process says; all of them must call this.
 
     Args:
-        images: of this process, those to train and to measure on.
+        images: of this process, the parts as of `Found`.
         name: as of `Found`.
         is_kept: as of `Found`.
         processes: how many there are.
@@ -65,7 +66,7 @@ def stale(found: Sequence[Found]) -> list[bool]:
 def refuse_unequal(root: str, found: Sequence[Found]) -> None:
     """Raise UnequalImagesError if the processes have found different images."""
     if any(other.parts != found[0].parts for other in found):
-        counts = ", ".join("{:,} and {:,}".format(*(count for count, *_ in one.parts)) for one in found)
+        counts = ", ".join(" and ".join(f"{count:,}" for count, *_ in one.parts) for one in found)
         raise UnequalImagesError(
             f"{root} must hold the same images for every process, got {counts} to train on and held out: it "
             "changes, or is another folder on another machine"

@@ -22,7 +22,8 @@ class MeasuredImages:
     skipped: list[tuple[str, str]]
     _bad: set[str]  # locations of those found during the run
 
-    def _images(self) -> tuple[Images, Images]:
+    def _to_measure(self) -> tuple[Images, Images]:
+        """Images to learn from, and those that are asked."""
         raise NotImplementedError
 
     def _output(self, batch_size: int) -> Output:
@@ -33,7 +34,8 @@ class MeasuredImages:
     ) -> tuple[EvaluationLoader, EvaluationLoader]:
         """(bank, query): the training images with a label, and the held-out ones, without augmentation.
 
-        There are none where `unmeasurable` says why.
+        Both are of `evaluation`, where the data module has one, here and below. There are none where `unmeasurable`
+        says why.
 
         Args:
             bank: images at the most. Of more a sample is taken, of every class the same number as nearly as possible,
@@ -47,13 +49,13 @@ class MeasuredImages:
         """
         of_bank, of_queries = (
             self._features_loader(sampled(images, most), shard, num_shards)
-            for images, most in zip(self._images(), (bank, queries), strict=True)
+            for images, most in zip(self._to_measure(), (bank, queries), strict=True)
         )
         return of_bank, of_queries
 
     def measured_images(self, bank: int | None = None, queries: int | None = None) -> tuple[int, int]:
         """How many images `features_loaders` gives to all processes together, bad ones included."""
-        counts = [int((images.labels >= 0).sum()) for images in self._images()]
+        counts = [int((images.labels >= 0).sum()) for images in self._to_measure()]
         most = [
             count if given is None else min(count, given) for count, given in zip(counts, (bank, queries), strict=True)
         ]
@@ -73,7 +75,7 @@ class MeasuredImages:
             ValueError: there are fewer images than processes.
         """
         refuse_uneven(self.batch_size, num_shards)
-        images = self._labelled(self._images()[0])
+        images = self._labelled(self._to_measure()[0])
         output = self._output(max(1, min(self.batch_size, len(images.files)) // num_shards))
         crop_and_flip = [Augmentation.from_letters("ae")]
         place = {"shard": shard, "num_shards": num_shards}
@@ -87,7 +89,7 @@ class MeasuredImages:
         The classes are spread evenly over all of them; the choice is always the same, but for files that have turned
         out to be bad. None if no other is held out.
         """
-        query = self._labelled(self._images()[1])
+        query = self._labelled(self._to_measure()[1])
         if not query.files:
             return None
         return self._features_loader(spread(query, classes, images))

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.choice import held_out_part, limited, unmeasurable
+from amcl_fast.data.choice import divided, limited, unmeasurable
 from amcl_fast.data.equality import found_by_all, refuse_unequal, refuse_uneven, stale
 from amcl_fast.data.graph import Device, Output
 from amcl_fast.data.loader.contrastive import ContrastiveLoader
@@ -41,7 +41,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
 
     Attributes (after `setup`):
         classes: names of the classes.
-        num_classes: how many.
+        num_classes: how many; with `evaluation` both are of that.
         num_train: training images, those without a label included.
         channels: 3; every image is converted to RGB.
         unmeasurable: why no classifier on features can be measured (kNN, linear probe); None if it can.
@@ -70,6 +70,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         held_out: str | None = None,
         dtype: Literal["auto", "float32", "float16"] = "auto",
         shuffle_pool: int | None = None,
+        evaluation: str | None = None,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -105,16 +106,19 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 bits, or else float32. What is evaluated is always float32.
             shuffle_pool: of shards on a disk or a network folder that reads one piece after the other fastest, how
                 many images a process mixes at a time (docs/data.md); null: all.
+            evaluation: a data set to measure on, with classes of its own, where `root` has none or others: a path or a
+                name as `root` may be. kNN and probes learn from its training part, and what it holds out is asked. All
+                of `root` is trained on, but for a part that is held out there by its name.
 
         Raises:
-            ValueError: a setting out of range.
+            ValueError: a setting out of range, or both `held_out` and `evaluation`.
         """
         super().__init__()
         self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
         self.mean, self.std = mean, std
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
-        self.held_out, self.dtype, self.shuffle_pool = held_out, dtype, shuffle_pool
+        self.held_out, self.evaluation, self.dtype, self.shuffle_pool = held_out, evaluation, dtype, shuffle_pool
         for name in ("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -126,18 +130,23 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         check_of_pixels("std", std)
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
+        if held_out and evaluation:
+            raise ValueError(
+                f"data.held_out must be unset beside data.evaluation, which holds out its own, got {held_out}"
+            )
         self.views = training_views(views, size, augmentation)
         self.overfit_batches: int | float = 0
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
-        self._found: Sources | None = None
+        self._found: list[Sources] | None = None  # of `root`, and of `evaluation`
         self._failed: Exception | None = None  # what has come of looking for them
         self._list: str | None = None  # the name under which the images are kept
         self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
+        self._bank: Images | None = None  # of `evaluation`; None: those that are trained on
 
     @property
     def view_sizes(self) -> list[int]:
@@ -199,18 +208,22 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
     def _set_up(self) -> None:
         if self._train is not None:
             return
-        found = self._found
-        if found is None and world()[1] > 1:
+        every = self._found
+        if every is None and world()[1] > 1:
             # Another process of the machine has prepared the data.
-            found = kept(self._data_set())
-            self._is_kept = found is not None
-        found = found or self._find()
-        self._list = found.name
-        train, query, unlabelled = found.train, found.held_out, found.unlabelled
-        self.skipped.extend(entry for part in (train, query, unlabelled) if part for entry in part.skipped)
-        if query is None:
-            held_out = held_out_part(train)
-            query, train = train.subset(held_out), train.subset(~held_out)
+            lists = [kept(_data_set(places)) for places in self._places()]
+            self._is_kept = None not in lists
+            every = [found for found in lists if found is not None] if self._is_kept else None
+        every = every or self._find()
+        self._list = "\0".join(str(found.name) for found in every)
+        parts = (part for found in every for part in (found.train, found.held_out, found.unlabelled))
+        self.skipped.extend(entry for part in parts if part for entry in part.skipped)
+        found, *own = every
+        unlabelled = found.unlabelled
+        if own:
+            train, self._bank, query = found.train, *_to_measure(own[0], str(self.evaluation))
+        else:
+            train, query = divided(found.train, found.held_out)
         if unlabelled is not None:
             labels = np.concatenate([train.labels, unlabelled.labels])
             train = Images(train.files + unlabelled.files, labels, train.classes)
@@ -221,10 +234,10 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 f"data.shuffle_pool must be null where images are files, for it is of shards, got {self.shuffle_pool}"
             )
         self._found, self._train, self._query = None, train, query
-        self.classes = train.classes
-        self.unmeasurable = found.no_labels or unmeasurable(train, query)
+        self.classes = query.classes
+        self.unmeasurable = None if own else found.no_labels or unmeasurable(train, query)
         if not world()[0]:
-            for note in found.notes:
+            for note in (note for found in every for note in found.notes):
                 log.warning("%s", note)
 
     def train_dataloader(self) -> ContrastiveLoader:
@@ -266,19 +279,19 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         rank, world_size = world()
         if world_size == 1:
             return
-        found = found_by_all(self._images(), self._list, self._is_kept, world_size)
+        found = found_by_all(self._every_part(), self._list, self._is_kept, world_size)
         of_earlier = stale(found)
         if any(of_earlier):
             with patient() as group, together(group):
                 if of_earlier[rank]:
                     self._look_again()
-            found = found_by_all(self._images(), self._list, self._is_kept, world_size)
-        refuse_unequal(self.root, found)
+            found = found_by_all(self._every_part(), self._list, self._is_kept, world_size)
+        refuse_unequal(f"{self.root} and {self.evaluation}" if self.evaluation else self.root, found)
 
     def _look_again(self) -> None:
         """Find the images, instead of those that another process has kept."""
         self._found = self._find()
-        self._train = self._query = None
+        self._train = self._query = self._bank = None
         self._is_kept = False
         self.skipped.clear()
         self._set_up()
@@ -288,18 +301,22 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             raise RuntimeError("call setup() first")
         return self._train, self._query
 
-    def _find(self) -> Sources:
-        """Look for the images, which is told if it takes long, and keep the list for the other processes."""
+    def _to_measure(self) -> tuple[Images, Images]:
+        train, query = self._images()
+        return train if self._bank is None else self._bank, query
+
+    def _every_part(self) -> list[Images]:
+        return [*self._images(), *([] if self._bank is None else [self._bank])]
+
+    def _find(self) -> list[Sources]:
+        """Look for the images, which is told if it takes long, and keep the lists for the other processes."""
         first = not rank_zero_only.rank  # type: ignore[attr-defined]
-        return keep(self._data_set(), find_images(*self._places(), tell=first))
+        return [keep(_data_set(places), find_images(*places, tell=first)) for places in self._places()]
 
-    def _data_set(self) -> str:
-        """What tells these images from those of other settings."""
-        return "\0".join(os.path.abspath(path) for path in self._places() if path is not None)
-
-    def _places(self) -> tuple[Path, Path | None]:
-        """Where the images lie, and those to measure on, if they lie elsewhere."""
-        return data_path(self.root), data_path(self.held_out) if self.held_out else None
+    def _places(self) -> list[tuple[Path, Path | None]]:
+        """Where the images lie, and those to measure on, if they lie elsewhere; the same of `evaluation`."""
+        places = [(data_path(self.root), data_path(self.held_out) if self.held_out else None)]
+        return [*places, (data_path(self.evaluation), None)] if self.evaluation else places
 
     def _in_dtype(self, output: Output) -> Output:
         """The same with the dtype of the views."""
@@ -326,3 +343,20 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             crop_pct=self.crop_pct,
             reduce_above=self.reduce_above,
         )
+
+
+def _data_set(places: tuple[Path, Path | None]) -> str:
+    """What tells images from those of other settings."""
+    return "\0".join(os.path.abspath(path) for path in places if path is not None)
+
+
+def _to_measure(found: Sources, path: str) -> tuple[Images, Images]:
+    """Images with classes to learn from, and those that are asked.
+
+    Raises:
+        ValueError: nothing can be measured on them.
+    """
+    bank, query = divided(found.train, found.held_out)
+    if why := found.no_labels or unmeasurable(bank, query):
+        raise ValueError(f"data.evaluation, {path}, cannot be measured on: {why}")
+    return bank, query

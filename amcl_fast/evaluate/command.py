@@ -43,7 +43,7 @@ def run(
 
     Args:
         weights: run directory, checkpoint or exported safetensors file.
-        data: as data.root of `ContrastiveDataModule`; None: what the encoder was trained on.
+        data: as data.root of `ContrastiveDataModule`; None: what the encoder was measured or trained on.
         held_out: as data.held_out; None: as in training, if `data` is None, or a part of `data`.
         size: side of the images in pixels; None: as in training.
         crop_pct: share of the shorter side that is seen; None: as in training.
@@ -158,6 +158,8 @@ def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | Non
     if encoder.data is None:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
     run_dir = RunDirectory.of(find_weights(weights).resolve()).path
+    if held_out is None and encoder.evaluation:
+        return find_data(encoder.evaluation, run_dir), None
     if held_out is None and encoder.held_out:
         held_out = find_data(encoder.held_out, run_dir)
     return find_data(encoder.data, run_dir), held_out

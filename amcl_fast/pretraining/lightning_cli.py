@@ -56,6 +56,9 @@ from .view_settings import with_listed_views
 # Reads the same ten times as fast, where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_PATHS = ("root", "held_out", "evaluation")
+"""Settings of the data that are paths."""
+
 
 class _Trainer(Trainer):
     """Takes 1 batch for one batch: Python remembers Union[int, float] as the Union[float, int] that it met first."""
@@ -144,7 +147,7 @@ class PretrainCLI(CLIOfGiven):
         if self.resumed is None:
             self.config = with_listed_views(parser.parse_args, args)
             refuse_useless(self.config.trainer, self._known_dir)
-            self._settle(absolute_data, absolute_data)
+            self._settle(absolute_data, absolute_data, absolute_data)
             self._set_backbone_size()
             self._place_weights()
             return
@@ -158,26 +161,26 @@ class PretrainCLI(CLIOfGiven):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
-                "the training, devices of the same number, logging, data.root, where data.held_out lies, threads, "
-                f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
+                "the training, devices of the same number, logging, data.root, where data.held_out and data.evaluation "
+                f"lie, threads, and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
 
         def placed(name: str) -> Callable[[str], str]:
             kept = self.config.data[name] == before.data[name]
             return lambda path: find_data(path, self.run_dir) if kept else absolute_data(path)
 
-        self._settle(placed("root"), placed("held_out"))
+        self._settle(*map(placed, _PATHS))
         self._set_backbone_size()
 
-    def _settle(self, root: Callable[[str], str], held_out: Callable[[str], str]) -> None:
+    def _settle(self, *places: Callable[[str], str]) -> None:
         """Refuse what cannot be, and keep paths such that the run can go on from anywhere."""
         check_trainer(self.config.trainer)
         let_speak(self.config.trainer)
         data = self.config.data
-        if self.given.data is not None:
-            data.root, data.held_out = self.given.named["data"], None
-            return
-        data.root, data.held_out = root(data.root), held_out(data.held_out) if data.held_out else None
+        for name, placed in zip(_PATHS, places, strict=True):
+            own = self.given.data is not None
+            data[name] = placed(data[name]) if not own and (data[name] or name == "root") else None
+        data.root = data.root or self.given.named["data"]
 
     @property
     def _files(self) -> RunDirectory:

@@ -51,13 +51,17 @@ MAY_CHANGE = (
 )
 """Settings, and groups of them, that a resume may change: none of them alters a step of the training."""
 
-MAY_MOVE = {"data.held_out": "without it a part of data.root is measured on, with it that part is trained on"}
+MAY_MOVE = dict.fromkeys(
+    ("data.held_out", "data.evaluation"),
+    "without it a part of data.root is measured on, with it that part is trained on",
+)
 """Paths that a resume may change to others, but neither give nor take away, and why."""
 
 # Text that is never the name of a class or of a file with further settings.
 _PLAIN = {
     "data.root",
     "data.held_out",
+    "data.evaluation",
     "model.init_args.backbone.weights",
     "recipe",
     "base",

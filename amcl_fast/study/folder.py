@@ -80,7 +80,8 @@ def moved(training: Training, now: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _harmless(name: str, old: Any, new: Any) -> bool:
     """Whether a training of other settings than another one may be compared with it."""
-    if name in ("data.root", "data.held_out"):  # a folder may be moved; a data set with a name, or none, is another one
+    if name in ("data.root", "data.held_out", "data.evaluation"):
+        # A folder may be moved; a data set with a name, or none, is another one.
         return all(isinstance(path, str) and os.path.isabs(path) for path in (old, new))
     return name in _HARMLESS
 

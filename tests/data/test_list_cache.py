@@ -131,7 +131,7 @@ def test_a_list_of_before_is_not_trained_on(make_folder, several):
     (root / "train" / "bee" / "001.png").unlink()
     (root / "train" / "cow" / "001.png").write_text("text")
     first = ContrastiveDataModule(str(root), 8, 4, device="cpu")
-    first._find = lambda: kept_as(find_sources(root), "the one of now")
+    first._find = lambda: [kept_as(find_sources(root), "the one of now")]
     first.setup()
     now = said(first)
     several(now)
@@ -153,7 +153,7 @@ def test_a_list_of_the_same_names_elsewhere_is_not_trained_on(make_folder, sever
     for name in ("train", "val"):
         (root / name / "ant").rename(root / name / "ants")
     first = ContrastiveDataModule(str(root), 8, 4, device="cpu")
-    first._find = lambda: kept_as(find_sources(root), "the one of now")
+    first._find = lambda: [kept_as(find_sources(root), "the one of now")]
     first.setup()
     several(said(first))
     data = module_of(root, prepare=False)
@@ -186,7 +186,7 @@ def renamed(rank, store, root):
     # The one that looks again may find nothing: the others are told, and do not wait.
     data = module_of(root, prepare=not rank)
     if rank:
-        data._find = lambda: find_sources(root / "gone")
+        data._find = lambda: [find_sources(root / "gone")]
     with pytest.raises(ValueError if rank else ElsewhereError, match="gone does not exist"):
         data.check_equal()
     end_group()

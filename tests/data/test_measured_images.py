@@ -25,6 +25,31 @@ def test_a_linear_probe_sees_every_labelled_image_once_an_epoch_and_anew(make_fo
     assert labels.sort().values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_another_data_set_gives_what_images_without_classes_are_measured_with(make_folder, tmp_path):
+    root = make_folder("flat", per_class=5, classes=("",))
+    other = make_folder("other/train", per_class=4, classes=("ant", "bee")).parent
+    make_folder("other/val", per_class=2, classes=("ant", "bee"))
+    data, alone = prepared(root, evaluation=str(other), limit=4), prepared(other)
+    assert (data.unmeasurable, data.classes, data.num_train) == (None, ["ant", "bee"], 4)
+    assert data.measured_images() == (8, 4)
+    for ours, theirs in zip(data.features_loaders(), alone.features_loaders(), strict=True):
+        assert all(map(torch.equal, pixels_and_labels(ours), pixels_and_labels(theirs)))
+    assert [len(labels) for _, labels in data.linear_probe_loader()] == [4, 4]
+    assert pixels_and_labels(data.held_out_sample(1, 9))[1].tolist() == [0, 0]
+    ((_, labels), *_) = data.train_dataloader()
+    assert labels.tolist() == [-1] * 4
+
+
+def test_beside_another_data_set_nothing_is_held_out_of_what_is_trained_on(make_folder):
+    root, other = make_folder("set", per_class=10), make_folder("other", per_class=10, classes=("x", "y"))
+    assert (prepared(root).num_train, prepared(root, evaluation=str(other)).num_train) == (27, 30)
+    assert prepared(root, evaluation=str(other)).measured_images() == (18, 2)
+    make_folder("others/only", per_class=3, classes=("x",))
+    for path, why in (("others/only", "all images are of one class, 'x'"), ("nowhere", "does not exist")):
+        with pytest.raises(ValueError, match=f"{path}.*{why}"):
+            prepared(root, evaluation=str(root.parent / path))
+
+
 def test_a_sample_of_held_out_images_spreads_over_the_classes(make_folder):
     root = make_folder("set/train", per_class=4, classes=tuple("abcdefg")).parent
     make_folder("set/test", per_class=5, classes=tuple("abcdefg"))

@@ -6,7 +6,7 @@ from amcl_fast.data.sources.download import DOWNLOADS, prepare_download
 
 BUILTIN = "builtin"
 NAMES = (BUILTIN, *DOWNLOADS)
-"""What data.root and data.held_out may be beside a path."""
+"""What data.root, data.held_out and data.evaluation may be beside a path."""
 
 
 def data_path(data: str | Path) -> Path:
