@@ -1,24 +1,39 @@
-"""kNN accuracy of the features while they are learned."""
+"""kNN accuracy of the features while they are learned, and that of a linear probe."""
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import lightning as L
+from torch import Tensor
 
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import apart, exchange, world
-from ..evaluate import knn_accuracy
+from ..evaluate import ShuffledFeatures, knn_accuracy, linear_probe
 from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvaluateError, collect, encoding, pixels
 from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
+
+PROBE = "probe/accuracy"
+"""Name of the probe's metric."""
 
 _PIXELS = 32
 """Side of the raw pixels that are compared: of more, neighbours are no better, and memory grows with the square."""
 
 _MOST_PIXEL_BYTES = 1 << 30
 """What the raw pixels of bank and queries may take. Those of 60,000 images of 32 pixels, CIFAR-10's, take 0.7 GiB."""
+
+_PROBE_BATCH = 256
+_PROBE_MEETING = 64
+"""Steps of the probe between two calls of `between_batches`."""
+
+
+class _Accuracies(NamedTuple):
+    """In percent, the same in all processes: of kNN by each kind of features, and of the probe by the last of them."""
+
+    knn: list[float]
+    probe: float | None
 
 
 class OnlineKNN(L.Callback):
@@ -37,6 +52,9 @@ class OnlineKNN(L.Callback):
         queries: the same of the held-out images; 0: kNN is off. `data.limit` changes nothing here.
         before_training: measure the two baselines. Raw pixels are averaged down to 32 a side, and left out where those
             of bank and queries take more than 1 GiB, 87,000 images of 32 pixels.
+        probe_epochs: whenever kNN is measured, train linear classifiers on the same features of the bank for so many
+            epochs, as `evaluate.linear_probe` does, and measure the best one on the queries; 0: none. The training goes
+            on as without it: nothing but the features is used, and no random number is drawn from the run's.
 
     Measuring that was cut short after an epoch is made up for when the run goes on.
 
@@ -54,8 +72,10 @@ class OnlineKNN(L.Callback):
             alone.
         closed: whether the last of `history` was measured because training ended, after any save of its epoch.
         pixels, untrained: the two baselines in percent, None before training, or if they are not measured.
+        untrained_probe: the untrained encoder's by the probe.
         history: (epoch, accuracy in percent), epochs counted from 1. The last one is of the end of training, inside
             that epoch or after it; when the training goes on, what would not have been measured is left out.
+        probed: the same of the probe.
         seconds: how long each measuring of the encoder took, of this process's training.
     """
 
@@ -67,10 +87,13 @@ class OnlineKNN(L.Callback):
         bank: int = 50_000,
         queries: int = 10_000,
         before_training: bool = True,
+        probe_epochs: int = 0,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("bank", bank), ("queries", queries)):
             if value < 0:
                 raise ValueError(f"knn.{name} must be at least 1, or 0 for no kNN, got {value}")
+        if probe_epochs < 0:
+            raise ValueError(f"knn.probe_epochs must be at least 1, or 0 for no probe, got {probe_epochs}")
         if k < 1:
             raise ValueError(f"knn.k must be at least 1, got {k}")
         if not 0 < temperature < math.inf:
@@ -80,6 +103,9 @@ class OnlineKNN(L.Callback):
         self.temperature = temperature
         self.bank, self.queries = bank, queries
         self.before_training = before_training
+        self.probe_epochs = probe_epochs
+        if probe_epochs and self.off is not None:
+            raise ValueError(f"knn.probe_epochs must be 0 where {self.off}, got {probe_epochs}")
         self.neighbours: int | None = None
         self.unmeasurable: str | None = None
         self.sampled: dict[str, int] = {}
@@ -87,7 +113,9 @@ class OnlineKNN(L.Callback):
         self._asked: dict[str, int] | None = None  # images, bad ones included; None: of an older run
         self.pixels: float | None = None
         self.untrained: float | None = None
+        self.untrained_probe: float | None = None
         self.history: list[tuple[int, float]] = []
+        self.probed: list[tuple[int, float]] = []
         self.seconds: list[float] = []
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
@@ -107,15 +135,17 @@ class OnlineKNN(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if begins(trainer, stage):
-            self.pixels = self.untrained = self.neighbours = self._pending = None
-            self.history, self.closed, self.seconds = [], False, []
+            self.pixels = self.untrained = self.untrained_probe = self.neighbours = self._pending = None
+            self.history, self.probed, self.closed, self.seconds = [], [], False, []
             self.sampled, self.before, self._asked = {}, [], None
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "pixels": self.pixels,
             "untrained": self.untrained,
+            "untrained_probe": self.untrained_probe,
             "history": list(self.history),
+            "probed": list(self.probed),
             "pending": self._pending,
             "neighbours": self.neighbours,
             "closed": self.closed,
@@ -127,6 +157,8 @@ class OnlineKNN(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pixels, self.untrained = state_dict["pixels"], state_dict["untrained"]
         self.history = [(epoch, accuracy) for epoch, accuracy in state_dict["history"]]
+        self.untrained_probe = state_dict.get("untrained_probe")
+        self.probed = [(epoch, accuracy) for epoch, accuracy in state_dict.get("probed", [])]
         self._pending = state_dict.get("pending")
         self.closed = state_dict.get("closed", False)
         self.neighbours = state_dict.get("neighbours")
@@ -136,7 +168,8 @@ class OnlineKNN(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.closed:
-            self.history.pop()
+            epoch, _ = self.history.pop()
+            self.probed = [entry for entry in self.probed if entry[0] != epoch]
             self.closed = False
         whole = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         self.history = [entry for entry in self.history if entry[0] <= whole]  # of older versions
@@ -158,10 +191,8 @@ class OnlineKNN(L.Callback):
         if hasattr(datamodule, "measured_images"):
             self._note_sample(trainer, datamodule)
         if self._pending is not None:
-            accuracy = self._measure(trainer, pl_module)
-            if accuracy is not None:
-                self.history.append((self._pending, accuracy))
-                _log(trainer, step=trainer.global_step - 1, knn=accuracy)  # as Lightning counts
+            found = self._measure(trainer, pl_module, self._pending)
+            _log(trainer, trainer.global_step - 1, found)  # as Lightning counts
             self._pending = None
         if self.before_training and trainer.global_step == 0:
             if self.untrained is None:
@@ -186,22 +217,19 @@ class OnlineKNN(L.Callback):
         epoch = trainer.current_epoch + 1
         if self.due(epoch - 1, epoch) and epoch_is_over(trainer):
             self._pending = epoch
-            accuracy = self._measure(trainer, pl_module, self.between_batches)
+            found = self._measure(trainer, pl_module, epoch, self.between_batches)
             self._pending = None
-            if accuracy is not None:
-                self.history.append((epoch, accuracy))
+            for name, accuracy in found.items():
                 # All processes have the same number, and the largest of them is that.
-                pl_module.log("knn", accuracy, prog_bar=True, sync_dist=True, reduce_fx="max")
+                pl_module.log(name, accuracy, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
         if not epoch or (self.history and self.history[-1][0] >= epoch):
             return
-        accuracy = self._measure(trainer, pl_module)
-        if accuracy is not None:
-            self.history.append((epoch, accuracy))
+        if found := self._measure(trainer, pl_module, epoch):
             self.closed = True
-            _log(trainer, step=trainer.global_step, knn=accuracy)
+            _log(trainer, trainer.global_step, found)
 
     def _measure_baselines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -214,21 +242,23 @@ class OnlineKNN(L.Callback):
         found = self._accuracies(trainer, pl_module, kinds)
         if found is None:
             return
-        *of_pixels, self.untrained = found
+        *of_pixels, self.untrained = found.knn
         self.pixels = of_pixels[0] if of_pixels else None
+        self.untrained_probe = found.probe
 
     def _log_baselines(self, trainer: L.Trainer) -> None:
-        measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained}
+        measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained, PROBE: self.untrained_probe}
         if known := {name: value for name, value in measured.items() if value is not None}:
-            _log(trainer, step=0, **known)
+            _log(trainer, 0, known)
 
     def _measure(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
+        epoch: int,
         between_batches: Callable[[L.Trainer], None] | None = None,
-    ) -> float | None:
-        """Accuracy in percent of the module's encoder; None where nothing can be measured."""
+    ) -> dict[str, float]:
+        """Accuracies in percent of the module's encoder by their metrics' names; {} where nothing can be measured."""
         started = time.monotonic()
         backbone: Any = pl_module.backbone
         try:
@@ -236,9 +266,13 @@ class OnlineKNN(L.Callback):
         except NonFiniteFeaturesError as error:
             raise NonFiniteError(trainer, f"kNN cannot be measured: {error}") from error
         if found is None:
-            return None
+            return {}
         self.seconds.append(time.monotonic() - started)
-        return found[0]
+        self.history.append((epoch, found.knn[0]))
+        if found.probe is None:
+            return {"knn": found.knn[0]}
+        self.probed.append((epoch, found.probe))
+        return {"knn": found.knn[0], PROBE: found.probe}
 
     def _accuracies(
         self,
@@ -246,11 +280,8 @@ class OnlineKNN(L.Callback):
         pl_module: L.LightningModule,
         kinds: list[Extract],
         between_batches: Callable[[L.Trainer], None] | None = None,
-    ) -> list[float] | None:
-        """Accuracy in percent of each kind of features, the same in all processes.
-
-        None where nothing can be measured, from the first time on that a part of the images is found to be gone.
-        """
+    ) -> _Accuracies | None:
+        """None where nothing can be measured, from the first time on that a part of the images is found to be gone."""
         if self.unmeasurable is not None:
             return None
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -291,13 +322,44 @@ class OnlineKNN(L.Callback):
                     shared=True,
                 )
             )
-        return accuracies
+        if not self.probe_epochs:
+            return _Accuracies(accuracies, None)
+        return _Accuracies(accuracies, self._probe(*parts, num_classes=datamodule.num_classes, meet=meet))
+
+    def _probe(
+        self,
+        bank: Tensor,
+        bank_labels: Tensor,
+        queries: Tensor,
+        query_labels: Tensor,
+        *,
+        num_classes: int,
+        meet: Callable[[], None],
+    ) -> float:
+        def meeting(steps: Iterable[Any], title: str) -> Iterator[Any]:
+            for number, step in enumerate(steps):
+                if number % _PROBE_MEETING == 0:
+                    meet()
+                yield step
+
+        found = linear_probe(
+            ShuffledFeatures(bank, bank_labels, _PROBE_BATCH, shared=True),
+            queries,
+            query_labels,
+            num_classes=num_classes,
+            epochs=self.probe_epochs,
+            batch_size=_PROBE_BATCH,
+            device=bank.device,
+            shared=True,
+            progress=meeting,
+        )
+        return found.top1[found.best]
 
 
 def _counts(images: dict[str, int]) -> str:
     return f"{images['queries']:,} held-out images, by {images['bank']:,} training images"
 
 
-def _log(trainer: L.Trainer, *, step: int, **metrics: float) -> None:
-    for logger in trainer.loggers:
+def _log(trainer: L.Trainer, step: int, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers if metrics else ():
         logger.log_metrics(metrics, step=step)

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
 from ..methods.trainer import at_logging_step, epoch_is_over, stepped
 from ..progress import duration
-from .knn import OnlineKNN
+from .knn import PROBE, OnlineKNN
 from .throughput import Throughput
 
 
@@ -126,14 +126,14 @@ class EpochSummary(End):
         formats = {
             "loss": "loss {:.4g}",
             "knn": "kNN {:.1f} %",
+            PROBE: "probe {:.1f} %",
             "images_per_second": "{:,.0f} images/s",
             "wait_share": "waiting {:.0%}",
         }
         metrics: dict[str, Any] = _of_this_epoch(trainer)
         if self._logged is not None:
             metrics |= {name: value for name, value in trainer.callback_metrics.items() if name == "loss"}
-        if (accuracy := _measured(trainer)) is not None:
-            metrics["knn"] = accuracy
+        metrics |= _measured(trainer)
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started
         epoch = f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}"
@@ -194,11 +194,13 @@ def _of_this_epoch(trainer: L.Trainer) -> dict[str, float]:
     return next((dict(rates) for rates in found), {})
 
 
-def _measured(trainer: L.Trainer) -> float | None:
-    """kNN of this epoch, None where it was not measured."""
-    histories = [knn.history for knn in trainer.callbacks if isinstance(knn, OnlineKNN)]  # type: ignore[attr-defined]
-    last = [history[-1] for history in histories if history]
-    return next((accuracy for epoch, accuracy in last if epoch == trainer.current_epoch + 1), None)
+def _measured(trainer: L.Trainer) -> dict[str, float]:
+    """kNN of this epoch, and the probe, where they were measured."""
+    of_knn = [knn for knn in trainer.callbacks if isinstance(knn, OnlineKNN)]  # type: ignore[attr-defined]
+    last = {
+        name: history[-1] for knn in of_knn for name, history in (("knn", knn.history), (PROBE, knn.probed)) if history
+    }
+    return {name: accuracy for name, (epoch, accuracy) in last.items() if epoch == trainer.current_epoch + 1}
 
 
 def _of_epochs(trainer: L.Trainer) -> str:

@@ -169,8 +169,8 @@ def linear_probe(
     dtype = torch.promote_types(queries.dtype, torch.float32)
     own = rates[rank::world_size]
     with apart(shared):
-        weight = torch.zeros(len(own), num_classes, queries.shape[1], dtype=dtype, device=device, requires_grad=True)
-        bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device, requires_grad=True)
+        weight = torch.zeros(len(own), num_classes, queries.shape[1], dtype=dtype, device=device)
+        bias = torch.zeros(len(own), num_classes, dtype=dtype, device=device)
         rate = torch.tensor(own, dtype=dtype, device=device) * (batch_size / 256)
         classifiers = _Classifiers(weight, bias, rate, momentum, weight_decay, steps=epochs * len(train))
     failure: Exception | None = None
@@ -192,7 +192,6 @@ def linear_probe(
         if world_size == 1 or step % _MEETING == 0:
             _meet(failure, shared)
     _meet(failure, shared)
-    weight, bias = weight.detach(), bias.detach()
     parts = [(queries, query_labels)] if world_size == 1 else _every_query(queries, query_labels, sizes, device)
     top1, top5 = _accuracies(weight, bias, parts, sum(sizes), shared)
     if world_size > 1:
@@ -270,23 +269,22 @@ class _Classifiers:
         self._momentum, self._weight_decay = momentum, weight_decay
         self._done, self._steps = 0, steps
 
+    @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor) -> None:
         weight, bias = self._parameters
-        loss = F.cross_entropy(
-            _logits(weight, bias, features).transpose(1, 2),  # (n, K, R)
-            labels[:, None].expand(-1, len(weight)),
-            reduction="sum",
-        )
-        gradients = torch.autograd.grad(loss / len(labels), self._parameters)
+        # Of the mean cross-entropy in closed form: torch's of several classifiers is not deterministic on GPUs.
+        of_logits = _logits(weight, bias, features).softmax(2)
+        of_logits -= F.one_hot(labels, bias.shape[1])[:, None]
+        of_logits /= len(labels)
+        gradients = (of_logits.flatten(1).T @ features).view_as(weight), of_logits.sum(0)
         # CosineAnnealingLR, in closed form.
         decay = (1 + math.cos(math.pi * self._done / self._steps)) / 2
         self._done += 1
-        with torch.no_grad():
-            for parameter, gradient, velocity, rate in zip(
-                self._parameters, gradients, self._velocities, self._rates, strict=True
-            ):
-                velocity.mul_(self._momentum).add_(gradient).add_(parameter, alpha=self._weight_decay)
-                parameter.sub_(decay * rate * velocity)
+        for parameter, gradient, velocity, rate in zip(
+            self._parameters, gradients, self._velocities, self._rates, strict=True
+        ):
+            velocity.mul_(self._momentum).add_(gradient).add_(parameter, alpha=self._weight_decay)
+            parameter.sub_(decay * rate * velocity)
 
 
 def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:

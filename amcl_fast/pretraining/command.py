@@ -349,15 +349,18 @@ def _print_results(cli: PretrainCLI) -> None:
         print(f"tried out: {steps} step{'s' * (steps != 1)} of the run trained, and {drawn}; nothing was kept")
         return
     knn = cli.callback(OnlineKNN)
-    rows = [("raw pixels", knn.pixels), ("untrained encoder", knn.untrained)]
     whole = cli.trainer.current_epoch
-    rows += [(f"{'after' if epoch <= whole else 'in'} epoch {epoch}", value) for epoch, value in knn.history[-1:]]
-    measured = [(name, accuracy) for name, accuracy in rows if accuracy is not None]
-    if measured:
-        # Of a checkpoint of an earlier version only the setting is known.
-        print(f"kNN accuracy (k = {knn.neighbours or knn.k})")
-    for name, accuracy in measured:
-        print(f"  {name:<18} {accuracy:5.1f} %")
+    # Of a checkpoint of an earlier version only the setting of the neighbours is known.
+    tables = {
+        f"kNN accuracy (k = {knn.neighbours or knn.k})": ([("raw pixels", knn.pixels)], knn.untrained, knn.history),
+        "linear probe": ([], knn.untrained_probe, knn.probed),
+    }
+    for title, (rows, untrained, history) in tables.items():
+        rows += [("untrained encoder", untrained)]
+        rows += [(f"{'after' if epoch <= whole else 'in'} epoch {epoch}", value) for epoch, value in history[-1:]]
+        measured = [f"  {name:<18} {accuracy:5.1f} %" for name, accuracy in rows if accuracy is not None]
+        if measured:
+            print("\n".join([title, *measured]))
     saved = cli.checkpoint.path if cli.checkpoint.enabled else None
     profiler: Any = cli.trainer.profiler  # type: ignore[attr-defined]
     profile = profiler.filename and Path(profiler.dirpath) / f"fit-{profiler.filename}.txt"

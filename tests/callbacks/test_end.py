@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 
 from amcl_fast.callbacks import End, EpochSummary, OnlineKNN, ProgressBar
+from amcl_fast.callbacks.knn import _Accuracies
 from amcl_fast.callbacks.progress import clock as shown
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.running import Stop, fit
@@ -45,7 +46,7 @@ class SlowKNN(OnlineKNN):
 
     def _accuracies(self, *_):
         self.clock.now += 30
-        return [50.0]
+        return _Accuracies([50.0], None)
 
 
 class Seen(L.Callback):

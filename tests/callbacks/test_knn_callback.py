@@ -6,7 +6,7 @@ import torch
 
 from amcl_fast.callbacks import Checkpoint, Interrupted, MetricsFile, OnlineKNN, SaveOnSignal
 from amcl_fast.distributed import ElsewhereError
-from amcl_fast.evaluate import encode, knn_accuracy, pixel_features
+from amcl_fast.evaluate import ShuffledFeatures, encode, knn_accuracy, linear_probe, pixel_features
 from tests.helpers.fake_data import FakeDataModule
 from tests.helpers.processes import end_group, spawn, start
 from tests.helpers.running import Stop, fit, method
@@ -30,8 +30,10 @@ def test_measures_baselines_once_and_the_encoder_at_its_epochs(tmp_path):
 
 
 def test_training_goes_on_as_if_it_had_not_been_measured(tmp_path):
-    measured = fit(tmp_path / "a", extra=[OnlineKNN()]).lightning_module
+    measured = fit(tmp_path / "a", extra=[OnlineKNN(probe_epochs=2)]).lightning_module
+    drawn = torch.get_rng_state()
     plain = fit(tmp_path / "b").lightning_module
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert measured.backbone.training
     for name, value in plain.state_dict().items():
         assert torch.equal(measured.state_dict()[name], value), name
@@ -39,11 +41,33 @@ def test_training_goes_on_as_if_it_had_not_been_measured(tmp_path):
 
 def test_history_survives_a_resume(tmp_path):
     with pytest.raises(Stop):
-        fit(tmp_path, extra=[OnlineKNN(), Stop.at(6)])
-    knn = OnlineKNN()
+        fit(tmp_path, extra=[OnlineKNN(probe_epochs=1), Stop.at(6)])
+    knn, whole = OnlineKNN(probe_epochs=1), OnlineKNN(probe_epochs=1)
     fit(tmp_path, extra=[knn], ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
     assert [epoch for epoch, _ in knn.history] == [1, 2]
     assert knn.pixels is not None and knn.untrained is not None
+    fit(tmp_path / "whole", extra=[whole])
+    assert (knn.history, knn.probed, knn.untrained_probe) == (whole.history, whole.probed, whole.untrained_probe)
+
+
+def test_the_probe_is_that_of_the_features_after_every_epoch(tmp_path):
+    knn = OnlineKNN(probe_epochs=5)
+    trainer = fit(tmp_path, extra=[knn], logger=MetricsFile(tmp_path))
+    assert [epoch for epoch, _ in knn.probed] == [1, 2]
+
+    def accuracy(backbone):
+        bank, queries = (encode(backbone, loader, "cpu") for loader in FakeDataModule().features_loaders())
+        found = linear_probe(ShuffledFeatures(*bank, 256), *queries, num_classes=2, epochs=5, batch_size=256)
+        return max(found.top1)
+
+    expected = accuracy(method().backbone), accuracy(trainer.lightning_module.backbone)
+    assert (knn.untrained_probe, knn.probed[-1][1]) == expected
+    columns, *rows = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
+    told = [row[columns.index("probe/accuracy")] for row in rows if row[columns.index("probe/accuracy")]]
+    assert [float(value) for value in told] == [knn.untrained_probe, *(value for _, value in knn.probed)]
+    # Another length of the training: what was measured at its end does not count twice.
+    fit(tmp_path, extra=[knn], ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), max_epochs=3)
+    assert [epoch for epoch, _ in knn.probed] == [epoch for epoch, _ in knn.history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("stop", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 12}, {"max_steps": 10}])
@@ -202,7 +226,12 @@ def test_a_run_of_an_earlier_version_measured_all_images(tmp_path, capsys):
     assert knn.before == [{"epoch": 1, "bank": 20, "queries": 10}]
 
 
-@pytest.mark.parametrize("name", ["bank", "queries", "every_n_epochs", "k", "temperature"])
+def test_a_probe_without_knn_is_refused():
+    with pytest.raises(ValueError, match=r"^knn.probe_epochs must be 0 where knn.bank is 0, got 3$"):
+        OnlineKNN(bank=0, probe_epochs=3)
+
+
+@pytest.mark.parametrize("name", ["bank", "queries", "every_n_epochs", "k", "temperature", "probe_epochs"])
 def test_settings_out_of_range_are_named(name):
     with pytest.raises(ValueError, match=rf"knn.{name} .*-1"):
         OnlineKNN(**{name: -1})
@@ -255,7 +284,7 @@ def two_processes(rank, port, folder):
     assert knn.sampled == {"bank": 20, "queries": 10} and len(knn.history) == 1
 
     # The same in both, and what one process finds.
-    knn = OnlineKNN(k=5)
+    knn = OnlineKNN(k=5, probe_epochs=2)
     trainer = fit(folder / "plain", data=Batches(), extra=[knn], **settings)
     whole = FakeDataModule().features_loaders()
     expected = [
@@ -268,6 +297,9 @@ def two_processes(rank, port, folder):
     ]
     assert [knn.pixels, knn.untrained, knn.history[-1][1]] == expected and len(knn.history) == 2
     assert knn.neighbours == 5 and knn.sampled == {"bank": 20, "queries": 10}
+    bank, queries = (encode(trainer.lightning_module.backbone, loader, "cpu") for loader in whole)
+    alone = linear_probe(ShuffledFeatures(*bank, 256), *queries, num_classes=2, epochs=2, batch_size=256)
+    assert knn.probed[-1] == (2, max(alone.top1))
 
     # A signal that one process gets in the kNN of the first epoch; 15 batches were measured before training.
     def stop(number):
