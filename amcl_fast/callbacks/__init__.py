@@ -8,7 +8,7 @@ with extras_named("amcl_fast.callbacks"):
     from .exact_resume import ExactResume, OpenRun
     from .guard import Guard, NonFiniteError
     from .knn import OnlineKNN
-    from .metrics import EventsFile, MetricsFile
+    from .metrics import EventsFile, LastStep, MetricsFile
     from .progress import End, EpochSummary, ProgressBar
     from .signals import Interrupted, SaveOnSignal, StopSignals
     from .skipped import SkippedFiles
@@ -22,6 +22,7 @@ __all__ = [
     "ExactResume",
     "Guard",
     "Interrupted",
+    "LastStep",
     "LocalCheckpointIO",
     "MetricsFile",
     "NonFiniteError",

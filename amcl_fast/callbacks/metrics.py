@@ -21,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..runs.directory import RunDirectory
 from ..runs.files import Unwritten, append_whole, flush_to_disk, write_file
+from .throughput import Throughput
 
 Row = dict[str, Any]
 
@@ -89,8 +90,9 @@ class _RunLogger(Logger):
 
 
 class MetricsFile(_RunLogger):
-    """Appends one row per logged step to `metrics.csv`; columns are `step` and every metric seen so far.
+    """Keeps one row per logged step in `metrics.csv`; columns are `step` and every metric seen so far.
 
+    What is logged of a step is in the file at once: more of the step that was logged last is written over its row.
     Lightning's CSVLogger deletes what an earlier run wrote, and holds rows back.
 
     Args:
@@ -108,6 +110,8 @@ class MetricsFile(_RunLogger):
         self._resume_step = resume_step
         self._columns: list[str] | None = None  # of the file; None: not known yet
         self._waiting: list[Row] = []
+        self._row: Row = {}  # the last one of the file
+        self._length, self._end = 0, 0  # its bytes, and those of the whole file
         self._refuse_an_old_file()
 
     @rank_zero_only
@@ -126,14 +130,26 @@ class MetricsFile(_RunLogger):
 
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self._waiting for name in row)
-        if self._columns is not None and names.keys() <= set(self._columns) and self.path.exists():
-            append_whole(self.path, _csv(self._columns, self._waiting))
+        if self._columns is not None and names.keys() <= set(self._columns) and self._is_as_it_was():
+            rows = _merged([self._row, *self._waiting])
+            *before, last = (_csv(self._columns, [row]) for row in rows)
+            content = b"".join([*before, last])
+            append_whole(self.path, content, instead_of=self._length)
+            self._end += len(content) - self._length
         else:
             columns, rows = self._read()
             columns += [name for name in names if name not in columns]
-            write_file(self.path, _csv(columns, [dict(zip(columns, columns, strict=True)), *rows, *self._waiting]))
-            self._columns, self._resume_step = columns, None
+            rows = _merged([*rows, *self._waiting])
+            content = _csv(columns, [dict(zip(columns, columns, strict=True)), *rows])
+            write_file(self.path, content)
+            self._columns, self._resume_step, self._end = columns, None, len(content)
+            last = _csv(columns, rows[-1:])
+        self._row, self._length = rows[-1] if rows else {}, len(last)
         self._waiting = []
+
+    def _is_as_it_was(self) -> bool:
+        """Whether nobody but this logger has written the file."""
+        return self.path.is_file() and self.path.stat().st_size == self._end
 
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and rows of the file so far, without those that are written again after a resume."""
@@ -223,6 +239,44 @@ def log_before_save(trainer: L.Trainer, outputs: Any = None) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, _RunLogger):
                 logger.flush_to_disk()
+
+
+class LastStep(L.Callback):
+    """Logs the last step of a training, where it is none that is logged anyway, with the number of all steps.
+
+    A run of fewer steps than `log_every_n_steps` has its metrics, too. As what is measured because training ends, the
+    row is of the step after the last, and leaves no trace where the training goes on.
+
+    It must come before `Report`, which draws what is logged.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._first or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            return
+        found = (callback.recent for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+        metrics = {**pl_module.step_metrics(), **next(found, {})}  # type: ignore[operator]
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+
+
+def _merged(rows: Sequence[Row]) -> list[Row]:
+    """Rows that follow each other and are of the same step as one, with what was logged of it last."""
+    merged: list[Row] = []
+    for row in rows:
+        if not row:
+            continue
+        if merged and None not in (row["step"], merged[-1]["step"]) and str(row["step"]) == str(merged[-1]["step"]):
+            merged[-1] = {**merged[-1], **{name: value for name, value in row.items() if value != ""}}
+        else:
+            merged.append(row)
+    return merged
 
 
 def _csv(columns: list[str], rows: Sequence[Row]) -> bytes:

@@ -102,9 +102,9 @@ class End(L.Callback):
 class EpochSummary(End):
     """Prints epoch, last logged loss, kNN, images per second, share of waiting, the estimate of the end and duration.
 
-    One line per epoch, for output that is not a terminal. All of it is of this epoch, loss and kNN are left out where
-    none was logged or measured in it. Images per second and waiting are `Throughput`'s of the whole epoch. The line of
-    an epoch in which training stops names the step.
+    One line per epoch, for output that is not a terminal. All of it is of this epoch: the loss is that of its last step
+    where none was logged in it, kNN is left out where it was not measured. Images per second and waiting are
+    `Throughput`'s of the whole epoch. The line of an epoch in which training stops names the step.
     """
 
     def __init__(self) -> None:
@@ -131,8 +131,8 @@ class EpochSummary(End):
             "wait_share": "waiting {:.0%}",
         }
         metrics: dict[str, Any] = _of_this_epoch(trainer)
-        if self._logged is not None:
-            metrics |= {name: value for name, value in trainer.callback_metrics.items() if name == "loss"}
+        logged: Any = trainer.callback_metrics if self._logged is not None else pl_module.step_metrics()  # type: ignore[operator]
+        metrics["loss"] = logged["loss"]
         metrics |= _measured(trainer)
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started

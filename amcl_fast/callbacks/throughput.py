@@ -37,15 +37,17 @@ class Throughput(L.Callback):
     Attributes:
         epoch: the same two figures of this epoch, up to its last batch so far, whether or not they were logged; {}
             before that.
+        recent: those of the steps since they were last logged, or that were logged with this batch.
     """
 
     def __init__(self) -> None:
         self.epoch: dict[str, float] = {}
+        self.recent: dict[str, float] = {}
         self._since: _Span | None = None
         self._whole: _Span | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since, self._whole, self.epoch = None, None, {}
+        self._since, self._whole, self.epoch, self.recent = None, None, {}, {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # What happens between epochs (kNN, checkpoints) is not training.
@@ -64,12 +66,11 @@ class Throughput(L.Callback):
             return
         self._since.images += len(batch[1])
         self._whole.images += len(batch[1])
-        self.epoch = self._whole.rates(trainer)
+        self.epoch, self.recent = self._whole.rates(trainer), self._since.rates(trainer)
         if at_logging_step(trainer):
-            rates = self._since.rates(trainer)
-            if rates:
-                pl_module.log("images_per_second", rates["images_per_second"], prog_bar=True)
-                pl_module.log("wait_share", rates["wait_share"])
+            if self.recent:
+                pl_module.log("images_per_second", self.recent["images_per_second"], prog_bar=True)
+                pl_module.log("wait_share", self.recent["wait_share"])
             self._since = self._from_now(trainer)
 
     @staticmethod

@@ -18,7 +18,7 @@ from ..models.modes import floating_dtype, untracked
 from ..models.sizes import check_sizes
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
 from .pairs import Pairs
-from .trainer import NonFiniteError, at_logging_step, stepped
+from .trainer import NonFiniteError, at_logging_step, logs_next_step, stepped
 from .views import Images, by_size, targets_of
 
 Batch = tuple[Sequence[Tensor], Tensor]
@@ -87,6 +87,7 @@ class Method(L.LightningModule):
         self.encode_views = self.compiled(self.embed)
         self._lr = optimizer.lr
         self._losses: list[dict[str, Tensor]] = []  # of the batches of an optimiser step, with their parts
+        self._step_is_over = False
         self._gradient_norm: Tensor | None = None
         self._logged_step: int | None = None
 
@@ -197,6 +198,7 @@ class Method(L.LightningModule):
     def on_train_start(self) -> None:
         # Of a training before that was broken off within a step.
         self._losses.clear()
+        self._step_is_over = False
         self._gradient_norm = self._logged_step = None
         rank, processes = world()
         if processes > 1:
@@ -209,13 +211,15 @@ class Method(L.LightningModule):
             loss = self.loss_of_views(batch[0])
         except NonFiniteInputError as error:
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
+        if self._step_is_over:
+            self._losses.clear()
+            self._step_is_over = False
         self._losses.append({"loss": loss.detach(), **self.parts})
         return loss
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         self.log_step()
-        if stepped(self.trainer):
-            self._losses.clear()
+        self._step_is_over = stepped(self.trainer)
         if self.trainer.should_stop and not at_logging_step(self.trainer):
             # Lightning would log the values of an earlier step once more.
             for metric in self.trainer._results.values():  # type: ignore[union-attr]
@@ -226,15 +230,23 @@ class Method(L.LightningModule):
 
         The loss and its parts are means over the batches of the step (`accumulate_grad_batches`); Lightning hands on
         each one's divided by their number. The criterion's `last_stats` are those of the last batch.
+
+        Beside them is `gradient_norm`, of the whole gradient before it is clipped.
         """
         # Lightning's `log` costs as much as a small model's step and copies to the host: only when it is due.
         if at_logging_step(self.trainer) and self._logged_step != self.trainer.global_step:
             self._logged_step = self.trainer.global_step
-            means = {name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]}
-            self.log("loss", means.pop("loss"), prog_bar=True)
-            self.log_dict({"lr": self._lr, **means, **self.criterion.last_stats})  # type: ignore[dict-item, arg-type]
-            if self._gradient_norm is not None:
-                self.log("gradient_norm", self._gradient_norm)
+            metrics = self.step_metrics()
+            self.log("loss", metrics.pop("loss"), prog_bar=True)
+            self.log_dict(metrics)
+
+    def step_metrics(self) -> dict[str, Any]:
+        """Metrics of the optimiser step that was just done, as `log_step` logs them: name to number or 0-dim tensor."""
+        metrics = {name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]}
+        metrics = {"loss": metrics.pop("loss"), "lr": self._lr, **metrics, **self.criterion.last_stats}  # type: ignore[dict-item]
+        if self._gradient_norm is not None:
+            metrics["gradient_norm"] = self._gradient_norm
+        return metrics
 
     def configure_gradient_clipping(
         self,
@@ -244,12 +256,24 @@ class Method(L.LightningModule):
     ) -> None:
         # Lightning refuses to clip beside a fused optimiser under any mixed precision; only a gradient scaler is in
         # the way.
+        by_norm = bool(gradient_clip_val) and not self._scales_gradients and gradient_clip_algorithm != "value"
+        if not by_norm:
+            # Of a step that is not logged it is not asked for: it reads every gradient once more.
+            due = logs_next_step(self.trainer)
+            self._gradient_norm = self._norm_of_gradients(optimizer) if due else None
         if self._scales_gradients or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val, foreach=True)
         else:
             self._gradient_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+
+    def _norm_of_gradients(self, optimizer: Optimizer) -> Tensor:
+        gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._scales_gradients and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / self.trainer.precision_plugin.scaler.get_scale()  # such an optimiser takes it out itself
+        return norm
 
     @property
     def _scales_gradients(self) -> bool:

@@ -37,6 +37,14 @@ def at_logging_step(trainer: L.Trainer) -> bool:
     return stepped(trainer) and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
+def logs_next_step(trainer: L.Trainer) -> bool:
+    """Whether metrics are due after the optimiser step that this batch ends: at a logging step, and at the last."""
+    step = trainer.global_step + 1
+    last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs  # type: ignore[operator]
+    last = step == trainer.max_steps or (trainer.is_last_batch and last_epoch)
+    return last or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
 def at_step_boundary(trainer: L.Trainer) -> bool:
     """Whether a checkpoint may be taken after this batch: its optimiser step is done, its epoch goes on.
 

@@ -26,6 +26,7 @@ from ..callbacks import (
     EventsFile,
     ExactResume,
     Guard,
+    LastStep,
     MetricsFile,
     OnlineKNN,
     OpenRun,
@@ -359,7 +360,7 @@ class PretrainCLI(CLIOfGiven):
         self._parts.set_up_callbacks(callbacks, self.datamodule.batch_size)
         # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
         # which may find the first of them.
-        begin = [ExactResume(), self.opening, SkippedFiles()]
+        begin = [ExactResume(), self.opening, SkippedFiles(), LastStep()]
         config["callbacks"] = [*begin, *self._parts.callbacks, *self.given.callbacks]
         end = End()
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]

@@ -32,6 +32,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # the last step is logged
     warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
 
 

@@ -280,30 +280,45 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def append_whole(path: Path, content: bytes) -> None:
+def append_whole(path: Path, content: bytes, *, instead_of: int = 0) -> None:
     """Append to a file, which is made if there is none, all of the content or nothing.
 
+    Args:
+        path: of a file that nobody else writes.
+        content: what it will end with.
+        instead_of: so many of its last bytes are replaced, in one write where the system can.
+
     Raises:
-        OSError: it cannot be written, or a link lies there. The file ends where it did.
+        OSError: it cannot be written, or a link lies there. The file ends as it did.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP or not path.is_symlink():
             raise
         raise OSError(error.errno, "a link lies there and is not followed: remove it", str(path)) from None
     try:
         end = os.fstat(descriptor).st_size
-        rest = memoryview(content)
+        begin = max(end - instead_of, 0)
+        before = os.pread(descriptor, end - begin, begin)
         try:
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            _write_at(descriptor, content, begin)
+            if begin + len(content) < end:
+                os.ftruncate(descriptor, begin + len(content))
         except OSError as error:
             with suppress(OSError):
+                _write_at(descriptor, before, begin)
                 os.ftruncate(descriptor, end)
             raise named(error, path) from None
     finally:
         os.close(descriptor)
+
+
+def _write_at(descriptor: int, content: bytes, begin: int) -> None:
+    rest = memoryview(content)
+    while rest:
+        count = os.pwrite(descriptor, rest, begin)
+        rest, begin = rest[count:], begin + count
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,9 +1,10 @@
+import csv
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile, OnlineKNN
+from amcl_fast.callbacks import Checkpoint, EventsFile, LastStep, MetricsFile, OnlineKNN, Throughput
 from tests.helpers import forks
 from tests.helpers.command_line import environment
 from tests.helpers.disk import no_room
@@ -57,7 +58,56 @@ def test_the_same_metrics_of_a_step_are_logged_once(tmp_path):
     log = MetricsFile(tmp_path)
     for metrics in ({"loss": float("nan")}, {"loss": float("nan")}, {"loss": 1.0}):
         log.log_metrics(metrics, step=1)
-    assert lines(tmp_path) == ["step,loss", "1,nan", "1,1.0"]
+    assert lines(tmp_path) == ["step,loss", "1,1.0"]
+
+
+def test_a_step_has_one_row_whatever_is_logged_of_it(tmp_path):
+    """Of a file of an earlier version too, whose steps have several; of none what the resume writes again."""
+    (tmp_path / "metrics.csv").write_text("step,loss,knn\n1,9.0,\n1,,40.0\n2,8.0,\n")
+    log = MetricsFile(tmp_path, resume_step=2)
+    logged = [(2, {"loss": 0.5}), (2, {"knn": 5.0}), (3, {"loss": 0.25}), (3, {"tau": 1.0}), (3, {"knn": 7.0})]
+    for step, metrics in logged:
+        log.log_metrics(metrics, step=step)
+        assert lines(tmp_path)[-1].startswith(f"{step},")  # at once
+    expected = ["step,loss,knn,tau", "1,9.0,40.0,", "2,0.5,5.0,", "3,0.25,7.0,1.0"]
+    assert lines(tmp_path) == expected
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4,of somebody else,,\n")
+    log.log_metrics({"loss": 0.125}, step=5)
+    assert lines(tmp_path) == [*expected, "4,of somebody else,,", "5,0.125,,"]
+
+
+def test_what_is_added_to_a_row_does_not_depend_on_how_many_there_are(tmp_path, monkeypatch):
+    log = MetricsFile(tmp_path)
+    log.log_metrics({"loss": 1.0, "knn": 1.0}, step=0)
+    monkeypatch.setattr("amcl_fast.callbacks.metrics.write_file", None)  # the whole file, once more
+    for step in range(1, 500):
+        log.log_metrics({"loss": float(step)}, step=step)
+        log.log_metrics({"knn": float(step)}, step=step)
+    assert lines(tmp_path)[1:] == [f"{step},{float(step or 1)},{float(step or 1)}" for step in range(500)]
+
+
+def test_a_run_of_fewer_steps_than_the_interval_has_its_metrics(tmp_path):
+    """With the number of all steps, as what is measured at the end; the gradient's norm is there, clipped or not."""
+    norms = []
+    for clip in (None, 1e9):
+        folder = tmp_path / str(clip)
+        loggers = [MetricsFile(folder), EventsFile(folder)]
+        folder.mkdir()
+        settings = {"max_steps": 3, "log_every_n_steps": 50, "gradient_clip_val": clip}
+        fit(folder, logger=loggers, extra=[LastStep(), Throughput(), OnlineKNN(every_n_epochs=5)], **settings)
+        rows = list(csv.DictReader(lines(folder)))
+        assert [row["step"] for row in rows] == ["0", "3"]
+        assert all(rows[1][name] for name in ("loss", "lr", "tau_positive_mean", "images_per_second", "knn"))
+        assert scalars(folder, "loss") == [(3, pytest.approx(float(rows[1]["loss"])))]
+        norms.append(float(rows[1]["gradient_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0
+    path = tmp_path / "None" / "checkpoints" / "last.ckpt"
+    log = MetricsFile(tmp_path / "None", resume_step=3)
+    settings = {"max_steps": 4, "log_every_n_steps": 4}
+    fit(tmp_path / "None", logger=log, extra=[LastStep(), Throughput()], ckpt_path=path, **settings)
+    rows = list(csv.DictReader(lines(tmp_path / "None")))
+    assert [row["step"] for row in rows] == ["0", "3"] and rows[1]["epoch"]  # that of the logged fourth step
 
 
 @pytest.mark.parametrize("kind", [MetricsFile, EventsFile])
@@ -122,4 +172,5 @@ def test_a_kill_between_a_save_and_its_log_loses_no_row(tmp_path, whole, step):
     fit(tmp_path, checkpoint=Checkpoint(every_n_steps=1), logger=log, log_every_n_steps=1, ckpt_path=path,
         extra=[OnlineKNN()])  # fmt: skip
     assert lines(tmp_path) == whole
-    assert sum(",loss" in line for line in whole) == 1 and len(whole) == 1 + 1 + 8 + 2
+    assert sum(",loss" in line for line in whole) == 1
+    assert [line.split(",")[0] for line in whole[1:]] == list("01234567")
