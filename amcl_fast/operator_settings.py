@@ -5,12 +5,13 @@ All of it may be traced by torch.compile, which takes numbers for symbols with d
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-NEGATIVES = ("topk_mean", "topk_softmax", "softmax")
+Negatives = Literal["topk_mean", "topk_softmax", "softmax"]
+NEGATIVES: tuple[str, ...] = get_args(Negatives)
 
 
 def contrast(

@@ -1,7 +1,7 @@
 """The adaptive temperature of AMCL: one small MLP φ shared by all heads (paper, Section 3.2)."""
 
 import math
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from .operator_settings import are_numbers
 from .rows import unit
 
-SCORES = ("dot", "cosine")
-PRECISIONS = ("auto", "float32", "tf32")
+Score = Literal["dot", "cosine"]
+Precision = Literal["auto", "float32", "tf32"]
+SCORES: tuple[str, ...] = get_args(Score)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 # Of any τ: it must be a number of float32, in which most losses are evaluated, and so must 1/τ², a slope of theirs.
 SMALLEST_TAU, LARGEST_FLOAT32 = 1e-18, torch.finfo(torch.float32).max
@@ -54,7 +56,7 @@ class AdaptiveTemperature(nn.Module):
         ValueError, TypeError: an argument outside what is accepted.
     """
 
-    precision = "auto"  # of modules that were pickled before there was one
+    precision: Precision = "auto"  # of modules that were pickled before there was one
 
     def __init__(
         self,
@@ -62,11 +64,11 @@ class AdaptiveTemperature(nn.Module):
         hidden_dim: int = 128,
         tau_min: float = 1e-5,
         tau_max: float = 2.0,
-        score: str = "dot",
+        score: Score = "dot",
         *,
         scale: float = 4.0,
         offset: float = 0.0,
-        precision: str = "auto",
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):

@@ -25,27 +25,35 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 NOTE = "_native_missing.txt"
 PROGRAM = """
+from typing import assert_type
+
 from torch import Tensor
 
 import amcl_fast
-from amcl_fast import AdaptiveTemperature, SimCLRLoss, ops
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, ops
 from amcl_fast.benchmarks import timing
 from amcl_fast.kernels import dense
 from amcl_fast.methods import Method, SimCLR
 
-criterion = SimCLRLoss(AdaptiveTemperature(64), top_k=10)
+criterion = SimCLRLoss(AdaptiveTemperature(64, score="cosine", precision="tf32"), negatives="topk_softmax", top_k=10)
 
 
-def step(z1: Tensor, z2: Tensor) -> Tensor:
-    loss: Tensor = criterion(z1, z2)
-    return loss
+def step(z1: Tensor, z2: Tensor, queue: Tensor) -> Tensor:
+    assert_type(MoCoLoss(0.1, backend="native")(z1, z2, queue), Tensor)
+    assert_type(SimSiamLoss()(z1, z2, z1, z2), Tensor)
+    assert_type(BarlowTwinsLoss()(z1, z2), Tensor)
+    return assert_type(criterion(z1, z2), Tensor)
 
 
 def method(loss: amcl_fast.losses.SimCLRLoss) -> Method:
     return SimCLR(loss)
 
 
-SimCLRLoss(temperature="0.1")
+SimCLRLoss(temperature="0.1")  # wrong: "temperature" to "SimCLRLoss"
+SimCLRLoss(0.1, negatives="hard")  # wrong: "negatives" to "SimCLRLoss"
+MoCoLoss.recommended(64, backend="cuda")  # wrong: "backend" to "recommended" of "MoCoLoss"
+AdaptiveTemperature(64, score="euclidean")  # wrong: "score" to "AdaptiveTemperature"
+AdaptiveTemperature(64, precision="half")  # wrong: "precision" to "AdaptiveTemperature"
 """
 EMPTY_MODULE = "#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_native, module) {}\n"
 # Folders of the top level that are installed as packages inside amcl_fast.
@@ -121,15 +129,17 @@ def types_of_others(pytestconfig) -> Iterator[Path]:
 
 
 def check_types_of_a_program(python: Path, folder: Path, cache: Path) -> None:
-    """mypy finds the package and its types, and so the one mistake in PROGRAM."""
+    """mypy finds the package and its types, and so the mistakes in PROGRAM and no others."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, "--python-executable", python, program]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    mistake, verdict = result.stdout.splitlines()
-    line = len(PROGRAM.splitlines())
-    assert mistake.startswith(f'program.py:{line}: error: Argument "temperature" to "SimCLRLoss"')
-    assert verdict.startswith("Found 1 error")
+    *found, verdict = result.stdout.splitlines()
+    numbered = enumerate(PROGRAM.splitlines(), 1)
+    wrong = [(line, text.partition("# wrong: ")[2]) for line, text in numbered if "# wrong: " in text]
+    assert len(found) == len(wrong) and verdict.startswith(f"Found {len(wrong)} errors")
+    for mistake, (line, argument) in zip(found, wrong, strict=True):
+        assert mistake.startswith(f"program.py:{line}: error: Argument {argument} has incompatible type")
 
 
 def build_only(source: Path, file: str, text: str) -> None:

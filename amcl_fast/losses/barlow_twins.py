@@ -1,13 +1,14 @@
 """Barlow Twins' loss."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..distributed import gather_rows, row_counts, world
+from ..ops.backends import BackendName
 from ..rows import at_least_float32, bounded, standardised
 from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import Loss, full_precision
@@ -38,7 +39,7 @@ class BarlowTwinsLoss(Loss):
         lambd: float = 5e-3,
         beta: float = 1e-6,
         gather: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__(temperature, backend)
         # Slopes hold 1/τ³, which must be a number of float32.
@@ -49,7 +50,7 @@ class BarlowTwinsLoss(Loss):
         self.gather = bool(gather)
 
     @classmethod
-    def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def recommended(cls, dim: int, *, gather: bool = False, backend: BackendName = "auto") -> Self:
         """AMCL whose temperatures stay inside their range: τ from 0.8 to 1.25 by a bounded score.
 
         No adaptive setting was found that beats the baseline, `BarlowTwinsLoss()` (docs/frameworks.md): this is the
@@ -62,12 +63,16 @@ class BarlowTwinsLoss(Loss):
         return cls(cosine_temperature(dim, 0.8, 1.25), gather=gather, backend=backend)
 
     @classmethod
-    def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def released(cls, dim: int, *, gather: bool = False, backend: BackendName = "auto") -> Self:
         """AMCL as its authors released it. At their size every τ starts at τ_min, and the loss near 1e13.
 
         Args: as `recommended`.
         """
         return cls(AdaptiveTemperature(dim), gather=gather, backend=backend)
+
+    if TYPE_CHECKING:  # a call of nn.Module is untyped
+
+        def __call__(self, z1: Tensor, z2: Tensor) -> Tensor: ...
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.backends import BackendName
 from ..ops.phi import phi
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32
@@ -27,7 +28,7 @@ class Shape(NamedTuple):
 class Loss(nn.Module):
     """Temperature, backend and statistics, shared by the four losses."""
 
-    def __init__(self, temperature: float | AdaptiveTemperature, backend: str) -> None:
+    def __init__(self, temperature: float | AdaptiveTemperature, backend: BackendName) -> None:
         super().__init__()
         if backend not in ops.BACKENDS:
             raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import operator_settings, ops
+from ..operator_settings import Negatives
+from ..ops.backends import BackendName
 from ..reference import Stats
 from ..rows import Prepared
 from ..temperature import AdaptiveTemperature
@@ -17,11 +19,11 @@ class Contrast(Loss):
     def __init__(
         self,
         temperature: float | AdaptiveTemperature,
-        negatives: str,
+        negatives: Negatives,
         top_k: int | None,
         beta: float,
         include_positive: bool,
-        backend: str,
+        backend: BackendName,
     ) -> None:
         super().__init__(temperature, backend)
         operator_settings.selection(negatives, top_k)

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..operator_settings import Negatives
+from ..ops.backends import BackendName
 from ..rows import Prepared, at_least_float32
 from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import full_precision
@@ -32,16 +34,16 @@ class MoCoLoss(Contrast):
         self,
         temperature: float | AdaptiveTemperature,
         *,
-        negatives: str = "topk_mean",
+        negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
         beta: float = 1e-4,
         include_positive: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
 
     @classmethod
-    def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
+    def recommended(cls, dim: int, *, backend: BackendName = "auto") -> Self:
         """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, the whole queue, and the positive.
 
         Best with a head that ends with BatchNorm. Without, MoCo's rows stay in a narrow cone for hundreds of steps,
@@ -55,12 +57,16 @@ class MoCoLoss(Contrast):
         return cls(cosine_temperature(dim, 0.1, 1.0), negatives="softmax", include_positive=True, backend=backend)
 
     @classmethod
-    def released(cls, dim: int, *, backend: str = "auto") -> Self:
+    def released(cls, dim: int, *, backend: BackendName = "auto") -> Self:
         """AMCL as its authors released it: the class's defaults. Its τ all go to τ_min within the first steps.
 
         Args: as `recommended`.
         """
         return cls(AdaptiveTemperature(dim), backend=backend)
+
+    if TYPE_CHECKING:  # a call of nn.Module is untyped
+
+        def __call__(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor: ...
 
     def forward(self, q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
         """Loss of queries q and keys k, (N, C, d) or (N, d), against a queue (C, d, K) or (d, K).

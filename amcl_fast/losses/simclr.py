@@ -1,13 +1,15 @@
 """SimCLR's loss, with NT-Xent and DCL among its constant temperatures."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..distributed import gather_rows, row_counts, world
+from ..operator_settings import Negatives
+from ..ops.backends import BackendName
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32
 from ..temperature import AdaptiveTemperature, cosine_temperature
@@ -47,18 +49,18 @@ class SimCLRLoss(Contrast):
         self,
         temperature: float | AdaptiveTemperature,
         *,
-        negatives: str = "topk_mean",
+        negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
         beta: float = 1e-4,
         include_positive: bool = False,
         gather: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__(temperature, negatives, top_k, beta, include_positive, backend)
         self.gather = bool(gather)
 
     @classmethod
-    def recommended(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def recommended(cls, dim: int, *, gather: bool = False, backend: BackendName = "auto") -> Self:
         """AMCL that trains from scratch: τ from 0.1 to 1 by a bounded score, all negatives, and the positive.
 
         Heads with and without BatchNorm, SGD and AdamW, batches from 64 to 512, and up to 1024 with the same range but
@@ -77,12 +79,16 @@ class SimCLRLoss(Contrast):
         )
 
     @classmethod
-    def released(cls, dim: int, *, gather: bool = False, backend: str = "auto") -> Self:
+    def released(cls, dim: int, *, gather: bool = False, backend: BackendName = "auto") -> Self:
         """AMCL as its authors released it: the class's defaults. Its τ all go to τ_min within the first steps.
 
         Args: as `recommended`.
         """
         return cls(AdaptiveTemperature(dim), gather=gather, backend=backend)
+
+    if TYPE_CHECKING:  # a call of nn.Module is untyped
+
+        def __call__(self, z1: Tensor, z2: Tensor) -> Tensor: ...
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of projections z1, z2 (N, C, d) or (N, d) of two views; N ≥ 2 over all processes."""

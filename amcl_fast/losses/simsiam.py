@@ -1,11 +1,12 @@
 """SimSiam's loss."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from .. import ops
+from ..ops.backends import BackendName
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32, unit
 from ..temperature import AdaptiveTemperature, cosine_temperature
@@ -27,13 +28,13 @@ class SimSiamLoss(Loss):
     """
 
     def __init__(
-        self, temperature: float | AdaptiveTemperature = 1.0, *, beta: float = 1e-4, backend: str = "auto"
+        self, temperature: float | AdaptiveTemperature = 1.0, *, beta: float = 1e-4, backend: BackendName = "auto"
     ) -> None:
         super().__init__(temperature, backend)
         self.beta = number("beta", beta)
 
     @classmethod
-    def recommended(cls, dim: int, *, backend: str = "auto") -> Self:
+    def recommended(cls, dim: int, *, backend: BackendName = "auto") -> Self:
         """AMCL whose temperatures stay inside their range: the exact likelihood, β = 1, and τ around 1/d.
 
         −s/(2τ) + β·Ω(τ) is least at τ = (2β − s)/(β·d). It is not shown to beat the baseline, `SimSiamLoss()`: over
@@ -46,12 +47,16 @@ class SimSiamLoss(Loss):
         return cls(cosine_temperature(dim, 0.256, 2.56, per_width=True), beta=1.0, backend=backend)
 
     @classmethod
-    def released(cls, dim: int, *, backend: str = "auto") -> Self:
+    def released(cls, dim: int, *, backend: BackendName = "auto") -> Self:
         """AMCL as its authors released it: β = 1e-4. Its τ all go to τ_min within the first steps.
 
         Args: as `recommended`.
         """
         return cls(AdaptiveTemperature(dim), backend=backend)
+
+    if TYPE_CHECKING:  # a call of nn.Module is untyped
+
+        def __call__(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor: ...
 
     def forward(self, p1: Tensor, z2: Tensor, p2: Tensor, z1: Tensor) -> Tensor:
         """Loss of predictions p1, p2 and projections z1, z2 of the two views, (N, C, d) or (N, d)."""

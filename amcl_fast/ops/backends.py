@@ -1,12 +1,15 @@
 """The backends of the operators: module, status, device and dtypes of each, in one table."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from .. import capabilities, reference
 from ..capabilities import Status
+
+BackendName = Literal["auto", "triton", "native", "reference"]
+NAMES: tuple[str, ...] = get_args(BackendName)
 
 
 class Backend(NamedTuple):

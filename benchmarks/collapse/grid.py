@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from amcl_fast import AdaptiveTemperature, MoCoLoss, SimCLRLoss
+from amcl_fast.operator_settings import Negatives
+from amcl_fast.ops.backends import BackendName
 
 DIM = 128
 QUEUE = 4096
@@ -28,7 +30,7 @@ class Loss:
     """
 
     tau: float | tuple[float, float] | None
-    negatives: str = "softmax"
+    negatives: Negatives = "softmax"
     kappa: int | float | None = None
     positive: bool = False
     heads: int = 1
@@ -44,7 +46,7 @@ class Loss:
         wanted = self.kappa if isinstance(self.kappa, int) else max(1, round(self.kappa * available))
         return min(wanted, available), available
 
-    def build(self, batch: int, backend: str) -> SimCLRLoss | MoCoLoss:
+    def build(self, batch: int, backend: BackendName) -> SimCLRLoss | MoCoLoss:
         """The criterion."""
         temperature: float | AdaptiveTemperature
         if isinstance(self.tau, tuple):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amcl_fast import SimCLRLoss
 from amcl_fast.evaluate.knn import knn_accuracy
 from amcl_fast.methods.pairs import normalised_rows
 from amcl_fast.models import (
@@ -22,6 +23,7 @@ from amcl_fast.models import (
     build_backbone,
 )
 from amcl_fast.models.modes import in_mode, untracked
+from amcl_fast.ops.backends import BackendName
 
 from .grid import DIM, HEADS, LOSSES, OPTIMIZERS, QUEUE, Run
 from .pool import normalised, read_pool
@@ -37,7 +39,7 @@ class Study:
 
     pool: str
     device: str
-    backend: str
+    backend: BackendName
     steps: int
     graph: bool
 
@@ -116,7 +118,7 @@ class _Training:
     def _evaluate(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, projections (2N, C, d), keys (C, 2N, d)."""
         projections = self.encoder(images)
-        if self.loss.framework == "simclr":
+        if isinstance(self.criterion, SimCLRLoss):
             return self.criterion(*projections.chunk(2)), projections, normalised_rows(projections)
         with torch.no_grad():
             keys = normalised_rows(self.keys(images))

@@ -23,6 +23,10 @@ def native(monkeypatch):
     return set_to
 
 
+def test_every_backend_has_a_name_that_type_checkers_know():
+    assert ops.BACKENDS == ("auto", *backends.TABLE)
+
+
 @pytest.mark.parametrize("tensor", [CPU32, CPU64])
 def test_auto_prefers_native_on_the_cpu(native, tensor):
     native(YES)
