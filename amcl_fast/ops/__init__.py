@@ -49,7 +49,7 @@ def resolve_widened(backend: str, tensor: Tensor) -> str:
 
 def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     """`resolve`, for operators that get the argument `name` in `dtype`."""
-    if backend not in BACKENDS:  # a tuple, that anything can be compared with
+    if backend not in ("auto", *backends.TABLE):  # a tuple, that anything can be compared with
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "auto":
         first = None if transformed() else _first_that_fits(tensor.device.type, dtype)
