@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 # Squares of what is no larger, and sums of millions of them, are far inside float32; 1e12.
@@ -22,8 +23,13 @@ transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether Python may read a value made of `x`: on other devices it would wait, in compiled code break the graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    """Whether Python may read a value made of `x`: on other devices it would wait, in compiled code break the graph.
+
+    A fake tensor, of a device that it only says it is on, has none.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
+        return False
+    return not isinstance(x, FakeTensor)
 
 
 def bounded(x: Tensor) -> Tensor:
