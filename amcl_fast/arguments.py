@@ -69,7 +69,8 @@ def _declare_pretrain(commands: Any) -> None:
         nargs="?",
         const=LATEST,
         metavar="RUN",
-        help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given)",
+        help="go on with this run directory or checkpoint; alone: the latest run (of --recipe, if given); auto: with "
+        "that of --run_dir, or begin it",
     )
     parser.add_argument(
         "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"

@@ -1,5 +1,6 @@
 """Who has started this process: torchrun, srun, nobody; how several wait and fail, their group without a trainer."""
 
+import json
 import os
 import re
 import time
@@ -13,9 +14,14 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from .distributed import together, world
+from .distributed import ElsewhereError, together, world
 
 _WAITING = timedelta(days=30)
+_MEETING = timedelta(minutes=30)
+"""Within which processes that a launcher has started meet, as torch has it: Python may still be loading in some."""
+_LOOK_SECONDS = 0.1
+_SHELLS = ("bash", "interactive")
+"""Names of jobs in which Lightning starts processes itself."""
 _CTRL_C_SECONDS = 2.0
 """Within which a Ctrl-C has reached all processes: a launcher sends it to one after the other."""
 _LOST = re.compile("Connection (closed|reset|was likely closed)|Broken pipe|remote process exit")
@@ -113,7 +119,7 @@ def _place() -> _Place | None:
         rank=rank(),
         world_size=_number("SLURM_STEP_NUM_TASKS", "srun"),
         local_rank=_number("SLURM_LOCALID", "srun"),
-        local_size=_tasks_here(),
+        local_size=_tasks()[_number("SLURM_NODEID", "srun")],
         address=SLURMEnvironment.resolve_root_node_address(nodes),
         port=_number("MASTER_PORT", "srun") if "MASTER_PORT" in os.environ else port,
         bound=True,
@@ -134,14 +140,99 @@ def _number(name: str, launcher: str) -> int:
     return int(value)
 
 
-def _tasks_here() -> int:
-    """Tasks of this process's step on its machine: of `2(x3),1` those of machine SLURM_NODEID."""
+def _tasks() -> list[int]:
+    """Tasks of this process's step on each machine: of `2(x3),1` 2, 2, 2 and 1."""
     told, machine = _told("SLURM_STEP_TASKS_PER_NODE", "srun"), _number("SLURM_NODEID", "srun")
     found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in told.split(",")]
     counts = [int(match[1]) for match in found if match for _ in range(int(match[2] or 1))]
     if not all(found) or machine >= len(counts):
         raise ValueError(f"SLURM_STEP_TASKS_PER_NODE must tell the tasks of machine {machine}, got {told!r}")
-    return counts[machine]
+    return counts
+
+
+def settle_tasks() -> None:
+    """Have Lightning take a job's tasks that were given by their number alone, as by `srun -n 2`.
+
+    Raises:
+        ValueError: they are not as many on every machine, or nobody has started them.
+    """
+    name, tasks = os.environ.get("SLURM_JOB_NAME"), os.environ.get("SLURM_NTASKS", "1")
+    if tasks == "1" or "SLURM_NTASKS_PER_NODE" in os.environ or name in _SHELLS or _launcher() == "torchrun":
+        return
+    if _launcher() is None:
+        raise ValueError(f"srun must start the processes of a job of {tasks} tasks, got this one alone")
+    counts = _tasks()
+    if len({*counts}) > 1:
+        raise ValueError(f"srun must start as many processes on every machine (--ntasks-per-node), got {counts}")
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(counts[0])
+
+
+_stores: list[Any] = []
+"""Kept: where the first process serves one, its group meets on the same port, which a server that ends gives back late.
+"""
+
+
+def told_by_first(find: Callable[[], str]) -> str:
+    """What the first process of those that a launcher has started finds, in all of them; they are no group yet.
+
+    Raises:
+        ElsewhereError: it has found nothing, and says why.
+        torch.distributed.DistError: the processes do not find each other, or the first one has ended.
+    """
+    place = _place()
+    if place is None:
+        return find()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place.address, str(place.port)
+    store, *_ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=_MEETING))
+    _stores.append(store)
+    store = dist.PrefixStore("amcl_fast", store)
+    if place.rank:
+        # torchrun's store outlives the processes that it starts again: no number is of two of them.
+        own = store.add("asked", 1)
+        while not store.check([f"answer/{own}"]):  # not store.get, in which no signal is heard
+            time.sleep(_LOOK_SECONDS)
+        found, failed, meeting = json.loads(store.get(f"answer/{own}"))
+        store.set(f"heard/{own}", str(place.rank))
+        _meet_apart(meeting)
+        if failed:
+            raise ElsewhereError(found)
+        return found
+    error: Exception | None = None
+    meeting = store.add("meetings", 1)
+    _meet_apart(meeting)
+    try:
+        found = find()
+    except Exception as caught:
+        error, found = caught, str(caught)
+    answered: list[int] = []
+    last, heard = 0, set()
+    while len(heard) < place.world_size - 1:  # who serves the store may be at its end
+        for number in range(last + 1, store.add("asked", 0) + 1):
+            if not store.check([f"answer/{number}"]):
+                store.set(f"answer/{number}", json.dumps([found, error is not None, meeting]))
+                answered.append(number)
+            last = number
+        heard = {store.get(f"heard/{number}") for number in answered if store.check([f"heard/{number}"])}
+        time.sleep(_LOOK_SECONDS)
+    if error is not None:
+        raise error
+    return found
+
+
+def _meet_apart(meeting: int) -> None:
+    """Have the next group of these processes meet in a part of its own of the store.
+
+    Where torchrun has started them again it holds the addresses of those before, to whom they would connect (torch
+    2.11: it makes no new store, though it says so).
+    """
+
+    from torch.distributed.rendezvous import _env_rendezvous_handler, _rendezvous_handlers
+
+    def handler(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+        for store, rank, size in _env_rendezvous_handler(url, **options):
+            yield dist.PrefixStore(f"amcl_fast/{meeting}", store), rank, size
+
+    _rendezvous_handlers["env"] = handler
 
 
 def threads() -> int:

@@ -9,6 +9,7 @@ with extras_named("amcl_fast.callbacks"):
     from .guard import Guard, NonFiniteError
     from .knn import OnlineKNN
     from .metrics import EventsFile, LastStep, MetricsFile
+    from .others import Others
     from .progress import End, EpochSummary, ProgressBar
     from .signals import Interrupted, SaveOnSignal, StopSignals
     from .skipped import SkippedFiles
@@ -28,6 +29,7 @@ __all__ = [
     "NonFiniteError",
     "OnlineKNN",
     "OpenRun",
+    "Others",
     "ProgressBar",
     "Report",
     "RunFolderError",

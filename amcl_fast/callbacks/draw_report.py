@@ -149,6 +149,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "measured_epoch": knn.history[-1][0] if knn and knn.history else None,
         "unmeasurable": knn.unmeasurable if knn else getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
+        "steps": trainer.global_step,
         "versions": versions,
         "machine": machine,
     }

@@ -2,9 +2,11 @@
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,24 @@ from ..callbacks import (
 from ..data.equality import UnequalImagesError, UnevenBatchError
 from ..data.scan.headers import NoImageLeftError
 from ..distributed import ElsewhereError
-from ..launch import by_others, check_started, group_error, rank
+from ..launch import by_others, check_started, group_error, rank, settle_tasks
 from ..methods.trainer import out_of_time
 from ..paths import expanded
 from ..recipes import recipe_files
-from ..runs.directory import RUNS, NewFolder, RunDirectory, told_run_dir
+from ..runs.directory import AUTO, RUNS, NewFolder, RunDirectory, told_run_dir
 from ..runs.files import is_full
 from ..runs.lock import RunLock
-from ..runs.resuming import Resumed, find_run, read_resumed, refuse_foreign, without_nulled
+from ..runs.resuming import (
+    FinishedError,
+    check_writable,
+    find_run,
+    read_resumed,
+    refuse_foreign,
+    without_nulled,
+)
 from ..runs.settings import check_limits
 from ..terminal import lasting_output
+from .auto import found_by_first, requeue, with_command, words
 from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
@@ -90,7 +100,7 @@ def pretrain(
     Args:
         recipe: name of a recipe; may be None if `settings` bring a --config, or with `resume`.
         data: overrides data.root.
-        resume: run directory or checkpoint to go on from, or `LATEST`.
+        resume: run directory or checkpoint to go on from, or `LATEST`; `AUTO`: go on in `run_dir`, or begin there.
         run_dir: folder of a new run.
         settings: further command-line settings; they override the recipe's, or the resumed run's.
         trust: import what a resumed run names from outside `settings.TRUSTED`.
@@ -103,6 +113,9 @@ def pretrain(
     with lasting_output():
         try:
             run(recipe, data, resume, run_dir, settings, trust=trust, begun=begun)
+        except FinishedError as finished:
+            if not rank():
+                print(finished, flush=True)
         except Interrupted as interrupted:
             return 128 + interrupted.signum
         except RunError as error:
@@ -134,6 +147,7 @@ def run(
     Raises:
         SettingsError: the run cannot start.
         RunError: it has ended before its end.
+        FinishedError: `resume` is `AUTO`, and the run has nothing left to train.
         Interrupted: a signal has stopped it, which it has told; what was trained is saved.
     """
     with short_warnings(), signals or StopSignals() as signals, RunLock() as lock:
@@ -146,19 +160,26 @@ def run(
             except _OF_SETTINGS as error:
                 show_traceback(error)
                 raise SettingsError(message(error)) from error
+            except ElsewhereError as error:  # the first process says what it is
+                raise RunError("", 2) from error
             begun(cli.run_dir)
             try:
-                code = _train(cli, signals)
+                code = _train(cli, signals, requeues=resume == AUTO)
             except RunError as error:
                 failed = error
             finally:
                 if cli.rehearses:
                     cli.discard()
-        except Interrupted:
+        except Interrupted as interrupted:
             if not rank():
-                done = "nothing was saved; begin again" if resume is None else "the run is as it was; go on"
+                went = {None: "nothing was saved; begin again", AUTO: "go on"}
+                done = went.get(resume, "the run is as it was; go on")
                 print(f"stopped before the first step: {done} with the same command", flush=True)
-            raise
+            code = 128 + interrupted.signum
+        if resume == AUTO and code == 128 + signal.SIGUSR1:
+            requeue()
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()  # srun may end all with the first that ends
         if dist.is_available() and dist.is_initialized():
             # Lightning does this for NCCL only; see distributed.py for what gloo's threads may do to the exit.
             dist.destroy_process_group()
@@ -169,7 +190,7 @@ def run(
     return cli
 
 
-def _train(cli: PretrainCLI, signals: StopSignals) -> int:
+def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
     """Train; returns 128 + the signal that has stopped it, or 0."""
     resumed = cli.resumed
     if not rank():
@@ -197,6 +218,8 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
         if hasattr(launcher, "kill"):
             launcher.kill(signum)
         tell_stopped()
+        if requeues and signum == signal.SIGUSR1:
+            requeue()
 
     try:
         path = resumed.checkpoint if resumed else None
@@ -230,6 +253,9 @@ def _train(cli: PretrainCLI, signals: StopSignals) -> int:
             # What all processes have found one of them says.
             by_another = rank() and isinstance(error, UnequalImagesError | UnevenBatchError)
             raise RunError("" if by_another else said, 2) from error
+        lost = group_error(error, rank())
+        if lost is not None:
+            raise RunError(f"{lost}; go on with: {go_on}", 1) from error
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
         mended = "once there is room" if is_full(error) else "once that is mended"
@@ -258,33 +284,41 @@ def _prepare(
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
     resumed = folder = None
+    settle_tasks()
     settings = with_home(settings)
     named = [name for _, _, name in config_files(settings)]
     for name in named:
         if os.path.exists(name):  # it may also be settings, as text
             check_limits(Path(name))
     settings = with_bases(settings)
-    if resume is not None:
+    if resume == AUTO:
+        if run_dir is None:
+            raise ValueError(f"--run_dir must be given with --resume {AUTO}, the folder to begin or go on in, got none")
+        with signals.heard_while_waiting(lambda signum: requeue() if signum == signal.SIGUSR1 else None):
+            resumed = found_by_first(run_dir, lock)
+    elif resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
             raise ValueError(
-                f"--run_dir must be left out with --resume, which goes on in the folder of its run, got {run_dir}"
+                f"--run_dir must be left out with --resume, which goes on in the folder of its run, got {run_dir}; "
+                f"--resume {AUTO} takes it"
             )
         run_dir, checkpoint = find_run(resume, recipe)
         if not rank():
-            _check_writable(run_dir, RunDirectory(run_dir).checkpoints)
+            check_writable(run_dir, RunDirectory(run_dir).checkpoints)
             lock.acquire(run_dir)
         resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
-        if not trust:
-            resumed = Resumed(resumed.checkpoint, resumed.step, without_nulled(resumed.settings, settings))
-            refuse_foreign(resumed.settings, run_dir)
-    else:
+    if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
         described = given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
         if not recipe and not named and not described:
-            recipe, chosen = choose_recipe(data, settings)
-        configs = recipe_files(recipe) if recipe else []
+            recipe = None if resumed is None else resumed.settings.get("recipe")
+            if recipe is None:
+                recipe, chosen = choose_recipe(data, settings)
+        args = [*of_recipe(recipe, recipe_files(recipe) if recipe else []), *chosen]
+    settings = [*(["--data.root", data] if data is not None else []), *settings]
+    if resumed is None:
         name = recipe or "run"
         if rank():
             run_dir = told_run_dir(run_dir)
@@ -293,8 +327,17 @@ def _prepare(
                 raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
-        args = [*of_recipe(recipe, configs), *chosen]
-    args += ["--data.root", data] if data is not None else []
+    elif resumed.settings:
+        assert run_dir is not None
+        if resume == AUTO:
+            # What only the recipe says is as the run has it, which may have been made longer since.
+            if recipe not in (None, own := resumed.settings.get("recipe")):
+                raise ValueError(f"--recipe must be {own or 'left out'}, as for the run in {run_dir}, got {recipe}")
+            resumed = with_command(resumed, [*args, *settings], settings)
+            args = of_recipe(recipe, [])
+        if not trust:
+            resumed = replace(resumed, settings=without_nulled(resumed.settings, settings))
+            refuse_foreign(resumed.settings, run_dir, words(settings) if resume == AUTO else ())
     try:
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
         check_started(cli.trainer)
@@ -328,12 +371,6 @@ def settings_of(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
         return parsed([*of_recipe(recipe, recipe_files(recipe)), *with_bases(with_home(settings))])
     except _OF_SETTINGS as error:
         raise SettingsError(message(error)) from error
-
-
-def _check_writable(*folders: Path) -> None:
-    for folder in folders:
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 
 
 def _is_of(error: OSError, run_dir: Path) -> bool:

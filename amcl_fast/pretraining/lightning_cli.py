@@ -30,6 +30,7 @@ from ..callbacks import (
     MetricsFile,
     OnlineKNN,
     OpenRun,
+    Others,
     ProgressBar,
     Report,
     SaveOnSignal,
@@ -48,8 +49,8 @@ from ..paths import absolute_data, expanded, find_data
 from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import NewFolder, RunDirectory, aside
 from ..runs.files import Unwritten, copy_file, write_file
-from ..runs.resuming import Resumed
-from ..runs.settings import refused_changes
+from ..runs.resuming import FinishedError, Resumed
+from ..runs.settings import LENGTHS, changes, refused_changes
 from .given import NOTHING, CLIOfGiven, Given, ParserOfGiven
 from .trainer_settings import TrainerParts, check_trainer, let_speak, refuse_useless
 from .view_settings import with_listed_views
@@ -145,7 +146,7 @@ class PretrainCLI(CLIOfGiven):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
-        if self.resumed is None:
+        if self.resumed is None or self.resumed.as_new:
             self.config = with_listed_views(parser.parse_args, args)
             refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data, absolute_data, absolute_data)
@@ -156,15 +157,24 @@ class PretrainCLI(CLIOfGiven):
         self.config = parser.parse_args([*own, *args])
         before = parser.parse_args(own) if args else self.config.clone()
         refuse_useless(self.config.trainer, self._known_dir, before.trainer)
-        changed = refused_changes(*(self._plain(config, parser) for config in (before, self.config)))
+        then, now = (self._plain(config, parser) for config in (before, self.config))
+        changed = refused_changes(then, now)
+        if changed and self.resumed.command:
+            # What such a command makes of a new run's settings: paths, sizes, groups of views.
+            other = changes(then, parsed([*self.resumed.command]))
+            for name in changed.keys() - other.keys():
+                self.config[name] = before[name]
+            changed = {name: change for name, change in changed.items() if name in other}
         if changed:
             first = "; ".join(f"{name} from {change}" for name, change in list(changed.items())[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"a resumed run goes on with its own settings, got {first}{more}; what may change is the length of "
-                "the training, devices of the same number, logging, data.root, where data.held_out and data.evaluation "
-                f"lie, threads, and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
+                "the training, the devices, logging, data.root, where data.held_out and data.evaluation lie, threads, "
+                f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
+        if self.resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
+            raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
 
         def placed(name: str) -> Callable[[str], str]:
             kept = self.config.data[name] == before.data[name]
@@ -216,11 +226,12 @@ class PretrainCLI(CLIOfGiven):
         if self.given.backbone is not None:
             backbone.update(vars(BackboneConfig(self.given.named["backbone"], size=size)))
             return
-        if self.resumed is None and backbone.get("size") not in (None, size):
+        as_new = self.resumed is None or self.resumed.as_new
+        if as_new and backbone.get("size") not in (None, size):
             raise ValueError(f"model.backbone.size must be data.size, {size}, or unset, got {backbone.size}")
         if backbone.get("name") in RESNETS:
             backbone.size = None  # older runs have one, without effect
-        elif self.resumed is None:
+        elif as_new:
             backbone.size = size
             views = self.config.data.views
             several = isinstance(views, list) and any(view.get("size") not in (None, size) for view in views)
@@ -360,7 +371,7 @@ class PretrainCLI(CLIOfGiven):
         self._parts.set_up_callbacks(callbacks, self.datamodule.batch_size)
         # What may fail comes before whatever writes, the user's callbacks included; the list of bad files before kNN,
         # which may find the first of them.
-        begin = [ExactResume(), self.opening, SkippedFiles(), LastStep()]
+        begin = [Others(), ExactResume(), self.opening, SkippedFiles(), LastStep()]
         config["callbacks"] = [*begin, *self._parts.callbacks, *self.given.callbacks]
         end = End()
         progress = [end, ProgressBar(end)] if config["enable_progress_bar"] else [EpochSummary()]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..left_out import listed
-from .files import remove_partial, write_file
+from .files import PARTIAL, remove_partial, write_file
 from .lock import LOCK, RunLock
 
 RUNS = Path("runs")
 LATEST = "latest"
 """In place of a run: the one that saved last."""
+AUTO = "auto"
+"""In place of a run: that of the folder of a new one, if there is one."""
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -242,11 +245,13 @@ def _check_empty(run_dir: Path) -> None:
     """Raise FileExistsError if something is in the folder of a new run, beside its lock."""
     if not run_dir.is_dir():
         raise FileExistsError(f"{run_dir} is no folder; give another --run_dir")
-    names = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
+    # A run that was killed while it wrote its settings holds nothing.
+    left = re.compile(rf"{re.escape(LOCK)}|{re.escape(CONFIG)}.*{re.escape(PARTIAL)}")
+    names = sorted(path.name for path in run_dir.iterdir() if not left.fullmatch(path.name))
     if not {CONFIG, CHECKPOINTS, METRICS}.isdisjoint(names):
         raise FileExistsError(
             f"{run_dir} holds a run, and two runs never share a folder; give another --run_dir, or go on with that "
-            f"run: --resume {shlex.quote(str(run_dir))}"
+            f"run: --resume {shlex.quote(str(run_dir))}, or the same command and --resume {AUTO}"
         )
     if names:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

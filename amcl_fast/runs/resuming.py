@@ -1,7 +1,8 @@
 """What a resumed run goes on from: its folder, its checkpoint, its settings, and what of these is taken."""
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,37 @@ class Resumed:
     Attributes:
         checkpoint: the file; None for a run that had saved none, and begins anew.
         step: its optimiser step.
-        settings: the run's, without the changes of this resume.
+        settings: the run's, without the changes of this resume; {} for a run that begins anew with others.
+        finished: whether it ends at once unless it is made longer.
+        command: the arguments of a new run of the command that goes on: what these say in other words is no change.
     """
 
     checkpoint: Path | None
     step: int
     settings: dict[str, Any]
+    finished: bool = False
+    command: tuple[str, ...] = ()
+
+    @property
+    def as_new(self) -> bool:
+        """Whether its settings are those of a new run."""
+        return not self.settings
 
     @property
     def argument(self) -> list[str]:
         """The settings as the parser takes them."""
         return ["--config", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)]
+
+
+class FinishedError(Exception):
+    """A run that is not made longer has nothing left to train."""
+
+
+def check_writable(*folders: Path) -> None:
+    """Raise PermissionError if a folder, of those that are there, cannot be written."""
+    for folder in folders:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 
 
 def find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
@@ -138,9 +159,15 @@ def without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str
     return keep(settings, "")
 
 
-def refuse_foreign(settings: dict[str, Any], run_dir: Path) -> None:
-    """Raise ValueError if the settings of a run name what would be imported from outside `settings.TRUSTED`."""
-    found = foreign_names(settings)
+def refuse_foreign(settings: dict[str, Any], run_dir: Path, named: Collection[str] = ()) -> None:
+    """Raise ValueError if the settings of a run name what would be imported from outside `settings.TRUSTED`.
+
+    Args:
+        settings: the run's.
+        run_dir: its folder.
+        named: what the user names besides, and is imported.
+    """
+    found = {name: value for name, value in foreign_names(settings).items() if value not in named}
     if found:
         named = "; ".join(f"{name}: {' '.join(value.split())[:80]}" for name, value in list(found.items())[:3])
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -22,12 +22,11 @@ Those of a run have 6 kB, 300 values, 8 levels and 100 characters."""
 TRUSTED = ("amcl_fast", "torch", "torchvision", "lightning")
 """Packages whose classes a run directory may name without being trusted itself."""
 
+LENGTHS = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time")
+"""Settings that say when a training ends."""
+
 MAY_CHANGE = (
-    "trainer.max_epochs",
-    "trainer.min_epochs",
-    "trainer.max_steps",
-    "trainer.min_steps",
-    "trainer.max_time",
+    *LENGTHS,
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
