@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diagnosis import Finding, diagnose
     from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+    from .pretraining.from_python import pretrain
     from .temperature import AdaptiveTemperature
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "SimSiamLoss",
     "__version__",
     "diagnose",
+    "pretrain",
 ]
 
 _HOMES = {
@@ -32,6 +34,7 @@ _HOMES = {
     "SimCLRLoss": "losses",
     "SimSiamLoss": "losses",
     "diagnose": "diagnosis",
+    "pretrain": "pretraining.from_python",
 }
 _MODULES = ("capabilities", "diagnosis", "distributed", "losses", "ops", "reference", "rows", "temperature")
 """Modules that are there without an import of their own."""

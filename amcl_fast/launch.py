@@ -205,7 +205,8 @@ def told_by_first(find: Callable[[], str]) -> str:
     except Exception as caught:
         error, found = caught, str(caught)
     answered: list[int] = []
-    last, heard = 0, set()
+    last = 0
+    heard: set[bytes] = set()
     while len(heard) < place.world_size - 1:  # who serves the store may be at its end
         for number in range(last + 1, store.add("asked", 0) + 1):
             if not store.check([f"answer/{number}"]):

@@ -60,7 +60,8 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         if gpus:  # torch.manual_seed would seed those that are not forked too
             with torch.cuda.device(method.device):
                 torch.cuda.manual_seed(0)
-        for views in _take(datamodule.train_dataloader(), pairs, method.two_of):
+        loader = getattr(datamodule, "sample_loader", datamodule.train_dataloader)()
+        for views in _take(loader, pairs, method.two_of):
             on_device = [view.to(method.device) for view in views]
             found = _sample(method.pairs_of_views(on_device), top_k, sampler)
             if not parts:

@@ -1,6 +1,7 @@
 """State that a run needs to continue exactly and that Lightning's checkpoints leave out."""
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from ..methods.trainer import epoch_is_over
 from ..runs.checkpoint import EXACT_RESUME
+
+_ANEW = "what is left of the epoch is as long as it was, of batches that are drawn anew"
 
 
 class ExactResume(L.Callback):
@@ -34,11 +37,13 @@ class ExactResume(L.Callback):
         self._loader_state: dict[str, Any] | None = None
         self._generators: dict[str, Any] | None = None
         self._accumulated: int | None = None
+        self._restored = False  # whether the generators are those of the checkpoint already
         self._given = 1  # accumulate_grad_batches before any callback changed it
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # What was loaded for a training that then did not start is none of the next one's.
         self._loader_state = self._generators = self._accumulated = None
+        self._restored = False
         self._given = trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -52,7 +57,7 @@ class ExactResume(L.Callback):
             torch.distributed.all_gather_object(generators, own)
         checkpoint[EXACT_RESUME] = {
             "generators": generators,
-            "loader": trainer.train_dataloader.state_dict(),  # type: ignore[union-attr]
+            "loader": None if (state := _state_of(trainer)) is None else state(),
             "accumulated": changed if _within(loops) else None,
         }
 
@@ -76,13 +81,21 @@ class ExactResume(L.Callback):
             self._loader_state = None
             # The fetcher holds an iterator from before the state was there.
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+        elif self._generators is not None and _state_of(trainer) is None:
+            if trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+                warnings.warn(f"the loader has no state_dict: {_ANEW}", stacklevel=2)
+            # Such a loader draws an epoch's order when it begins, and perhaps its images while it gives them.
+            _restore_generators(self._generators)
+            iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+            self._restored = trainer.world_size == 1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # As late as possible: whatever prepares training may draw random numbers.
         if self._generators is not None:
-            _restore_generators(self._generators)
+            if not self._restored:
+                _restore_generators(self._generators)
             self._generators = None
             # Lightning has counted, if at all, by a number of batches that need not be that of the checkpoint.
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -124,6 +137,11 @@ class OpenRun(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._retry()
+
+
+def _state_of(trainer: L.Trainer) -> Callable[[], dict[str, Any]] | None:
+    """What gives the loader's state; None of one that has none, as torch's."""
+    return getattr(trainer.train_dataloader, "state_dict", None)
 
 
 def _within(loops: dict[str, Any]) -> bool:

@@ -74,12 +74,16 @@ class Interrupted(SystemExit):
 class StopSignals:
     """Takes the signals in `HANDLED` while the block lasts. What the process ignores, as under nohup, it still does.
 
+    Args:
+        of_command: whether the process is the command's own. Others, a notebook's, do not end by a Ctrl-C.
+
     Attributes:
         received: the first signal that came, 0 if none has.
         at_once: whether a signal raises `Interrupted` where it comes, since there is nothing to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_command: bool = True) -> None:
+        self._of_command = of_command
         self.received = 0
         self.at_once = False
         self._heard = threading.Event()
@@ -124,7 +128,7 @@ class StopSignals:
         Args:
             last_words: called with the signal's number before the end, in that thread.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or not self._of_command:
             yield
             return
         reading, writing = os.pipe()
@@ -162,6 +166,8 @@ class StopSignals:
             launched = "LOCAL_RANK" in os.environ  # by torchrun or Lightning
             if self._urgent_since is None:
                 self._urgent_since = now
+            elif signum == signal.SIGINT and not self._of_command:
+                raise KeyboardInterrupt
             elif not launched or now - self._urgent_since > _FORWARDED:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)

@@ -14,16 +14,18 @@ class _Span:
     """What was trained on since a moment: source images of this process, and when that was by both clocks."""
 
     started: float
-    waited: float
+    waited: float | None
     images: int = 0
 
     def rates(self, trainer: L.Trainer) -> dict[str, float]:
-        """`images_per_second` and `wait_share` until now; {} without an image."""
+        """`images_per_second` and, if the loader tells it, `wait_share` until now; {} without an image."""
         seconds = time.perf_counter() - self.started
         if not self.images or seconds <= 0:
             return {}
-        waited = trainer.train_dataloader.wait_seconds - self.waited  # type: ignore[union-attr]
-        return {"images_per_second": self.images * trainer.world_size / seconds, "wait_share": waited / seconds}
+        rates = {"images_per_second": self.images * trainer.world_size / seconds}
+        if (waited := _waited(trainer)) is not None and self.waited is not None:
+            rates["wait_share"] = (waited - self.waited) / seconds
+        return rates
 
 
 class Throughput(L.Callback):
@@ -70,9 +72,15 @@ class Throughput(L.Callback):
         if at_logging_step(trainer):
             if self.recent:
                 pl_module.log("images_per_second", self.recent["images_per_second"], prog_bar=True)
-                pl_module.log("wait_share", self.recent["wait_share"])
+                if "wait_share" in self.recent:
+                    pl_module.log("wait_share", self.recent["wait_share"])
             self._since = self._from_now(trainer)
 
     @staticmethod
     def _from_now(trainer: L.Trainer) -> _Span:
-        return _Span(time.perf_counter(), trainer.train_dataloader.wait_seconds)  # type: ignore[union-attr]
+        return _Span(time.perf_counter(), _waited(trainer))
+
+
+def _waited(trainer: L.Trainer) -> float | None:
+    """Seconds for which the loader was waited for; None of a loader that does not tell."""
+    return getattr(trainer.train_dataloader, "wait_seconds", None)

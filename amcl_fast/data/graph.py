@@ -46,6 +46,7 @@ class Output:
         reduce_above: images of more pixels than this are decoded at a smaller scale if the crops do not need
             all of it; None: never.
         dtype: of the images that come out; float16 is the nearest to the same values.
+        reader: makes what reads the images, of how far to reduce them and the threads to use; None: files are read.
     """
 
     size: int
@@ -59,6 +60,7 @@ class Output:
     crop_pct: float = 1.0
     reduce_above: int | None = 2_000_000
     dtype: Dtype = "float32"
+    reader: Callable[[Any, int], Any] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

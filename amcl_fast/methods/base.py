@@ -90,6 +90,7 @@ class Method(L.LightningModule):
         self._step_is_over = False
         self._gradient_norm: Tensor | None = None
         self._logged_step: int | None = None
+        self._first = True  # the next batch is the first of a training
 
     def embed(self, *images: Tensor) -> Tensor:
         """Projections (n, C, d) of images (n, 3, H, W), or of several sizes of them, one after the other."""
@@ -200,6 +201,7 @@ class Method(L.LightningModule):
         self._losses.clear()
         self._step_is_over = False
         self._gradient_norm = self._logged_step = None
+        self._first = True
         rank, processes = world()
         if processes > 1:
             # Lightning seeds all processes alike: their images would have the same masks, noise and dropped paths.
@@ -208,6 +210,8 @@ class Method(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         try:
+            if self._first:
+                self._check_first(batch)
             loss = self.loss_of_views(batch[0])
         except NonFiniteInputError as error:
             raise NonFiniteError(self.trainer, f"the loss is not finite: {error}") from error
@@ -216,6 +220,20 @@ class Method(L.LightningModule):
             self._step_is_over = False
         self._losses.append({"loss": loss.detach(), **self.parts})
         return loss
+
+    def _check_first(self, batch: Any) -> None:
+        """See that batches of any loader are (views, labels), and that the framework's settings fit their size."""
+        self._first = False
+        views = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(views, tuple | list) or not all(
+            isinstance(view, Tensor) and view.ndim == 4 for view in views
+        ):
+            got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else type(views).__name__
+            raise ValueError(
+                f"batches must be (views, labels), views a list of tensors (n, 3, H, W), got {got} as views"
+            )
+        if len(views) > 1:
+            self.check_batch(len(views[0]) * world()[1], len(targets_of(views)))
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         self.log_step()
@@ -243,7 +261,7 @@ class Method(L.LightningModule):
     def step_metrics(self) -> dict[str, Any]:
         """Metrics of the optimiser step that was just done, as `log_step` logs them: name to number or 0-dim tensor."""
         metrics = {name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]}
-        metrics = {"loss": metrics.pop("loss"), "lr": self._lr, **metrics, **self.criterion.last_stats}  # type: ignore[dict-item]
+        metrics = {"loss": metrics.pop("loss"), "lr": self._lr, **metrics, **getattr(self.criterion, "last_stats", {})}
         if self._gradient_norm is not None:
             metrics["gradient_norm"] = self._gradient_norm
         return metrics
@@ -283,11 +301,27 @@ class Method(L.LightningModule):
     def _lr_scale(self) -> float:
         if self.optimizer_config.lr_scaling == "none":
             return 1.0
-        images = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        return lr_scale(self.optimizer_config, images)
+        return lr_scale(self.optimizer_config, self._batch_size() * self.trainer.accumulate_grad_batches)
+
+    def _batch_size(self) -> int:
+        """Images of a batch of all processes, as the loader or the data module tells it."""
+        loader: Any = self.trainer.train_dataloader
+        per_process = getattr(loader, "batch_size", None)
+        if per_process is None:
+            per_process = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        if per_process is not None:
+            return per_process * self.trainer.world_size
+        size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        if size is None:
+            raise ValueError(
+                "model.optimizer.lr_scaling must be none where neither loader nor data module has a batch_size, got "
+                f"{self.optimizer_config.lr_scaling}"
+            )
+        return size
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
+        self.trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked for the length of an epoch
         if steps == float("inf"):
             raise ValueError(
                 "trainer.max_epochs or trainer.max_steps must be set, got neither: the schedule has no end"
@@ -300,7 +334,6 @@ class Method(L.LightningModule):
             scale=self._lr_scale(),
             constant_lr=self.constant_lr,
         )
-        self.trainer.fit_loop.setup_data()  # with max_steps alone nothing has asked for the length of an epoch
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
         epochs = Fraction(int(steps), int(per_epoch))
         scheduler = build_scheduler(optimizer, self.schedule_config, steps=int(steps), epochs=epochs)
@@ -308,6 +341,10 @@ class Method(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule_config.interval},
         }
+
+
+def _is_images(view: Any) -> bool:
+    return isinstance(view, Tensor) and view.ndim == 4
 
 
 def share_of_mean(rows: int, like: Tensor) -> Tensor | float:

@@ -1,7 +1,6 @@
 """Training as the command line runs it: what comes before the first step, what ends it, the closing lines."""
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -200,7 +199,7 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
             print(f"run directory: {cli.run_dir}", flush=True)
         if not cli.checkpoint.enabled and not cli.rehearses:
             print("no checkpoint is saved (trainer.enable_checkpointing): the run cannot go on", flush=True)
-    go_on = f"amcl-fast pretrain --resume {shlex.quote(str(cli.run_dir))}"
+    go_on = cli.given.go_on(cli.run_dir)
 
     def tell_stopped() -> None:
         if not rank() and resumed is not None and not cli.opening.opened:
@@ -264,7 +263,7 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
         if out_of_time(cli.trainer):
             steps = cli.trainer.estimated_stepping_batches
             of = f" of {steps}" if steps < float("inf") else ""
-            more = f"{go_on} --trainer.max_time null"
+            more = cli.given.go_on(cli.run_dir, without_limit=True)
             print(f"stopped by trainer.max_time at step {cli.trainer.global_step}{of}; go on with: {more}", flush=True)
         _print_results(cli)
     return 0
@@ -339,6 +338,7 @@ def _prepare(
             resumed = replace(resumed, settings=without_nulled(resumed.settings, settings))
             refuse_foreign(resumed.settings, run_dir, words(settings) if resume == AUTO else ())
     try:
+        assert run_dir is not None
         cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
         check_started(cli.trainer)
         # Before images are looked for, or drawn.

@@ -1,5 +1,6 @@
 """What a run from Python brings as objects in place of settings: a method, an encoder, data, callbacks."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class Given:
         backbone: encoder of the method that settings describe.
         data: makes the data module, of the settings of data as keyword arguments.
         callbacks: of the trainer, beside those of the package.
+        in_python: whether the run was begun by a call, and not by the command.
         named: the class of each of the first three, by name, as config.yaml keeps it.
     """
 
@@ -34,6 +36,7 @@ class Given:
     backbone: nn.Module | None = None
     data: Callable[..., L.LightningDataModule] | None = None
     callbacks: Sequence[L.Callback] = ()
+    in_python: bool = False
     named: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -43,6 +46,15 @@ class Given:
             return ""
         model = {} if self.method is None else {"model": {"class_path": self.named["method"], **_encoder(self.method)}}
         return yaml.safe_dump({RECORDED: dict(self.named), **model}, sort_keys=False, allow_unicode=True)
+
+    def go_on(self, run_dir: Path, *, without_limit: bool = False) -> str:
+        """How a run goes on, without its trainer.max_time if that is wanted."""
+        if not self.in_python:
+            limit = " --trainer.max_time null" if without_limit else ""
+            return f"amcl-fast pretrain --resume {shlex.quote(str(run_dir))}{limit}"
+        limit = ", trainer={'max_time': None}" if without_limit else ""
+        same = "".join(f", {name}=…" for name in self.named)
+        return f"amcl_fast.pretrain(resume={str(run_dir)!r}{same}{limit})"
 
     def in_place_of(self, resumed: Resumed, run_dir: Path) -> Resumed:
         """What a run goes on from, without what these objects replace.
@@ -55,10 +67,10 @@ class Given:
         before = before if isinstance(before, dict) else {}
         lacking = [f"{name}=… ({before[name]})" for name in before if name not in self.named]
         if lacking:
-            same = ", ".join(f"{name}=…" for name in before)
+            again = Given(named=before, in_python=True).go_on(run_dir)
             raise ValueError(
                 f"{run_dir} was begun from Python with {' and '.join(lacking)}, which no file holds: go on from Python "
-                f"with the same, amcl_fast.pretrain(resume={str(run_dir)!r}, {same})"
+                f"with the same, {again}"
             )
         for name, kind in self.named.items():
             if name not in before:

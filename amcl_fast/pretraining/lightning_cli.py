@@ -224,7 +224,8 @@ class PretrainCLI(CLIOfGiven):
         if backbone is None:
             return
         if self.given.backbone is not None:
-            backbone.update(vars(BackboneConfig(self.given.named["backbone"], size=size)))
+            for name, value in vars(BackboneConfig(self.given.named["backbone"], size=size)).items():
+                backbone[name] = value
             return
         as_new = self.resumed is None or self.resumed.as_new
         if as_new and backbone.get("size") not in (None, size):

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from amcl_fast.data.decoding.complaints import complaints
 from amcl_fast.data.decoding.damaged import Damaged
@@ -24,6 +25,10 @@ _MOST_FAILURES = 8
 _DAMAGED = Damaged()
 
 
+def _of_files(reduction: Reduction | None, threads: int) -> Reader:
+    return Reader(reduction=reduction, threads=threads)
+
+
 class Checked:
     """Encoded images that DALI's decoder survives: read, checked and, where that leaves doubts, tried out."""
 
@@ -37,7 +42,8 @@ class Checked:
         reduction = None
         if output.reduce_above is not None:
             reduction = Reduction(output.reduce_above, shorter)
-        self.reader = Reader(reduction=reduction, threads=output.num_threads)
+        read = output.reader or _of_files
+        self.reader: Any = read(reduction, output.num_threads)
         self._trial = Trial(output.device, output.device_id)
         self._passed: set[bytes] = set()
         self._rest = 0
