@@ -37,7 +37,7 @@ def few(names: Iterable[str]) -> str:
 
 
 def summarise(skipped: Iterable[tuple[str, str]]) -> str:
-    """How much of what kind is left out, "" for nothing.
+    """How much is left out, and of what kind, "" for nothing.
 
     Args:
         skipped: (path, reason) of each file and folder.
@@ -73,7 +73,7 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
         "folder": ("folder", "folders", ""),
     }
     parts = [_count(kinds[kind], one, many) + rest for kind, (one, many, rest) in texts.items() if kinds[kind]]
-    return f"{', '.join(parts)} {'is' if kinds.total() == 1 else 'are'} left out"
+    return f"{kinds.total():,} left out ({', '.join(parts)})"
 
 
 def shorten(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ def test_one_image_a_class_trains(train):
 def test_as_many_neighbours_vote_as_there_are(train, tmp_path, capsys):
     code, said = train({"train/a": 5, "train/b": 4, "test/a": 1, "test/c": 2, "test/d": 3})
     assert code == 0 and "kNN accuracy (k = 9)\n" in said
-    assert "5 images of 2 classes that the training does not have (c, d) are left out; listed in " in said
+    assert "5 left out (5 images of 2 classes that the training does not have (c, d)): see run/skipped" in said
     assert "unreadable" not in said
     assert main(["evaluate", "run", "--epochs", "1"]) == 0
     assert "(k = 9, temperature 0.1)" in capsys.readouterr().out

@@ -11,27 +11,27 @@ def test_each_kind_is_told_for_what_it_is():
     skipped += [("c.jpg", LOOSE), ("d", "a link to /e, which is in the data set already")]
     skipped += [("f", "the folder cannot be read: Permission denied"), ("g", "the same folder as /h, which is in")]
     assert summarise(skipped) == (
-        "2 unreadable files, 12 images of 2 classes that the training does not have (x, y), 1 image beside the folders "
-        "of the classes, 1 link to a folder, 2 folders are left out"
+        "18 left out (2 unreadable files, 12 images of 2 classes that the training does not have (x, y), 1 image "
+        "beside the folders of the classes, 1 link to a folder, 2 folders)"
     )
 
 
 def test_one_is_one_and_nothing_is_nothing():
-    assert summarise([("a", "empty file")]) == "1 unreadable file is left out"
+    assert summarise([("a", "empty file")]) == "1 left out (1 unreadable file)"
     assert summarise([("a", of_other_class("it's"))]) == (
-        "1 image of 1 class that the training does not have (it's) is left out"
+        "1 left out (1 image of 1 class that the training does not have (it's))"
     )
     assert summarise([]) == ""
     assert summarise([("a", NO_LABEL), ("b", f"{SECOND}: c.jpg"), ("d", f"{SECOND}: e.jpg")]) == (
-        "1 held-out image without a label, 2 images of samples that have one already are left out"
+        "3 left out (1 held-out image without a label, 2 images of samples that have one already)"
     )
 
 
 def test_thousands_stay_a_line():
     skipped = [(f"{number}.jpg", of_other_class(f"n{number % 1000:03}")) for number in range(50_000)]
     assert summarise(skipped) == (
-        "50,000 images of 1,000 classes that the training does not have (n000, n001, n002, n003, n004 and 995 more) "
-        "are left out"
+        "50,000 left out (50,000 images of 1,000 classes that the training does not have (n000, n001, n002, n003, n004 "
+        "and 995 more))"
     )
     assert few("ab") == "a, b"
 
@@ -81,4 +81,4 @@ def test_images_of_many_foreign_classes_are_one_kind():
     short = shorten(skipped)
     assert short == [*skipped[:101], ("/set/val/", "800 more: its class is not one of the training classes")]
     assert count(short) == 901
-    assert summarise(skipped).startswith("1 unreadable file, 900 images of 300 classes that")
+    assert summarise(skipped).startswith("901 left out (1 unreadable file, 900 images of 300 classes that")

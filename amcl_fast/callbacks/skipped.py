@@ -13,7 +13,7 @@ from ..runs.files import Unwritten
 
 
 class SkippedFiles(L.Callback):
-    """Keeps `skipped_files.txt` (path, tab, reason) in the run directory, if files were left out.
+    """Tells what is trained on, and keeps `skipped_files.txt` (path, tab, reason), if files were left out.
 
     Files that turn out to be bad during the run join after every epoch, from all processes, and when it stops. A
     list that cannot be written is a warning, and is tried again.
@@ -36,10 +36,13 @@ class SkippedFiles(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = True
         self._write(trainer)
+        parts = [getattr(getattr(trainer, "datamodule", None), "taken", "")]
         if _has_some(trainer):
             path = RunDirectory(Path(trainer.default_root_dir)).skipped
-            listed = f"; listed in {path}" if path.exists() else ""
-            print(f"{summarise(trainer.datamodule.skipped)}{listed}", flush=True)  # type: ignore[attr-defined]
+            listed = f": see {path}" if path.exists() else ""
+            parts.append(f"{summarise(trainer.datamodule.skipped)}{listed}")  # type: ignore[attr-defined]
+        if trainer.is_global_zero and any(parts):
+            print(", ".join(filter(None, parts)), flush=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1:

@@ -24,6 +24,7 @@ from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.list_cache import keep, kept
 from amcl_fast.data.sources.named import data_path
+from amcl_fast.data.taken import taken
 from amcl_fast.data.views import ViewGroup, side, training_views
 from amcl_fast.distributed import together, world
 from amcl_fast.launch import patient
@@ -44,6 +45,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         num_classes: how many; with `evaluation` both are of that.
         num_train: training images, those without a label included.
         channels: 3; every image is converted to RGB.
+        taken: which images are trained on and which are held out, in words.
         unmeasurable: why no classifier on features can be measured (kNN, linear probe); None if it can.
         skipped: (path, reason) of every file and folder left out; it grows when a file turns out to be bad
             during the run.
@@ -138,6 +140,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.overfit_batches: int | float = 0
         self.skipped: list[tuple[str, str]] = []
         self.classes: list[str] = []
+        self.taken = ""
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._found: list[Sources] | None = None  # of `root`, and of `evaluation`
@@ -211,9 +214,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         every = self._found
         if every is None and world()[1] > 1:
             # Another process of the machine has prepared the data.
-            lists = [kept(_data_set(places)) for places in self._places()]
-            self._is_kept = None not in lists
-            every = [found for found in lists if found is not None] if self._is_kept else None
+            every = self._kept()
+            self._is_kept = every is not None
         every = every or self._find()
         self._list = "\0".join(str(found.name) for found in every)
         parts = (part for found in every for part in (found.train, found.held_out, found.unlabelled))
@@ -227,7 +229,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         if unlabelled is not None:
             labels = np.concatenate([train.labels, unlabelled.labels])
             train = Images(train.files + unlabelled.files, labels, train.classes)
-        if self.limit is not None and self.limit < len(train.files):
+        there = len(train.files)
+        if self.limit is not None and self.limit < there:
             train = limited(train, self.limit)
         if self.shuffle_pool is not None and train.files and member(train.files[0]) is None:
             raise ValueError(
@@ -235,6 +238,12 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             )
         self._found, self._train, self._query = None, train, query
         self.classes = query.classes
+        if own:
+            unlabelled_all = Images(train.files, train.labels, [])
+            measured = taken(self._bank, query, len(self._bank.files), own[0])
+            self.taken = f"{taken(unlabelled_all, query, there, found)}; measured on {measured}"
+        else:
+            self.taken = taken(train, query, there, found)
         self.unmeasurable = None if own else found.no_labels or unmeasurable(train, query)
         if not world()[0]:
             for note in (note for found in every for note in found.notes):
@@ -307,6 +316,12 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
 
     def _every_part(self) -> list[Images]:
         return [*self._images(), *([] if self._bank is None else [self._bank])]
+
+    def _kept(self) -> list[Sources] | None:
+        """The lists that another process of this machine has kept; None where one is missing."""
+        lists = [kept(_data_set(places)) for places in self._places()]
+        whole = [found for found in lists if found is not None]
+        return whole if len(whole) == len(lists) else None
 
     def _find(self) -> list[Sources]:
         """Look for the images, which is told if it takes long, and keep the lists for the other processes."""

@@ -260,7 +260,9 @@ class Method(L.LightningModule):
 
     def step_metrics(self) -> dict[str, Any]:
         """Metrics of the optimiser step that was just done, as `log_step` logs them: name to number or 0-dim tensor."""
-        metrics = {name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]}
+        metrics: dict[str, Any] = {
+            name: torch.stack([of[name] for of in self._losses]).mean() for name in self._losses[0]
+        }
         metrics = {"loss": metrics.pop("loss"), "lr": self._lr, **metrics, **getattr(self.criterion, "last_stats", {})}
         if self._gradient_norm is not None:
             metrics["gradient_norm"] = self._gradient_norm

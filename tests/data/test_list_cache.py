@@ -315,7 +315,7 @@ def test_a_damaged_list_is_not_believed_and_is_written_again(everything, own_cac
 @pytest.mark.parametrize(
     "change",
     [
-        {"kind": "images 2"},
+        {"kind": "images 1"},
         {"parts": {}},
         {"parts": {"train": [1, "f", ["a"], []]}},
         {"parts": {"train": [3, "f", ["a"], []]}},  # labels of two classes

@@ -60,7 +60,7 @@ class DatasetModule(ContrastiveDataModule):
             workers=self.num_threads,
         )
 
-    def _find(self) -> Sources:
+    def _find(self) -> list[Sources]:
         train = _images(self._items)
         why = None
         if self._items.labels is None:
@@ -71,10 +71,10 @@ class DatasetModule(ContrastiveDataModule):
         if why is not None:
             train = Images(train.files, np.full(len(train.files), -1), [])
             held_out = None
-        return Sources(train, held_out, None, why, [])
+        return [Sources(train, held_out, None, why, [])]
 
-    def _data_set(self) -> str:
-        return f"{self._items.name} of process {id(self)}"  # kept nowhere
+    def _kept(self) -> None:
+        return None
 
     def _output(self, batch_size: int) -> Output:
         return replace(super()._output(batch_size), reader=reader_of(self._items, self._queries))

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.headers import SUPPORTED
-from amcl_fast.data.scan.images import Images, labelled, not_empty
+from amcl_fast.data.scan.images import Images, in_one_spelling, labelled, not_empty
 from amcl_fast.data.scan.walk import Tree, list_files
 from amcl_fast.progress import Progress
 
 _LAYOUT = f"ROOT/CLASS/IMAGE, with {SUPPORTED} images"
+AS_LIST = "a CSV file with a path and a class a line"
+"""In place of folders."""
 
 
 def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bool = True) -> Images:
@@ -34,9 +36,9 @@ def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bo
         tree = Tree(progress.add)
         names = tree.subfolders(folder)
         if not names:
-            raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}")
+            raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}, or {AS_LIST}")
         files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
-    images = labelled(check_files(folder, files, tell), classes)
+    images = labelled(check_files(folder, in_one_spelling(files, classes or ()), tell), classes)
     images.skipped.extend(left_out)
     return not_empty(images, folder, _LAYOUT)
 

@@ -48,6 +48,8 @@ _OTHER_FORMATS = {
     b"\x1f\x8b": "gzip",
     b"version https://git-lfs": "Git LFS's pointer to a file",
 }
+# What `amcl_fast.data.convert` takes, HEIC with a package of its own.
+_CONVERTIBLE = {"GIF", "TIFF", "JPEG 2000", "AVIF", "HEIC", "HEIF", "ICO", "PNM", "Photoshop"}
 # Of ISO base media files: what the first of their brands that is known stands for.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
@@ -75,6 +77,8 @@ _SAMPLING = bytes(horizontal << 4 | vertical for horizontal in range(1, 5) for v
 # Bit depths by colour type.
 _PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _WEBP_EXIF = 0x08
+
+_UNSUPPORTED = f" is not supported; {SUPPORTED} are"
 
 
 class BadImage(ValueError):
@@ -159,6 +163,12 @@ def check_size(size: int) -> int:
     return size
 
 
+def unsupported(reason: str) -> str:
+    """The name of the image format of a file that is left out for it, "" of others and of what is no image."""
+    name = reason.removesuffix(_UNSUPPORTED)
+    return name if name != reason and name in _CONVERTIBLE else ""
+
+
 def unreadable(path: str | bytes, error: OSError) -> BadImage:
     """Why the file at `path` could not be opened or read."""
     if isinstance(error, FileNotFoundError):
@@ -186,7 +196,7 @@ def look(read: Read, size: int) -> Sight:
     if head.startswith(b"BM") and head[6:10] == bytes(4):
         return _look_at_bmp(head, size)
     if name := _other_format(read, head):
-        raise BadImage(f"{name} is not supported; {SUPPORTED} are")
+        raise BadImage(f"{name}{_UNSUPPORTED}")
     raise BadImage(f"{NO_IMAGE} ({SUPPORTED} are supported): it starts with {head[:8]!r}")
 
 
@@ -195,6 +205,8 @@ def _other_format(read: Read, head: bytes) -> str | None:
     for magic, name in _OTHER_FORMATS.items():
         if head.startswith(magic):
             return name
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PNM"
     if head[4:8] == b"ftyp":
         return _media_format(head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()

@@ -1,6 +1,9 @@
 """Images with their labels, and groups of files that were judged, of which they are made."""
 
 import hashlib
+import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +11,10 @@ from functools import cached_property
 import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.left_out import of_other_class
+from amcl_fast.data.scan.headers import unsupported
+from amcl_fast.left_out import few, of_other_class
+
+_SHOWN = 3  # of what an empty data set has left out
 
 
 class Images:
@@ -106,6 +112,20 @@ class Group:
         return [(self.files[place], reason) for place, reason in self.bad.items()]
 
 
+def composed(name: str) -> str:
+    """The name of a class by which it is compared: Unicode has two spellings of é, and file systems keep either."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def in_one_spelling(files: Mapping[str, PackedPaths], classes: Iterable[str] = ()) -> dict[str, PackedPaths]:
+    """Files by the name of their class, which is spelt as in `classes`, or as the first of those that are the same."""
+    spelling = {composed(name): name for name in classes}
+    parts: dict[str, list[PackedPaths]] = {}
+    for name, found in files.items():
+        parts.setdefault(spelling.setdefault(composed(name), name), []).append(found)
+    return {name: found[0] if len(found) == 1 else PackedPaths.join(found) for name, found in parts.items()}
+
+
 def labelled(found: Mapping[str, Group], classes: list[str] | None = None) -> Images:
     """Images of groups of files, a class each.
 
@@ -137,6 +157,13 @@ def unlabelled(found: Mapping[str, Group], classes: list[str]) -> Images:
     return Images(files.take(files.in_order()), np.full(len(files), -1, np.int32), classes, skipped)
 
 
+def converting(skipped: Iterable[tuple[str, str]], folder: str = "SOURCE") -> str:
+    """What helps where files of a folder are of a format that DALI does not decode everywhere, "" where none is."""
+    formats = Counter(kind for _, reason in skipped if (kind := unsupported(reason)))
+    told = few(f"{number:,} {kind}" for kind, number in formats.most_common())
+    return f"to convert {told}: python -m amcl_fast.data.convert {shlex.quote(folder)} TARGET" if told else ""
+
+
 def not_empty(images: Images, where: str, layout: str) -> Images:
     """The images themselves.
 
@@ -144,9 +171,8 @@ def not_empty(images: Images, where: str, layout: str) -> Images:
         ValueError: there are none; the message says what was left out, and which `layout` was expected.
     """
     if not images.files:
-        first = "".join(f"\n  {path}: {reason}" for path, reason in images.skipped[:5])
-        raise ValueError(
-            f"{where} holds no usable image; expected {layout}."
-            + (f" Left out {len(images.skipped)}, the first:{first}" if first else "")
-        )
+        first = "; ".join(f"{path}: {reason}" for path, reason in images.skipped[:_SHOWN])
+        left_out = f". Left out {len(images.skipped):,}, the first: {first}" if first else ""
+        remedy = converting(images.skipped)
+        raise ValueError(f"{where} holds no usable image; expected {layout}{left_out}{remedy and '; '}{remedy}")
     return images

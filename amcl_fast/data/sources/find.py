@@ -13,7 +13,15 @@ from amcl_fast.data.scan.images import Images, not_empty
 from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
 from amcl_fast.data.shards.read import read_shards
-from amcl_fast.data.sources.folder import HELD_OUT, TRAINING, UNLABELLED, Sources, find_sources, may_hold_images
+from amcl_fast.data.sources.folder import (
+    HELD_OUT,
+    TRAINING,
+    UNLABELLED,
+    UNUSED,
+    Sources,
+    find_sources,
+    may_hold_images,
+)
 from amcl_fast.data.sources.lists import Listed, read_lines, read_list
 from amcl_fast.left_out import few
 
@@ -68,7 +76,9 @@ def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: b
     images, why, notes = _measured(os.fspath(held_out), found.train.classes, name, tell)
     if images is None:
         raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
-    return Sources(found.train, images, found.unlabelled, found.no_labels, [*found.notes, *notes])
+    notes[:0] = [note for note in found.notes if UNUSED not in note]
+    places = {**found.places, "held_out": _last(held_out)}
+    return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places)
 
 
 def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
@@ -81,7 +91,7 @@ def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
     found = read_list(root, given, tell)
     train, no_labels = found.training()
     not_empty(train, root, _IN_LISTS)
-    return Sources(train, None, None, no_labels, found.notes), str
+    return Sources(train, None, None, no_labels, found.notes, places={"train": _last(root)}), str
 
 
 def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[Images | None, str, list[str]]:
@@ -110,6 +120,11 @@ def _held_out_part(folder: str, classes: list[str]) -> str:
     return folder
 
 
+def _last(path: str | Path) -> str:
+    """The end of a path, in words; of a folder with its slash."""
+    return f"{os.path.basename(os.path.abspath(path))}{'/' * os.path.isdir(path)}"
+
+
 def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
     found = read_shards(shards.train, tell=tell)
     train, no_labels = found.training()
@@ -118,6 +133,7 @@ def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
     extra = read_shards(shards.unlabelled, tell=tell).unlabelled(train.classes) if shards.unlabelled else None
     if extra is None or not extra.files:
         not_empty(train, shards.where, _IN_SHARDS)
+    places = {"train": _shards(shards.train), "unlabelled": _shards(shards.unlabelled)}
     images, why = None, "the training has no classes"
     for part, paths in shards.held_out.items():
         if train.classes:
@@ -125,9 +141,14 @@ def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
             images, why = held.measured(train.classes)
             notes += held.notes
         if images is not None:
+            places["held_out"] = f"{_shards(paths)} of {part}"
             break
         notes.append(f"the shards of {part} in {shards.where} are not used as the held-out part: {why}")
-    return Sources(train, images, extra, no_labels, notes), found.name
+    return Sources(train, images, extra, no_labels, notes, places=places), found.name
+
+
+def _shards(paths: list[str]) -> str:
+    return f"{len(paths):,} shard{'s' * (len(paths) != 1)}"
 
 
 def _given(root: str, choose: _Choice) -> _Shards | Listed | None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
-from amcl_fast.data.scan.classes import existing_folder, listing
-from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header
-from amcl_fast.data.scan.images import Group, Images, labelled, not_empty, unlabelled
+from amcl_fast.data.scan.classes import AS_LIST, existing_folder, listing
+from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header, unsupported
+from amcl_fast.data.scan.images import Group, Images, converting, in_one_spelling, labelled, not_empty, unlabelled
 from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
 from amcl_fast.data.sources.numbered import no_labels
 from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, LOOSE, NO_IMAGES, SAME, few
@@ -23,6 +23,9 @@ HELD_OUT = ("test", "testing", "val", "valid", "validation")
 """In the order in which they are considered."""
 UNLABELLED = ("unlabeled", "unlabelled")
 _NOT_TRAINING = (*HELD_OUT, *UNLABELLED)
+_PARTS = (*TRAINING, *_NOT_TRAINING)
+UNUSED = "is not used as the held-out part"
+"""In a line on a part that was not taken."""
 
 _LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, {SUPPORTED}"
 # Files, and folders, that are looked at to tell whether a folder holds images.
@@ -44,6 +47,7 @@ class Sources:
         notes: lines for the user, on folders that were not taken for what they may have been meant for.
         name: of all of this, paths included, once it was kept (`data.sources.list_cache`); the same for the same
             content.
+        places: what `train`, `held_out` and `unlabelled` are of, in words: "val/".
     """
 
     train: Images
@@ -52,6 +56,7 @@ class Sources:
     no_labels: str | None
     notes: list[str]
     name: str | None = field(default=None, compare=False)
+    places: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,7 +102,7 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
         return check_files(path, groups, tell)
 
     train, unlabelled_why = _training(
-        parts, {name: files["", name] for name in parts.classes}, dict(left_out), tree, check
+        parts, _in_one_spelling(parts, {name: files["", name] for name in parts.classes}), dict(left_out), tree, check
     )
     extra = [unlabelled(check(path, {"": files[path, ""]}), train.classes) for path in parts.unlabelled]
     if parts.base != folder:
@@ -110,17 +115,62 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
             where, layout = f"{folder} but for {held}", f"{layout}; to train on {held}, give that as data.root"
         not_empty(Images([], [], [], [entry for part in (train, *extra) for entry in part.skipped]), where, layout)
 
+    places = {"train": _place([parts.base] if parts.base else [])}
+    places["unlabelled"] = _place(parts.unlabelled)
     held_out, why = None, "the training has no classes"
-    for path in parts.held_out:
+    for number, path in enumerate(parts.held_out, 1):
         if train.classes:
-            groups = {name: files[path, name] for name in _readable(path, tree)}
+            groups = in_one_spelling({name: files[path, name] for name in _readable(path, tree)}, train.classes)
             held_out, why = _held_out(path, groups, train.classes, tree, check)
         if held_out is not None:
+            others = _place(parts.held_out[number:])
+            places["held_out"] = _place([path]) + (f", not {others}" if others else "")
             break
-        parts.notes.append(f"{path} is not used as the held-out part: {why}")
+        parts.notes.append(f"{path} {UNUSED}: {why}")
+    if held_out is None and train.classes:
+        parts.notes += [*_flat_parts(parts, tree), *_other_part(folder, parts, train.classes, tree)]
     told = {starts["", name] for name in parts.classes}
     parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
-    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes)
+    skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
+    parts.notes += filter(None, [converting(skipped, folder)])
+    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes, places=places)
+
+
+def _in_one_spelling(parts: _Parts, groups: dict[str, PackedPaths]) -> dict[str, PackedPaths]:
+    """The folders of classes; two whose names are the same but for Unicode's spelling are one, which is told."""
+    found = in_one_spelling(groups)
+    if again := [name for name in groups if name not in found]:
+        parts.notes.append(f"in {parts.base} twice, in two spellings of Unicode, and one class: {few(again)}")
+    return found
+
+
+def _place(paths: Sequence[str]) -> str:
+    """Folders, in words."""
+    return few(f"{os.path.basename(path)}/" for path in paths)
+
+
+def _flat_parts(parts: _Parts, tree: Tree) -> list[str]:
+    """A line on what helps with held-out parts whose images lie in no folders of classes, as ImageNet's val/."""
+    flat = [
+        path
+        for path in parts.held_out
+        if not _readable(path, tree) and any(name.lower().endswith(IMAGE_NAMES) for name in _files(path, tree))
+    ]
+    if not flat:
+        return []
+    return [f"to measure on {few(flat)}: sort the images into {flat[0]}/CLASS/, or give {AS_LIST} as data.held_out"]
+
+
+def _other_part(folder: str, parts: _Parts, classes: list[str], tree: Tree) -> list[str]:
+    """A line on folders beside the training part that have folders of its classes, and no name of a held-out part."""
+    if parts.held_out or parts.base is None or parts.base == folder:
+        return []
+    beside = [os.path.join(folder, name) for name in tree.subfolders(folder) if name.lower() not in _PARTS]
+    like = [path for path in beside if not set(classes).isdisjoint(_readable(path, tree))]
+    if not like:
+        return []
+    names = ", ".join(HELD_OUT[:-1])
+    return [f"{few(like)} is not used: what is held out is called {names} or {HELD_OUT[-1]}, or is data.held_out"]
 
 
 def _find_parts(folder: str, tree: Tree) -> _Parts:
@@ -205,7 +255,7 @@ def _drop_repeated(folder: str, parts: _Parts) -> None:
         if (here := identity(path)) in known:
             parts.held_out.remove(path)
             real = os.path.realpath(path)
-            parts.notes.append(f"{path} is not used as the held-out part: a link to {real}, which is used already")
+            parts.notes.append(f"{path} {UNUSED}: a link to {real}, which is used already")
         known.add(here)
 
 
@@ -296,6 +346,13 @@ def _readable(folder: str, tree: Tree) -> list[str]:
     return []
 
 
+def _files(folder: str, tree: Tree) -> Sequence[str]:
+    """Paths of the files in a folder; none if it cannot be read."""
+    with suppress(OSError):
+        return tree.direct_files(folder)
+    return []
+
+
 def _holds_meant(group: Group) -> bool:
     """Whether a file is an image, or a damaged one by its name; one without an ending by what it begins with."""
     return group.is_usable or any(_meant_as_image(*entry) for entry in group.left_out())
@@ -303,7 +360,7 @@ def _holds_meant(group: Group) -> bool:
 
 def _meant_as_image(path: str, reason: str) -> bool:
     ending = os.path.splitext(path)[1].lower()
-    return ending in IMAGE_NAMES or not (ending or reason.startswith(NO_IMAGE))
+    return ending in IMAGE_NAMES or bool(unsupported(reason)) or not (ending or reason.startswith(NO_IMAGE))
 
 
 def may_hold_images(folder: str, tree: Tree) -> bool:

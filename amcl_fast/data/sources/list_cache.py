@@ -24,7 +24,7 @@ from amcl_fast.data.sources.folder import Sources
 
 log = logging.getLogger(__name__)
 
-_KIND = "images 1"
+_KIND = "images 2"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _PARTS = ("train", "held_out", "unlabelled")
 
@@ -104,6 +104,7 @@ def _encode(sources: Sources) -> array_files.Encoded:
         },
         "no_labels": sources.no_labels,
         "notes": sources.notes,
+        "places": sources.places,
     }
     return array_files.encode(header, {**files.arrays, "labels": labels})
 
@@ -129,7 +130,8 @@ def _decode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Sour
                 raise ValueError("a label of no class")
         if begin != len(files) or found["train"] is None:
             raise ValueError("not whole")
-        return Sources(**found, no_labels=header["no_labels"], notes=header["notes"])  # type: ignore[arg-type]
+        texts = {name: header[name] for name in ("no_labels", "notes", "places")}
+        return Sources(**found, **texts)  # type: ignore[arg-type]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no list of images: {error}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
+from amcl_fast.data.scan.images import composed
 from amcl_fast.data.shards.patterns import is_tar, refuse_compressed
 from amcl_fast.data.sources.numbered import Found
 from amcl_fast.left_out import few
@@ -57,7 +58,7 @@ def read_lines(file: str) -> Listed:
     kind = os.path.splitext(file)[1].lower()
     rows = _table(file, _TABLES[kind]) if kind in _TABLES else _plain(file)
     folder = os.path.dirname(os.path.abspath(file))
-    names, labels, lines = {"": 0}, array("i"), array("i")
+    names, codes, labels, lines = [""], {"": 0}, array("i"), array("i")
     tars = False
 
     # A million paths are never there as strings at once.
@@ -70,7 +71,10 @@ def read_lines(file: str) -> Listed:
                 tars = is_tar(path)
             elif is_tar(path) != tars:
                 raise ValueError(f"{file}, line {number}: a list must be of tars or of images alone, got both: {path}")
-            labels.append(names.setdefault(label, len(names)))
+            code = codes.setdefault(composed(label), len(names))
+            if code == len(names):
+                names.append(label)
+            labels.append(code)
             lines.append(number)
             yield path
 
@@ -80,7 +84,7 @@ def read_lines(file: str) -> Listed:
         raise _undecodable(file) from None
     if not packed:
         raise ValueError(f"{file} must list files, got no line with a path")
-    return Listed(packed, [*names], np.frombuffer(labels, np.int32), np.frombuffer(lines, np.int32), tars)
+    return Listed(packed, names, np.frombuffer(labels, np.int32), np.frombuffer(lines, np.int32), tars)
 
 
 def read_list(file: str, listed: Listed, tell: bool = True) -> Found:

@@ -7,7 +7,7 @@ import numpy as np
 
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.images import Images, composed
 from amcl_fast.left_out import NO_LABEL, few, of_other_class
 
 
@@ -49,10 +49,12 @@ class Found:
 
     def measured(self, classes: list[str]) -> tuple[Images | None, str]:
         """The images of some classes; None and why if there are none."""
-        known = {name: number for number, name in enumerate(classes)}
+        known = {composed(name): number for number, name in enumerate(classes)}
         present, which = np.unique(self.numbers, return_inverse=True)
         names = [self.name(number) if number >= 0 else "" for number in present.tolist()]
-        labels = np.array([known.get(name, -1) if name else -1 for name in names], np.int32)[which.reshape(-1)]
+        labels = np.array([known.get(composed(name), -1) if name else -1 for name in names], np.int32)[
+            which.reshape(-1)
+        ]
         keep = labels >= 0
         if not keep.any():
             own = [name for name in names if name]
