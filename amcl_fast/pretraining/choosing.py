@@ -229,10 +229,12 @@ def _given(settings: Sequence[str], name: str) -> str | None:
 def _tell(facts: Facts, choice: Choice, data: Sequence[str], settings: Sequence[str]) -> None:
     if rank():
         return
-    own = choice.settings
+    given = {name: value for name in choice.settings if (value := _given(settings, name)) is not None}
+    own = {**choice.settings, **given}
     command = ["amcl-fast", "pretrain", "--recipe", choice.recipe, *data]
-    command += [part for name, value in own.items() for part in (f"--{name}", str(value))]
+    command += [part for name in own if name not in given for part in (f"--{name}", str(own[name]))]
     print(f"no --recipe given: {facts}")
-    length = f"{own['data.batch_size']} images a batch, {own['trainer.max_epochs']} epochs"
-    print(f"chosen: {choice.recipe} at {own['data.size']} px, {choice.backbone}, {length}; given settings go before it")
+    epochs = str(own["trainer.max_epochs"])
+    length = f"{own['data.batch_size']} images a batch, {epochs} epoch{'s' * (epochs != '1')}"
+    print(f"chosen: {choice.recipe} at {own['data.size']} px, {choice.backbone}, {length}; other settings go before it")
     print(f"the same again: {shlex.join([*command, *settings])}", flush=True)

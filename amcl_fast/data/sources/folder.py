@@ -1,7 +1,7 @@
 """Where a folder keeps its images: for training, held out, without labels (docs/data.md has the table)."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -117,7 +117,7 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
 
     places = {"train": _place([parts.base] if parts.base else [])}
     places["unlabelled"] = _place(parts.unlabelled)
-    held_out, why = None, "the training has no classes"
+    held_out, why, unused = None, "the training has no classes", {}
     for number, path in enumerate(parts.held_out, 1):
         if train.classes:
             groups = in_one_spelling({name: files[path, name] for name in _readable(path, tree)}, train.classes)
@@ -126,9 +126,11 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
             others = _place(parts.held_out[number:])
             places["held_out"] = _place([path]) + (f", not {others}" if others else "")
             break
-        parts.notes.append(f"{path} {UNUSED}: {why}")
+        unused[path] = why
     if held_out is None and train.classes:
-        parts.notes += [*_flat_parts(parts, tree), *_other_part(folder, parts, train.classes, tree)]
+        unused |= {path: f"{unused[path]}; {remedy}" for path, remedy in _flat(parts.held_out, tree)}
+        parts.notes += _other_part(folder, parts, train.classes, tree)
+    parts.notes += [f"{path} {UNUSED}: {why}" for path, why in unused.items()]
     told = {starts["", name] for name in parts.classes}
     parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
     skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
@@ -149,16 +151,11 @@ def _place(paths: Sequence[str]) -> str:
     return few(f"{os.path.basename(path)}/" for path in paths)
 
 
-def _flat_parts(parts: _Parts, tree: Tree) -> list[str]:
-    """A line on what helps with held-out parts whose images lie in no folders of classes, as ImageNet's val/."""
-    flat = [
-        path
-        for path in parts.held_out
-        if not _readable(path, tree) and any(name.lower().endswith(IMAGE_NAMES) for name in _files(path, tree))
-    ]
-    if not flat:
-        return []
-    return [f"to measure on {few(flat)}: sort the images into {flat[0]}/CLASS/, or give {AS_LIST} as data.held_out"]
+def _flat(held_out: Sequence[str], tree: Tree) -> Iterator[tuple[str, str]]:
+    """Held-out parts whose images lie in no folders of classes, as ImageNet's val/, and what helps."""
+    for path in held_out:
+        if not _readable(path, tree) and any(name.lower().endswith(IMAGE_NAMES) for name in _files(path, tree)):
+            yield path, f"sort its images into {path}/CLASS/, or give {AS_LIST} as data.held_out"
 
 
 def _other_part(folder: str, parts: _Parts, classes: list[str], tree: Tree) -> list[str]:
@@ -170,7 +167,7 @@ def _other_part(folder: str, parts: _Parts, classes: list[str], tree: Tree) -> l
     if not like:
         return []
     names = ", ".join(HELD_OUT[:-1])
-    return [f"{few(like)} is not used: what is held out is called {names} or {HELD_OUT[-1]}, or is data.held_out"]
+    return [f"{few(like)} {UNUSED}: that is called {names} or {HELD_OUT[-1]}, or is data.held_out"]
 
 
 def _find_parts(folder: str, tree: Tree) -> _Parts:

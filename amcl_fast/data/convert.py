@@ -1,0 +1,123 @@
+"""A folder of images in formats that are not trained on, as one that is: `python -m amcl_fast.data.convert`.
+
+Images of other formats (GIF, TIFF, JPEG 2000, AVIF, PNM, …) are written as PNG, all others are links to what is there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
+from amcl_fast.data.scan.walk import list_files
+from amcl_fast.extras import require
+from amcl_fast.paths import expanded
+from amcl_fast.progress import Progress
+
+_USAGE = "usage: python -m amcl_fast.data.convert SOURCE TARGET"
+
+
+def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tuple[str, str]]]:
+    """Make a folder of the images of another, each at its place, under its name: converted ones with .png behind it.
+
+    Of several frames or pages the first is taken; 16 bits become 8. What is no image is not taken over. What is there
+    in the target stays, so a call that was interrupted is gone on with by the same call.
+
+    Args:
+        source: folder of images, in folders of any depth.
+        target: folder; it is made.
+
+    Returns:
+        How many images were converted, how many are links, and (path, reason) of those that could not be converted.
+
+    Raises:
+        ValueError: `source` is no folder, or one lies in the other.
+        OSError: something cannot be read or written.
+        ImportError: Pillow is missing.
+    """
+    require("converting images", "PIL")
+    source, target = os.path.realpath(source), os.path.realpath(target)
+    if not os.path.isdir(source):
+        raise ValueError(f"{source} is not a folder; {_USAGE}")
+    if os.path.commonpath([source, target]) in (source, target):
+        raise ValueError(f"TARGET must lie beside {source}, neither in it nor above it, got {target}")
+    files = list_files([source], {"": source})[0][""]
+    converted, linked, failed = 0, 0, []
+    with Progress("converting images", len(files)) as progress:
+        for path in files:
+            place = os.path.join(target, os.path.relpath(path, source))
+            try:
+                check_header(path)
+                _link(path, place)
+                linked += 1
+            except BadImage as problem:
+                if unsupported(str(problem)):
+                    reason = _write_png(path, f"{place}.png")
+                    converted += not reason
+                    failed += [(path, reason)] if reason else []
+            progress.add(1)
+    return converted, linked, failed
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    if len(arguments) != 2 or {"-h", "--help"} & {*arguments}:
+        print(_USAGE, file=sys.stderr)
+        return 2
+    try:
+        converted, linked, failed = convert(*map(expanded, arguments))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"amcl_fast.data.convert: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{converted:,} images converted to PNG, {linked:,} linked, in {arguments[1]}")
+    for path, reason in failed[:3]:
+        print(f"{path}: {reason}", file=sys.stderr)
+    if failed[3:]:
+        print(f"{len(failed) - 3:,} more could not be converted", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _link(path: str, place: str) -> None:
+    if not os.path.lexists(place):
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.symlink(path, place)
+
+
+def _write_png(path: str, place: str) -> str:
+    """Write an image as PNG; returns why that cannot be, "" if it is there."""
+    from PIL import Image, ImageOps
+
+    if os.path.exists(place):
+        return ""
+    _register_heif()
+    try:
+        with Image.open(path) as image:
+            whole = ImageOps.exif_transpose(image)
+            if whole.mode in ("I", "F"):
+                raise ValueError("32 bits a pixel, whose range is not known")
+            if whole.mode.startswith("I;16"):
+                whole = whole.convert("I").point(lambda value: value / 256).convert("L")
+            elif whole.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                whole = whole.convert("RGB")
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            partial = f"{place}.partial"
+            whole.save(partial, format="PNG")
+            os.replace(partial, place)
+    except (Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename not in (None, path):
+            raise
+        hint = "; pip install pillow-heif reads HEIC" if path.lower().endswith((".heic", ".heif")) else ""
+        return f"Pillow cannot read it: {error}{hint}"
+    return ""
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
