@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 from .arguments import parser
 from .extras import require
+from .home import spare_home
 from .terminal import lasting_output, output_error
 
 _STOPPED = {
@@ -40,6 +41,7 @@ _TRAINING = ("lightning", "jsonargparse", "yaml", "torchvision", "matplotlib", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit code."""
+    spare_home()
     with lasting_output():
         try:
             code, output_is_all = _run(argv)

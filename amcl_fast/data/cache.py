@@ -1,34 +1,38 @@
 """The one folder in which amcl_fast keeps what it derived; nothing is ever written beside a user's files."""
 
+import errno
+import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from amcl_fast.home import cache_home
 from amcl_fast.runs.files import write_file
+
+log = logging.getLogger(__name__)
 
 _DAY = 86_400.0  # seconds
 # After which what nobody has asked for since is removed.
 _KEPT = 60 * _DAY
+_UNWRITABLE: set[Path] = set()  # of which it has been told
 
 
 def cache_folder() -> Path:
-    """`$AMCL_FAST_CACHE`, or amcl_fast in `$XDG_CACHE_HOME`, which is ~/.cache where it is not set. It need not exist.
+    """`$AMCL_FAST_CACHE`, or `amcl_fast.home.cache_home`: ~/.cache/amcl_fast. It need not exist."""
+    own = os.environ.get("AMCL_FAST_CACHE")
+    return Path(os.path.expanduser(own)) if own else cache_home()
 
-    A user without a home, as in a container under a number that nobody has there, has it in the folder of temporary
-    files.
-    """
-    if own := os.environ.get("AMCL_FAST_CACHE"):
-        return Path(os.path.expanduser(own))
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):  # the specification has others ignored
-        return Path(shared) / "amcl_fast"
-    try:
-        return Path.home() / ".cache" / "amcl_fast"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"amcl_fast-{os.getuid()}"
+
+def unkept(what: str, error: OSError) -> None:
+    """Say that something cannot be kept, once of each cache folder, and then in the log for those who look for it."""
+    folder = cache_folder()
+    level = logging.DEBUG if folder in _UNWRITABLE else logging.WARNING
+    _UNWRITABLE.add(folder)
+    why = error.strerror or error
+    remedy = "every run looks again; AMCL_FAST_CACHE names another cache folder"
+    log.log(level, "%s cannot be kept in %s (%s): %s", what, folder, why, remedy)
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], *, replace: bool = True) -> None:
@@ -44,6 +48,21 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], *, re
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, content, replace=replace)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        OSError: it cannot be made, or written; the message says what helps.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = error.strerror or error
+        raise type(error)(f"{path} cannot be written ({why}): AMCL_FAST_CACHE names another cache folder") from error
 
 
 def in_use(path: Path) -> None:

@@ -84,7 +84,7 @@ def test_an_unchanged_folder_costs_no_look_into_a_file(make_folder, opened):
     make_folder("images/more", per_class=2)
     again = scan_classes(root)
     new = [root / "ant" / "020 a.png", *sorted((root / "more").rglob("*.png"))]
-    assert opened == [str(path) for path in new]
+    assert sorted(opened) == sorted(str(path) for path in new)  # a busy disk is asked by several threads
     assert names(again)[19:22] == ["019.png", "020 a.png", "021.png"] and len(again.files) == 126
     opened.clear()
     assert scan_classes(root) == again and opened == []

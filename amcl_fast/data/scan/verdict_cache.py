@@ -1,7 +1,6 @@
 """Verdicts of earlier scans, kept in the cache folder: good until size or time of change of a file is another one."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,10 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from amcl_fast.data import array_files
-from amcl_fast.data.cache import cache_folder, in_use, write_whole
+from amcl_fast.data.cache import cache_folder, in_use, unkept, write_whole
 from amcl_fast.data.scan.header_process import NO_STAMP
-
-log = logging.getLogger(__name__)
 
 _KIND = "verdicts 1"
 
@@ -55,7 +52,6 @@ class Verdicts:
         self._files: dict[bytes, slice] = {}
         self._asked = 0
         self._missed = False
-        self._told = False  # that they cannot be kept
         with suppress(OSError, ValueError, KeyError, TypeError):
             self._load(*array_files.read(self._path, copied=True))
             in_use(self._path)
@@ -133,8 +129,7 @@ class Verdicts:
             write_whole(self._path, array_files.encode(header, arrays).pieces)
             self._path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
         except OSError as error:
-            level, self._told = logging.DEBUG if self._told else logging.WARNING, True
-            log.log(level, "the scan of %s cannot be kept, so every run repeats it: %s", self._folder, error)
+            unkept(f"the scan of {self._folder}", error)
 
 
 _UNKNOWN = (NO_STAMP, NO_STAMP, 0)

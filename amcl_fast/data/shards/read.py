@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amcl_fast.data.cache import cache_folder, in_use, write_whole
+from amcl_fast.data.cache import cache_folder, in_use, unkept, write_whole
 from amcl_fast.data.locations import NUL
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
@@ -152,4 +152,4 @@ def _save(shard: str, index: Index) -> None:
     try:
         write_whole(_cached(shard), index.encoded())
     except OSError as error:
-        log.warning("what is in %s cannot be kept, so every run looks again: %s", shard, error)
+        unkept(f"what is in {shard}", error)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from amcl_fast.data.cache import cache_folder
+from amcl_fast.data.cache import cache_folder, make_folder
 from amcl_fast.data.sources.textures import TEXTURES, draw
 from amcl_fast.runs.files import PARTIAL
 from amcl_fast.runs.lock import LOCK, locked
@@ -35,7 +35,7 @@ def prepare_builtin(cache_dir: Path | None = None) -> Path:
     target = parent / f"builtin-{VERSION}"
     if target.is_dir():
         return target
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     with locked(parent / f".{target.name}{LOCK}"):
         if not target.is_dir():
             partial = parent / f".{target.name}{PARTIAL}"

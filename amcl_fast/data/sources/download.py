@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from amcl_fast.data.cache import cache_folder
+from amcl_fast.data.cache import cache_folder, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +25,14 @@ def prepare_download(name: str) -> Path:
     Raises:
         ValueError: another name.
         ConnectionError: the download failed; the message names the remedies.
+        OSError: the cache cannot be written.
     """
     if name not in DOWNLOADS:
         raise ValueError(f"name must be one of {DOWNLOADS}, got {name!r}")
     target = cache_folder() / "datasets" / name
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     log.info("fetching %s into %s", name, target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
         try:
