@@ -223,7 +223,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         found, *own = every
         unlabelled = found.unlabelled
         if own:
-            train, self._bank, query = found.train, *_to_measure(own[0], str(self.evaluation))
+            bank, query = _to_measure(own[0], str(self.evaluation))
+            train, self._bank = found.train, bank
         else:
             train, query = divided(found.train, found.held_out)
         if unlabelled is not None:
@@ -239,9 +240,9 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self._found, self._train, self._query = None, train, query
         self.classes = query.classes
         if own:
-            unlabelled_all = Images(train.files, train.labels, [])
-            measured = taken(self._bank, query, len(self._bank.files), own[0])
-            self.taken = f"{taken(unlabelled_all, query, there, found)}; measured on {measured}"
+            all_images = Images(train.files, train.labels, [])
+            measured = taken(bank, query, len(bank.files), own[0])
+            self.taken = f"{taken(all_images, query, there, found)}; measured on {measured}"
         else:
             self.taken = taken(train, query, there, found)
         self.unmeasurable = None if own else found.no_labels or unmeasurable(train, query)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests.helpers.small_losses import N, NAMES, NATIVE, inputs_of, loss_of
+from tests.helpers.small_losses import NAMES, NATIVE, N, inputs_of, loss_of
 
 DTYPES = {torch.float64: torch.float64, torch.bfloat16: torch.float32}
 

@@ -24,7 +24,7 @@ def native(monkeypatch):
 
 
 def test_every_backend_has_a_name_that_type_checkers_know():
-    assert ops.BACKENDS == ("auto", *backends.TABLE)
+    assert ("auto", *backends.TABLE) == ops.BACKENDS
 
 
 @pytest.mark.parametrize("tensor", [CPU32, CPU64])
