@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from .arguments import parser
 from .extras import require
 from .home import spare_home
+from .progress import doing
 from .terminal import lasting_output, output_error
 
 _STOPPED = {
@@ -148,7 +149,10 @@ def _refuse(command: str, error: Exception) -> int:
 def _pretrain(arguments: argparse.Namespace) -> int:
     try:
         require("training", *_TRAINING)
-        from .pretraining.command import SettingsError, pretrain
+        with doing("loading PyTorch"):
+            import torch  # noqa: F401  # half of what follows
+        with doing("loading Lightning and DALI"):
+            from .pretraining.command import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
     arguments.begins()

@@ -36,6 +36,7 @@ def test_a_line_every_ten_seconds_estimates_the_end(clock, capsys):
     ]
     assert run(clock, capsys, 3) == ["checking images: 41,200"]
     assert run(clock, capsys, 30, total=1_281_000, shown=False) == []
+    assert run(clock, capsys, 30, total=1_281_000, lines=False) == []
 
 
 def test_a_terminal_has_a_bar(monkeypatch):
@@ -45,9 +46,12 @@ def test_a_terminal_has_a_bar(monkeypatch):
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0)
+    monkeypatch.setattr(progress, "_BAR_SECONDS", 0)
+    with progress.doing("loading PyTorch"):
+        assert screen.getvalue() == "loading PyTorch …\r"
+    assert screen.getvalue().endswith("\r" + " " * 17 + "\r")
     with Progress("checking images", 50) as bar:
-        assert "checking images:   0%|" in screen.getvalue() and "0.00/50.0" in screen.getvalue()
+        assert "checking images:   0%|" in screen.getvalue() and "0/50" in screen.getvalue()
         bar.add(50)
     assert screen.getvalue().endswith("\r")  # it is gone again
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.scan.headers import NoImageLeftError
+from ..distributed import world
 from ..evaluate import encode
 from ..models.modes import in_mode
+from ..progress import Progress
 from ..runs.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -55,13 +57,18 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     pictures, made = np.empty((2, 0, 1, 1, 3), np.uint8), {}
     parts: list[dict[str, Tensor]] = []
     gpus = [method.device] if method.device.type == "cuda" else []
-    with in_mode(method, training=True), torch.random.fork_rng(devices=gpus):
+    with (
+        Progress("looking at pairs", pairs, shown=not world()[0], lines=False) as looks,
+        in_mode(method, training=True),
+        torch.random.fork_rng(devices=gpus),
+    ):
         torch.default_generator.manual_seed(0)
         if gpus:  # torch.manual_seed would seed those that are not forked too
             with torch.cuda.device(method.device):
                 torch.cuda.manual_seed(0)
         loader = getattr(datamodule, "sample_loader", datamodule.train_dataloader)()
         for views in _take(loader, pairs, method.two_of):
+            looks.add(len(views[0]))
             on_device = [view.to(method.device) for view in views]
             found = _sample(method.pairs_of_views(on_device), top_k, sampler)
             if not parts:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -14,6 +14,7 @@ from ..evaluate import ShuffledFeatures, knn_accuracy, linear_probe
 from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvaluateError, collect, encoding, pixels
 from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
+from ..progress import Loop
 
 PROBE = "probe/accuracy"
 """Name of the probe's metric."""
@@ -286,6 +287,7 @@ class OnlineKNN(L.Callback):
             return None
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         backbone: Any = pl_module.backbone
+        lines = not self.seconds and not self.history  # later the epochs have theirs
 
         def meet() -> None:
             if between_batches is not None:
@@ -299,7 +301,8 @@ class OnlineKNN(L.Callback):
                 loaders = ((), ()) if rank else datamodule.features_loaders()
             with trainer.precision_plugin.forward_context(), in_mode(backbone, training=False):
                 (bank, bank_labels), (queries, query_labels) = (
-                    collect(loader, kinds, shared=True, meet=meet) for loader in loaders
+                    collect(_shown(loader, f"kNN, batches of {name} images", lines), kinds, shared=True, meet=meet)
+                    for loader, name in zip(loaders, ("training", "held-out"), strict=True)
                 )
         except (NoImageLeftError, NothingToEvaluateError):  # in all processes
             self.unmeasurable = datamodule.unmeasurable = NONE_MEASURED
@@ -320,6 +323,7 @@ class OnlineKNN(L.Callback):
                     temperature=self.temperature,
                     num_classes=datamodule.num_classes,
                     shared=True,
+                    progress=lambda loop, what: _shown(loop, what, lines),
                 )
             )
         if not self.probe_epochs:
@@ -354,6 +358,11 @@ class OnlineKNN(L.Callback):
             progress=meeting,
         )
         return found.top1[found.best]
+
+
+def _shown(loop: Any, what: str, lines: bool) -> Any:
+    """The loop with its progress, which the first process shows; one of unknown length as it is."""
+    return Loop(loop, what, shown=not world()[0], lines=lines) if isinstance(loop, Sized) else loop
 
 
 def _counts(images: dict[str, int]) -> str:

@@ -136,7 +136,7 @@ class EpochSummary(End):
         metrics |= _measured(trainer)
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started
-        epoch = f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}"
+        epoch = _epoch(trainer)
         if not epoch_is_over(trainer):
             epoch += f", stopped at step {trainer.global_step}"
         left = self.seconds_left(trainer)
@@ -146,7 +146,9 @@ class EpochSummary(End):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's, with the estimate of the run's end; images per second are of this epoch, and so is the loss.
+    """Lightning's, with the estimate of the run's end and epochs counted from 1, as everywhere else.
+
+    Images per second are of this epoch, and so is the loss.
 
     Args:
         end: what estimates it, another callback of the trainer.
@@ -156,13 +158,36 @@ class ProgressBar(TQDMProgressBar):
         super().__init__()
         self._end = end
 
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        total = self.trainer.num_training_batches
+        self._begin(done if done < total else 0)  # a run that goes on within an epoch is told of no beginning of it
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self.train_progress_bar.reset()
+        self._begin(0)
+
+    def _begin(self, batches: int) -> None:
+        bar = self.train_progress_bar
+        bar.total = int(self.trainer.num_training_batches)
+        bar.initial = bar.n = batches
+        bar.set_description(_epoch(self.trainer))
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = {**super().get_metrics(trainer, pl_module), **_of_this_epoch(trainer)}
-        metrics.pop("wait_share", None)
-        if not self._end.has_logged(trainer):
-            metrics.pop("loss", None)
+        metrics = super().get_metrics(trainer, pl_module)
+        for name in ("v_num", "images_per_second", "loss", "knn"):
+            metrics.pop(name, None)
+        ours: dict[str, Any] = {}
+        if self._end.has_logged(trainer):
+            ours["loss"] = f"{float(trainer.progress_bar_metrics['loss']):.4g}"
+        if (accuracy := trainer.progress_bar_metrics.get("knn")) is not None:
+            ours["kNN"] = f"{float(accuracy):.1f} %"
+        if rates := _of_this_epoch(trainer):
+            ours["images/s"] = f"{rates['images_per_second']:,.0f}"
         left = self._end.seconds_left(trainer)
-        return metrics if left is None else {**metrics, "left": duration(left), "until": clock(left)}
+        end = {} if left is None else {"left": duration(left), "until": clock(left)}
+        return {**ours, **metrics, **end}
 
 
 def clock(seconds: float, now: datetime | None = None) -> str:
@@ -203,7 +228,8 @@ def _measured(trainer: L.Trainer) -> dict[str, float]:
     return {name: accuracy for name, (epoch, accuracy) in last.items() if epoch == trainer.current_epoch + 1}
 
 
-def _of_epochs(trainer: L.Trainer) -> str:
-    """How many epochs there will be, the last one perhaps in part: "/4", or nothing if there is no end."""
+def _epoch(trainer: L.Trainer) -> str:
+    """Which epoch it is of how many, the last one perhaps in part: "epoch 3/4", or "epoch 3" if there is no end."""
     steps = trainer.estimated_stepping_batches
-    return "" if steps == float("inf") else f"/{-(-int(steps) // steps_per_epoch(trainer))}"
+    of = "" if steps == float("inf") else f"/{-(-int(steps) // steps_per_epoch(trainer))}"
+    return f"epoch {trainer.current_epoch + 1}{of}"

@@ -32,6 +32,7 @@ from ..distributed import ElsewhereError
 from ..launch import by_others, check_started, group_error, rank, settle_tasks
 from ..methods.trainer import out_of_time
 from ..paths import expanded
+from ..progress import doing
 from ..recipes import recipe_files
 from ..runs.directory import AUTO, RUNS, NewFolder, RunDirectory, told_run_dir
 from ..runs.files import is_full
@@ -339,7 +340,8 @@ def _prepare(
             refuse_foreign(resumed.settings, run_dir, words(settings) if resume == AUTO else ())
     try:
         assert run_dir is not None
-        cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
+        with doing("reading the settings, building the model"):
+            cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
         check_started(cli.trainer)
         # Before images are looked for, or drawn.
         cli.model.check_batch(cli.datamodule.batch_size, cli.datamodule.target_views)

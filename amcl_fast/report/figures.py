@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 
+from ..progress import Loop
 from ..runs.read import Run
 from . import curves, pictures
 from .style import STYLE, png
@@ -21,6 +22,9 @@ def draw_figures(run: Run) -> dict[str, bytes]:
         "pairs.png": pictures.pairs,
         "made.png": pictures.made,
     }
+    drawn = {}
     with mpl.rc_context(STYLE):
-        drawn = {name: draw(run) for name, draw in figures.items()}
-        return {name: png(figure) for name, figure in drawn.items() if figure is not None}
+        for name, draw in Loop(figures.items(), "drawing figures", lines=False):
+            if (figure := draw(run)) is not None:
+                drawn[name] = png(figure)
+    return drawn

@@ -6,7 +6,7 @@ from datetime import datetime
 import lightning as L
 import pytest
 
-from amcl_fast.callbacks import End, EpochSummary, OnlineKNN, ProgressBar
+from amcl_fast.callbacks import Checkpoint, End, EpochSummary, OnlineKNN, ProgressBar
 from amcl_fast.callbacks.knn import _Accuracies
 from amcl_fast.callbacks.progress import clock as shown
 from tests.helpers.fake_data import FakeDataModule
@@ -136,6 +136,22 @@ def test_lines_and_bar_tell_it(tmp_path, slow, capsys):
     told = []
     fit(tmp_path / "bar", extra=[*callbacks, Metrics()], max_epochs=1)
     assert "left" not in told[0] and told[1]["left"] == "4 s" and ":" in told[1]["until"]
+
+
+def test_the_bar_counts_epochs_as_lines_do_and_begins_where_the_run_goes_on(tmp_path, slow, capsys):
+    with pytest.raises(Stop):
+        fit(tmp_path, extra=[Stop.at(6)], checkpoint=Checkpoint(every_n_steps=1), max_epochs=3)
+    bar, seen = ProgressBar(end := End()), []
+
+    class Bar(L.Callback):
+        def on_train_batch_start(self, *_):
+            shown = bar.train_progress_bar
+            seen.append((shown.desc, shown.n, shown.total))
+
+    settings = {"ckpt_path": tmp_path / "checkpoints" / "last.ckpt", "max_epochs": 3, "enable_progress_bar": True}
+    fit(tmp_path, extra=[*slow(0, end)[:1], end, bar, Bar()], **settings)
+    assert seen == [(f"epoch {step // 4 + 1}/3: ", step % 4, 4) for step in range(5, 12)]
+    assert "Epoch" not in capsys.readouterr().out
 
 
 def test_the_clock_of_another_day_names_it():

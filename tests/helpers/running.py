@@ -39,14 +39,13 @@ def method(**settings):
 def fit(folder, module=None, data=None, *, checkpoint=None, guard=None, extra=(), ckpt_path=None, **settings):
     """Train on the CPU with the callbacks of a run except kNN; returns the trainer."""
     callbacks = [checkpoint or Checkpoint(), guard or Guard(), ExactResume(), *extra]
-    settings = {"max_epochs": 2, "logger": False, "log_every_n_steps": 2, **settings}
+    defaults = {"max_epochs": 2, "logger": False, "log_every_n_steps": 2, "enable_progress_bar": False}
     trainer = L.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         callbacks=callbacks,
-        enable_progress_bar=False,
         enable_model_summary=False,
-        **settings,
+        **{**defaults, **settings},
     )
     data = data or FakeDataModule()
     trainer.fit(module or method(), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
