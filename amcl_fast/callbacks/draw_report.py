@@ -20,6 +20,8 @@ from ..runs.files import Unwritten
 from ..runs.read import head_metric
 from .capture import capture, hardest
 from .knn import OnlineKNN
+from .neighbours import pictured
+from .progress import steps_per_epoch
 
 
 class Report(L.Callback):
@@ -77,6 +79,7 @@ class Report(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = self._elapsed()
         self._capture(trainer, pl_module, "after")
+        self._keep_neighbours(trainer)
         if not trainer.is_global_zero:
             return
         run_dir = Path(trainer.default_root_dir)
@@ -84,7 +87,8 @@ class Report(L.Callback):
             if trainer.datamodule.skipped:  # type: ignore[attr-defined]
                 write_skipped(run_dir, trainer.datamodule.skipped)  # type: ignore[attr-defined]
             finished = not out_of_time(trainer)
-            write_facts(run_dir, {**_facts(trainer), "finished": finished, "seconds": round(seconds, 1)})
+            end = {"finished": finished, "steps": trainer.global_step, "seconds": round(seconds, 1)}
+            write_facts(run_dir, {**_facts(trainer), **end})
             write_report(run_dir)
             self.path = RunDirectory(run_dir).page
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
@@ -113,6 +117,15 @@ class Report(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)  # as Lightning counts
 
+    def _keep_neighbours(self, trainer: L.Trainer) -> None:
+        knn = _knn(trainer)
+        if knn is None or knn.found is None:
+            return
+        kept = pictured(*knn.found, trainer.datamodule, trainer.global_step)  # type: ignore[attr-defined]
+        if kept is not None:
+            path = RunDirectory(Path(trainer.default_root_dir)).neighbours
+            self._unwritten.write(str(path), lambda: kept.save(path))
+
     def _capture(self, trainer: L.Trainer, pl_module: L.LightningModule, moment: str) -> None:
         # Every process looks, though one writes: synchronised batch normalisation waits for all of them.
         with trainer.precision_plugin.forward_context():
@@ -132,7 +145,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
     versions = {"amcl_fast": __version__, "python": platform.python_version(), "numpy": np.__version__}
     versions |= {"torch": torch.__version__, "lightning": L.__version__}
-    knn = next((callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)), None)  # type: ignore[attr-defined]
+    knn = _knn(trainer)
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": trainer.world_size,
@@ -150,6 +163,11 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "unmeasurable": knn.unmeasurable if knn else getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
         "steps": trainer.global_step,
+        "steps_per_epoch": steps_per_epoch(trainer),
         "versions": versions,
         "machine": machine,
     }
+
+
+def _knn(trainer: L.Trainer) -> OnlineKNN | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)), None)  # type: ignore[attr-defined]

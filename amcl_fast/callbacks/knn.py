@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
@@ -15,6 +16,7 @@ from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvalua
 from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
 from ..progress import Loop
+from .neighbours import Nearest, nearest_images
 
 PROBE = "probe/accuracy"
 """Name of the probe's metric."""
@@ -78,6 +80,8 @@ class OnlineKNN(L.Callback):
             that epoch or after it; when the training goes on, what would not have been measured is left out.
         probed: the same of the probe.
         seconds: how long each measuring of the encoder took, of this process's training.
+        found: what its last measuring in this process found beside the accuracy: nearest training images of some
+            held-out ones; and (num_classes, 2) int64, held-out images of each class that are right, and all.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class OnlineKNN(L.Callback):
         self.between_batches: Callable[[L.Trainer], None] | None = None
         self._pending: int | None = None  # the epoch that is being measured
         self.closed = False
+        self.found: tuple[Nearest, Tensor] | None = None
 
     @property
     def off(self) -> str | None:
@@ -314,6 +319,7 @@ class OnlineKNN(L.Callback):
         self.neighbours = min(self.k, self.sampled["bank"])
         accuracies = []
         for own_bank, own_queries in zip(bank, queries, strict=True):
+            by_class = torch.zeros(datamodule.num_classes, 2, dtype=torch.int64, device=pl_module.device)
             with apart():
                 parts = [part.to(pl_module.device) for part in (own_bank, bank_labels, own_queries, query_labels)]
             accuracies.append(
@@ -324,8 +330,10 @@ class OnlineKNN(L.Callback):
                     num_classes=datamodule.num_classes,
                     shared=True,
                     progress=lambda loop, what: _shown(loop, what, lines),
+                    by_class=by_class,
                 )
             )
+        self.found = nearest_images((loaders[0], loaders[1]), *parts), by_class
         if not self.probe_epochs:
             return _Accuracies(accuracies, None)
         return _Accuracies(accuracies, self._probe(*parts, num_classes=datamodule.num_classes, meet=meet))
@@ -362,7 +370,7 @@ class OnlineKNN(L.Callback):
 
 def _shown(loop: Any, what: str, lines: bool) -> Any:
     """The loop with its progress, which the first process shows; one of unknown length as it is."""
-    return Loop(loop, what, shown=not world()[0], lines=lines) if isinstance(loop, Sized) else loop
+    return Loop(loop, what, shown=not world()[0], lines=lines) if hasattr(loop, "__len__") else loop
 
 
 def _counts(images: dict[str, int]) -> str:

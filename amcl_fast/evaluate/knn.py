@@ -33,6 +33,7 @@ def knn_accuracy(
     chunk: int | None = None,
     shared: bool = False,
     progress: Progress = silent,
+    by_class: Tensor | None = None,
 ) -> float:
     """Share of the queries, in percent, whose k nearest neighbours in the bank vote for their class.
 
@@ -57,6 +58,8 @@ def knn_accuracy(
             this, each gets the accuracy of all queries with the banks of all. Features are where the group's backend
             takes them: on the GPU with NCCL, on the CPU with gloo.
         progress: wraps the loop over the tiles.
+        by_class: (num_classes, 2) int64 on the device of the features, to which the queries of each class are added:
+            those that are right, and all.
 
     Raises:
         TypeError: features are not floating point or labels not int64.
@@ -81,7 +84,7 @@ def knn_accuracy(
     tiles = max(1, -(-len(bank) // max(tile_size, k)))
     looks = iter(progress(range(passes * tiles), "tiles of kNN"))
     with apart(shared):
-        correct = torch.zeros((), dtype=torch.int64, device=bank.device)
+        found_right = torch.zeros(num_classes, 2, dtype=torch.int64, device=bank.device)
     for number in range(passes):
         own, truth = (part[number * chunk : (number + 1) * chunk] for part in (queries, query_labels))
         with apart(shared):
@@ -106,11 +109,15 @@ def knn_accuracy(
                 dist.all_to_all_single(of_all, part)
         with apart(shared):
             similarity, labels = _merged(theirs, world_size, k) if world_size > 1 else found
-            correct += _right(similarity[: len(own)], labels[: len(own)], truth, temperature, num_classes)
+            right = _right(similarity[: len(own)], labels[: len(own)], truth, temperature, num_classes)
+            for column, of in enumerate((truth[right], truth)):
+                found_right[:, column] += torch.bincount(of, minlength=num_classes)
     next(looks, None)  # a progress bar ends
     if world_size > 1:
-        dist.all_reduce(correct)
-    return 100 * correct.item() / sum(asked for _, asked in counts)
+        dist.all_reduce(found_right)
+    if by_class is not None:
+        by_class += found_right
+    return 100 * found_right[:, 0].sum().item() / sum(asked for _, asked in counts)
 
 
 class _Nearest:
@@ -183,15 +190,15 @@ def _tile(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _right(similarity: Tensor, labels: Tensor, truth: Tensor, temperature: float, num_classes: int) -> Tensor:
-    """How many queries get the most votes for their own class, from neighbours (Q, k)."""
-    right = torch.zeros((), dtype=torch.int64, device=similarity.device)
+    """(Q,) whether a query gets the most votes for its own class, from neighbours (Q, k)."""
+    right = [truth.new_empty(0, dtype=torch.bool)]
     size = max(1, _VOTES // num_classes)
     for s, classes, own in zip(similarity.split(size), labels.split(size), truth.split(size), strict=True):
         # Every weight of a row divided by the largest: votes compare the same, and exp cannot overflow.
         weights = ((s - s.amax(1, keepdim=True)) / temperature).exp()
         votes = weights.new_zeros(len(s), num_classes).scatter_add_(1, classes.long(), weights)
-        right += (votes.argmax(1) == own).sum()
-    return right
+        right.append(votes.argmax(1) == own)
+    return torch.cat(right)
 
 
 def _merged(found: list[Tensor], world_size: int, k: int) -> list[Tensor]:

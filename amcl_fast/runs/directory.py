@@ -100,6 +100,11 @@ class RunDirectory:
         return self.path / "snapshots" / f"{moment}.npz"
 
     @property
+    def neighbours(self) -> Path:
+        """What kNN found when training had ended."""
+        return self.path / "snapshots" / "neighbours.npz"
+
+    @property
     def report(self) -> Path:
         return self.path / "report"
 

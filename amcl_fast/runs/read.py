@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..left_out import count
 from .directory import METRICS, RunDirectory
+from .neighbours import Neighbours
 from .settings import read_settings
 from .snapshot import Snapshot
 
@@ -35,6 +36,7 @@ class Run:
         skipped: (path, reason) of what was left out, as `write_skipped` lists it.
         evaluations: what `amcl-fast evaluate` left in the folder, by data set.
         before, after: snapshots, None where there is none.
+        neighbours: what kNN found at the end, None where there is nothing.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Run:
     evaluations: dict[str, dict[str, Any]]
     before: Snapshot | None
     after: Snapshot | None
+    neighbours: Neighbours | None = None
 
     def series(self, name: str) -> Series:
         """Steps and values of a metric; empty if it was not logged."""
@@ -54,6 +57,19 @@ class Run:
         """Latest value of a metric; None if it was not logged."""
         values = self.series(name)[1]
         return float(values[-1]) if len(values) else None
+
+    def epochs(self, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Epochs that are done after each of the steps of a series; None: the run is of a version that did not say.
+
+        The metrics of an optimiser step are logged under its number, from 0 on, and what is measured when training
+        has ended under the number of all.
+        """
+        per_epoch = self.facts.get("steps_per_epoch")
+        if not isinstance(per_epoch, int) or per_epoch < 1:
+            return None
+        end = self.facts.get("steps")
+        done = steps + 1 if not isinstance(end, int) else np.minimum(steps + 1, end)
+        return done / per_epoch
 
     @property
     def num_skipped(self) -> int:
@@ -98,6 +114,7 @@ def read_run(run_dir: Path) -> Run:
         evaluations={data: _read_json(path) for data, path in files.evaluations.items()},
         before=before,
         after=after,
+        neighbours=Neighbours.load(files.neighbours) if files.neighbours.is_file() else None,
     )
 
 

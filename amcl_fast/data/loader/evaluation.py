@@ -1,5 +1,6 @@
 """Images without augmentation, once and in order."""
 
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,16 @@ class EvaluationLoader:
     def __len__(self) -> int:
         """Batches, the last partial one included."""
         return -(-len(self._files) // self._output.batch_size)
+
+    def only(self, places: Sequence[int]) -> "EvaluationLoader":
+        """A loader of some images alone: those at `places`, in rising order, of what the last pass has given.
+
+        Raises:
+            ValueError: no places.
+        """
+        some = Images(self._files.take(np.asarray(places)), self._labels[np.asarray(places)], [])
+        output = dataclasses.replace(self._output, batch_size=max(1, min(len(places), self._output.batch_size)))
+        return EvaluationLoader(some, output, on_bad_file=self._on_bad_file)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         files, labels = self._files, self._labels
