@@ -155,7 +155,12 @@ def build_optimizer(
     if config.implementation not in ("auto", "torch", "apex"):
         raise ValueError(f"implementation must be auto, torch or apex, got {config.implementation!r}")
     groups = _param_groups(module, config, scale, constant_lr or {})
-    lr = config.lr * scale
+    optimizer = _optimizer(groups, config, config.lr * scale, fused)
+    optimizer.register_load_state_dict_post_hook(_take_old_scalars)
+    return optimizer
+
+
+def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float, fused: bool) -> Optimizer:
     if config.name == "lars":
         return LARS(groups, lr, config.momentum, config.weight_decay, config.trust_coefficient)
     if config.name not in ("sgd", "adamw", "lamb"):
@@ -170,6 +175,14 @@ def build_optimizer(
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=config.momentum, weight_decay=config.weight_decay, **kernels)
     return torch.optim.AdamW(groups, lr, betas=config.betas, weight_decay=config.weight_decay, **kernels)
+
+
+def _take_old_scalars(optimizer: Optimizer) -> None:
+    """φ's offset was 0-dim once, and its state in old checkpoints is so still."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if name != "step" and isinstance(value, Tensor) and value.dim() == 0 and p.shape == (1,):
+                state[name] = value.reshape(1)
 
 
 def _param_groups(

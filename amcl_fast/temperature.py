@@ -1,7 +1,7 @@
 """The adaptive temperature of AMCL: one small MLP φ shared by all heads (paper, Section 3.2)."""
 
 import math
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class AdaptiveTemperature(nn.Module):
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.
-        offset: learned offset of the cosine (0-dim Parameter), None with `dot`.
+        offset: learned offset of the cosine (Parameter of one number; 0-dim ones of old checkpoints load), None with
+            `dot`.
 
     Raises:
         ValueError, TypeError: an argument outside what is accepted.
@@ -95,7 +96,8 @@ class AdaptiveTemperature(nn.Module):
         self.score, self.scale = score, float(scale)
         self.precision = precision
         self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
-        self.offset = nn.Parameter(torch.tensor(float(offset))) if score == "cosine" else None
+        # Of one dimension, since FSDP shards no scalar.
+        self.offset = nn.Parameter(torch.tensor([float(offset)])) if score == "cosine" else None
 
     def features(self, x: Tensor) -> Tensor:
         """φ of rows x (..., dim), scaled such that r_ij = features(x_i)·features(y_j) − score_offset.
@@ -143,7 +145,13 @@ class AdaptiveTemperature(nn.Module):
     @property
     def score_offset(self) -> Tensor | None:
         """What is subtracted from every product of `features`: 0-dim tensor, or None for `dot`."""
-        return None if self.offset is None else self.scale * self.offset
+        return None if self.offset is None else self.scale * self.offset.reshape(())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}offset"
+        if self.offset is not None and key in state_dict:
+            state_dict[key] = state_dict[key].reshape(self.offset.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """τ (..., A, B) of every pair of rows of x (..., A, dim) and y (..., B, dim).

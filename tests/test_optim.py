@@ -1,3 +1,4 @@
+import copy
 import sys
 import types
 from fractions import Fraction
@@ -87,6 +88,29 @@ def model():
             "temperature": AdaptiveTemperature(5, score="cosine"),
         }
     )
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_the_state_of_an_offset_that_was_a_scalar_is_gone_on_with(name):
+    weights = []
+    for scalar in (False, True):
+        torch.manual_seed(0)
+        module = model()
+        optimizer = build_optimizer(module, OptimizerConfig(name))
+        for step in range(2):
+            for p in module.parameters():
+                p.grad = torch.full_like(p, 1.0 + step)
+            optimizer.step()
+            if scalar and step == 0:
+                state = copy.deepcopy(optimizer.state_dict())
+                old = [s for s in state["state"].values() if all(t.numel() == 1 for t in s.values())]
+                for of_one_number in old:
+                    of_one_number |= {key: t.reshape(()) for key, t in of_one_number.items()}
+                assert len(old) == 1
+                optimizer.load_state_dict(state)
+        weights.append([p.detach() for p in module.parameters()])
+    for expected, found in zip(*weights, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
