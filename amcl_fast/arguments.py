@@ -120,7 +120,8 @@ def _declare_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="write an encoder for other programs",
-        description="Write the backbone as safetensors, with torchvision's or timm's names, or as ONNX.",
+        description="Write the backbone as safetensors, with torchvision's or timm's names, or as ONNX; with --hub as "
+        "a folder that timm's hf-hub: loads.",
         allow_abbrev=False,
     )
     parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
@@ -128,8 +129,17 @@ def _declare_export(commands: Any) -> None:
         "--format", choices=("safetensors", "onnx"), help="(default: that of --output's suffix, or safetensors)"
     )
     parser.add_argument(
-        "--output", type=_path, metavar="FILE", help="ends in .FORMAT (default: backbone.FORMAT beside CKPT)"
+        "--output",
+        type=_path,
+        metavar="PATH",
+        help="ends in .FORMAT (default: backbone.FORMAT beside CKPT); with --hub a folder (default: hub beside CKPT)",
     )
+    parser.add_argument(
+        "--hub", metavar="NAME", help="write weights, config.json and a card for the hub's repository USER/MODEL"
+    )
+    parser.add_argument("--license", metavar="NAME", help="of the weights, for --hub's card (cc-by-4.0; default: none)")
+    parser.add_argument("--push", action="store_true", help="upload what --hub has written")
+    parser.add_argument("--private", action="store_true", help="a repository that --push makes is private")
     _declare_trust(parser)
 
 

@@ -216,6 +216,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 @_in_one_line
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.hub is not None:
+        return _export_for_hub(arguments)
+    for name in ("push", "private", "license"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} must be left out without --hub NAME, got it")
     output = arguments.output
     format: Literal["safetensors", "onnx"] = arguments.format or (
         "onnx" if output and output.suffix == ".onnx" else "safetensors"
@@ -229,6 +234,32 @@ def _export(arguments: argparse.Namespace) -> int:
     print(path)
     if format == "safetensors":
         print(f"\n{loading_code(load_encoder(path, trust=arguments.trust).config, str(path))}")
+    return 0
+
+
+def _export_for_hub(arguments: argparse.Namespace) -> int:
+    if arguments.format not in (None, "safetensors"):
+        raise ValueError(f"--format must be safetensors with --hub, got {arguments.format}")
+    if arguments.private and not arguments.push:
+        raise ValueError("--private must be left out without --push, got it")
+    require("export", "torchvision", "safetensors", *(("huggingface_hub",) if arguments.push else ()))
+    from .hub import CONFIG, push_to_hub, write_for_hub
+
+    arguments.begins()
+    folder = write_for_hub(
+        arguments.weights,
+        arguments.hub,
+        output=arguments.output,
+        license=arguments.license,
+        trust=arguments.trust,
+    )
+    print(folder)
+    if not (folder / CONFIG).is_file():
+        print("timm has no model like this encoder: its card (README.md) says how it is loaded")
+    elif not arguments.push:
+        print(f'\nimport timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)')
+    if arguments.push:
+        print(push_to_hub(folder, arguments.hub, private=arguments.private))
     return 0
 
 

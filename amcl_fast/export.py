@@ -48,7 +48,7 @@ def export(weights: Path, *, format: Format = "safetensors", output: Path | None
         check_output(output)
     encoder = load_encoder(weights, trust=trust)
     path = output or (weights / f"backbone{suffix}" if weights.is_dir() else weights.with_suffix(suffix))
-    write_file(path, _safetensors(encoder) if format == "safetensors" else _onnx(encoder))
+    write_file(path, as_safetensors(encoder) if format == "safetensors" else _onnx(encoder))
     return path
 
 
@@ -89,7 +89,8 @@ def _as_arguments(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _safetensors(encoder: Encoder) -> bytes:
+def as_safetensors(encoder: Encoder) -> bytes:
+    """An encoder as a safetensors file, with all but the weights in its header."""
     with extras_named("export"):
         from safetensors.torch import save
     # Clones: a module of one's own may have the same weights twice, which safetensors refuses to write.

@@ -19,6 +19,7 @@ EXTRAS = {
     "safetensors": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "huggingface_hub": "hub",
     "lightly": "bench",
     "pytest_benchmark": "bench",
 }

@@ -224,7 +224,7 @@ def requirements(extra: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("extra", ["", "train", "timm", "export", "bench", "test", "docs"])
+@pytest.mark.parametrize("extra", ["", "train", "timm", "export", "hub", "bench", "test", "docs"])
 def test_every_requirement_has_a_pin_that_meets_it(extra):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
@@ -236,7 +236,7 @@ def test_every_requirement_has_a_pin_that_meets_it(extra):
 def test_never_apex_and_no_torch_to_build():
     """PyPI's apex is an unrelated package; torch in the build requirements would download gigabytes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for extra in ("", "train", "timm", "bench", "test", "docs", "all"):
+    for extra in ("", "train", "timm", "hub", "bench", "test", "docs", "all"):
         assert "apex" not in {requirement.name for requirement in requirements(extra)}
     build = {Requirement(line).name for line in project["build-system"]["requires"]}
     assert build == {"setuptools", "pybind11", "cmake", "ninja"}

@@ -114,3 +114,18 @@ def test_an_order_that_repeats_its_first_batches(pool):
         assert np.array_equal(places[batch], places[batch % 3])
     if pool is None:
         assert all(np.array_equal(whole.places(batch), places[batch]) for batch in range(3))
+
+
+def test_a_logger_of_the_users_joins_the_runs_own(start):
+    one = ["--run_dir", "run", "--trainer.max_epochs", "1"]
+    assert main([*start, *one, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "theirs"]) == 0
+    assert main(["pretrain", "--resume", "run", "--trainer.max_epochs=2"]) == 0
+    assert len(list(Path("theirs").rglob("metrics.csv"))) == 2 and Path("run/metrics.csv").is_file()
+    told = yaml.safe_load(next(Path("theirs").rglob("version_1/hparams.yaml")).read_text())
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert all(told[part] == config[part] for part in ("trainer", "model", "knn")) and told["data"]["batch_size"] == 8
+    # One more is no other training.
+    more = ["--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=more", "--trainer.max_epochs=3"]
+    assert main(["pretrain", "--resume", "run", *more, "--trainer.enable_autolog_hparams=false"]) == 0
+    assert len(list(Path("theirs").rglob("metrics.csv"))) == 3 and Path("more/lightning_logs/version_0").is_dir()
+    assert not Path("more/lightning_logs/version_0/hparams.yaml").exists()

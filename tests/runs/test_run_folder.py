@@ -413,18 +413,3 @@ def test_settings_of_the_trainer_have_their_effect(home, monkeypatch, capsys):
     logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: theirs}}"
     names = [type(logger).__name__ for logger in built(f"--trainer.logger={logger}").loggers]
     assert names == ["MetricsFile", "EventsFile", "CSVLogger"]
-
-
-def test_a_logger_of_the_users_joins_the_runs_own(home):
-    start = ["pretrain", "--config", str(home / "tiny.yaml"), "--data", str(home / "images"), "--run_dir", "run"]
-    assert main([*start, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "theirs"]) == 0
-    assert main(["pretrain", "--resume", "run", "--trainer.max_epochs=2"]) == 0
-    assert len(list(Path("theirs").rglob("metrics.csv"))) == 2 and Path("run/metrics.csv").is_file()
-    told = yaml.safe_load(next(Path("theirs").rglob("version_1/hparams.yaml")).read_text())
-    config = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert all(told[part] == config[part] for part in ("trainer", "model", "knn")) and told["data"]["batch_size"] == 8
-    # One more is no other training.
-    more = ["--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=more", "--trainer.max_epochs=3"]
-    assert main(["pretrain", "--resume", "run", *more, "--trainer.enable_autolog_hparams=false"]) == 0
-    assert len(list(Path("theirs").rglob("metrics.csv"))) == 3 and Path("more/lightning_logs/version_0").is_dir()
-    assert not Path("more/lightning_logs/version_0/hparams.yaml").exists()
