@@ -73,7 +73,7 @@ def _declare_pretrain(commands: Any) -> None:
         "that of --run_dir, or begin it",
     )
     parser.add_argument(
-        "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+        "--run-dir", "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
     )
     parser.add_argument(
         "--trust",

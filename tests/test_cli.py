@@ -312,14 +312,6 @@ def test_errors_are_one_line_and_leave_no_folder(arguments, message, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_a_misspelt_setting_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(["pretrain", "--recipe", "demo", "--trainer.max_epoch", "3"])
-    assert stopped.value.code == 2 and "max_epoch" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_knows_its_recipe(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--recipe", "demo", "--print_config"])

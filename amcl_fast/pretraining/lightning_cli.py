@@ -1,12 +1,9 @@
 """A run put together from its settings: Lightning's command line with the callbacks and loggers of this package."""
 
 import functools
-import io
 import os
-import pydoc
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,7 @@ from ..callbacks import (
 )
 from ..data import ContrastiveDataModule
 from ..launch import rank
-from ..methods import BarlowTwins, Method
+from ..methods import Method
 from ..models import BackboneConfig
 from ..models.resnet import RESNETS
 from ..models.sizes import ANY_SIZE, takes_any_size
@@ -51,7 +48,8 @@ from ..runs.directory import NewFolder, RunDirectory, aside
 from ..runs.files import Unwritten, copy_file, write_file
 from ..runs.resuming import FinishedError, Resumed
 from ..runs.settings import LENGTHS, changes, refused_changes
-from .given import NOTHING, CLIOfGiven, Given, ParserOfGiven
+from .given import NOTHING, CLIOfGiven, Given
+from .reading import Building, SettingsParser
 from .trainer_settings import TrainerParts, check_trainer, let_speak, refuse_useless
 from .view_settings import with_listed_views
 
@@ -73,16 +71,6 @@ class _Trainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, limit_train_batches=limit_train_batches, overfit_batches=overfit_batches, **kwargs)
-
-
-class _Parser(ParserOfGiven):
-    """Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked."""
-
-    def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
-        temperature = _of_channels(cfg)
-        if temperature is not None and "dim" in temperature and temperature["dim"] is None:
-            temperature["dim"] = cfg["data.batch_size"]
-        super().validate(cfg, *args, **kwargs)
 
 
 class PretrainCLI(CLIOfGiven):
@@ -124,12 +112,11 @@ class PretrainCLI(CLIOfGiven):
             subclass_mode_model=True,
             save_config_callback=None,
             trainer_class=_Trainer,
-            parser_class=_Parser,
+            parser_class=SettingsParser,
             trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             args=args,
             run=False,
             auto_configure_optimizers=False,
-            parser_kwargs={"allow_abbrev": False},
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -144,24 +131,26 @@ class PretrainCLI(CLIOfGiven):
         parser.add_lightning_class_args(Report, "report")
         parser.link_arguments("seed_everything", "data.seed")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: SettingsParser, args: Any) -> None:  # type: ignore[override]
         # The parent warns of `args` beside sys.argv; here they are what remains of it.
-        if self.resumed is None or self.resumed.as_new:
-            self.config = with_listed_views(parser.parse_args, args)
+        resumed = self.resumed
+        own = [] if resumed is None or resumed.as_new else resumed.argument
+        self._building = Building(parser, [*own, *args])
+        if resumed is None or resumed.as_new:
+            self.config = with_listed_views(parser.read, args)
             refuse_useless(self.config.trainer, self._known_dir)
             self._settle(absolute_data, absolute_data, absolute_data)
             self._set_backbone_size()
             self._place_weights()
             return
-        own = self.resumed.argument
-        self.config = parser.parse_args([*own, *args])
-        before = parser.parse_args(own) if args else self.config.clone()
+        self.config = parser.read([*own, *args])
+        before = parser.read(own) if args else self.config.clone()
         refuse_useless(self.config.trainer, self._known_dir, before.trainer)
         then, now = (self._plain(config, parser) for config in (before, self.config))
         changed = refused_changes(then, now)
-        if changed and self.resumed.command:
+        if changed and resumed.command:
             # What such a command makes of a new run's settings: paths, sizes, groups of views.
-            other = changes(then, parsed([*self.resumed.command]))
+            other = changes(then, parsed([*resumed.command]))
             for name in changed.keys() - other.keys():
                 self.config[name] = before[name]
             changed = {name: change for name, change in changed.items() if name in other}
@@ -173,7 +162,7 @@ class PretrainCLI(CLIOfGiven):
                 "the training, the devices, logging, data.root, where data.held_out and data.evaluation lie, threads, "
                 f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
-        if self.resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
+        if resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
 
         def placed(name: str) -> Callable[[str], str]:
@@ -313,7 +302,10 @@ class PretrainCLI(CLIOfGiven):
         if weights and self.resumed is not None and self.resumed.checkpoint is not None:
             # Those of the checkpoint come in their place, and the file may be gone.
             self._backbone.weights = None
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise self._building.told(error) from error
         self.checkpoint.settings = settings
         if self.given.method is not None:
             self.model = self.given.method
@@ -396,23 +388,9 @@ def parsed(args: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is unknown, out of range or of no effect.
     """
-    told = io.StringIO()
-    try:
-        with redirect_stderr(told):
-            return yaml.load(_Settings(args, Path())._yaml, Loader=_LOADER)
-    except SystemExit:  # of the parser, which tells what there is, and then why not
-        raise ValueError(" ".join(told.getvalue().rpartition("\nerror: ")[2].split())) from None
+    return yaml.load(_Settings(args, Path())._yaml, Loader=_LOADER)
 
 
 def _as_yaml(config: Any, parser: LightningArgumentParser) -> str:
     """Settings as config.yaml has them. What has been parsed is known to be good."""
     return parser.dump(config, skip_unset=False, skip_validation=True, format="yaml")
-
-
-def _of_channels(settings: Any) -> Any:
-    """Settings of a temperature that reads channel vectors, which are as long as the global batch; else None."""
-    name = settings.get("model.class_path")
-    method = pydoc.locate(name) if isinstance(name, str) else None
-    if isinstance(method, type) and issubclass(method, BarlowTwins):
-        return settings.get("model.init_args.criterion.init_args.temperature.init_args")
-    return None

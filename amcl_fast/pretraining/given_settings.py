@@ -1,0 +1,118 @@
+"""Settings as a user has written them: on the command line, and in the files that it names."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..recipes import FOLDER
+from .config_files import config_files
+from .known_settings import Setting
+from .short_names import long_name
+
+Tree = tuple[dict[str, Setting], set[str]]
+"""The settings that there are, and what they have in common in front."""
+
+_PARTS = ("class_path", "init_args")
+"""How a class and its settings are told apart in a file; on the command line they may be, too."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A setting that was given.
+
+    Attributes:
+        written: its name as the user wrote it, after that of its file.
+        name: its dotted name.
+        value: its value; text where it stands on the command line.
+        is_text: whether it does, and is read as YAML if it is to be no text.
+        own: whether the user wrote it, and not who wrote a recipe.
+    """
+
+    written: str
+    name: str
+    value: Any
+    is_text: bool
+    own: bool = True
+
+
+def given_classes(args: Sequence[str]) -> dict[str, Any]:
+    """What was given for settings that may be classes, by name: the last of each."""
+    found = {}
+    for given in _all(args, None):
+        name, _, last = given.name.rpartition(".")
+        if last == "class_path":
+            found[name] = given.value
+        elif isinstance(given.value, str):
+            found[given.name] = given.value
+    return found
+
+
+def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[str]) -> list[Given]:
+    """All settings that were given, in order.
+
+    Args:
+        args: of the command line.
+        known: the settings that there are.
+        groups: what they have in common in front.
+    """
+    return list(_all(args, (known, groups)))
+
+
+def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
+    files = {place: name for place, _, name in config_files(args)}
+    place = 0
+    while place < len(args):
+        argument, place = args[place], place + 1
+        if place - 1 in files:
+            yield from _of_file(files[place - 1], tree)
+            continue
+        if argument in ("--config", "-c") or not argument.startswith("--") or argument == "--":
+            continue
+        option, equals, value = argument.partition("=")
+        if not equals and place < len(args) and _is_value(args[place]):
+            value, equals, place = args[place], "=", place + 1
+        if equals:
+            option = option.removesuffix("+")
+            yield Given(option, _plain((long_name(option) or option)[2:]), value, is_text=True)
+
+
+def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
+    is_file = os.path.isfile(name)
+    held = yaml.safe_load(Path(name).read_text() if is_file else name)
+    own = not (is_file and Path(name).is_relative_to(FOLDER))
+    where = f"{name}: " if is_file else ""
+    if isinstance(held, dict):
+        for path, value in _flat(held, "", tree):
+            yield Given(f"{where}{path}", _plain(path), value, is_text=False, own=own)
+
+
+def _flat(value: dict[Any, Any], path: str, tree: Tree | None) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(item, dict) and item and (tree is None or key in _PARTS or _is_group(_plain(name), *tree)):
+            yield from _flat(item, name, tree)
+        else:
+            yield name, item
+
+
+def _is_group(name: str, known: dict[str, Setting], groups: set[str]) -> bool:
+    return name in groups and not (name in known and known[name].chosen is None)
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "init_args")
+
+
+def _is_value(argument: str) -> bool:
+    """Whether an argument is the value of the one before it, and not the next setting: -1 is, and so is -1e-3."""
+    if not argument.startswith("-"):
+        return True
+    try:
+        float(argument)
+    except ValueError:
+        return argument == "-"
+    return True

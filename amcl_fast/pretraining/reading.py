@@ -1,0 +1,111 @@
+"""The parser of a run's settings: read, refused in one line, and built."""
+
+import argparse
+import pydoc
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..methods import BarlowTwins
+from .given import ParserOfGiven
+from .given_settings import given_classes
+from .known_settings import groups, known
+from .refusals import RefusedError, refuse_nothing, refused
+from .short_names import with_long_names
+from .told import message
+
+
+class SettingsParser(ParserOfGiven):
+    """Takes no abbreviation, those of settings within a class included.
+
+    Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **kwargs})
+
+    def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        temperature = _of_channels(cfg)
+        if temperature is not None and "dim" in temperature and temperature["dim"] is None:
+            temperature["dim"] = cfg["data.batch_size"]
+        super().validate(cfg, *args, **kwargs)
+
+    def read(self, args: Sequence[str]) -> Any:
+        """The settings of a command line.
+
+        Raises:
+            ValueError: one is unknown, has another type, or is NaN; it is told with what is accepted.
+        """
+        try:
+            settings = self.parse_args(_joined(with_long_names(args)))
+        except argparse.ArgumentError as error:
+            raise RefusedError(refused(self, args, error.message)) from error
+        refuse_nothing(settings.as_dict())
+        return settings
+
+
+class Building:
+    """Builds the objects of a parser's settings, and tells by the setting's name what a constructor refuses.
+
+    A constructor knows the last part of a name, and where a setting takes several types, the parser tells of the last
+    that it has tried.
+    """
+
+    def __init__(self, parser: SettingsParser, args: Sequence[str]) -> None:
+        self._parser, self._args = parser, args
+        self._failed: tuple[type, Exception] | None = None
+        parser.add_instantiator(self._build, object)
+
+    def told(self, error: Exception) -> Exception:
+        """The error that says what was refused, of one that has come of building."""
+        kind, first = self._failed or (None, error)
+        said = message(first)
+        match = re.match(r"([a-z_]\w*(?:\.\w+)*)(?=:| must\b)", said)
+        tree = known(self._parser, given_classes(with_long_names(self._args)))
+        inside = [setting.name for setting in tree.values() if kind is not None and setting.chosen is kind]
+        if match is None:
+            return RefusedError(f"{inside[0]}: {said}") if len(inside) == 1 and inside != ["model"] else first
+        every = [*tree, *(f"{group}.name" for group in groups(tree) if f"{group}.name" in tree)]
+        names = [
+            name for name in every if f".{name}".endswith(f".{match[1]}") or f".{name}".endswith(f".{match[1]}.name")
+        ]
+        for narrower in (inside, ["data"]):
+            if len(names) > 1:
+                names = [name for name in names if name.startswith(tuple(f"{group}." for group in narrower))] or names
+        if len(names) == 1:
+            return RefusedError(f"{names[0]}{said[match.end() :]}")
+        return first
+
+    def _build(self, kind: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return kind(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            self._failed = self._failed or (kind, error)
+            raise
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """Options with the value behind them where that is a negative number which argparse takes for an option: -1e-3."""
+    found: list[str] = []
+    for argument in args:
+        before = found[-1] if found else ""
+        if argument.startswith("-") and not re.fullmatch(r"-\d+|-\d*\.\d+", argument) and before.startswith("--"):
+            try:
+                float(argument)
+            except ValueError:
+                pass
+            else:
+                if "=" not in before:
+                    found[-1] = f"{before}={argument}"
+                    continue
+        found.append(argument)
+    return found
+
+
+def _of_channels(settings: Any) -> Any:
+    """Settings of a temperature that reads channel vectors, which are as long as the global batch; else None."""
+    name = settings.get("model.class_path")
+    method = pydoc.locate(name) if isinstance(name, str) else None
+    if isinstance(method, type) and issubclass(method, BarlowTwins):
+        return settings.get("model.init_args.criterion.init_args.temperature.init_args")
+    return None
