@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .extras import extras_named
+from .setting_types import check_fields
 
 __all__ = ["LARS", "OptimizerConfig", "ScheduleConfig", "build_optimizer", "build_scheduler", "lr_factor", "lr_scale"]
 
@@ -38,6 +39,10 @@ class OptimizerConfig:
         layer_decay: factor on the learning rate of a layer of the encoder for each layer that comes after it, by the
             groups that timm makes of its models (`group_matcher`); the last layer, the heads and φ have the full
             rate. None: all layers have it.
+
+    Raises:
+        TypeError: a setting of another type.
+        ValueError: one out of range, or of no effect beside the others.
     """
 
     name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
@@ -51,6 +56,26 @@ class OptimizerConfig:
     trust_coefficient: float = 1e-3
     implementation: Literal["auto", "torch", "apex"] = "auto"
     layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer")
+        rates = {name: getattr(self, name) for name in ("lr", "bias_lr", "weight_decay")}
+        for name, value in rates.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name} must be finite and not negative, got {value}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum must be at least 0 and below 1, got {self.momentum}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be at least 0 and below 1, got {list(self.betas)}")
+        if not 0 < self.trust_coefficient < math.inf:
+            raise ValueError(f"optimizer.trust_coefficient must be positive and finite, got {self.trust_coefficient}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.bias_lr is not None and self.decay_all and self.name != "lars":
+            raise ValueError(
+                "optimizer.bias_lr must be unset unless optimizer.decay_all is false or optimizer.name is lars, got "
+                f"{self.bias_lr}"
+            )
 
 
 class LARS(Optimizer):
@@ -118,15 +143,9 @@ class LARS(Optimizer):
 
 
 def lr_scale(config: OptimizerConfig, batch_size: int) -> float:
-    """Factor on the learning rates of `config` for optimiser steps of `batch_size` images over all processes.
-
-    Raises:
-        ValueError: unknown rule.
-    """
+    """Factor on the learning rates of `config` for optimiser steps of `batch_size` images over all processes."""
     if config.lr_scaling == "none":
         return 1.0
-    if config.lr_scaling not in ("linear", "sqrt"):
-        raise ValueError(f"lr_scaling must be none, linear or sqrt, got {config.lr_scaling!r}")
     ratio = batch_size / 256
     return ratio if config.lr_scaling == "linear" else math.sqrt(ratio)
 
@@ -149,11 +168,7 @@ def build_optimizer(
         scale: factor on all learning rates, see `lr_scale`.
         constant_lr: learning rates that the schedule leaves alone, by prefix of the parameters' names.
 
-    Raises:
-        ValueError: unknown name or implementation, or a setting out of range.
     """
-    if config.implementation not in ("auto", "torch", "apex"):
-        raise ValueError(f"implementation must be auto, torch or apex, got {config.implementation!r}")
     groups = _param_groups(module, config, scale, constant_lr or {})
     optimizer = _optimizer(groups, config, config.lr * scale, fused)
     optimizer.register_load_state_dict_post_hook(_take_old_scalars)
@@ -163,8 +178,6 @@ def build_optimizer(
 def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float, fused: bool) -> Optimizer:
     if config.name == "lars":
         return LARS(groups, lr, config.momentum, config.weight_decay, config.trust_coefficient)
-    if config.name not in ("sgd", "adamw", "lamb"):
-        raise ValueError(f"optimizer.name must be sgd, lars, adamw or lamb, got {config.name!r}")
     if config.implementation == "apex" or config.name == "lamb":
         optimizer = _apex_optimizer(groups, config, lr)
         if optimizer is not None:
@@ -190,8 +203,6 @@ def _param_groups(
 ) -> list[dict[str, Any]]:
     """Scheduled groups before constant ones, and in each those that are decayed before biases, scales, offsets."""
     separate = config.name == "lars" or not config.decay_all
-    if config.bias_lr is not None and not separate:
-        raise ValueError(f"bias_lr must be unset unless decay_all is false or name is lars, got {config.bias_lr}")
     backbone: Any = module.backbone if config.layer_decay is not None else None
     shares = {} if config.layer_decay is None else layer_shares(backbone, config.layer_decay)
     groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
@@ -263,10 +274,16 @@ class ScheduleConfig:
     Attributes:
         warmup_epochs: length of the warm-up, fractions allowed.
         interval: change the rate every optimiser `step`, or every `epoch` (the released recipe).
+
+    Raises:
+        TypeError, ValueError: a setting of another type, or none of the values that there are.
     """
 
     warmup_epochs: float = 0.0
     interval: Literal["step", "epoch"] = "step"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "schedule")
 
 
 def lr_factor(position: int, total: int, warmup: int) -> float:
@@ -295,10 +312,8 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int,
     rates of the new schedule from its first step.
 
     Raises:
-        ValueError: warm-up negative or as long as the training, unknown interval.
+        ValueError: warm-up negative or as long as the training.
     """
-    if config.interval not in ("step", "epoch"):
-        raise ValueError(f"schedule.interval must be 'step' or 'epoch', got {config.interval!r}")
     begun = max(1, math.ceil(epochs))
     if not 0 <= config.warmup_epochs < begun:
         raise ValueError(

@@ -231,14 +231,11 @@ def test_schedule_per_epoch_is_torchs_cosine():
     assert ours == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [ScheduleConfig(warmup_epochs=5), ScheduleConfig(warmup_epochs=-1), ScheduleConfig(interval="day")],
-)
-def test_impossible_schedules_are_named(config):
+@pytest.mark.parametrize("settings", [{"warmup_epochs": 5}, {"warmup_epochs": -1}, {"interval": "day"}])
+def test_impossible_schedules_are_named(settings):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="schedule"):
-        build_scheduler(optimizer, config, steps=50, epochs=5)
+        build_scheduler(optimizer, ScheduleConfig(**settings), steps=50, epochs=5)
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])

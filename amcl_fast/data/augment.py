@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
+from amcl_fast.setting_types import check_fields
+
 _LETTERS = "abcdes"
 
 
@@ -30,6 +32,7 @@ class Augmentation:
             `solarize`.
 
     Raises:
+        TypeError: a setting of another type.
         ValueError: a probability or the strength outside [0, 1], a range that is not 0 < low <= high (the
             area's: <= 1), or a threshold outside 0 to 255.
     """
@@ -46,6 +49,7 @@ class Augmentation:
     solarise_threshold: int = 128
 
     def __post_init__(self) -> None:
+        check_fields(self, "views")
         for name in ("flip", "jitter", "grey", "blur", "solarise"):
             _check_share(name, getattr(self, name), "a probability between 0 and 1")
         _check_share("jitter_strength", self.jitter_strength, "a strength between 0 and 1")

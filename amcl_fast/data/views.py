@@ -18,7 +18,7 @@ class ViewGroup(Augmentation):
         size: side of the views, in pixels; None: that of the largest views, data.size.
 
     Raises:
-        ValueError: a setting out of range.
+        TypeError, ValueError: as `Augmentation`.
     """
 
     count: int = 1

@@ -22,6 +22,7 @@ from ..models.masked import (
     transformer_of,
 )
 from ..rows import at_least_float32, widened
+from ..setting_types import check_fields, check_value
 from .base import share_of_mean
 from .simclr import SimCLR
 from .views import by_size, targets_of
@@ -34,6 +35,9 @@ class LossWeights:
     contrast: float = 0.03
     reconstruction: float = 0.67
     noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_fields(self, "weights")
 
 
 class Drawn(NamedTuple):
@@ -64,6 +68,7 @@ class CAN(SimCLR):
         kwargs: see `Method`.
 
     Raises:
+        TypeError: a setting of another type.
         ValueError: a setting out of range, or another backbone.
     """
 
@@ -79,6 +84,8 @@ class CAN(SimCLR):
         normalise_pixels: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_value("mask_ratio", mask_ratio, float)
+        check_value("noise_std", noise_std, float)
         of_losses = {f"weights.{name}": weight for name, weight in asdict(weights).items()}
         for name, value in {"noise_std": noise_std, **of_losses}.items():
             if not 0 <= value < math.inf:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..distributed import gather_rows, row_counts, world
 from ..losses import MoCoLoss
 from ..models import KeyQueue, MomentumEncoder
+from ..setting_types import check_value
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 from .views import by_size, targets_of
@@ -49,6 +50,8 @@ class MoCo(Method):
         shuffle_batch_norm: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_value("queue_size", queue_size, int)
+        check_value("momentum", momentum, float)
         super().__init__(criterion, **kwargs)
         self.key_encoder = MomentumEncoder(self.backbone, self.projector, momentum=momentum)
         if momentum_schedule not in ("constant", "cosine"):

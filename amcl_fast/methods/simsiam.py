@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
+from ..setting_types import check_value
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 from .views import targets_of
@@ -36,6 +37,8 @@ class SimSiam(Method):
         predictor_lr: float | None = None,
         **kwargs: Any,
     ) -> None:
+        check_value("predictor_hidden_dim", predictor_hidden_dim, int)
+        check_value("predictor_lr", predictor_lr, float | None)
         super().__init__(criterion, **kwargs)
         self.predictor = MultiHeadPredictor(self.projector.heads, self.projector.dim, predictor_hidden_dim)
         self._predict = self.compiled(self.predictor.forward)

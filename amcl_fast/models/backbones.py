@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..setting_types import check_fields
 from .cpu_convolutions import guard_convolutions
 from .own import OwnEncoder, of_class
 from .resnet import RESNETS, STANDARD_WIDTH, ResNetEncoder
@@ -36,6 +37,9 @@ class BackboneConfig:
             (MoCo v3, MAE). timm's ViTs only.
         freeze_patch_projection: leave the random projection of the patches as it is at the start (MoCo v3, Section
             4.2). timm's ViTs only.
+
+    Raises:
+        TypeError, ValueError: a setting of another type, or none of the values that there are.
     """
 
     name: str = "resnet18"
@@ -48,6 +52,9 @@ class BackboneConfig:
     drop_path: float | None = None
     positions: Literal["learned", "fixed"] = "learned"
     freeze_patch_projection: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "backbone")
 
     @property
     def is_own(self) -> bool:
@@ -86,8 +93,6 @@ def build_backbone(config: BackboneConfig | nn.Module) -> nn.Module:
 
 
 def _resnet(config: BackboneConfig) -> nn.Module:
-    if config.stem not in ("standard", "small"):
-        raise ValueError(f"backbone.stem must be 'standard' or 'small', got {config.stem!r}")
     if config.width < 8 or config.width % 8:
         raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
     if config.size is not None:
@@ -114,8 +119,6 @@ def _of_timm(config: BackboneConfig) -> nn.Module:
     if config.weights is not None:
         classifier = model.pretrained_cfg.get("classifier") or ()
         load_weights(model, config.weights, config.name, [classifier] if isinstance(classifier, str) else classifier)
-    if config.positions not in ("learned", "fixed"):
-        raise ValueError(f"backbone.positions must be 'learned' or 'fixed', got {config.positions!r}")
     if config.positions == "fixed":
         fix_positions(model, config.name)
     if config.freeze_patch_projection:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import extras_named
+from ..setting_types import check_fields
 from .vit import sine_cosine_positions
 
 _LEVEL_DIM = 128
@@ -21,11 +22,17 @@ class DecoderConfig:
         width: of its tokens, a multiple of 4 and of `heads`.
         depth: number of blocks.
         heads: attention heads of each.
+
+    Raises:
+        TypeError: a setting of another type.
     """
 
     width: int = 512
     depth: int = 8
     heads: int = 16
+
+    def __post_init__(self) -> None:
+        check_fields(self, "decoder")
 
 
 class PatchDecoder(nn.Module):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..setting_types import check_fields
+
 
 @dataclass(frozen=True)
 class ProjectorConfig:
@@ -20,6 +22,9 @@ class ProjectorConfig:
             (docs/training.md). A loss over all negatives, as `SimCLRLoss.recommended`, leaves that state.
         layers: linear layers; 2 for SimCLR and MoCo, 3 for SimSiam and Barlow Twins.
         output_affine: whether the last BatchNorm has a learned scale and shift; SimSiam's has none.
+
+    Raises:
+        TypeError: a setting of another type.
     """
 
     heads: int = 3
@@ -28,6 +33,9 @@ class ProjectorConfig:
     batch_norm: bool = False
     layers: int = 2
     output_affine: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, "projector")
 
 
 class MultiHeadLinear(nn.Module):

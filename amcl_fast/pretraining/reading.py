@@ -9,10 +9,11 @@ from typing import Any
 from ..methods import BarlowTwins
 from .given import ParserOfGiven
 from .given_settings import given_classes
-from .known_settings import groups, known
+from .known_settings import known
 from .refusals import RefusedError, refuse_nothing, refused
 from .short_names import with_long_names
 from .told import message
+from .values import check_values
 
 
 class SettingsParser(ParserOfGiven):
@@ -34,13 +35,14 @@ class SettingsParser(ParserOfGiven):
         """The settings of a command line.
 
         Raises:
-            ValueError: one is unknown, has another type, or is NaN; it is told with what is accepted.
+            ValueError: one is unknown, has another type, or cannot be; it is told with what is accepted.
         """
         try:
             settings = self.parse_args(_joined(with_long_names(args)))
         except argparse.ArgumentError as error:
             raise RefusedError(refused(self, args, error.message)) from error
         refuse_nothing(settings.as_dict())
+        check_values(settings)
         return settings
 
 
@@ -65,10 +67,7 @@ class Building:
         inside = [setting.name for setting in tree.values() if kind is not None and setting.chosen is kind]
         if match is None:
             return RefusedError(f"{inside[0]}: {said}") if len(inside) == 1 and inside != ["model"] else first
-        every = [*tree, *(f"{group}.name" for group in groups(tree) if f"{group}.name" in tree)]
-        names = [
-            name for name in every if f".{name}".endswith(f".{match[1]}") or f".{name}".endswith(f".{match[1]}.name")
-        ]
+        names = [name for name in tree if f".{name}".endswith((f".{match[1]}", f".{match[1]}.name"))]
         for narrower in (inside, ["data"]):
             if len(names) > 1:
                 names = [name for name in names if name.startswith(tuple(f"{group}." for group in narrower))] or names

@@ -123,7 +123,7 @@ def _wrong_value(given: Given, hint: Any) -> str | None:
         except yaml.YAMLError:
             value = given.value
     kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
-    entries = [arg for kind in kinds for arg in get_args(kind) if is_dataclass(arg)]
+    entries = [arg for kind in kinds for arg in get_args(kind) if isinstance(arg, type) and is_dataclass(arg)]
     if isinstance(value, list) and entries:
         return next(
             (why for place, entry in enumerate(value) if (why := _wrong_entry(given, place, entry, entries[0]))), None

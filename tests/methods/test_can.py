@@ -267,7 +267,7 @@ def test_a_look_draws_from_the_generator_and_training_does_too():
         ({"noise_std": -0.1}, r"^noise_std must be finite and not negative, got -0\.1$"),
         ({"noise_std": math.inf}, r"^noise_std must be finite and not negative, got inf$"),
         ({"weights": LossWeights(noise=-1)}, r"^weights\.noise must be finite and not negative, got -1$"),
-        ({"weights": LossWeights(math.nan)}, r"^weights\.contrast must be finite and not negative, got nan$"),
+        ({"weights": LossWeights(math.inf)}, r"^weights\.contrast must be finite and not negative, got inf$"),
         ({"weights": LossWeights(0, 0, 0)}, r"^weights must not all be 0, got weights\.contrast, .* of 0$"),
         ({"decoder": DecoderConfig(depth=0)}, r"^decoder\.depth must be at least 1, got 0$"),
         ({"backbone": BackboneConfig("resnet18")}, r"^backbone\.name must be .* got resnet18$"),

@@ -147,7 +147,6 @@ def test_missing_timm_names_the_extra(monkeypatch):
     ("config", "message"),
     [
         (BackboneConfig("resnet19"), "resnet18.*got 'resnet19'"),
-        (BackboneConfig("resnet18", "tiny"), "stem.*'tiny'"),
         (BackboneConfig("resnet18", width=12), "width.*12"),
         (BackboneConfig("resnet18", size=48), "backbone.size must be unset with resnet18, .* timm's models, got 48"),
         (BackboneConfig("timm/nothing", "small", 32), "backbone must be a model of timm, got 'nothing'"),

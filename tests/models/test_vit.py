@@ -141,7 +141,6 @@ SWIN, RESNET = "timm/swin_tiny_patch4_window7_224", "timm/resnet10t"
         (BackboneConfig(VIT, drop_path=1.0), "drop_path must be at least 0 and below 1, got 1.0"),
         (BackboneConfig(RESNET, gradient_checkpointing=True), f"checkpointing must be false with {RESNET}: its BatchN"),
         (BackboneConfig(SWIN, positions="fixed"), f"positions must be learned with {SWIN}: fixed ones need a table"),
-        (BackboneConfig(VIT, positions="sine"), "positions must be 'learned' or 'fixed', got 'sine'"),
         (
             BackboneConfig(RESNET, freeze_patch_projection=True),
             f"must be false with {RESNET}, which has no convolution",
