@@ -97,7 +97,10 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     probe = ["--data", str(images), "--epochs", "2", "--batch_size", "8"]
     assert main(["evaluate", "run", *probe]) == 0
     out = capsys.readouterr().out
-    images_line, numbers_line = "2 classes, 16 px of 20", "16 to learn from, 4 held out; 64 features"
+    images_line, numbers_line = (
+        "16 images in 2 classes (train/), 4 held out (test/), 16 px of 20",
+        "16 to learn from, 4 held out; 64 features",
+    )
     for text in (images_line, numbers_line, "features computed once", "<- best", "kNN "):
         assert text in out
     assert len(re.findall(r"^  [\d.]+ +[\d.]+ %", out, re.MULTILINE)) == 8

@@ -175,7 +175,7 @@ def _heading(encoder: Encoder, file: Path, data: str, datamodule: ContrastiveDat
     seen = f" of {datamodule.size / datamodule.crop_pct:.0f}" if datamodule.crop_pct < 1 else ""
     return (
         f"encoder     {file} ({encoder.config.name}{history})\n"
-        f"data        {data}: {datamodule.num_classes} classes, {datamodule.size} px{seen}{left_out}"
+        f"data        {data}: {datamodule.taken}, {datamodule.size} px{seen}{left_out}"
     )
 
 
