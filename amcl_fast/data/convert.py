@@ -6,6 +6,8 @@ Images of other formats (GIF, TIFF, JPEG 2000, AVIF, PNM, …) are written as PN
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
@@ -112,11 +114,8 @@ def _write_png(path: str, place: str) -> str:
 
 
 def _register_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return
-    register_heif_opener()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
 
 
 if __name__ == "__main__":
