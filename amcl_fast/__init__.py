@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from .diagnosis import Finding, diagnose
     from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
     from .pretraining.from_python import pretrain
-    from .temperature import AdaptiveTemperature
+    from .temperature import AdaptiveTemperature, LearnedTemperature
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaptiveTemperature",
     "BarlowTwinsLoss",
     "Finding",
+    "LearnedTemperature",
     "MoCoLoss",
     "SimCLRLoss",
     "SimSiamLoss",
@@ -30,6 +31,7 @@ _HOMES = {
     "AdaptiveTemperature": "temperature",
     "BarlowTwinsLoss": "losses",
     "Finding": "diagnosis",
+    "LearnedTemperature": "temperature",
     "MoCoLoss": "losses",
     "SimCLRLoss": "losses",
     "SimSiamLoss": "losses",

@@ -95,6 +95,8 @@ def _projections(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list
 
 
 def _temperatures(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list[Finding]:
+    if criterion.adaptive is None:  # one number adapts to no pair, and CLIP's is meant to end at τ_min
+        return []
     lost = [group for group in ("positive", "negative") if stats.get(f"tau_{group}_at_bound", 0.0) > AT_BOUND]
     if not lost:
         return []

@@ -31,7 +31,8 @@ class OptimizerConfig:
         momentum: of sgd and lars.
         betas: of adamw and lamb.
         weight_decay: L2 for sgd and lars, decoupled for adamw.
-        decay_all: also decay biases and normalisation parameters. LARS never does.
+        decay_all: also decay biases and normalisation parameters. LARS never does. A learned scalar temperature is
+            never decayed.
         trust_coefficient: of lars.
         implementation: `auto` and `torch` are torch's fused kernels where device and dtype allow, its foreach
             ones elsewhere; `apex` is apex's FusedSGD or FusedLAMB where they work, torch's with a warning
@@ -209,7 +210,7 @@ def _param_groups(
     for name, p in module.named_parameters():
         if p.requires_grad:
             constant = next((prefix for prefix in constant_lr if name.startswith(f"{prefix}.")), "")
-            plain = separate and (p.ndim <= 1 or name.endswith("bias"))
+            plain = (separate and (p.ndim <= 1 or name.endswith("bias"))) or name.endswith("log_tau")
             share = shares.get(name.removeprefix("backbone."), 1.0)
             # Full rates come first: the rate of the first group is logged.
             groups.setdefault((constant, plain, -share), {"params": []})["params"].append(p)

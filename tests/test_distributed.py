@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, SimCLRLoss
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, LearnedTemperature, SimCLRLoss
 from amcl_fast.distributed import row_counts
 from tests.helpers.processes import end_group, spawn
 
@@ -30,6 +30,7 @@ def losses(total, gather):
         "top-k, adaptive": SimCLRLoss(adaptive(6), top_k=4, gather=gather),
         "softmax, constant": SimCLRLoss(0.2, **softmax),
         "softmax, adaptive": SimCLRLoss(adaptive(6), **softmax),
+        "softmax, learned": SimCLRLoss(LearnedTemperature(0.2).double(), **softmax),
         "Barlow Twins, constant": BarlowTwinsLoss(0.2, gather=gather),
         "Barlow Twins, adaptive": BarlowTwinsLoss(adaptive(total), gather=gather),
     }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from amcl_fast import AdaptiveTemperature, capabilities
+from amcl_fast import AdaptiveTemperature, LearnedTemperature, capabilities
 from amcl_fast.models import MultiHeadProjector, ProjectorConfig
 from amcl_fast.optim import (
     LARS,
@@ -88,6 +88,19 @@ def model():
             "temperature": AdaptiveTemperature(5, score="cosine"),
         }
     )
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_a_learned_scalar_temperature_is_never_decayed(name):
+    """Decay would pull τ to 1."""
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "temperature": LearnedTemperature(0.5)})
+    optimizer = build_optimizer(module, OptimizerConfig(name, decay_all=True, weight_decay=0.5))
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    before = [p.clone() for p in module.parameters()]
+    optimizer.step()
+    weight, _, log_tau = (not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+    assert weight and not log_tau
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])

@@ -75,11 +75,8 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
                 pictures = _pictures(views, datamodule)
                 made = _named(method.pictures_of_views([view[:_SHOWN] for view in on_device]), datamodule)
             parts.append(found)
-    tau_min, tau_max = (
-        (float(criterion.temperature),) * 2
-        if criterion.adaptive is None
-        else (criterion.adaptive.tau_min, criterion.adaptive.tau_max)
-    )
+    tau = criterion.temperature
+    tau_min, tau_max = (tau, tau) if isinstance(tau, float) else (tau.tau_min, tau.tau_max)
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
     if held_out is not None:

@@ -32,6 +32,8 @@ class BarlowTwinsLoss(Loss):
         backend: `auto`, `triton`, `native` or `reference`.
     """
 
+    _no_scalar = "the diagonal would reach 𝒞/τ = 1 by a learned scalar in place of correlated views"
+
     def __init__(
         self,
         temperature: float | AdaptiveTemperature = 1.0,

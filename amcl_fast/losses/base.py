@@ -3,7 +3,7 @@
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from .. import ops
 from ..ops.backends import BackendName
 from ..ops.phi import phi
 from ..reference import Stats
-from ..rows import Prepared, at_least_float32
-from ..temperature import SMALLEST_TAU, AdaptiveTemperature
+from ..rows import Prepared, at_least_float32, widened
+from ..temperature import SMALLEST_TAU, AdaptiveTemperature, LearnedTemperature
 from .inputs import number
 
 
@@ -28,12 +28,22 @@ class Shape(NamedTuple):
 class Loss(nn.Module):
     """Temperature, backend and statistics, shared by the four losses."""
 
-    def __init__(self, temperature: float | AdaptiveTemperature, backend: BackendName) -> None:
+    _no_scalar: ClassVar[str] = ""
+    """Why a loss takes no `LearnedTemperature`; empty if it does."""
+
+    def __init__(self, temperature: float | AdaptiveTemperature | LearnedTemperature, backend: BackendName) -> None:
         super().__init__()
         if backend not in ops.BACKENDS:
             raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
-        if not isinstance(temperature, AdaptiveTemperature):
-            temperature = number("temperature", temperature, SMALLEST_TAU)
+        accepted = (
+            "a float or an AdaptiveTemperature"
+            if self._no_scalar
+            else "a float, an AdaptiveTemperature or a LearnedTemperature"
+        )
+        if isinstance(temperature, LearnedTemperature) and self._no_scalar:
+            raise TypeError(f"temperature must be {accepted}, got LearnedTemperature: {self._no_scalar}")
+        if not isinstance(temperature, AdaptiveTemperature | LearnedTemperature):
+            temperature = number("temperature", temperature, SMALLEST_TAU, accepted)
         self.temperature = temperature
         self.backend = backend
         self.last_stats: Stats = {}
@@ -42,20 +52,30 @@ class Loss(nn.Module):
 
     @property
     def adaptive(self) -> AdaptiveTemperature | None:
-        """The temperature module, None if the temperature is a constant."""
+        """The temperature module, None if the temperature is one number."""
         return self.temperature if isinstance(self.temperature, AdaptiveTemperature) else None
+
+    @property
+    def _learns(self) -> bool:
+        """Whether τ is anything but a constant."""
+        return isinstance(self.temperature, nn.Module)
 
     def _range(self) -> dict[str, float]:
         """tau_min and tau_max for an operator; a constant is the range of width zero."""
-        adaptive = self.adaptive
-        if adaptive is None:
-            return {"tau_min": float(self.temperature), "tau_max": float(self.temperature)}  # type: ignore[arg-type]
-        return {"tau_min": adaptive.tau_min, "tau_max": adaptive.tau_max}
+        temperature = self.temperature
+        if isinstance(temperature, AdaptiveTemperature):
+            return {"tau_min": temperature.tau_min, "tau_max": temperature.tau_max}
+        if isinstance(temperature, LearnedTemperature):
+            return dict(zip(("tau_min", "tau_max"), temperature.operator_range, strict=True))
+        return {"tau_min": temperature, "tau_max": temperature}
 
     def _offset(self, like: Tensor) -> Tensor | None:
         """The score's offset in the dtype in which `like` is evaluated."""
+        dtype = widened(like.dtype)
+        if isinstance(self.temperature, LearnedTemperature):
+            return self.temperature.score_offset(dtype)
         offset = None if self.adaptive is None else self.adaptive.score_offset
-        return None if offset is None else offset.to(torch.promote_types(like.dtype, torch.float32))
+        return None if offset is None else offset.to(dtype)
 
     def _phi_of(
         self, x: Tensor | None, product: torch.dtype | None = None, *, halves: bool = False, table: bool = False
@@ -65,10 +85,11 @@ class Loss(nn.Module):
         `halves`: those of two views that x holds; `table`: the whole in float32 or better, beside the product.
         """
         adaptive = self.adaptive
-        if adaptive is None or x is None:
+        if not self._learns or x is None:
             return Prepared(None, None, None, None, None)
-        if not (ops.fused(self.backend, x) and adaptive.is_plain):
-            features = adaptive.features(x)
+        if adaptive is None or not (ops.fused(self.backend, x) and adaptive.is_plain):
+            # Of one number for all pairs r is what the offset says.
+            features = x.new_zeros(*x.shape[:2], 1) if adaptive is None else adaptive.features(x)
             n = x.shape[1] // 2
             first, second = (features[:, :n], features[:, n:]) if halves else (None, None)
             return Prepared(features, None if product is None else features.to(product), first, second, None)

@@ -8,9 +8,10 @@ from ..operator_settings import Negatives
 from ..ops.backends import BackendName
 from ..reference import Stats
 from ..rows import Prepared
-from ..temperature import AdaptiveTemperature
+from ..temperature import AdaptiveTemperature, LearnedTemperature
 from .base import Loss
 from .inputs import number
+from .statistics import named
 
 
 class Contrast(Loss):
@@ -18,7 +19,7 @@ class Contrast(Loss):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature,
+        temperature: float | AdaptiveTemperature | LearnedTemperature,
         negatives: Negatives,
         top_k: int | None,
         beta: float,
@@ -32,10 +33,30 @@ class Contrast(Loss):
                 "include_positive must be False with negatives='topk_mean', which has no log-sum-exp, "
                 f"got {include_positive!r}; negatives='topk_softmax' or 'softmax' have one"
             )
+        if negatives == "topk_mean" and isinstance(temperature, LearnedTemperature):
+            raise ValueError(
+                "negatives must be 'topk_softmax' or 'softmax' with a LearnedTemperature, got 'topk_mean', which is "
+                "proportional to 1/τ and would only carry τ to an end of its range"
+            )
         self.negatives = negatives
         self.top_k = None if negatives == "softmax" else top_k
         self.beta = number("beta", beta)
         self.include_positive = bool(include_positive)
+
+    @property
+    def _beta(self) -> float:
+        """β for an operator: one number for all pairs has no regulariser."""
+        return 0.0 if self.adaptive is None else self.beta
+
+    def _named(self, positives: Stats, negatives: Stats) -> Stats:
+        """`last_stats`; one number has no spread, and its range is not that of the operators."""
+        stats = named(positives, negatives)
+        if stats and isinstance(self.temperature, LearnedTemperature):
+            at_bound = self.temperature.at_bound
+            for group in ("positive", "negative"):
+                stats[f"tau_{group}_at_bound"] = at_bound.to(stats[f"tau_{group}_mean"].dtype)
+                stats[f"tau_{group}_std"] = torch.zeros_like(stats[f"tau_{group}_mean"])
+        return stats
 
     def _evaluate(
         self,
@@ -65,7 +86,7 @@ class Contrast(Loss):
             offset,
             **self._range(),
             weight=1.0,
-            beta=self.beta,
+            beta=self._beta,
             backend=self.backend,
         )
         # The positive's logit s/τ − β·Ω(τ) is the negated positive term.
@@ -81,7 +102,7 @@ class Contrast(Loss):
             **self._range(),
             negatives=self.negatives,
             top_k=self.top_k,
-            beta=self.beta,
+            beta=self._beta,
             extra=-of_anchors if self.include_positive and of_anchors is not None else None,
             backend=self.backend,
         )

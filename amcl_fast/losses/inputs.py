@@ -1,6 +1,7 @@
 """What a loss is given: projections with the heads first, numbers in their range, and nothing that is not finite."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -45,10 +46,9 @@ def queue_rows(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
     return keys.detach().mT
 
 
-def number(name: str, value: float, smallest: float = 0.0) -> float:
+def number(name: str, value: Any, smallest: float = 0.0, accepted: str = "a float") -> float:
     """A float from `smallest` to what float32, in which most losses are evaluated, can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        accepted = "a float or an AdaptiveTemperature" if name == "temperature" else "a float"
         raise TypeError(f"{name} must be {accepted}, got {type(value).__name__}")
     if not smallest <= value <= LARGEST_FLOAT32:
         raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST_FLOAT32:.3g}, got {value}")

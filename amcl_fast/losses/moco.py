@@ -12,11 +12,11 @@ from .. import ops
 from ..operator_settings import Negatives
 from ..ops.backends import BackendName
 from ..rows import Prepared, at_least_float32
-from ..temperature import AdaptiveTemperature, cosine_temperature
+from ..temperature import AdaptiveTemperature, LearnedTemperature, cosine_temperature
 from .base import full_precision
 from .contrast import Contrast
 from .inputs import finite, heads_first, queue_rows
-from .statistics import merged, named
+from .statistics import merged
 from .views import Views, as_heads, by_name, joined, view_pairs, views_first
 
 
@@ -32,7 +32,7 @@ class MoCoLoss(Contrast):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature,
+        temperature: float | AdaptiveTemperature | LearnedTemperature,
         *,
         negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
@@ -83,14 +83,14 @@ class MoCoLoss(Contrast):
                 x,
                 y.detach(),
                 product=product_dtype,
-                table=self.adaptive is not None,
+                table=self._learns,
                 halves="raw",
                 backend=self.backend,
             )
             phi = self._phi_of(rows.table, product_dtype, halves=True)
             candidates, phi_candidates = self._candidates(keys, x, product_dtype)
             loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, 1 / (2 * x.shape[1]))
-            self.last_stats = named(*stats)
+            self.last_stats = self._named(*stats)
             return finite(loss, q=q, k=k, queue=queue)
 
     def of_views(self, queries: Views, keys: Views, queue: Tensor, targets: Sequence[int] | None = None) -> Tensor:
@@ -132,7 +132,7 @@ class MoCoLoss(Contrast):
         with full_precision(x):
             fixed = keys.detach() if isinstance(keys, Tensor) else [key.detach() for key in keys]
             raw = joined((queries, of_queries), (fixed, [key.detach() for key in of_keys]))
-            needed = self.adaptive is not None
+            needed = self._learns
             rows = ops.prepared(raw, None, product=product_dtype, table=needed, backend=self.backend)
             phi = self._phi_of(rows.table, product_dtype, table=True)
             rows = rows._replace(first=raw if ops.fused(self.backend, raw) else at_least_float32(raw))
@@ -142,7 +142,7 @@ class MoCoLoss(Contrast):
 
     def _candidates(self, keys: Tensor, like: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The queue (C, K, d) as products read it, and its φ; `like` is q as (C, N, d)."""
-        of_phi = None if self.adaptive is None else at_least_float32(keys)
+        of_phi = at_least_float32(keys) if self._learns else None
         phi_candidates = self._phi_of(of_phi, product).product
         # Whole rows for what reads them one by one, transposed and rounded in one pass.
         if ops.fused(self.backend, like):
@@ -170,7 +170,7 @@ class MoCoLoss(Contrast):
             offset,
             **self._range(),
             weight=1.0,
-            beta=self.beta,
+            beta=self._beta,
             backend=self.backend,
         )
         # One call for the views that are in as many pairs as one another: its statistics count them alike.
@@ -192,14 +192,14 @@ class MoCoLoss(Contrast):
                 **self._range(),
                 negatives=self.negatives,
                 top_k=self.top_k,
-                beta=self.beta,
+                beta=self._beta,
                 extra=None,  # every pair has its own
                 backend=self.backend,
             )
             negatives |= zip(group, negative.chunk(len(group), dim=1), strict=True)
             found.append(of_negatives)
             sizes.append(times * len(group))
-        self.last_stats = named(of_positives, merged(found, sizes))
+        self.last_stats = self._named(of_positives, merged(found, sizes))
         loss = torch.zeros((), dtype=positive.dtype, device=positive.device)
         for side in (0, 1):
             term = positive + torch.cat([negatives[pair[side]] for pair in pairs], dim=1).view_as(positive)

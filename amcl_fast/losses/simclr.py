@@ -12,11 +12,11 @@ from ..operator_settings import Negatives
 from ..ops.backends import BackendName
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32
-from ..temperature import AdaptiveTemperature, cosine_temperature
+from ..temperature import AdaptiveTemperature, LearnedTemperature, cosine_temperature
 from .base import full_precision
 from .contrast import Contrast
 from .inputs import finite, heads_first
-from .statistics import merged, named
+from .statistics import merged
 from .views import Views, as_heads, by_name, joined, view_pairs, views_first
 
 
@@ -33,11 +33,12 @@ class SimCLRLoss(Contrast):
     the AMCL that trains whatever the head.
 
     Args:
-        temperature: constant τ, from 1e-18 to 3.4e38, or an `AdaptiveTemperature` of dim d.
+        temperature: constant τ, from 1e-18 to 3.4e38, an `AdaptiveTemperature` of dim d, or a `LearnedTemperature`, not
+            with `topk_mean`.
         negatives: `topk_mean` (the released code's form), `topk_softmax` (κ = 1 is Eq. 2.1 exactly) or
             `softmax` (all negatives).
         top_k: κ, number of hardest negatives per anchor and head; all if fewer exist. Ignored with `softmax`.
-        beta: β ≥ 0, weight of the temperature regulariser.
+        beta: β ≥ 0, weight of the adaptive temperature's regulariser.
         include_positive: add the positive to the log-sum-exp (InfoNCE); not with `topk_mean`.
         gather: take the candidates from all processes of torch.distributed. The mean of what the processes
             return is the loss of the global batch, and gradients are right under DDP, which averages them. Batches
@@ -47,7 +48,7 @@ class SimCLRLoss(Contrast):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature,
+        temperature: float | AdaptiveTemperature | LearnedTemperature,
         *,
         negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
@@ -104,7 +105,7 @@ class SimCLRLoss(Contrast):
                 x,
                 y,
                 product=product_dtype,
-                table=self.adaptive is not None or processes > 1,
+                table=self._learns or processes > 1,
                 halves="raw",
                 skip=2 * sum(counts[:rank]),
                 backend=self.backend,
@@ -121,7 +122,7 @@ class SimCLRLoss(Contrast):
             assert candidates is not None
             weight = processes / (2 * sum(counts))
             loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, weight)
-            self.last_stats = named(*stats)
+            self.last_stats = self._named(*stats)
             return finite(loss, z1=z1, z2=z2)
 
     def of_views(self, views: Views, targets: Sequence[int] | None = None) -> Tensor:
@@ -150,7 +151,7 @@ class SimCLRLoss(Contrast):
         product_dtype = self._product_dtype(views[0])
         with full_precision(x):
             raw = joined((views, each))
-            needed = self.adaptive is not None or processes > 1
+            needed = self._learns or processes > 1
             rows = ops.prepared(raw, None, product=product_dtype, table=needed, backend=self.backend)
             phi = self._phi_of(rows.table, product_dtype, table=True)
             candidates, phi_candidates = rows.product, phi.product
@@ -174,7 +175,7 @@ class SimCLRLoss(Contrast):
                 ),
                 strict=True,
             )
-            self.last_stats = named(merged(of_positives, pairs.sizes), merged(of_negatives, pairs.sizes))
+            self.last_stats = self._named(merged(of_positives, pairs.sizes), merged(of_negatives, pairs.sizes))
             return finite(torch.stack(losses).sum(), **by_name(views=views))
 
     def _of_pairs(

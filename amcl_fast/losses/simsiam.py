@@ -27,6 +27,8 @@ class SimSiamLoss(Loss):
         backend: `auto`, `triton`, `native` or `reference`.
     """
 
+    _no_scalar = "the loss is proportional to 1/τ, which would only carry a learned scalar to an end of its range"
+
     def __init__(
         self, temperature: float | AdaptiveTemperature = 1.0, *, beta: float = 1e-4, backend: BackendName = "auto"
     ) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..rows import unit
-from ..temperature import AdaptiveTemperature
+from ..temperature import AdaptiveTemperature, LearnedTemperature
 
 MOST_ANCHORS = 512
 """Anchors, channels or keys of a queue that are looked at, at most: more would only take memory."""
@@ -34,7 +34,7 @@ def normalised_rows(z: Tensor) -> Tensor:
 def pairs_of(
     x: Tensor,
     y: Tensor,
-    temperature: float | AdaptiveTemperature,
+    temperature: float | AdaptiveTemperature | LearnedTemperature,
     negative: Tensor,
     similar: tuple[Tensor, Tensor] | None = None,
 ) -> Pairs:
@@ -43,15 +43,15 @@ def pairs_of(
     Args:
         x: anchors (C, A, w), as φ reads them.
         y: candidates (C, B, w), as φ reads them; A ≤ B.
-        temperature: constant, or adaptive.
+        temperature: constant, adaptive or learned.
         negative: (A, B) bool, which candidates are an anchor's negatives; as many in every row.
         similar: anchors and candidates whose products are the similarities, if they are not x and y.
     """
     u, v = similar or (x, y)
     with torch.autocast(x.device.type, enabled=False):
         similarity = u @ v.mT
-        adaptive = isinstance(temperature, AdaptiveTemperature)
-        tau = temperature(x, y) if adaptive else torch.full_like(similarity, temperature)  # type: ignore[operator, arg-type]
+        learns = isinstance(temperature, torch.nn.Module)
+        tau = temperature(x, y) if learns else torch.full_like(similarity, temperature)  # type: ignore[operator, arg-type]
 
     def positives(values: Tensor) -> Tensor:
         return values.diagonal(dim1=1, dim2=2).detach().float()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast import SimCLRLoss
+from amcl_fast import LearnedTemperature, SimCLRLoss
 from amcl_fast.callbacks.capture import principal_components
 from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
@@ -49,6 +49,14 @@ def test_positives_and_temperatures_are_those_of_the_pairs():
                 tau.append(0.1 + 0.9 / (1 + math.exp(r)))
         np.testing.assert_allclose(found.positive_similarity[head], similarity, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found.positive_tau[head], tau, rtol=1e-4)
+
+
+def test_a_learned_temperature_is_one_number_of_its_range():
+    module = method()
+    module.criterion = SimCLRLoss(LearnedTemperature(0.3), negatives="softmax")
+    found = capture(module, Data(), pairs=8)
+    np.testing.assert_allclose([*found.positive_tau.flat, *found.random_tau.flat], 0.3, rtol=1e-6)
+    assert (found.tau_min, found.tau_max, found.constant_tau) == (0.01, 10.0, False)
 
 
 def test_hardest_negatives_are_the_most_similar_and_never_self_or_positive():
