@@ -1,8 +1,8 @@
 """The losses of the frameworks as modules, with no trainer in sight.
 
 Each is an operator plus a temperature: a float gives the framework's baseline (NT-Xent, DCL, MoCo's InfoNCE,
-SimSiam, Barlow Twins), an `AdaptiveTemperature` gives its AMCL form, a `LearnedTemperature` one τ that learns, for SimCLR
-and MoCo. Source: Wang et al., "Adaptive Multi-head Contrastive Learning", ECCV 2024 (arXiv 2310.05615).
+SimSiam, Barlow Twins), an `AdaptiveTemperature` gives its AMCL form, a `LearnedTemperature` gives SimCLR and MoCo one τ
+that learns. Source: Wang et al., "Adaptive Multi-head Contrastive Learning", ECCV 2024 (arXiv 2310.05615).
 
 Common to all:
 
