@@ -82,7 +82,7 @@ def find_weights(path: Path) -> Path:
     return file
 
 
-def load_encoder(path: Path, *, trust: bool = False) -> Encoder:
+def load_encoder(path: Path, *, trust: bool = False, backbone: nn.Module | None = None) -> Encoder:
     """The encoder of a run directory, of a checkpoint or of an exported safetensors file.
 
     The file is read as data. Nothing in it is executed, imported or looked up by name, except the name of the
@@ -91,6 +91,7 @@ def load_encoder(path: Path, *, trust: bool = False) -> Encoder:
     Args:
         path: which of them.
         trust: import the class that the file names, where the encoder is one of its maker's own.
+        backbone: a module of the encoder's kind, which gets the weights; of a run that was begun with such an object.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,13 +102,15 @@ def load_encoder(path: Path, *, trust: bool = False) -> Encoder:
     if file.suffix == ".onnx":
         raise ValueError(f"{file} is for other programs and is not read back; give the checkpoint or a {SUFFIX} file")
     try:
-        return _from_exported(file, trust) if file.suffix == SUFFIX else _from_checkpoint(file, trust)
+        if file.suffix == SUFFIX:
+            return _from_exported(file, trust, backbone)
+        return _from_checkpoint(file, trust, backbone)
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         # Of a file that is well formed, but whose entries are not those of an encoder of ours.
         raise ValueError(f"{file} holds no encoder of amcl-fast: {error}") from error
 
 
-def _from_checkpoint(file: Path, trust: bool) -> Encoder:
+def _from_checkpoint(file: Path, trust: bool, own: nn.Module | None) -> Encoder:
     checkpoint = load_checkpoint(file)
     settings = checkpoint.get("settings")
     if not settings:
@@ -115,13 +118,19 @@ def _from_checkpoint(file: Path, trust: bool) -> Encoder:
             f"{file} lacks the settings of its run; `amcl-fast pretrain` writes them into checkpoints. {_OWN}"
         )
     model, data = settings["model"], settings["data"]
-    config = BackboneConfig(**model["init_args"]["backbone"])
+    given = settings.get("given") or {}
+    if own is None and ("method" in given and "init_args" not in model or "backbone" in given and not trust):
+        raise ValueError(
+            f"{file} was trained with an object as its encoder, {given.get('backbone', given.get('method'))}, of which "
+            "it holds the weights alone: give one of its kind from Python, load_encoder(PATH, backbone=…)"
+        )
+    config = BackboneConfig(**model.get("init_args", {}).get("backbone", {}))
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    backbone, config = _built(config, file, trust)
+    backbone, config = _built(config, file, trust, own)
     backbone.load_state_dict(weights)
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
     origin = {
@@ -146,7 +155,7 @@ def _from_checkpoint(file: Path, trust: bool) -> Encoder:
     )
 
 
-def _from_exported(file: Path, trust: bool) -> Encoder:
+def _from_exported(file: Path, trust: bool, own: nn.Module | None) -> Encoder:
     metadata, weights = _read_safetensors(file)
     if not metadata.keys() >= _METADATA_KEYS:
         raise ValueError(
@@ -154,7 +163,7 @@ def _from_exported(file: Path, trust: bool) -> Encoder:
             f"{', '.join(sorted(_METADATA_KEYS - metadata.keys()))}. {_OWN}"
         )
     config = BackboneConfig(**json.loads(metadata["backbone"]))
-    backbone, config = _built(config, file, trust)
+    backbone, config = _built(config, file, trust, own)
     _published(backbone).load_state_dict(weights)
     facts = {"backbone", "size", "mean", "std", "crop_pct", "load", "format"}
     return Encoder(
@@ -168,8 +177,11 @@ def _from_exported(file: Path, trust: bool) -> Encoder:
     )
 
 
-def _built(config: BackboneConfig, file: Path, trust: bool) -> tuple[nn.Module, BackboneConfig]:
+def _built(config: BackboneConfig, file: Path, trust: bool, own: nn.Module | None) -> tuple[nn.Module, BackboneConfig]:
     """The backbone, and what it is: without the size if it is not built for one, and without how it is trained."""
+    if own is not None:
+        name = f"{type(own).__module__}.{type(own).__qualname__}"
+        return build_backbone(own), BackboneConfig(name, size=config.size)
     if config.is_own and not trust:
         raise ValueError(
             f"{file} names a class as its encoder, {config.name}, and loading it would import and run that; if you "

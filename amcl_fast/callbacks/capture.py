@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.scan.headers import NoImageLeftError
 from ..distributed import world
 from ..evaluate import encode
+from ..methods import Method
 from ..models.modes import in_mode
 from ..progress import Progress
 from ..runs.snapshot import Snapshot
@@ -75,8 +76,9 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
                 pictures = _pictures(views, datamodule)
                 made = _named(method.pictures_of_views([view[:_SHOWN] for view in on_device]), datamodule)
             parts.append(found)
-    tau = criterion.temperature
-    tau_min, tau_max = (tau, tau) if isinstance(tau, float) else (tau.tau_min, tau.tau_max)
+    # Methods of others need not have a criterion with a temperature.
+    tau = getattr(criterion, "temperature", parts[0]["positive_tau"].mean())
+    tau_min, tau_max = (tau.tau_min, tau.tau_max) if hasattr(tau, "tau_min") else (float(tau), float(tau))
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
     if held_out is not None:
@@ -98,6 +100,11 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         classes=np.array([datamodule.classes[label] for label in shown], np.str_),
         **{kind: torch.cat([part[kind] for part in parts], dim=1).numpy() for kind in parts[0]},
     )
+
+
+def has_pairs(method: Any) -> bool:
+    """Whether a method says which pairs it forms: a user's own need not."""
+    return type(method).pairs is not Method.pairs
 
 
 def hardest(similarity: Tensor, tau: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ..report.page import write_report
 from ..runs.directory import RunDirectory, write_facts, write_skipped
 from ..runs.files import Unwritten
 from ..runs.read import head_metric
-from .capture import capture, hardest
+from .capture import capture, hardest, has_pairs
 from .knn import OnlineKNN
 from .neighbours import pictured
 from .progress import steps_per_epoch
@@ -66,7 +66,7 @@ class Report(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch and pl_module.criterion.adaptive is not None:  # type: ignore[union-attr]
+        if trainer.is_last_batch and getattr(pl_module.criterion, "adaptive", None) is not None:
             self._last_views = batch[0]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,6 +127,8 @@ class Report(L.Callback):
             self._unwritten.write(str(path), lambda: kept.save(path))
 
     def _capture(self, trainer: L.Trainer, pl_module: L.LightningModule, moment: str) -> None:
+        if not has_pairs(pl_module):
+            return
         # Every process looks, though one writes: synchronised batch normalisation waits for all of them.
         with trainer.precision_plugin.forward_context():
             snapshot = capture(

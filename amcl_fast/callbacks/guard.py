@@ -60,7 +60,9 @@ class Guard(L.Callback):
         if (finite.device.type == "cpu" or due) and not self._finite:
             raise NonFiniteError(trainer, f"the loss is not finite ({outputs['loss'].item()})")
         if at_logging_step(trainer):
-            self._check(step, pl_module.criterion)
+            criterion = pl_module.criterion
+            if hasattr(criterion, "last_stats"):  # those of others' methods need not have them
+                self._check(step, criterion)
 
     def _check(self, step: int, criterion: Any) -> None:
         findings = {finding.kind: finding for finding in diagnose(criterion)}
