@@ -119,7 +119,8 @@ def _from_checkpoint(file: Path, trust: bool, own: nn.Module | None) -> Encoder:
         )
     model, data = settings["model"], settings["data"]
     given = settings.get("given") or {}
-    if own is None and ("method" in given and "init_args" not in model or "backbone" in given and not trust):
+    lost = "init_args" not in model if "method" in given else "backbone" in given and not trust
+    if own is None and lost:
         raise ValueError(
             f"{file} was trained with an object as its encoder, {given.get('backbone', given.get('method'))}, of which "
             "it holds the weights alone: give one of its kind from Python, load_encoder(PATH, backbone=…)"
