@@ -205,8 +205,7 @@ def told_by_first(find: Callable[[], str]) -> str:
     except Exception as caught:
         error, found = caught, str(caught)
     answered: list[int] = []
-    last = 0
-    heard: set[bytes] = set()
+    last, heard = 0, set[bytes]()
     while len(heard) < place.world_size - 1:  # who serves the store may be at its end
         for number in range(last + 1, store.add("asked", 0) + 1):
             if not store.check([f"answer/{number}"]):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from amcl_fast.cli import main
+from amcl_fast.data.loader.order import Order
 from amcl_fast.report import read_run
 from tests.helpers import forks
 from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder, pretrain
@@ -107,3 +109,56 @@ def test_processes_that_wait_for_one_that_was_refused_end_with_it(images, tmp_pa
     done = forks.run(command, cwd=tmp_path, env=environment(tmp_path), timeout=100)
     assert done.stderr.count("run holds a run") == 1
     assert done.returncode and "SIGKILL" not in done.stderr
+
+
+_SEEN = """
+import json
+from pathlib import Path
+import lightning as L
+class Seen(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        entry = [trainer.global_step, trainer.world_size, trainer.train_dataloader._latest]
+        with Path(f"seen-{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps(entry) + "\\n")
+"""
+
+
+def test_one_command_goes_on_whoever_dies_and_with_any_number_of_processes(tmp_path, monkeypatch, capsys):
+    """One process, two by torchrun, of which one is killed, one again: each time within an epoch of three steps."""
+    settings = _SETTINGS.replace("devices: 2, strategy: ddp, ", "") + "knn: {every_n_epochs: 0}\n"
+    (tmp_path / "settings.yaml").write_text(settings.replace("every_n_epochs: 1", "every_n_steps: 1"))
+    (tmp_path / "seeing.py").write_text(_SEEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    images = image_folder(tmp_path / "images", 12, 4, ".png")
+    command = ["--config", "settings.yaml", "--data", str(images), "--run_dir", "run", "--resume", "auto"]
+    command += ["--trainer.callbacks+=seeing.Seen"]
+    assert main(["pretrain", *command, "--trainer.max_steps=2"]) == 0
+
+    torchrun = [sys.executable, "-m", "tests.helpers.torchrun", "--standalone", "--nproc_per_node=2"]
+    torchrun += ["--max-restarts=1", *PRETRAIN[1:], *command, "--trainer.devices=2", "--trainer.max_steps=5"]
+    torchrun += ["--trainer.callbacks+=tests.helpers.killing.KillOnce", "--trainer.callbacks.rank=1"]
+    torchrun += ["--trainer.callbacks.step=4"]
+    done = forks.run(torchrun, cwd=tmp_path, env=environment(tmp_path), timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "process 0 has lost another one" in done.stderr and done.stderr.count("Traceback") == 0
+    assert done.stdout.count("goes on with 2 process(es) instead of 1") == 1
+
+    capsys.readouterr()
+    last = ["pretrain", *command, "--trainer.max_steps=-1", "--trainer.max_epochs=3", "--trainer.devices=1"]
+    assert main(last) == 0
+    assert "goes on with 1 process(es) instead of 2" in capsys.readouterr().out
+    assert main(last) == 0
+    assert capsys.readouterr().out == "run has finished: there is nothing left to train\n"
+    seen = {}
+    for rank in range(2):
+        for line in (tmp_path / f"seen-{rank}").read_text().splitlines():
+            step, processes, places = json.loads(line)
+            seen[step, rank] = processes, places
+    order = Order(24, 8)
+    for step in range(1, 10):
+        processes = 2 if 3 <= step <= 5 else 1
+        parts = [seen[step, rank] for rank in range(processes)]
+        assert [count for count, _ in parts] == [processes] * processes
+        assert sorted(place for _, part in parts for place in part) == sorted(order.places(step - 1))
+    assert read_run(tmp_path / "run").series("loss")[0].tolist() == list(range(9))

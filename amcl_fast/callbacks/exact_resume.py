@@ -29,8 +29,7 @@ class ExactResume(L.Callback):
     Within an epoch the batches of an optimiser step are as many as they were, where a callback had changed
     `accumulate_grad_batches` (GradientAccumulationScheduler): Lightning tells callbacks of an epoch's start alone.
 
-    Raises:
-        ValueError: the checkpoint was written by another number of processes.
+    Of another number of processes each goes on with the generators of one that there was.
     """
 
     def __init__(self) -> None:
@@ -64,16 +63,17 @@ class ExactResume(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[EXACT_RESUME]
         processes = len(state["generators"])
-        if processes != trainer.world_size:
-            raise ValueError(
-                f"trainer.devices times trainer.num_nodes must be {processes}, the processes that wrote the "
-                f"checkpoint, got {trainer.world_size}"
+        if processes != trainer.world_size and trainer.is_global_zero:
+            print(
+                f"the run goes on with {trainer.world_size} process(es) instead of {processes}: it sees the same images"
+                " in the same batches, and draws other augmentations",
+                flush=True,
             )
         if "accumulated" not in state:  # of older versions
             _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
         self._accumulated = state.get("accumulated")
         self._loader_state = state["loader"]
-        self._generators = state["generators"][trainer.global_rank]
+        self._generators = state["generators"][trainer.global_rank % processes]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._loader_state is not None:

@@ -68,11 +68,15 @@ def test_a_finished_run_stays_finished(tmp_path):
     assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
 
 
-def test_another_number_of_processes_is_refused(tmp_path):
-    fit(tmp_path, max_epochs=1)
+def test_of_another_number_of_processes_each_goes_on_with_the_generators_of_one(tmp_path, capsys):
+    with pytest.raises(Stop):
+        fit(tmp_path, max_epochs=1, extra=[Stop.at(3)], checkpoint=Checkpoint(every_n_steps=2))
     path = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
     state["exact_resume"]["generators"] *= 2
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"must be 2, the processes that wrote .*, got 1"):
-        fit(tmp_path, ckpt_path=str(path), data=FakeDataModule())
+    dice = Dice()
+    fit(tmp_path, max_epochs=1, extra=[dice], ckpt_path=str(path), data=FakeDataModule())
+    assert "goes on with 1 process(es) instead of 2" in capsys.readouterr().out
+    torch.set_rng_state(state["exact_resume"]["generators"][0]["torch"])
+    assert dice.seen[state["global_step"]][0] == torch.rand(1).item()

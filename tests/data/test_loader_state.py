@@ -61,7 +61,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
         (loader(images, batch_size=4), "batch_size was 8, is 4"),
         (loader(images, seed=1), "seed was 0, is 1"),
         (loader(images, EVERYTHING), "views was"),
-        (loader(images, num_shards=2), "num_shards was 1, is 2"),
+        (loader(images, num_shards=2), "batch_size was 8, is 16"),
     ):
         with pytest.raises(ValueError, match=f"does not fit these settings: {what}"):
             other.load_state_dict(state)
@@ -115,6 +115,59 @@ def test_every_process_resumes_its_own_part_from_the_first_ones_state(make_folde
     make_folder(per_class=8)
     make_shards({f"{shard}.tar": samples(range(8 * shard, 8 * shard + 8), content=noise) for shard in range(3)})
     spawn(resume_in_two_processes, args=(tmp_path,), nprocs=2)
+
+
+def of_all(shards):
+    """Which images the processes see together, batch by batch, until all are at the end of the epoch."""
+    return [sorted(number for part in parts for number in numbers(part)) for parts in zip(*shards, strict=True)]
+
+
+def state_of_all(shards):
+    """As the processes of a group would have it."""
+    states = [data.state_dict() for data in shards]
+    return {**states[0], "shards": pack([unpack(state["shards"])[0] for state in states])}
+
+
+@pytest.mark.parametrize("pool", [None, 8])
+@pytest.mark.parametrize("numbers_of_processes", [(1, 2, 1), (2, 1, 4)])
+def test_other_numbers_of_processes_see_the_same_batches(make_shards, pool, numbers_of_processes):
+    _, images = in_shards(make_shards)
+
+    def shards(processes):
+        options = {"batch_size": 8 // processes, "num_shards": processes, "pool": pool}
+        return [loader(images, shard=shard, **options) for shard in range(processes)]
+
+    uninterrupted = of_all(shards(numbers_of_processes[0]))
+    seen, state = [], None
+    for processes in numbers_of_processes:  # a batch each
+        now = shards(processes)
+        if state is not None:
+            for data in now:
+                data.load_state_dict(state)
+        iterators = [iter(data) for data in now]
+        seen += [sorted(number for iterator in iterators for number in numbers(next(iterator)))]
+        state = state_of_all(now)
+    assert seen == uninterrupted and len(seen) == 3
+    # The next epoch is the one that this number of processes would have had.
+    following = of_all(now)
+    expected = shards(numbers_of_processes[-1])
+    assert [of_all(expected), of_all(expected)][1] == following
+
+
+def test_augmentations_of_another_number_of_processes_are_no_repetition_and_go_on_bit_for_bit(tmp_path):
+    one = numbered(tmp_path / "i", 1)
+    images = Images([*one.files] * 24, [0] * 24, ["a"])  # of which nothing but the augmentations differs
+    halves = [loader(images, EVERYTHING, batch_size=4, shard=shard, num_shards=2) for shard in range(2)]
+    for half in halves:
+        next(iter(half))
+    data, restored = loader(images, EVERYTHING), loader(images, EVERYTHING)
+    data.load_state_dict(state_of_all(halves))
+    iterator = iter(data)
+    first = copies([next(iterator)])
+    (beginning,) = copies(islice(loader(images, EVERYTHING), 1))
+    assert not torch.equal(first[0][0][0], beginning[0][0])
+    restored.load_state_dict(data.state_dict())
+    assert_same(copies(restored), copies(iterator))
 
 
 def test_replacements_are_part_of_the_state(tmp_path):

@@ -33,3 +33,15 @@ class KillAfterSave(L.Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoint.save = save_and_die
+
+
+class KillOnce(L.Callback):
+    """SIGKILL of one of torchrun's processes after the optimiser step `step`, unless torchrun has started it again."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -116,6 +116,7 @@ class ContrastiveLoader:
         # The smallest crop is not enlarged for it.
         self._checked = Checked(output, shorter_side(self._views, output.size))
         self._done = 0  # batches in all
+        self._begun = 0  # those that were done by another number of shards
         self._yielded = 0  # within the present iteration
         self._asked = self._fed = self._expected = 0  # batches, those done included
         self._asked_sources: deque[list[int]] = deque()
@@ -164,6 +165,8 @@ class ContrastiveLoader:
             "settings": self._settings(),
             "files": self._fingerprint,
             "shards": pack(shards),
+            **({"begun": self._begun} if self._begun else {}),
+            **({"order_of": self._order.shares_at(self._done)} if self._pool is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,11 +175,18 @@ class ContrastiveLoader:
         If files have come or gone since, or the state is of an earlier version of this package, which had another
         order, the rest of the epoch is as long but begins the order anew, with a warning.
 
+        With another number of shards the batches of all shards together hold the images that they would have held:
+        only who has which of them is new, and augmentations draw other numbers.
+
         Raises:
-            ValueError: the state is of a loader with other views, seed, batch size or number of shards, or
-                lacks this shard.
+            ValueError: the state is of a loader with other views, seed or batch size of all shards, or lacks this
+                shard.
         """
         now, then = self._settings(), state["settings"]
+        shards = then["num_shards"]
+        divided_anew = shards != self._num_shards
+        if divided_anew:
+            now, then = _of_all(now), _of_all(then)
         if now != then:
             raise ValueError(
                 "the saved position does not fit these settings: "
@@ -190,24 +200,34 @@ class ContrastiveLoader:
         self._bad, self._source = {}, {}
         self._yielded = state["yielded"]
         self._resuming = self._yielded < self._batches
-        self._checkpoint, self._done = None, 0
+        self._checkpoint, self._done, self._begun = None, 0, 0
         if state["files"] != self._fingerprint:
             log.warning("the image files are not those of the checkpoint: their order begins anew")
             return
         if state.get("version") != VERSION:
             log.warning("the checkpoint is of another version, which shuffled otherwise: the files' order begins anew")
             return
-        own = [shard for shard in unpack(state["shards"]) if shard["shard"] == self._shard]
+        found = unpack(state["shards"])
+        self._done = state["done"]
+        self._order.take_over(self._done, state.get("order_of", shards))
+        if divided_anew:
+            self._begun = self._done
+            self._replace(dict(entry for shard in found for entry in shard["bad"]))
+            return
+        own = [shard for shard in found if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
+        self._begun = state.get("begun", 0)
         self._checkpoint = with_seeds(own[0]["checkpoint"], *self._seeds).encode("latin-1") or None
-        self._done = state["done"]
         self._replace(dict(own[0]["bad"]))
 
     @property
     def _seeds(self) -> tuple[int, int, int]:
         """Seed, shard and number of views, of which the seeds of DALI's operators follow."""
-        return self._seed, self._shard, len(self._views)
+        seed = self._seed
+        if self._begun:  # by another number of shards: not the numbers of the training's begin once more
+            seed = int(np.random.SeedSequence((self._seed, self._begun)).generate_state(1, np.uint64)[0])
+        return seed, self._shard, len(self._views)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -257,7 +277,7 @@ class ContrastiveLoader:
             loosely(self._feed),
             self._views,
             self._output,
-            seed=self._seed,
+            seed=self._seeds[0],
             shard=self._shard,
             checkpoint=self._checkpoint,
         )
@@ -317,6 +337,13 @@ class ContrastiveLoader:
             if (place + 1) % total not in self._bad:
                 good = (place + 1) % total
             self._source[place] = good
+
+
+def _of_all(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a loader without what differs where more or fewer processes share its batches."""
+    return {name: value for name, value in settings.items() if name != "num_shards"} | {
+        "batch_size": settings["batch_size"] * settings["num_shards"]
+    }
 
 
 class SingleViewLoader:

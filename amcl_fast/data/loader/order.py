@@ -45,9 +45,33 @@ class Order:
         self.ahead = max(min(round(pool / batch_size), self.batches), 1) if pool else 0
         """Batches by which what is read goes ahead of what is used, an epoch's at the most; 0 without a pool."""
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._pool = pool
+        self._before: list[Order] = []  # of the processes that have begun an epoch
+        self._taken_over = range(0)
+
+    def take_over(self, batch: int, shares: int) -> None:
+        """Go on with the epoch of a batch that so many processes have begun, whose batches were as large together.
+
+        Without a pool it is the same epoch for any number of them.
+        """
+        whole = self._batch_size * self._shares
+        first = batch // self.batches * self.batches
+        self._taken_over = range(0)
+        if self.ahead and shares != self._shares and batch > first:
+            self._taken_over = range(first, first + self.batches)
+            self._before = [
+                Order(self._count, whole // shares, seed=self._seed, share=share, shares=shares, pool=self._pool)
+                for share in range(shares)
+            ]
+
+    def shares_at(self, batch: int) -> int:
+        """Number of processes whose order a batch is of."""
+        return len(self._before) if batch in self._taken_over else self._shares
 
     def places(self, batch: int) -> np.ndarray:
         """Places of the images of a batch, (batch_size,) integers."""
+        if batch in self._taken_over:
+            return self._of_batch(np.concatenate([order.places(batch) for order in self._before]), self._share)
         epoch, position = divmod(batch, self.batches)
         if self.ahead:
             return self._of_batch(self._epoch(epoch)[0], position)
@@ -56,13 +80,18 @@ class Order:
     def lying(self, first: int, last: int) -> np.ndarray:
         """Places of as many images as batches `first` to `last`, the latter excluded, have: those of the pools, in the
         order in which they lie."""
-        wanted = (divmod(batch, self.batches) for batch in range(first, last))
-        parts = [self._of_batch(self._epoch(epoch)[1], position) for epoch, position in wanted]
+        wanted = [(batch, *divmod(batch, self.batches)) for batch in range(first, last)]
+        parts = [
+            self.places(batch) if batch in self._taken_over else self._of_batch(self._epoch(epoch)[1], position)
+            for batch, epoch, position in wanted
+        ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def begin_of_pool(self, batch: int) -> int:
         """The first batch that shares its pool with this one."""
-        return batch - batch % self.batches % self.ahead if self.ahead else batch
+        if not self.ahead or batch in self._taken_over:
+            return batch
+        return batch - batch % self.batches % self.ahead
 
     def _of_batch(self, places: np.ndarray, position: int) -> np.ndarray:
         return places[position * self._batch_size : (position + 1) * self._batch_size]
