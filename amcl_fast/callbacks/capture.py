@@ -17,6 +17,7 @@ from ..methods import Method
 from ..models.modes import in_mode
 from ..progress import Progress
 from ..runs.snapshot import Snapshot
+from .neighbourhoods import NO_MAP, neighbourhoods
 
 if TYPE_CHECKING:
     from ..methods.pairs import Pairs
@@ -32,7 +33,7 @@ _CLASSES, _IMAGES = 10, 100
 
 
 @torch.no_grad()
-def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) -> Snapshot:
+def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0, mapped: bool = False) -> Snapshot:
     """Similarities and temperatures of the first pairs of views that the data module gives, and an embedding.
 
     Of more than two views they are of two of the largest size, or of the largest and another (`Method.two_of`). The
@@ -46,6 +47,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         datamodule: a `ContrastiveDataModule` that is set up.
         pairs: number of pairs, rounded up to whole batches; all if there are fewer.
         step: optimiser step to write down.
+        mapped: place the embedding's images by UMAP or t-SNE as well, if one of them is installed; it takes seconds.
 
     Raises:
         ValueError: `pairs` below 1.
@@ -81,11 +83,14 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
     tau_min, tau_max = (tau.tau_min, tau.tau_max) if hasattr(tau, "tau_min") else (float(tau), float(tau))
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
+    places, name = NO_MAP
     if held_out is not None:
         with suppress(NoImageLeftError):
             features, labels = encode(method.backbone, held_out, method.device)
             embedding, shares = principal_components(features)
+            places, name = neighbourhoods(features) if mapped else NO_MAP
     shown = labels.unique()
+    sampled: dict[str, Any] = {kind: torch.cat([part[kind] for part in parts], dim=1).numpy() for kind in parts[0]}
     return Snapshot(
         framework=type(method).__name__,
         step=step,
@@ -98,7 +103,9 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0) ->
         embedding_variance=shares.numpy(),
         labels=torch.searchsorted(shown, labels).numpy(),
         classes=np.array([datamodule.classes[label] for label in shown], np.str_),
-        **{kind: torch.cat([part[kind] for part in parts], dim=1).numpy() for kind in parts[0]},
+        map=places,
+        map_name=name,
+        **sampled,
     )
 
 
@@ -150,7 +157,7 @@ def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, T
     }
 
 
-def _named(made: dict[str, Tensor], datamodule: Any) -> dict[str, NDArray[Any]]:
+def _named(made: dict[str, Tensor], datamodule: Any) -> dict[str, Any]:
     """What a method makes of images, as a snapshot keeps it."""
     if not made:
         return {}

@@ -136,6 +136,7 @@ class Report(L.Callback):
                 trainer.datamodule,  # type: ignore[attr-defined]
                 pairs=self.pairs,
                 step=trainer.global_step,
+                mapped=moment == "after" and trainer.is_global_zero,
             )
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).snapshot(moment)

@@ -292,8 +292,8 @@ class Method(L.LightningModule):
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self._scales_gradients and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # Such an optimiser takes the scale out itself.
-            norm = norm / self.trainer.precision_plugin.scaler.get_scale()  # type: ignore[attr-defined]
+            scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)
+            norm = norm / scaler.get_scale()  # such an optimiser takes it out itself
         return norm
 
     @property

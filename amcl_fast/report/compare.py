@@ -14,7 +14,7 @@ from ..runs.files import write_file
 from ..runs.read import Run, read_run
 from .html import document, figure, grid
 from .page import summarise
-from .style import BLUE, CYCLE, GREY, RED, STYLE, curve_axes, label, png
+from .style import BLUE, CYCLE, GREY, RED, STYLE, WIDTH, curve_axes, label, png
 
 _CAPTIONS = {
     "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
@@ -89,7 +89,7 @@ def _knn(runs: list[Run]) -> Figure | None:
     if pixels and max(pixels) - min(pixels) < 0.05:  # runs on the same data have the same
         axes.axhline(pixels[0], color=GREY, linestyle=":", label=f"raw pixels, {pixels[0]:.1f} %")
     axes.set_ylim(bottom=0)
-    picture.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    picture.legend(loc="outside lower center", ncols=1, fontsize=8.5)
     return picture
 
 
@@ -121,9 +121,9 @@ def _temperatures(runs: list[Run]) -> Figure | None:
 
 def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
     """A small panel a run."""
-    columns = 2 if len(runs) in (2, 4) else 3
+    columns = min(2, len(runs))
     rows = -(-len(runs) // columns)
-    picture = Figure(figsize=(7.2, 2.1 * rows + 0.5), layout="constrained")
+    picture = Figure(figsize=(WIDTH, 1.9 * rows + 0.5), layout="constrained")
     picture.suptitle(title, x=0.01, ha="left", fontsize=11)
     picture.supxlabel("optimiser step", fontsize=10)
     panels = list(picture.subplots(rows, columns, squeeze=False).flat)

@@ -1,21 +1,52 @@
 """Curves of a run over its training."""
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..runs.read import Run
-from .style import BLUE, CYCLE, GREY, RED, curve_axes
+from .style import BLUE, CYCLE, GREY, RED, WIDTH, curve_axes
 
 
 def loss(run: Run) -> Figure | None:
     """Training loss."""
-    steps, values = run.series("loss")
+    return _curve(run, "loss", "Training loss", "loss")
+
+
+def learning_rate(run: Run) -> Figure | None:
+    """Learning rate of the first group of parameters, of each logged step."""
+    steps, values = run.series("lr")
     if not len(steps):
         return None
-    figure, axes = curve_axes("Training loss", "loss")
-    axes.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
+    figure, axes = curve_axes("Learning rate", "learning rate", run)
+    axes.plot(run.x(steps), values, color=BLUE, marker="o" if len(steps) == 1 else "")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def gradient_norm(run: Run) -> Figure | None:
+    """Norm of the whole gradient, before it is clipped."""
+    return _curve(run, "gradient_norm", "Gradient norm, before any clipping", "norm")
+
+
+def _curve(run: Run, name: str, title: str, y_label: str) -> Figure | None:
+    if not len(run.series(name)[0]):
+        return None
+    figure, axes = curve_axes(title, y_label, run)
+    _line(axes, run, name)
     axes.set_xlim(left=0)
     return figure
+
+
+def _line(axes: Axes, run: Run, name: str) -> None:
+    """A metric over the training; what spans more than a decade has a logarithmic scale."""
+    steps, values = run.series(name)
+    axes.plot(run.x(steps), values, color=BLUE, marker="o" if len(steps) == 1 else "")
+    if 0 < 20 * values.min() < values.max():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # the scale's own writes formulas, which are not set here
 
 
 def parts(run: Run) -> Figure | None:
@@ -23,22 +54,40 @@ def parts(run: Run) -> Figure | None:
     names = [name for name in run.metrics if name.startswith("loss_")]
     if not names:
         return None
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    figure.supxlabel(run.x_label, fontsize=10)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        steps, values = run.series(name)
-        axes.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
-        if 0 < 20 * values.min() < values.max():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")  # the scale's own writes formulas, which are not set here
+        _line(axes, run, name)
         axes.set_title(name.removeprefix("loss_"))
         axes.set_xlim(left=0)
-        axes.set_xlabel("optimiser step")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    return figure
+
+
+def throughput(run: Run) -> Figure | None:
+    """Images per second, and the share of the time in which training waited for them."""
+    if not len(run.series("images_per_second")[0]):
+        return None
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    speed, waiting = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    for axes, name, factor, label in (
+        (speed, "images_per_second", 1, "images/s"),
+        (waiting, "wait_share", 100, "waiting (%)"),
+    ):
+        steps, values = run.series(name)
+        axes.plot(run.x(steps), factor * values, color=BLUE, marker="o" if len(steps) == 1 else "")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    waiting.set_ylim(top=max(5.0, waiting.get_ylim()[1]))
+    speed.set_title("Throughput, and waiting for data")
+    waiting.set_xlabel(run.x_label)
+    waiting.set_xlim(left=0)
+    figure.align_ylabels()
     return figure
 
 
 def knn(run: Run) -> Figure | None:
-    """kNN accuracy above its two baselines."""
+    """Accuracy of kNN above its two baselines, and of online probes beside it."""
     steps, values = run.series("knn")
     baselines = [
         (label, value)
@@ -48,16 +97,30 @@ def knn(run: Run) -> Figure | None:
         )
         if value is not None
     ]
-    if not len(steps) and not baselines:
+    probes = [name for name in run.metrics if name.startswith("probe/")]
+    if not len(steps) and not baselines and not probes:
         return None
-    figure, axes = curve_axes("kNN accuracy on held-out images", "accuracy (%)")
-    axes.plot(steps, values, color=BLUE, marker="o", markersize=4, label="trained encoder")
+    title = "Accuracy on held-out images" if probes else "kNN accuracy on held-out images"
+    figure, axes = curve_axes(title, "accuracy (%)", run)
+    name = "kNN, trained encoder" if probes else "trained encoder"
+    axes.plot(run.x(steps), values, color=BLUE, marker="o", markersize=4, label=name)
     for (label, value), colour, dashes in zip(baselines, (RED, GREY), ("--", ":"), strict=False):
         axes.axhline(value, color=colour, linestyle=dashes, label=f"{label}, {value:.1f} %")
+    highest = max([*values, *(value for _, value in baselines), *(run.series(probe)[1].max() for probe in probes)])
+    for probe, colour, marker in zip(probes, CYCLE[2:], "s^vD<>ph", strict=False):
+        at, of_probe = run.series(probe)
+        what = probe.removeprefix("probe/").replace("_", " ")
+        # What is measured once, before training, is a baseline as well.
+        if len(at) == 1 and at[0] == 0 and run.last_step > 0:
+            axes.axhline(of_probe[0], color=colour, linestyle="-.", label=f"probe, {what}, {of_probe[0]:.1f} %")
+        else:
+            what = "linear probe" if what == "accuracy" else f"probe, {what}"
+            label = f"{what}, {of_probe[-1]:.1f} %"
+            axes.plot(run.x(at), of_probe, color=colour, marker=marker, markersize=4, label=label)
     if len(steps):
         axes.annotate(
             f"{values[-1]:.1f} %",
-            (steps[-1], values[-1]),
+            (run.x(steps)[-1], values[-1]),
             xytext=(0, 7),
             textcoords="offset points",
             ha="right",
@@ -65,9 +128,8 @@ def knn(run: Run) -> Figure | None:
             fontweight="bold",
         )
     axes.set_xlim(left=0)
-    highest = max([*values, *(value for _, value in baselines)])
-    axes.set_ylim(0, min(105, 1.25 * highest + 1))
-    axes.legend(loc="upper left", ncols=3, fontsize=9)
+    axes.set_ylim(0, min(105, 1.15 * highest + 1))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
@@ -85,25 +147,28 @@ def temperature(run: Run) -> Figure | None:
         return None
     snapshot = run.before or run.after
     if snapshot is not None and snapshot.constant_tau:
-        figure, axes = curve_axes("Temperature: constant", "temperature τ")
+        figure, axes = curve_axes("Temperature: constant", "temperature τ", run)
         axes.axhline(snapshot.tau_min, color=BLUE)
         axes.text(0.5, 0.54, f"τ = {snapshot.tau_min:g}", transform=axes.transAxes, ha="center", color=BLUE)
         axes.set_ylim(0, 2 * snapshot.tau_min)
-        axes.set_xlim(0, max(1, *run.series(lines[0][3] + "_mean")[0]))
+        axes.set_xlim(0, max(run.x(np.ones(1))[0], *run.x(run.series(lines[0][3] + "_mean")[0])))
         return figure
-    figure, axes = curve_axes("Temperature: adaptive", "temperature τ")
+    figure, axes = curve_axes("Temperature: adaptive", "temperature τ", run)
     top = 0.0
     for label, colour, dashes, name in lines:
         steps, mean = run.series(f"{name}_mean")
         top = max(top, *mean)
-        axes.plot(steps, mean, color=colour, linestyle=dashes, label=f"{label}, mean")
+        marker = "o" if len(steps) == 1 else ""
+        axes.plot(run.x(steps), mean, color=colour, linestyle=dashes, marker=marker, label=f"{label}, mean")
         spread = run.series(f"{name}_std")[1]
         if len(spread) == len(mean):
             top = max(top, *(mean + spread))
-            band = f"{label}, ± 1 standard deviation"
-            axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0, label=band)
-        if len(run.series(f"{name}_min")[0]):
-            axes.plot(*run.series(f"{name}_min"), color=colour, linestyle=":", linewidth=1.3, label=f"{label}, minimum")
+            band = f"{label}, ± 1 std"
+            lower, upper = mean - spread, mean + spread
+            axes.fill_between(run.x(steps), lower, upper, color=colour, alpha=0.15, linewidth=0, label=band)
+        lowest_at, lowest = run.series(f"{name}_min")
+        if len(lowest):
+            axes.plot(run.x(lowest_at), lowest, color=colour, linestyle=":", linewidth=1.3, label=f"{label}, minimum")
     if snapshot is not None:
         axes.axhline(snapshot.tau_min, color=GREY, linewidth=1.0)
         axes.annotate(
@@ -119,21 +184,21 @@ def temperature(run: Run) -> Figure | None:
         )
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.06 * top)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return figure
 
 
 def head_temperatures(run: Run) -> Figure | None:
     """Mean temperature of every head, at the end of every epoch."""
-    kinds = {"positives": ("positive", "-"), "selected negatives": ("negative", "--")}
+    kinds = {"positives": ("positive", "-"), "negatives": ("negative", "--")}
     heads = len(run.heads("positive"))
     if not heads:
         return None
-    figure, axes = curve_axes("Temperature of each head", "mean temperature τ")
+    figure, axes = curve_axes("Temperature of each head", "mean temperature τ", run)
     for label, (kind, dashes) in kinds.items():
         for head, (steps, values) in enumerate(run.heads(kind)):
             axes.plot(
-                steps,
+                run.x(steps),
                 values,
                 color=CYCLE[head % len(CYCLE)],
                 linestyle=dashes,
@@ -143,5 +208,5 @@ def head_temperatures(run: Run) -> Figure | None:
             )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=min(3, heads), fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return figure

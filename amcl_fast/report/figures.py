@@ -12,9 +12,15 @@ def draw_figures(run: Run) -> dict[str, bytes]:
     """File name to PNG of every figure for which the run holds the numbers, in the order of the page."""
     figures = {
         "knn.png": curves.knn,
+        "classes.png": pictures.classes,
+        "nearest.png": pictures.nearest,
         "embedding.png": pictures.embedding,
+        "neighbourhoods.png": pictures.neighbourhoods,
         "loss.png": curves.loss,
         "losses.png": curves.parts,
+        "learning_rate.png": curves.learning_rate,
+        "gradient_norm.png": curves.gradient_norm,
+        "throughput.png": curves.throughput,
         "temperature.png": curves.temperature,
         "heads.png": curves.head_temperatures,
         "histograms.png": pictures.histograms,

@@ -12,29 +12,11 @@ from ..runs.directory import CONFIG, PAGE, SKIPPED, SUMMARY, RunDirectory
 from ..runs.files import write_file
 from ..runs.read import Run, read_run
 from .figures import draw_figures
-from .html import document, figure, table
+from .html import document, figure, figures, table
+from .words import CAPTIONS, PHOTOGRAPHS, seen
 
 _LISTED = 100
 """Skipped files that the page names; all of them are in the run's list."""
-
-_CAPTIONS = {
-    "embedding.png": "Held-out images on the first two principal axes of the encoder's L2-normalised features, by "
-    "class; ten classes at most.",
-    "heads.png": "At the end of every epoch, in the last batch: positives and the negatives that the loss selects.",
-    "agreement.png": "Correlation between two heads of their similarities of the same negatives: heads that agree in "
-    "everything (1) are one head.",
-    "knn.png": "A held-out image takes the class for which its nearest training images vote, by the encoder's "
-    "features. Raw pixels and the untrained encoder show how much of it is learned.",
-    "loss.png": "The loss of one batch, as logged.",
-    "losses.png": "The terms of the loss, as logged: each is multiplied by its weight and all are summed.",
-    "temperature.png": "The temperature of the pairs that enter the loss.",
-    "histograms.png": "All heads together. Positives are two views of an image (in Barlow Twins, a channel in both "
-    "views); hardest negatives, where drawn, are those the loss selects. Areas are equal, scales of rows are not.",
-    "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
-    "made.png": "Grey patches are masked. The reconstruction keeps what was visible; where patches are predicted with "
-    "their own mean and standard deviation taken out, these are those of the true patch. Noise is drawn enlarged: its "
-    "largest standard deviation becomes that of the images' pixels.",
-}
 
 _SETTINGS = {
     "data": "data.root",
@@ -71,15 +53,15 @@ def write_report(run_dir: Path) -> Path:
         OSError: the report cannot be written.
     """
     run = read_run(run_dir)
-    figures = draw_figures(run)
+    drawn = draw_figures(run)
     summary = summarise(run)
     folder = RunDirectory(run.folder).report
     folder.mkdir(exist_ok=True)
-    for name, content in figures.items():
+    for name, content in drawn.items():
         write_file(folder / name, content)
     write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     page = folder / PAGE
-    write_file(page, _page(run, summary, figures))
+    write_file(page, _page(run, summary, drawn))
     return page
 
 
@@ -90,7 +72,7 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         "run": run.folder.resolve().name,
         "finished": bool(run.facts.get("finished", False)),
-        "steps": int(loss[0][-1]) if len(loss[0]) else 0,
+        "steps": int(loss[0][-1]) + 1 if len(loss[0]) else 0,  # that of a run which has ended is among its facts
         "loss": run.last("loss"),
         "knn": {
             "pixels": run.last("knn_pixels"),
@@ -111,14 +93,17 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def _page(run: Run, summary: dict[str, Any], figures: dict[str, bytes]) -> str:
+def _page(run: Run, summary: dict[str, Any], drawn: dict[str, bytes]) -> str:
     name = escape(str(summary["run"]))
     status = "finished" if summary["finished"] else "not finished"
     parts = [
-        f"<h1>{name}</h1><p class=sub>{status} · {summary['steps']:,} optimiser steps logged</p>",
+        f"<h1>{name}</h1><p class=sub>{status} · {_length(run, summary)}</p>",
         _results(summary),
         "<h2>Linear probe</h2>" + table(_probes(run)) if run.evaluations else "",
-        *(figure(content, _CAPTIONS[file]) for file, content in figures.items()),
+        figures(
+            figure(content, CAPTIONS[file], seen(file, run), photographs=file in PHOTOGRAPHS)
+            for file, content in drawn.items()
+        ),
         "<h2>Speed</h2>" + table(_speed(summary)),
         "<h2>Heads</h2>" + _heads(run) if run.after else "",
         "<h2>Settings</h2>" + table(_settings(run)),
@@ -129,6 +114,15 @@ def _page(run: Run, summary: dict[str, Any], figures: dict[str, bytes]) -> str:
         text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
         parts.append(f"<h2>All settings</h2><details><summary>{CONFIG}</summary><pre>{escape(text)}</pre></details>")
     return document(name, parts)
+
+
+def _length(run: Run, summary: dict[str, Any]) -> str:
+    steps = f"{summary['steps']:,} optimiser steps"
+    if summary["steps"] and (epochs := run.epochs(np.array([summary["steps"] - 1.0]))) is not None:
+        total = summary.get("epochs")
+        of = f" of {total:,}" if isinstance(total, int) and total > 0 else ""
+        return f"{epochs[0]:.4g}{of} epochs, {steps}"
+    return steps
 
 
 def _probes(run: Run) -> dict[str, str]:
@@ -227,7 +221,7 @@ def _heads(run: Run) -> str:
         + "</tr>"
         for number in range(len(shot.positive_tau))
     ]
-    return f"<table><tr><th>head</th>{head}</tr>{''.join(rows)}</table>"
+    return f"<div class=wide><table><tr><th>head</th>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _skipped(run: Run) -> str:

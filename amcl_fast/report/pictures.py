@@ -1,6 +1,7 @@
 """Pictures of single moments of a run: pairs, heads, the embedding."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ..runs.neighbours import Neighbours
 from ..runs.read import Run
 from ..runs.snapshot import Snapshot
-from .style import BLUE, CYCLE, GREY, RED
+from .style import BLUE, CYCLE, GREY, ON_ANY, OTHER, RED, SAME, WIDTH
 from .style import label as shown
 
 
@@ -46,7 +48,7 @@ def histograms(run: Run) -> Figure | None:
     quantities = {"similarity": "correlation of channels" if _of_channels(shots[0]) else "cosine similarity"}
     if not shots[0].constant_tau:
         quantities["tau"] = "temperature τ"
-    figure = Figure(figsize=(7.2, 2.2 * len(shots) + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.8 * len(shots) + 0.7), layout="constrained")
     grid = figure.subplots(len(shots), len(quantities), sharex="col", squeeze=False)
     for column, (quantity, label) in enumerate(quantities.items()):
         bins = _bins(shots, quantity)
@@ -56,9 +58,9 @@ def histograms(run: Run) -> Figure | None:
             axes.set_title(_moment(run, shot) if column == 0 else "")
             axes.set_ylabel("share of pairs" if column == 0 else "")
         grid[-1, column].set_xlabel(label)
-        grid[-1, column].xaxis.set_major_locator(MaxNLocator(5))
+        grid[-1, column].xaxis.set_major_locator(MaxNLocator(4))
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 2 else 1, fontsize=8.5)
     return figure
 
 
@@ -85,7 +87,7 @@ def pairs(run: Run) -> Figure | None:
     snapshot = run.before or run.after
     if snapshot is None or not snapshot.views.shape[1]:
         return None
-    return _sheet(snapshot.views, ["view 1", "view 2"], "Augmented views: an image a column", 0.08)
+    return _sheet(snapshot.views, ["view 1", "view 2"], "Augmented views: an image a column", 0.11)
 
 
 def made(run: Run) -> Figure | None:
@@ -93,7 +95,7 @@ def made(run: Run) -> Figure | None:
     snapshot = run.after or run.before
     if snapshot is None or not snapshot.pictures.size:
         return None
-    return _sheet(snapshot.pictures, snapshot.picture_names.tolist(), _moment(run, snapshot), 0.2)
+    return _sheet(snapshot.pictures, snapshot.picture_names.tolist(), _moment(run, snapshot), 0.26)
 
 
 def _sheet(rows: NDArray[np.uint8], names: list[str], title: str, left_margin: float) -> Figure:
@@ -101,15 +103,17 @@ def _sheet(rows: NDArray[np.uint8], names: list[str], title: str, left_margin: f
     count, height, width = rows.shape[1:4]
     gap = max(1, width // 16)
     share = 1 - left_margin
-    figure = Figure(figsize=(7.2, 7.2 * share / 0.92 / count * len(rows) * height / width + 0.35))
-    axes = figure.add_axes((left_margin, 0.0, share, 1 - 0.35 / figure.get_figheight()))
-    sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, np.uint8)
+    figure = Figure(figsize=(WIDTH, WIDTH * share / 0.92 / count * len(rows) * height / width + 0.35), facecolor="none")
+    axes = figure.add_axes((left_margin, 0.0, share, 1 - 0.35 / figure.get_figheight()), facecolor="none")
+    # Nothing between the pictures: the page shows through, dark or light.
+    sheet = np.zeros((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 4), np.uint8)
     for row, column in np.ndindex(rows.shape[:2]):
         top, left = row * (height + gap), column * (width + gap)
-        sheet[top : top + height, left : left + width] = rows[row, column]
+        sheet[top : top + height, left : left + width, :3] = rows[row, column]
+        sheet[top : top + height, left : left + width, 3] = 255
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title(title, pad=5)
-    axes.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], names)
+    axes.set_title(title, pad=5, color=ON_ANY, fontweight="bold")
+    axes.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], names, color=ON_ANY, fontsize=9)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -123,7 +127,7 @@ def agreement(run: Run) -> Figure | None:
     if not shots:
         return None
     heads = len(shots[0].random_similarity)
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.1 + WIDTH / (2 * max(len(shots), 2)) * 1.7), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
         matrix = head_agreement(shot)
         axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
@@ -131,8 +135,9 @@ def agreement(run: Run) -> Figure | None:
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
         axes.set_title(_moment(run, shot))
-        axes.set_xticks(range(heads), [f"head {head + 1}" for head in range(heads)])
-        axes.set_yticks(range(heads), [f"head {head + 1}" for head in range(heads)])
+        axes.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
+        axes.set_yticks(range(heads), [str(head + 1) for head in range(heads)])
+        axes.set_xlabel("head")
         axes.tick_params(length=0)
         axes.grid(visible=False)
     return figure
@@ -152,16 +157,123 @@ def embedding(run: Run) -> Figure | None:
     shots = [shot for shot in _shots(run) if len(shot.embedding)]
     if not shots:
         return None
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
-        for label, name in enumerate(shot.classes.tolist()):
-            points = shot.embedding[shot.labels == label]
-            axes.scatter(*points.T, s=7, color=CYCLE[label % len(CYCLE)], alpha=0.7, linewidths=0, label=shown(name))
+        _dots(axes, shot, shot.embedding)
         axes.set_title(_moment(run, shot))
-        axes.set_xlabel(f"first axis, {shot.embedding_variance[0]:.0%} of the variance")
-        axes.set_ylabel(f"second axis, {shot.embedding_variance[1]:.0%}")
+        axes.set_xlabel(f"first axis, {shot.embedding_variance[0]:.0%} of variance", fontsize=9)
+        axes.set_ylabel(f"second axis, {shot.embedding_variance[1]:.0%}", fontsize=9)
+    _class_legend(figure)
+    return figure
+
+
+def neighbourhoods(run: Run) -> Figure | None:
+    """The same images by t-SNE or UMAP, where one of them was installed."""
+    shots = [shot for shot in _shots(run) if len(shot.map)]
+    if not shots:
+        return None
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes = figure.subplots()
+    _dots(axes, shots[-1], shots[-1].map)
+    axes.set_title(f"{shots[-1].map_name}, {_moment(run, shots[-1]).lower()}")
+    _class_legend(figure)
+    return figure
+
+
+def _dots(axes: Axes, shot: Snapshot, places: NDArray[np.float32]) -> None:
+    for label, name in enumerate(shot.classes.tolist()):
+        points = places[shot.labels == label]
+        axes.scatter(
+            points[:, 0], points[:, 1], s=6, color=CYCLE[label % len(CYCLE)], alpha=0.7, linewidths=0, label=shown(name)
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _class_legend(figure: Figure) -> None:
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
+    columns = max(1, min(5, 52 // (longest + 5)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, markerscale=2)
+
+
+_BARS = 24
+"""Classes of which each has a bar; of more the best and the worst are drawn."""
+
+
+def classes(run: Run) -> Figure | None:
+    """kNN accuracy of every class, the best first; of many the best and the worst."""
+    kept = run.neighbours
+    ranked = ranked_classes(kept) if kept is not None else []
+    if not ranked:
+        return None
+    half = _BARS // 2
+    cut = len(ranked) > _BARS
+    drawn = [*ranked[:half], *ranked[-half:]] if cut else ranked
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * (len(drawn) + cut)), layout="constrained")
+    axes = figure.subplots()
+    places = [place + (cut and place >= half) for place in range(len(drawn))]
+    axes.barh(places, [accuracy for _, accuracy in drawn], color=BLUE, height=0.72)
+    for place, (_, accuracy) in zip(places, drawn, strict=True):
+        inside = accuracy > 88
+        axes.annotate(
+            f"{accuracy:.0f}",
+            (accuracy, place),
+            xytext=(-4 if inside else 4, 0),
+            textcoords="offset points",
+            ha="right" if inside else "left",
+            va="center",
+            color="white" if inside else "#444444",
+            fontsize=8,
+        )
+    axes.set_yticks(places, [_short(name) for name, _ in drawn], fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(drawn) + cut - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("kNN accuracy (%)")
+    axes.set_title(f"The {half} best and worst of {len(ranked):,} classes" if cut else "Accuracy of every class")
+    if cut:
+        axes.text(0, half, " ⋮", va="center", fontsize=9, color=GREY)
+    return figure
+
+
+def ranked_classes(kept: Neighbours) -> list[tuple[str, float]]:
+    """Name and accuracy in percent of the classes that were asked for, the best first."""
+    accuracies = [
+        (str(name), 100 * int(right) / int(asked))
+        for name, right, asked in zip(kept.classes, kept.right, kept.asked, strict=True)
+        if asked
+    ]
+    return sorted(accuracies, key=lambda of: -of[1])
+
+
+def nearest(run: Run) -> Figure | None:
+    """Held-out images and their nearest training images; whether the class is the same is written and drawn."""
+    kept = run.neighbours
+    if kept is None or not kept.images.size:
+        return None
+    rows, columns = kept.images.shape[:2]
+    figure = Figure(figsize=(WIDTH, 0.35 + 0.8 * rows), facecolor="none", layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for row, column in np.ndindex(rows, columns):
+        axes = grid[row, column]
+        axes.imshow(kept.images[row, column], interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8.5, markerscale=2)
+        axes.grid(visible=False)
+        same = kept.labels[row, column] == kept.labels[row, 0]
+        colour, dashes = (ON_ANY, "-") if column == 0 else (SAME, "-") if same else (OTHER, (0, (2, 1.5)))
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=colour, linestyle=dashes, linewidth=1.8)
+        name = _short(str(kept.classes[kept.labels[row, column]]), 9)
+        mark = "" if column == 0 else "✓ " if same else "✗ "
+        axes.set_xlabel(mark + name, fontsize=6.8, color=colour, labelpad=2, fontweight="bold" if column == 0 else None)
+    grid[0, 0].set_title("held out", fontsize=8, color=ON_ANY, loc="center")
+    if columns > 1:
+        grid[0, 1].set_title("nearest training images →", fontsize=8, color=ON_ANY)
     return figure
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,6 +1,8 @@
 """How all figures look.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines differ in dashes, too.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines differ in dashes, too. A figure is
+as wide as a phone can show it. On a dark page charts are inverted (`html`), so they are drawn for a white one; what
+shows photographs is not, and has no ground of its own.
 """
 
 import io
@@ -10,9 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..runs.read import Run
+
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 CYCLE = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7A4B94", "#8C6D46")
 """For heads, classes and runs; ten at most are drawn in one picture."""
+
+ON_ANY = "#7A7A7A"
+"""Of text that is read on white and on black alike."""
+
+SAME, OTHER = "#3A8FC7", "#D9661F"
+"""Of frames and words on either: the right class and a wrong one, which differ in their marks, too."""
+
+WIDTH = 4.8
+"""Inches: at 328 pixels, a phone's, ten points are nine pixels."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -30,18 +43,21 @@ STYLE: Any = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
     "lines.linewidth": 1.8,
-    "savefig.dpi": 150,
+    "savefig.dpi": 200,
     "text.parse_math": False,  # a folder may be called anything
 }
 
 
-def curve_axes(title: str, y_label: str) -> tuple[Figure, Axes]:
-    """A figure for curves over optimiser steps."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+def curve_axes(title: str, y_label: str, run: Run | None = None) -> tuple[Figure, Axes]:
+    """A figure for curves over a run's epochs; its x label is left to the caller where there is no run."""
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
-    axes.set_xlabel("optimiser step")
+    if run is not None:
+        axes.set_xlabel(run.x_label)
     axes.set_ylabel(y_label)
     return figure, axes
 

@@ -72,6 +72,23 @@ class Run:
         return done / per_epoch
 
     @property
+    def last_step(self) -> int:
+        """The number under which something was logged last; 0 where nothing was."""
+        return int(max((steps[-1] for steps, _ in self.metrics.values()), default=0))
+
+    def x(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where the steps of a series stand on an axis of `x_label`: in epochs, if the run says how long one is."""
+        epochs = self.epochs(steps)
+        return steps if epochs is None else epochs
+
+    @property
+    def x_label(self) -> str:
+        if self.epochs(np.zeros(1)) is None:
+            return "optimiser step"
+        per_epoch = self.facts["steps_per_epoch"]
+        return f"epoch ({per_epoch:,} step{'s' if per_epoch > 1 else ''} each)"
+
+    @property
     def num_skipped(self) -> int:
         """How much was left out."""
         return count(self.skipped)

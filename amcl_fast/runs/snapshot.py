@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .files import write_file
 
-_OPTIONAL = {"pictures", "picture_names"}
+_OPTIONAL = {"pictures", "picture_names", "map", "map_name"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Snapshot:
         pictures: (R, P, H, W, 3) uint8 of what the framework makes of a view of the first images, a kind a row; R = 0
             if it shows nothing, and in files of earlier versions.
         picture_names: (R,) what each row shows.
+        map: (E, 2) of the same features, by what keeps neighbours together; (0, 2) where nothing of the kind was
+            installed, and in files of earlier versions.
+        map_name: of what has made it, "t-SNE" or "UMAP".
     """
 
     framework: str
@@ -57,6 +60,8 @@ class Snapshot:
     classes: NDArray[np.str_]
     pictures: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 1, 1, 3), np.uint8))
     picture_names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
+    map: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    map_name: str = ""
 
     @property
     def constant_tau(self) -> bool:
@@ -86,5 +91,5 @@ class Snapshot:
             if missing:
                 raise ValueError(f"{path} is no snapshot: it lacks {', '.join(sorted(missing))}")
             arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls) if field.name in file.files}
-        scalars = {"framework": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
-        return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items()}))
+        scalars = {"framework": str, "map_name": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
+        return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items() if name in arrays}))
