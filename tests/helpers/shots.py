@@ -4,6 +4,7 @@ import numpy as np
 
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
+from amcl_fast.runs.neighbours import Neighbours
 
 
 def snapshot(step=0, tau=(0.1, 1.0), top_k=4, heads=2, framework="SimCLR", **arrays):
@@ -52,9 +53,27 @@ tau_positive_head_0,tau_positive_head_1,tau_negative_head_0,tau_negative_head_1
 """
 
 
-def run_directory(folder, *, before=None, after=None, metrics=METRICS):
+def neighbours(classes=3, queries=2):
+    """What kNN found of so many classes, the first of which it knows best; every second neighbour is of another."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(queries)[:, None] % classes, 5, 1)
+    labels[:, 2::2] = (labels[:, 2::2] + 1) % classes
+    return Neighbours(
+        step=20,
+        classes=np.array([f"class {number}" for number in range(classes)]),
+        right=np.arange(classes)[::-1],
+        asked=np.full(classes, classes),
+        images=random.integers(0, 256, (queries, 5, 8, 8, 3), dtype=np.uint8),
+        labels=labels,
+        similarity=np.full((queries, 4), 0.5, np.float32),
+    )
+
+
+def run_directory(folder, *, before=None, after=None, metrics=METRICS, found=None):
     folder.mkdir(exist_ok=True)
     (folder / "metrics.csv").write_text(metrics)
+    if found is not None:
+        found.save(RunDirectory(folder).neighbours)
     for moment, shot in (("before", before), ("after", after)):
         if shot is not None:
             shot.save(RunDirectory(folder).snapshot(moment))

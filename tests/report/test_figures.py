@@ -9,7 +9,7 @@ from PIL import Image
 from amcl_fast.report import curves, pictures, read_run
 from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
-from tests.helpers.shots import run_directory, snapshot
+from tests.helpers.shots import neighbours, run_directory, snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,7 @@ def test_a_finished_run_gets_all_figures(tmp_path):
         "knn.png",
         "embedding.png",
         "loss.png",
+        "throughput.png",
         "temperature.png",
         "heads.png",
         "histograms.png",
@@ -57,6 +58,35 @@ def test_a_run_that_just_began_gets_what_there_is(tmp_path):
     found = figures(tmp_path, metrics="step,loss,knn_pixels\n0,,11\n1,5.0,\n")
     assert list(found) == ["knn.png", "loss.png"]
     assert not has_colour(found["knn.png"], module.BLUE, least=1000)
+
+
+def test_many_classes_have_the_best_and_the_worst_alone(tmp_path):
+    few, many = (pictures.classes(run(tmp_path / f"{n}", found=neighbours(n))).axes[0] for n in (24, 1000))
+    assert [text.get_text() for text in few.get_yticklabels()] == [f"class {number}" for number in range(24)]
+    best_and_worst = [*range(12), *range(988, 1000)]
+    assert [text.get_text() for text in many.get_yticklabels()] == [f"class {number}" for number in best_and_worst]
+    assert [bar.get_width() for bar in many.patches][::23] == pytest.approx([99.9, 0.0])
+    assert "best and worst of 1,000" in many.get_title()
+
+
+def test_a_probe_is_drawn_beside_knn(tmp_path):
+    metrics = "step,knn,knn_untrained,probe/accuracy,probe/untrained\n0,,20,,25\n4,40,,45,\n9,50,,60,\n"
+    axes = curves.knn(run(tmp_path, metrics=metrics)).axes[0]
+    assert {line.get_label() for line in axes.lines} == {
+        "kNN, trained encoder",
+        "untrained encoder, 20.0 %",
+        "linear probe, 60.0 %",
+        "probe, untrained, 25.0 %",
+    }
+    assert axes.get_title() == "Accuracy on held-out images" and axes.get_xlabel() == "optimiser step"
+
+
+def test_neighbours_of_another_class_are_told_by_marks_and_frames(tmp_path):
+    figure = pictures.nearest(run(tmp_path, found=neighbours()))
+    marks = [axes.get_xlabel()[0] for axes in figure.axes]
+    assert marks == ["c", "✓", "✗", "✓", "✗"] * 2
+    frames = [axes.spines["top"].get_linestyle() for axes in figure.axes[1:3]]
+    assert frames[0] == "-" and frames[1] != "-"
 
 
 def test_constant_temperature_has_no_histogram_of_tau(tmp_path):

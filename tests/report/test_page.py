@@ -4,12 +4,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from amcl_fast.report import page as page_module
 from amcl_fast.report import write_report
+from amcl_fast.report.figures import draw_figures
+from amcl_fast.report.words import CAPTIONS
 from amcl_fast.runs.directory import write_facts, write_skipped
-from tests.helpers.shots import run_directory, snapshot
+from tests.helpers.shots import METRICS, neighbours, run_directory, snapshot
 
 
 class Page(HTMLParser):
@@ -76,7 +79,7 @@ def test_the_page_needs_nothing_beside_it(folder):
     text = write_report(folder).read_text()
     page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 8
+    assert len(images) == 9
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
     assert not re.search(r'(src|href)="(?!data:)', text)
@@ -135,6 +138,7 @@ def test_figures_lie_beside_the_page(folder):
         "knn.png",
         "embedding.png",
         "loss.png",
+        "throughput.png",
         "temperature.png",
         "heads.png",
         "histograms.png",
@@ -149,7 +153,42 @@ def test_a_run_that_goes_on_has_a_report_that_grows(tmp_path):
     assert "not finished" in text and text.count("<img") == 1
     assert json.loads((folder / "report" / "summary.json").read_text())["knn"]["trained"] is None
     run_directory(folder, before=snapshot(), after=snapshot(19))
-    assert write_report(folder).read_text().count("<img") == 8
+    assert write_report(folder).read_text().count("<img") == 9
+
+
+def test_every_figure_says_what_is_seen_with_its_numbers(folder, monkeypatch):
+    """In a run that has all of them; its axis is in epochs."""
+    header, *rows = METRICS.splitlines()
+    more = "lr,gradient_norm,loss_contrast,probe/accuracy"
+    metrics = "\n".join(
+        [f"{header},{more}", *(f"{row},{0.1 / (n + 1):.3f},{n + 2},3.5,5{n}.5" for n, row in enumerate(rows))]
+    )
+    made = {"pictures": np.zeros((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "rebuilt"])}
+    places = {"map": np.zeros((12, 2), np.float32), "map_name": "t-SNE"}
+    run_directory(folder, before=snapshot(), after=snapshot(19, **made, **places), metrics=metrics, found=neighbours())
+    write_facts(folder, {"finished": True, "steps": 19, "steps_per_epoch": 5, "epochs": 4})
+    drawn = {}
+    monkeypatch.setattr(page_module, "draw_figures", lambda run: drawn.setdefault("all", draw_figures(run)))
+    text = write_report(folder).read_text()
+    page = Page(text)
+    seen = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    names = list(drawn["all"])
+    assert set(names) == set(CAPTIONS) and len(seen) == len(names)
+    assert all(re.search(r"\d", words) for words in seen)
+    told = dict(zip(names, seen, strict=True))
+    assert told["loss.png"] == "Training loss: from 6.5 at epoch 1 to 4.75 at epoch 3, between 4.75 and 6.5."
+    assert "kNN accuracy: from 41.5 % at epoch 2 to 62.8 % at epoch 3.8" in told["knn.png"]
+    assert "Probe, accuracy: from 50.5 %" in told["knn.png"]
+    assert told["classes.png"].endswith("Worst: class 0 67 %, class 1 33 %, class 2 0 %.")
+    assert "4 of 8 are of the same class. By class: class 0: 2 of 4; class 1: 2 of 4." in told["nearest.png"]
+    assert "by t-SNE of 12 held-out images" in told["neighbourhoods.png"]
+    assert "3.8 of 4 epochs, 19 optimiser steps" in text
+    kinds = [attributes["class"] for tag, attributes in page.tags if tag == "img"]
+    assert {name for name, kind in zip(names, kinds, strict=True) if kind == "photo"} == {
+        "nearest.png",
+        "pairs.png",
+        "made.png",
+    }
 
 
 @pytest.mark.slow
