@@ -6,7 +6,7 @@ from typing import Any
 
 from . import __version__
 from .recipes import describe_recipes
-from .runs.directory import EVALUATIONS, LATEST
+from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
 
 _PRETRAIN = """\
 Every setting of trainer, data and model can be given on top, with the name it has in the recipes:
@@ -85,8 +85,9 @@ def _declare_pretrain(commands: Any) -> None:
 def _declare_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="kNN and linear probe of an encoder",
-        description="Measure a frozen encoder: weighted kNN, and a linear probe for every learning rate at once.",
+        help="kNN and linear probe of an encoder, or fine-tuning",
+        description="Measure a frozen encoder: weighted kNN, and a linear probe for every learning rate at once. With "
+        "--fine_tune the encoder is trained as well, together with a linear classifier, once for every rate.",
         allow_abbrev=False,
     )
     parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
@@ -99,20 +100,54 @@ def _declare_evaluate(commands: Any) -> None:
         metavar="F",
         help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
     )
-    parser.add_argument("--k", type=int, default=200, metavar="N", help="neighbours of kNN (200)")
-    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="of the linear probe (100)")
+    parser.add_argument("--k", type=int, metavar="N", help="neighbours of kNN (200)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of the linear probe (100), or of fine-tuning (30)")
     parser.add_argument(
-        "--rates", type=float, nargs="+", metavar="LR", help="learning rates at batch 256 (0.01 to 30, eight of them)"
+        "--rates",
+        type=float,
+        nargs="+",
+        metavar="LR",
+        help="learning rates at batch 256 (0.01 to 30, eight of them; of fine-tuning three, which it tells)",
     )
-    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="of the linear probe (256)")
+    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="of either (256)")
     parser.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
         help="linear probe on random crops and flips, anew every epoch, or on features computed once "
         "(default: crops and flips on a GPU, once on a CPU)",
     )
-    parser.add_argument("--half", action="store_true", help="keep features in float16: half the memory")
-    parser.add_argument("--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} beside CKPT)")
+    parser.add_argument("--half", action="store_true", default=None, help="keep features in float16: half the memory")
+    parser.add_argument(
+        "--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} or {FINE_TUNINGS} beside CKPT)"
+    )
+    tuning = parser.add_argument_group("fine-tuning")
+    tuning.add_argument("--fine_tune", "--fine-tune", action="store_true", help="instead of kNN and linear probe")
+    tuning.add_argument(
+        "--label_fraction",
+        "--label-fraction",
+        type=float,
+        metavar="F",
+        help="share of the labels, always the same: 0.01 and 0.1 are the custom (1)",
+    )
+    tuning.add_argument(
+        "--optimizer",
+        choices=("sgd", "adamw"),
+        help="(sgd; adamw with 5 %% warm-up for encoders without batch normalisation)",
+    )
+    tuning.add_argument(
+        "--weight_decay", "--weight-decay", type=float, metavar="F", help="(0 with sgd, 0.05 with adamw)"
+    )
+    tuning.add_argument(
+        "--layer_decay",
+        "--layer-decay",
+        type=float,
+        metavar="F",
+        help="of the rate, from each layer to the one before (0.75 with adamw and models of timm)",
+    )
+    tuning.add_argument("--seed", type=int, metavar="N", help="of crops, and of what the encoder draws (0)")
+    tuning.add_argument(
+        "--save_encoder", "--save-encoder", type=_path, metavar="FILE", help="safetensors of the best one, as of export"
+    )
     _declare_trust(parser)
 
 

@@ -36,6 +36,10 @@ _STOPPED = {
     "bench": "before its end: of the results, the sections that are said to be written are kept",
 }
 
+_OF_PROBES = ("k", "augment", "half")
+_OF_FINE_TUNING = ("label_fraction", "optimizer", "weight_decay", "layer_decay", "seed", "save_encoder")
+"""Settings of `evaluate` without effect with --fine_tune, and without it."""
+
 _TRAINING = ("lightning", "jsonargparse", "yaml", "torchvision", "matplotlib", "tensorboard", "nvidia.dali")
 """What is needed to train."""
 
@@ -181,26 +185,40 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from torch import OutOfMemoryError
 
     from .distributed import ElsewhereError
-    from .evaluate.command import run
+    from .evaluate.command import run, run_fine_tuning
     from .evaluate.linear import RATES
     from .launch import rank
 
+    useless = _OF_PROBES if arguments.fine_tune else _OF_FINE_TUNING
+    for name in useless:
+        if (given := getattr(arguments, name)) is not None:
+            beside = "with" if arguments.fine_tune else "without"
+            raise ValueError(f"--{name} must be left out {beside} --fine_tune, got {given}")
     arguments.begins()
+    same = ("data", "held_out", "size", "crop_pct", "batch_size", "output", "trust")
+    options = {name: getattr(arguments, name) for name in same}
     try:
+        if arguments.fine_tune:
+            of_training = ("optimizer", "epochs", "weight_decay", "layer_decay", "seed")
+            run_fine_tuning(
+                arguments.weights,
+                **options,
+                label_fraction=1.0 if arguments.label_fraction is None else arguments.label_fraction,
+                settings={
+                    **{name: getattr(arguments, name) for name in of_training},
+                    "rates": arguments.rates and tuple(arguments.rates),
+                },
+                save_encoder=arguments.save_encoder,
+            )
+            return 0
         run(
             arguments.weights,
-            data=arguments.data,
-            held_out=arguments.held_out,
-            size=arguments.size,
-            crop_pct=arguments.crop_pct,
-            k=arguments.k,
-            epochs=arguments.epochs,
+            **options,
+            k=200 if arguments.k is None else arguments.k,
+            epochs=100 if arguments.epochs is None else arguments.epochs,
             rates=arguments.rates or RATES,
-            batch_size=arguments.batch_size,
             augment=arguments.augment,
-            half=arguments.half,
-            output=arguments.output,
-            trust=arguments.trust,
+            half=bool(arguments.half),
         )
     except ElsewhereError:  # the other process tells of it
         return 2

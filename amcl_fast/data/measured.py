@@ -61,7 +61,7 @@ class MeasuredImages:
         ]
         return most[0], most[1]
 
-    def linear_probe_loader(self, shard: int = 0, num_shards: int = 1) -> SingleViewLoader:
+    def linear_probe_loader(self, shard: int = 0, num_shards: int = 1, fraction: float = 1.0) -> SingleViewLoader:
         """The training images with a label, by random crop and flip alone, anew every epoch: a linear probe's.
 
         Batches hold `batch_size` images, or all there are, each process its part of every batch.
@@ -69,13 +69,14 @@ class MeasuredImages:
         Args:
             shard: index of this process.
             num_shards: number of processes; the augmentations follow from it.
+            fraction: share of the images, always the same, as many of each class as nearly as possible.
 
         Raises:
             UnevenBatchError: the batch does not divide by the number of processes.
-            ValueError: there are fewer images than processes.
+            ValueError: there are fewer images than processes, or the fraction leaves none of a class.
         """
         refuse_uneven(self.batch_size, num_shards)
-        images = self._labelled(self._to_measure()[0])
+        images = self._labelled(_part(self._to_measure()[0], fraction))
         output = self._output(max(1, min(self.batch_size, len(images.files)) // num_shards))
         crop_and_flip = [Augmentation.from_letters("ae")]
         place = {"shard": shard, "num_shards": num_shards}
@@ -111,3 +112,21 @@ class MeasuredImages:
         if (entry := (shown(location), reason)) not in self.skipped:
             self.skipped.append(entry)
         self._bad.add(location)
+
+
+def _part(images: Images, fraction: float) -> Images:
+    """A share of those with a label.
+
+    Raises:
+        ValueError: it has none of a class.
+    """
+    if fraction == 1:
+        return images
+    labels = images.labels[images.labels >= 0]
+    most, classes = round(fraction * len(labels)), len(np.unique(labels))
+    if most < classes:
+        raise ValueError(
+            f"label_fraction must leave an image of each of {classes:,} classes, got {fraction:g} of {len(labels):,} "
+            "images"
+        )
+    return sampled(images, most)

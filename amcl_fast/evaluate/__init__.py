@@ -2,6 +2,7 @@
 
 from .evaluation import EncodedBatches, Evaluation, evaluate
 from .features import encode, pixel_features
+from .fine_tuning import FineTuned, FineTuning, fine_tune
 from .knn import knn_accuracy
 from .linear import RATES, ProbeResult, ShuffledFeatures, linear_probe
 
@@ -9,10 +10,13 @@ __all__ = [
     "RATES",
     "EncodedBatches",
     "Evaluation",
+    "FineTuned",
+    "FineTuning",
     "ProbeResult",
     "ShuffledFeatures",
     "encode",
     "evaluate",
+    "fine_tune",
     "knn_accuracy",
     "linear_probe",
     "pixel_features",

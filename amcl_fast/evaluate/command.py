@@ -1,8 +1,11 @@
-"""`amcl-fast evaluate`: from a checkpoint and a folder to a table and a JSON file."""
+"""`amcl-fast evaluate`: from a checkpoint and a folder to a table and a JSON file, frozen or fine-tuned."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ..data.equality import UnequalImagesError
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
+from ..export import as_safetensors
 from ..launch import launched, once_a_machine, patient, threads
 from ..left_out import shorten, summarise
 from ..paths import absolute_data, find_data
@@ -21,6 +25,8 @@ from ..runs.directory import RunDirectory
 from ..runs.files import check_output, write_file
 from .evaluation import Evaluation, evaluate
 from .features import NothingToEvaluateError
+from .fine_tuning import fine_tune, usual
+from .linear import check_settings
 
 
 def run(
@@ -64,21 +70,14 @@ def run(
     with launched() as device:
         rank, world_size = world()
         with together():
+            if k < 1:
+                raise ValueError(f"k must be at least 1, got {k}")
+            check_settings(rates, epochs, batch_size)
             if output is not None and not rank:
                 check_output(output)
             encoder = load_encoder(weights, trust=trust)
-            data, held_out = _data(weights, encoder, data, held_out)
-            datamodule = ContrastiveDataModule(
-                root=data,
-                held_out=held_out,
-                size=size or encoder.size,
-                batch_size=batch_size,
-                mean=encoder.mean,  # type: ignore[arg-type]
-                std=encoder.std,  # type: ignore[arg-type]
-                crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
-                num_threads=threads(),
-                device="gpu" if device.type == "cuda" else "cpu",
-            )
+            datamodule = _data_module(weights, encoder, data, held_out, size, crop_pct, batch_size, device)
+        data = datamodule.root
         _find_images(datamodule, data)
         on_crops = device.type == "cuda" if augment is None else augment
         with together():
@@ -86,7 +85,7 @@ def run(
             augmented = datamodule.linear_probe_loader(rank, world_size) if on_crops else None
         if not rank:
             print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
-        try:
+        with _images_left(data):
             found = evaluate(
                 encoder.backbone,
                 bank,
@@ -102,16 +101,10 @@ def run(
                 shared=True,
                 progress=lambda loop, what: Loop(loop, what, shown=not rank),
             )
-        except NoImageLeftError as error:
-            raise ValueError(_unmeasurable(data, str(error))) from error
-        except NothingToEvaluateError as error:
-            with alike():
-                raise ValueError(_unmeasurable(data, NONE_MEASURED)) from error
-        skipped = list(dict.fromkeys(entry for part in exchange(datamodule.skipped) for entry in part))
+        skipped = _skipped(datamodule)
         if rank:
             return
         print(_table(found, half))
-        path = output or _beside(weights, data)
         content = {
             "weights": str(weights),
             "encoder": encoder.metadata,
@@ -119,10 +112,157 @@ def run(
             "features_kept_in": "float16" if half else "float32",
             "processes": world_size,
             **found.as_dict(),
-            "skipped_files": [list(entry) for entry in shorten(skipped)],
+            "skipped_files": skipped,
         }
-        write_file(path, json.dumps(content, indent=2) + "\n")
-        print(f"written to  {path}")
+        _write(output or _beside(weights, data), content)
+
+
+def run_fine_tuning(
+    weights: Path,
+    *,
+    data: str | None,
+    held_out: str | None,
+    size: int | None,
+    crop_pct: float | None,
+    label_fraction: float,
+    batch_size: int,
+    settings: Mapping[str, Any],
+    output: Path | None,
+    save_encoder: Path | None,
+    trust: bool = False,
+) -> None:
+    """Fine-tune, print a table, write the JSON file and the best encoder; by all processes, as `run`.
+
+    Args:
+        weights, data, held_out, size, crop_pct, trust: as for `run`.
+        label_fraction: share of the labelled images that is trained on, always the same, of every class as many as
+            nearly as possible.
+        batch_size: images of a step, of all processes; all images where there are fewer.
+        settings: of `FineTuning`; None stands for what `usual` says.
+        output: the JSON file; None: `fine-tuning-DATA.json`, or `fine-tuning-DATA-FRACTION.json`, in the run directory,
+            or beside the weights.
+        save_encoder: safetensors file of the best encoder, as of `export`; None: none.
+
+    Raises:
+        ValueError, OSError, ImportError, ElsewhereError: as `run`.
+    """
+    with launched() as device:
+        rank, world_size = world()
+        with together():
+            if not 0 < label_fraction <= 1:
+                raise ValueError(f"label_fraction must be above 0 and at most 1, got {label_fraction}")
+            if save_encoder is not None and save_encoder.suffix != SUFFIX:
+                raise ValueError(f"save_encoder must end in {SUFFIX}, got {save_encoder}")
+            for path in (output, save_encoder) if not rank else ():
+                if path is not None:
+                    check_output(path)
+            encoder = load_encoder(weights, trust=trust)
+            chosen = usual(encoder.backbone, **settings)
+            datamodule = _data_module(
+                weights, encoder, data, held_out, size, crop_pct, batch_size, device, seed=chosen.seed
+            )
+        data = datamodule.root
+        _find_images(datamodule, data)
+        with together():
+            _, queries = datamodule.features_loaders(shard=rank, num_shards=world_size)
+            train = datamodule.linear_probe_loader(rank, world_size, label_fraction)
+        if not rank:
+            print(_heading(encoder, find_weights(weights), data, datamodule), flush=True)
+            share = f", {label_fraction:g} of the labels" if label_fraction < 1 else ""
+            how = f"{chosen.optimizer}, {chosen.epochs} epochs, batch {train.batch_size * world_size}"
+            print(f"images      {train.images:,} to learn from{share}; {how}", flush=True)
+
+        def told(rate: float, top1: float) -> None:
+            if not rank:
+                print(f"  rate {rate:<8g}{top1:6.2f} %", flush=True)
+
+        with _images_left(data):
+            found = fine_tune(
+                encoder.backbone,
+                lambda: datamodule.linear_probe_loader(rank, world_size, label_fraction),
+                queries,
+                chosen,
+                num_classes=datamodule.num_classes,
+                batch_size=train.batch_size * world_size,
+                device=device,
+                shared=True,
+                progress=lambda loop, what: Loop(loop, what, shown=not rank),
+                told=told,
+            )
+        skipped = _skipped(datamodule)
+        if rank:
+            return
+        result = found.as_dict()
+        print(f"fine-tuned  {result['top1']:.2f} %  at rate {result['rate']:g}, of {found.queries:,} held out")
+        print("The best rate is chosen on the held-out images themselves, as is the custom.")
+        content = {
+            "weights": str(weights),
+            "encoder": encoder.metadata,
+            **_told_of(datamodule),
+            "label_fraction": label_fraction,
+            "training_images": train.images,
+            "queries": found.queries,
+            "batch_size": train.batch_size * world_size,
+            "processes": world_size,
+            "fine_tuning": result,
+            "skipped_files": skipped,
+        }
+        if save_encoder is not None:
+            encoder.backbone.load_state_dict(found.encoder)
+            origin = {**encoder.origin, "fine_tuned": f"{data}, rate {result['rate']:g}, {chosen.epochs} epochs"}
+            write_file(save_encoder, as_safetensors(replace(encoder, origin=origin)))
+            print(f"encoder     {save_encoder}")
+        name = partial(RunDirectory.fine_tuning, fraction=label_fraction)
+        _write(output or _beside(weights, data, name), content)
+
+
+def _data_module(
+    weights: Path,
+    encoder: Encoder,
+    data: str | None,
+    held_out: str | None,
+    size: int | None,
+    crop_pct: float | None,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+) -> ContrastiveDataModule:
+    data, held_out = _data(weights, encoder, data, held_out)
+    return ContrastiveDataModule(
+        root=data,
+        held_out=held_out,
+        size=encoder.size if size is None else size,
+        batch_size=batch_size,
+        mean=encoder.mean,  # type: ignore[arg-type]
+        std=encoder.std,  # type: ignore[arg-type]
+        crop_pct=encoder.crop_pct if crop_pct is None else crop_pct,
+        seed=seed,
+        num_threads=threads(),
+        device="gpu" if device.type == "cuda" else "cpu",
+    )
+
+
+@contextmanager
+def _images_left(data: str) -> Iterator[None]:
+    """Tell in one line where every file has turned out to be bad."""
+    try:
+        yield
+    except NoImageLeftError as error:
+        raise ValueError(_unmeasurable(data, str(error))) from error
+    except NothingToEvaluateError as error:
+        with alike():
+            raise ValueError(_unmeasurable(data, NONE_MEASURED)) from error
+
+
+def _skipped(datamodule: ContrastiveDataModule) -> list[list[str]]:
+    """Files that were left out by any process."""
+    every = dict.fromkeys(entry for part in exchange(datamodule.skipped) for entry in part)
+    return [list(entry) for entry in shorten(list(every))]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_file(path, json.dumps(content, indent=2) + "\n")
+    print(f"written to  {path}")
 
 
 def _told_of(datamodule: ContrastiveDataModule) -> dict[str, Any]:
@@ -196,12 +336,12 @@ def _table(found: Evaluation, half: bool) -> str:
     return "\n".join(lines)
 
 
-def _beside(weights: Path, data: str) -> Path:
+def _beside(weights: Path, data: str, name: Callable[[RunDirectory, str], Path] = RunDirectory.evaluation) -> Path:
     """Where the result goes: into the run directory if there is one."""
     plain = "-".join(re.findall(r"\w+", Path(data).resolve().name))  # a pattern has braces, and dots
     if weights.is_dir():
-        return RunDirectory(weights).evaluation(plain or "data")
-    beside = RunDirectory(weights.parent).evaluation(plain or "data")
+        return name(RunDirectory(weights), plain or "data")
+    beside = name(RunDirectory(weights.parent), plain or "data")
     if weights.suffix == SUFFIX:
         return beside.with_name(f"{weights.stem}-{beside.name}")
     run = RunDirectory.of(weights.resolve())

@@ -214,6 +214,15 @@ def _meet(failure: Exception | None, shared: bool) -> None:
             raise failure
 
 
+def check_settings(rates: Sequence[float], epochs: int, batch_size: int) -> None:
+    """Raise ValueError if settings of `linear_probe` are out of range."""
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"rates must be one or more numbers above 0, got {list(rates)}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def _check(
     queries: Tensor,
     query_labels: Tensor,
@@ -228,11 +237,7 @@ def _check(
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     check_features("queries", queries, "query_labels", query_labels, num_classes, part=part)
-    if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise ValueError(f"rates must be one or more numbers above 0, got {list(rates)}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_settings(rates, epochs, batch_size)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
     if weight_decay < 0:

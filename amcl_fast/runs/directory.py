@@ -35,6 +35,8 @@ PAGE, SUMMARY = "index.html", "summary.json"
 
 _EVALUATION = ("evaluation-", ".json")
 EVALUATIONS = "*".join(_EVALUATION)
+_FINE_TUNING = ("fine-tuning-", ".json")
+FINE_TUNINGS = "*".join(_FINE_TUNING)
 
 # Lightning's launcher starts the other processes with the same command line; they inherit the folder.
 VARIABLE = "AMCL_FAST_RUN_DIR"
@@ -115,6 +117,10 @@ class RunDirectory:
     def evaluation(self, data: str) -> Path:
         """What `amcl-fast evaluate` has found on a data set."""
         return self.path / data.join(_EVALUATION)
+
+    def fine_tuning(self, data: str, fraction: float = 1.0) -> Path:
+        """What fine-tuning on a share of the labels of a data set has come to."""
+        return self.path / (data if fraction == 1 else f"{data}-{fraction:g}").join(_FINE_TUNING)
 
     @property
     def evaluations(self) -> dict[str, Path]:

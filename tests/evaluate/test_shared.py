@@ -8,7 +8,19 @@ import torch
 import torch.distributed as dist
 
 from amcl_fast.distributed import ElsewhereError, exchange, in_step, share, together
-from amcl_fast.evaluate import ShuffledFeatures, encode, evaluate, features, knn, knn_accuracy, linear, linear_probe
+from amcl_fast.evaluate import (
+    FineTuning,
+    ShuffledFeatures,
+    encode,
+    evaluate,
+    features,
+    fine_tune,
+    fine_tuning,
+    knn,
+    knn_accuracy,
+    linear,
+    linear_probe,
+)
 from tests.helpers.processes import end_group, spawn
 
 CLASSES, WIDTH = 12, 8
@@ -69,6 +81,16 @@ def evaluated(bank, queries, augmented, shared):
     return found.as_dict()
 
 
+def tuned(train, queries, shared):
+    """Without batch normalisation, which sees a part of each batch."""
+    settings = FineTuning(rates=(0.03, 0.1), epochs=3)
+    module = torch.nn.Sequential(*list(backbone())[::2])
+    found = fine_tune(
+        module, lambda: train, queries, settings, num_classes=CLASSES, batch_size=32, shared=shared
+    )  # fmt: skip
+    return found.top1, found.encoder, found.weight, found.queries
+
+
 def own_part(data, sizes, rank):
     return tuple(part.split(sizes)[rank] for part in data)
 
@@ -85,6 +107,7 @@ def worker(rank, world_size, store, results):
     halves = [tuple(part.chunk(2)[rank] for part in batch) for batch in batches(images(96, 5), 32)]
     parts = (batches(own_part(images(600, 1), [300, 300], rank), 64), none, halves)
     found["evaluated"] = evaluated(*parts[:2], None, True), evaluated(*parts, True)
+    found["tuned"] = tuned(halves, none, True)
     torch.save(found, results / f"{rank}.pt")
     errors(rank)
     end_group()
@@ -108,6 +131,9 @@ def test_processes_measure_what_one_does(tmp_path):
     expected = evaluated(bank, queries, None, False), evaluated(bank, queries, augmented, False)
     assert expected[0]["linear"]["sweep"] != expected[1]["linear"]["sweep"]
     assert found[0]["evaluated"] == found[1]["evaluated"] == expected
+    expected = tuned(augmented, queries, False)
+    for by_rank in found:
+        torch.testing.assert_close(by_rank["tuned"], expected, rtol=1e-4, atol=1e-6)
 
 
 def failing(count, at):
@@ -154,6 +180,7 @@ def errors(rank):
         (knn._Nearest, "look", out_of_memory, lambda: knn_accuracy(*bank, *queries, num_classes=CLASSES, shared=True)),
         (linear._Classifiers, "step", at_step_70, lambda: probe_of(bank, queries, epochs=20)),
         (linear, "_hits", out_of_memory, lambda: probe_of(bank, queries, epochs=1)),
+        (fine_tuning.F, "cross_entropy", out_of_memory, lambda: tuned(some[:4], some, True)),
         (features._Rows, "add", out_of_memory, lambda: encode(backbone(), some, "cpu", shared=True)),
     ):
         with pytest.MonkeyPatch.context() as patch, told[rank]:

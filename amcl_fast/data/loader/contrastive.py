@@ -352,6 +352,16 @@ class SingleViewLoader:
     def __init__(self, loader: ContrastiveLoader) -> None:
         self._loader = loader
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, of this process."""
+        return self._loader._output.batch_size
+
+    @property
+    def images(self) -> int:
+        """How many there are, of all processes."""
+        return len(self._loader._images.files)
+
     def __len__(self) -> int:
         """Full batches an epoch."""
         return len(self._loader)
