@@ -79,7 +79,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0, ma
                 made = _named(method.pictures_of_views([view[:_SHOWN] for view in on_device]), datamodule)
             parts.append(found)
     # Methods of others need not have a criterion with a temperature.
-    tau = getattr(criterion, "temperature", parts[0]["positive_tau"].mean())
+    tau: Any = getattr(criterion, "temperature", parts[0]["positive_tau"].mean())
     tau_min, tau_max = (tau.tau_min, tau.tau_max) if hasattr(tau, "tau_min") else (float(tau), float(tau))
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)

@@ -328,6 +328,7 @@ def _prepare(
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
     elif resumed.settings:
+        assert run_dir is not None
         if resume == AUTO:
             # What only the recipe says is as the run has it, which may have been made longer since.
             if recipe not in (None, own := resumed.settings.get("recipe")):
@@ -339,7 +340,6 @@ def _prepare(
             refuse_foreign(resumed.settings, run_dir, words(settings) if resume == AUTO else ())
     assert run_dir is not None
     try:
-        assert run_dir is not None
         with doing("reading the settings, building the model"):
             cli = PretrainCLI([*args, *settings], run_dir, resumed, signals, folder, given)
         check_started(cli.trainer)
