@@ -96,6 +96,11 @@ def test_imagenet_as_distributed_is_told_how_to_measure_on_val(put, caplog, caps
     data = found(held_out="set/val/val_labels.csv")
     assert data.taken.endswith("8 images in 2 classes (train/), 3 held out (val_labels.csv), none of them of n01440764")
     assert shown(data._query) == {"n01443537": 3} and not caplog.text
+    # Paths begin at the list's own folder; numbers alone are no paths.
+    for name, text, first in (("set/l.csv", "0.jpg,n01443537\n", "0.jpg"), ("set/truth.txt", "490\n361\n", "490")):
+        (tmp_path / name).write_text(text)
+        told = refused(capsys, tmp_path, "--data=set", f"--data.held_out={name}")
+        assert f"files can be used, the first: {tmp_path}/set/{first}: no such file" in told
     told = refused(capsys, tmp_path, "--data=set", "--data.held_out=set/val")
     assert f"{tmp_path}/set/val holds no folder of a class" in told and "or a CSV file with a path and a class" in told
 

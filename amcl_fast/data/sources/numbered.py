@@ -56,6 +56,9 @@ class Found:
             which.reshape(-1)
         ]
         keep = labels >= 0
+        if not self.files and self.left_out:
+            (path, reason), number = self.left_out[0], len(self.left_out)
+            return None, f"none of its {number:,} files can be used, the first: {path}: {reason}"
         if not keep.any():
             own = [name for name in names if name]
             of = f"its classes ({few(own)})" if own else "its images, without labels,"
