@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..paths import absolute_data
 from ..recipes import recipe_files, recipes_in_short
 from .config_files import of_recipe
 from .lightning_cli import parsed
+from .short_names import with_long_names
 
 if TYPE_CHECKING:
     from ..data.sources.folder import Sources
@@ -98,6 +99,7 @@ def choose_recipe(data: str | None, settings: Sequence[str]) -> tuple[str, list[
             processes is not ours.
         OSError: they cannot be read.
     """
+    written, settings = settings, with_long_names(settings)
     root = data if data is not None else _given(settings, "data.root")
     if root is None:
         raise ValueError(f"--recipe must be given, or settings by --config, got neither; recipes: {recipes_in_short()}")
@@ -113,8 +115,10 @@ def choose_recipe(data: str | None, settings: Sequence[str]) -> tuple[str, list[
     parsed([*of_recipe(None, recipe_files("demo")), *settings])
     facts = _facts(root, settings)
     choice = choose(facts)
+    given = {name: value for name in choice.settings if (value := _given(settings, name)) is not None}
+    _tell(facts, choice, given, [*(["--data", data] if data is not None else []), *written])
+    choice = replace(choice, settings={name: value for name, value in choice.settings.items() if name not in given})
     os.environ[_VARIABLE] = json.dumps([choice.recipe, choice.arguments])
-    _tell(facts, choice, ["--data", data] if data is not None else [], settings)
     return choice.recipe, choice.arguments
 
 
@@ -226,15 +230,14 @@ def _given(settings: Sequence[str], name: str) -> str | None:
     return found
 
 
-def _tell(facts: Facts, choice: Choice, data: Sequence[str], settings: Sequence[str]) -> None:
+def _tell(facts: Facts, choice: Choice, given: dict[str, str], written: Sequence[str]) -> None:
     if rank():
         return
-    given = {name: value for name in choice.settings if (value := _given(settings, name)) is not None}
     own = {**choice.settings, **given}
-    command = ["amcl-fast", "pretrain", "--recipe", choice.recipe, *data]
+    command = ["amcl-fast", "pretrain", "--recipe", choice.recipe]
     command += [part for name in own if name not in given for part in (f"--{name}", str(own[name]))]
     print(f"no --recipe given: {facts}")
     epochs = str(own["trainer.max_epochs"])
     length = f"{own['data.batch_size']} images a batch, {epochs} epoch{'s' * (epochs != '1')}"
     print(f"chosen: {choice.recipe} at {own['data.size']} px, {choice.backbone}, {length}; other settings go before it")
-    print(f"the same again: {shlex.join([*command, *settings])}", flush=True)
+    print(f"the same again: {shlex.join([*command, *written])}", flush=True)

@@ -209,15 +209,15 @@ def test_paths_with_variables_and_homes(put, monkeypatch, tmp_path, capsys):
 def test_a_folder_without_a_recipe_gets_one_and_the_line_is_told_again(put, capsys, tmp_path):
     root = put("ant", "bee", count=10)
     (root / "ant" / "bad.jpg").write_text("")
-    assert main(["pretrain", "--data=set", *TINY, "--trainer.max_epochs=1", "--run_dir=run"]) == 0
+    assert main(["pretrain", "--data=set", *TINY, "--epochs", "1", "--run_dir=run"]) == 0
     out = capsys.readouterr().out
     line = "18 images in 2 classes (set/), 2 held out (a tenth of each class), 1 left out (1 unreadable file): see run/"
     chosen = "simclr-builtin-amcl at 16 px, ResNet-18 of a quarter of the width, 4 images a batch, 1 epoch"
     assert "no --recipe given: 18 images in 2 classes, shorter side 20 px (median), colour; no GPU\n" in out
     assert f"\nchosen: {chosen}; " in out and f"\n{line}skipped_files.txt\n" in out
-    rest = " ".join(("--trainer.log_every_n_steps 1 --knn.k 20", *TINY, "--trainer.max_epochs=1"))
+    rest = " ".join(("--trainer.log_every_n_steps 1 --knn.k 20 --data set", *TINY, "--epochs 1"))
     again = next(part for part in out.splitlines() if part.startswith("the same again: amcl-fast pretrain "))
-    assert again.endswith(f" --recipe simclr-builtin-amcl --data set --knn.every_n_epochs 10 {rest}")
+    assert again.endswith(f" --recipe simclr-builtin-amcl --knn.every_n_epochs 10 {rest}")
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (kept["recipe"], kept["data"]["size"], kept["trainer"]["max_epochs"]) == ("simclr-builtin-amcl", 16, 1)
     assert main(["pretrain", "--resume=run", "--trainer.max_epochs=2"]) == 0
