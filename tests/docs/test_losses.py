@@ -1,4 +1,4 @@
-"""What docs/losses.md shows of many views runs, and is what its formula says."""
+"""What docs/losses.md shows runs, and many views are what their formula says."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,27 @@ import torch
 from tests.helpers import literal_views as literal
 
 
-def test_many_views():
+def run(section, **given):
+    """What the program of a section leaves."""
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    section = page.split("## More than two views\n")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page.split(f"{section}\n")[1].split("\n## ")[0], re.DOTALL)
+    exec(code, given)
+    return given
+
+
+def test_one_temperature_that_learns():
+    model = torch.nn.Linear(4, 8)
+    shown = run("### One temperature that learns", torch=torch, model=model)
+    shown["criterion"](*model(torch.randn(2, 6, 4))).backward()
+    before = shown["criterion"].temperature.log_tau.clone()
+    shown["optimizer"].step()
+    assert shown["optimizer"].param_groups[1]["weight_decay"] == 0
+    assert shown["criterion"].temperature.log_tau != before
+
+
+def test_many_views():
     torch.manual_seed(0)
-    shown = {}
-    exec(code, shown)
+    shown = run("## More than two views")
     assert all(p.grad.any() for p in shown["encoder"].parameters())
     criterion, z = shown["criterion"].double(), shown["z"].detach().double()
     tau = literal.tau_of(criterion.temperature)
