@@ -1,7 +1,6 @@
 """State that a run needs to continue exactly and that Lightning's checkpoints leave out."""
 
 import random
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,6 @@ import torch
 
 from ..methods.trainer import epoch_is_over
 from ..runs.checkpoint import EXACT_RESUME
-
-_ANEW = "what is left of the epoch is as long as it was, of batches that are drawn anew"
 
 
 class ExactResume(L.Callback):
@@ -82,9 +79,8 @@ class ExactResume(L.Callback):
             # The fetcher holds an iterator from before the state was there.
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
         elif self._generators is not None and _state_of(trainer) is None:
-            if trainer.fit_loop.epoch_loop.batch_progress.current.ready:
-                warnings.warn(f"the loader has no state_dict: {_ANEW}", stacklevel=2)
-            # Such a loader draws an epoch's order when it begins, and perhaps its images while it gives them.
+            # Such a loader draws an epoch's order when it begins, and perhaps its images while it gives them. Within an
+            # epoch what is left of it is drawn anew, of which Lightning warns.
             _restore_generators(self._generators)
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
             self._restored = trainer.world_size == 1

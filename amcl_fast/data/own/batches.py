@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from amcl_fast.data.own.datasets import DatasetModule
 from amcl_fast.data.own.items import Items, class_name
@@ -95,7 +96,9 @@ class BatchesModule(L.LightningDataModule):
             self._loader.teardown(stage)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> Any:
-        return epoch_of(self._loader)
+        batches = epoch_of(self._loader)
+        # To Lightning a list is one of loaders.
+        return DataLoader(batches, batch_size=None) if isinstance(batches, tuple | list) else batches  # type: ignore[arg-type]
 
     def held_out_sample(self, classes: int, images: int) -> Any:
         """As of `ContrastiveDataModule`."""
@@ -114,7 +117,9 @@ def epoch_of(loader: Any) -> Iterable[Any]:
 
 
 def first_batch(loader: Any) -> Batch:
-    """The first batch of a loader, or of a data module, which is set up for it. torch's random generator stays.
+    """The first batch of a loader, or of a data module, which is set up for it.
+
+    torch's random generator stays as it was, and so does the loader's state.
 
     Raises:
         ValueError: there is none, it comes only once, or it is not (views, labels).
@@ -122,13 +127,16 @@ def first_batch(loader: Any) -> Batch:
     if isinstance(loader, L.LightningDataModule):
         loader.prepare_data()
         loader.setup("fit")
-    batches = epoch_of(loader)
+    batches: Any = epoch_of(loader)
     if iter(batches) is batches:
         raise ValueError(
             f"data must give its batches anew in every epoch, got {class_name(batches)}, which gives them once"
         )
+    state = batches.state_dict() if hasattr(batches, "state_dict") else None
     with torch.random.fork_rng(devices=[]):
         batch = next(iter(batches), None)
+    if state is not None:
+        batches.load_state_dict(state)
     if batch is None:
         raise ValueError(f"data must give batches, got none from {class_name(batches)}")
     wanted = "data must give batches (views, labels): a list of two float tensors (n, 3, H, W) or more, and labels (n,)"

@@ -135,7 +135,7 @@ def _part(location: str) -> str:
 def class_name(thing: object) -> str:
     """package.module.Class of an object, or of a class."""
     kind = thing if isinstance(thing, type) else type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _ended(futures: "Sequence[Future[np.ndarray]]") -> Encoded:
