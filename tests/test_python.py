@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -16,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import FakeData
 
 from amcl_fast import MoCoLoss, pretrain
 from amcl_fast.cli import main
+from amcl_fast.data.sources import builtin
 from amcl_fast.encoder import load_encoder
 from amcl_fast.methods import MoCo
 from amcl_fast.models import BackboneConfig, ProjectorConfig
@@ -210,6 +213,42 @@ def test_a_framework_of_one_s_own(folder, monkeypatch):
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(load_encoder(Path("object")).backbone(images), given.encoder(images))
     assert not Path("object/snapshots").exists()
+
+
+def test_the_examples_of_the_page_run(folder, monkeypatch):
+    """One after the other, each on a few images, of which those to download are generated."""
+    page = (EXAMPLES.parent / "docs" / "python.md").read_text()
+    small = {
+        "trainer.accelerator": "cpu",
+        "trainer.limit_train_batches": 1,
+        "data.num_threads": 1,
+        "knn.every_n_epochs": 0,
+    }
+
+    def few(*args, batch_size=8, trainer=None, **given):
+        kind = given.get("data")
+        of_images = {} if "resume" in given or isinstance(kind, DataLoader) else {"batch_size": min(batch_size, 8)}
+        precision = {f"trainer.{name}": value for name, value in (trainer or {}).items()}
+        narrow = {} if {"resume", "backbone", "method"} & given.keys() else {"model.backbone.width": 8}
+        return pretrain(*args, **{**given, **of_images, **precision, **small, **narrow})
+
+    class Generated(FakeData):
+        def __init__(self, root, train, download):
+            super().__init__(16, (3, 32, 32), 2)
+            self.targets = [place % 2 for place in range(16)]
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(builtin, "SPLITS", {"train": 2, "test": 1})
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Generated)
+    monkeypatch.setattr("amcl_fast.pretrain", few)
+    monkeypatch.setenv("AMCL_FAST_CACHE", str(folder / "cache"))
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "images").rename(folder / "path" / "to" / "images")
+    space: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code.replace("batch_size=64, shuffle", "batch_size=8, shuffle"), space)
+    assert torch.equal(space["encoder"](torch.ones(1, 3, 32, 32)), space["encoder"](torch.ones(1, 3, 32, 32)))
+    assert space["result"].run_dir == Path("runs/vicreg") and space["trainer"].global_step == 2
 
 
 def test_the_loss_of_the_example_is_that_of_its_paper(monkeypatch):
