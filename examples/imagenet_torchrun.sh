@@ -5,9 +5,10 @@
 #   NODES=2 NODE=0 HEAD=host0:29500 DATA=/data/imagenet RUN=/shared/runs/mine ./imagenet_torchrun.sh  # 2 × 8, on host0
 #   NODES=2 NODE=1 HEAD=host0:29500 DATA=/data/imagenet RUN=/shared/runs/mine ./imagenet_torchrun.sh  # and on the other
 #
-# Given again, the same commands go on with a run that was stopped. RUN must lie in a folder that all machines see: each
-# looks there whether the run is begun or goes on, and they wait for one another in vain if they differ. DATA may be a
-# copy on each. Further arguments are settings: --trainer.max_epochs 200
+# Given again, the same commands go on with a run that was stopped. Where a process dies, torchrun starts all of them
+# again up to RESTARTS times, and they go on from the last checkpoint; the other machines wait for one that is taken away
+# to be there again. RUN must lie in a folder that all machines see. DATA may be a copy on each. Further arguments are
+# settings: --trainer.max_epochs 200
 set -eu
 
 : "${DATA:?the folder of train/ and val/, or of shards}" "${RUN:?the folder of the run}"
@@ -24,13 +25,7 @@ else
     where=(--nnodes "$NODES" --node_rank "$NODE" --master_addr "${HEAD%:*}" --master_port "${HEAD##*:}")
 fi
 
-# A checkpoint is there only once all machines have trained. Machine 0 also knows a run that was stopped before that.
-if [ -f "$RUN/checkpoints/last.ckpt" ] || { [ "$NODE" = 0 ] && [ -f "$RUN/config.yaml" ]; }; then
-    how=(--resume "$RUN" --data "$DATA")
-else
-    how=(--recipe "$RECIPE" --data "$DATA" --run_dir "$RUN")
-fi
-
 # torchrun gives its processes 30 s after a SIGTERM, in which a step that is logged must end and be saved.
-exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node "$GPUS" -m amcl_fast.cli pretrain "${how[@]}" \
+exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node "$GPUS" --max-restarts "${RESTARTS:-3}" \
+    -m amcl_fast.cli pretrain --recipe "$RECIPE" --data "$DATA" --run_dir "$RUN" --resume auto \
     --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" --trainer.log_every_n_steps 10 "$@"
