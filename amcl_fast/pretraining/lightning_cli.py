@@ -164,6 +164,8 @@ class PretrainCLI(CLIOfGiven):
             )
         if resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
+        if self.resumed.finished and self.resumed.checkpoint is None:
+            raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: it cannot be made longer")
 
         def placed(name: str) -> Callable[[str], str]:
             kept = self.config.data[name] == before.data[name]

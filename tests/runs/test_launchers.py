@@ -12,6 +12,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2"}
 JOB = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
 JOB |= {"SLURM_LOCALID": "0"}
 SRUN = {**JOB, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+ALONE = {name: value for name, value in SRUN.items() if name != "SLURM_NTASKS_PER_NODE"}
 
 
 @pytest.fixture
@@ -23,8 +24,10 @@ def refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "here")
 
     def run(variables, *options):
-        for name, value in variables.items():
+        for name, value in {"SLURM_NTASKS_PER_NODE": "", **variables}.items():
             monkeypatch.setenv(name, value)
+        if "SLURM_NTASKS_PER_NODE" not in variables:  # it may be set meanwhile
+            monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
         assert main(["pretrain", "--config", "../settings.yaml", "--data", "../images", *options]) == 2
         assert not list(Path.cwd().iterdir())
         return capsys.readouterr().err.splitlines()[-1]
@@ -54,6 +57,18 @@ def test_processes_that_others_start_must_be_told_the_folder(variables, refused)
         ),
         # A job's script without srun before the command.
         (JOB, 2, r"trainer\.devices must be 1 in a job of SLURM unless srun starts .*, got 2"),
+        # srun -n 2, whose number of tasks a machine it tells of its step.
+        (
+            {**ALONE, "SLURM_STEP_TASKS_PER_NODE": "2"},
+            1,
+            r"trainer\.devices times trainer\.num_nodes must be 2, the processes that srun has started, got 1",
+        ),
+        (
+            {**ALONE, "SLURM_STEP_TASKS_PER_NODE": "2,1"},
+            1,
+            r"srun must start as many processes on every machine \(--ntasks-per-node\), got \[2, 1\]",
+        ),
+        ({"SLURM_NTASKS": "2"}, 1, r"srun must start the processes of a job of 2 tasks, got this one alone"),
     ],
 )
 def test_processes_that_nobody_has_started_are_not_waited_for(variables, devices, message, refused):
