@@ -1,15 +1,18 @@
 """The report of a run: a look at the pairs before, during and after training, and the page made of them."""
 
+import io
 import platform
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from .. import __version__
 from ..methods.trainer import out_of_time
@@ -19,9 +22,13 @@ from ..runs.directory import RunDirectory, write_facts, write_skipped
 from ..runs.files import Unwritten
 from ..runs.read import head_metric
 from .capture import capture, hardest, has_pairs
+from .checkpoint import Checkpoint
 from .knn import OnlineKNN
+from .metrics import EventsFile
 from .neighbours import pictured
 from .progress import steps_per_epoch
+
+Kind = TypeVar("Kind", bound=L.Callback)
 
 
 class Report(L.Callback):
@@ -58,6 +65,9 @@ class Report(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
             self._capture(trainer, pl_module, "before")
+            for checkpoint in _of(trainer, Checkpoint):
+                for events in _events(trainer):
+                    events.log_hyperparams(checkpoint.settings or {})
         if trainer.is_global_zero:
             run_dir, facts = Path(trainer.default_root_dir), _facts(trainer)
             self._unwritten.write(str(RunDirectory(run_dir).facts), lambda: write_facts(run_dir, facts))
@@ -91,6 +101,9 @@ class Report(L.Callback):
             write_facts(run_dir, {**_facts(trainer), **end})
             write_report(run_dir)
             self.path = RunDirectory(run_dir).page
+            figures = sorted(RunDirectory(run_dir).report.glob("*.png"))
+            for events in _events(trainer):
+                events.log_pictures({path.stem: path.read_bytes() for path in figures}, trainer.global_step)
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
             warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
 
@@ -141,6 +154,9 @@ class Report(L.Callback):
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).snapshot(moment)
             self._unwritten.write(str(path), lambda: snapshot.save(path))
+            if moment == "before" and snapshot.views.size:
+                for events in _events(trainer):
+                    events.log_pictures({"pairs": _sheet(snapshot.views)}, trainer.global_step)
 
 
 def _facts(trainer: L.Trainer) -> dict[str, Any]:
@@ -172,5 +188,20 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
+def _of(trainer: L.Trainer, kind: type[Kind]) -> list[Kind]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+
+
 def _knn(trainer: L.Trainer) -> OnlineKNN | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, OnlineKNN)), None)  # type: ignore[attr-defined]
+    return next(iter(_of(trainer, OnlineKNN)), None)
+
+
+def _events(trainer: L.Trainer) -> list[EventsFile]:
+    return [logger for logger in trainer.loggers if isinstance(logger, EventsFile)]
+
+
+def _sheet(rows: NDArray[np.uint8]) -> bytes:
+    """Pictures (R, P, H, W, 3), a row each, as PNG; without what draws figures, which takes a second to begin."""
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(file, "PNG")
+    return file.getvalue()

@@ -3,8 +3,10 @@
 import csv
 import io
 import itertools
+import json
 import os
 import socket
+import struct
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..runs.directory import RunDirectory
 from ..runs.files import Unwritten, append_whole, flush_to_disk, write_file
+from ..runs.settings import flattened
 from .throughput import Throughput
 
 Row = dict[str, Any]
@@ -172,7 +175,7 @@ class MetricsFile(_RunLogger):
 
 
 class EventsFile(_RunLogger):
-    """TensorBoard's events of a run, one file a process in `tensorboard/`.
+    """TensorBoard's events of a run, one file a process in `tensorboard/`: metrics, settings, pictures.
 
     Written without the thread of TensorBoard's own writer, which dies of a full disk and takes the run along.
 
@@ -199,6 +202,39 @@ class EventsFile(_RunLogger):
     def _add(self, step: int | None, metrics: dict[str, float]) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._append(step=step, summary=Summary(value=values))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings as TensorBoard compares them between runs, by dotted names, and as text.
+
+        Args:
+            params: plain values, nested.
+            args, kwargs: of Lightning's interface, without a use here.
+        """
+        from torch.utils.tensorboard.summary import hparams, text
+
+        settings = params if isinstance(params, dict) else vars(params)
+        flat = {
+            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for name, value in flattened(settings)
+            if value is not None
+        }
+        experiment, session, _ = hparams(flat, dict.fromkeys(("knn", "probe/accuracy", "loss"), 0.0))
+        lines = "\n".join(f"    {name}: {value}" for name, value in flat.items())
+        for summary in (experiment, session, text("settings", lines)):
+            self._append(step=0, summary=summary)
+        self.write()
+
+    @rank_zero_only
+    def log_pictures(self, pictures: dict[str, bytes], step: int) -> None:
+        """PNG files by name."""
+        values = []
+        for name, png in pictures.items():
+            width, height = struct.unpack(">II", png[16:24])
+            picture = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            values.append(Summary.Value(tag=name, image=picture))
+        self._append(step=step, summary=Summary(value=values))
+        self.write()
 
     def _append(self, **content: Any) -> None:
         record = io.BytesIO()

@@ -197,17 +197,17 @@ def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = 
 
 def changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = True) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by their dotted names: what they were, what they are. `added` as for `refused_changes`."""
-    old, new = dict(_flat(then)), dict(_flat(now))
+    old, new = dict(flattened(then)), dict(flattened(now))
     names = [*old, *(name for name in new if name not in old)] if added else list(old)
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def lacking(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that `then` has and `now` does not, neither as a value nor as a group."""
-    new = [name for name, _ in _flat(now)]
+    new = [name for name, _ in flattened(now)]
     return [
         name
-        for name, _ in _flat(then)
+        for name, _ in flattened(then)
         if not any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in new)
     ]
 
@@ -285,10 +285,11 @@ def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names, one after the other; a list is a value."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
+            yield from flattened(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, list(value) if isinstance(value, tuple) else value
 

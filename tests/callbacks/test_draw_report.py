@@ -1,12 +1,17 @@
 """amcl_fast.callbacks.draw_report: a report at the end, the first look kept, training untouched."""
 
+import io
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from amcl_fast import SimCLRLoss
-from amcl_fast.callbacks import MetricsFile
+from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile
 from amcl_fast.callbacks import draw_report as callback
 from amcl_fast.callbacks.draw_report import Report
 from amcl_fast.report import Snapshot, read_run
@@ -39,11 +44,32 @@ def test_a_run_ends_with_a_report(tmp_path):
     assert summary["finished"] is True and summary["seconds"] > 0
     assert (summary["training_images"], summary["classes"]) == (32, 2)
     assert summary["versions"]["torch"] == torch.__version__
-    assert (tmp_path / "report" / "index.html").read_text().count("<img") == 7  # no kNN here
+    drawn = {path.stem for path in (tmp_path / "report").glob("*.png")} - {"neighbourhoods"}  # if t-SNE is installed
+    training = {"loss", "learning_rate", "gradient_norm", "temperature", "heads"}
+    assert drawn == training | {"embedding", "histograms", "agreement", "pairs"}  # no kNN here
     before, after = (Snapshot.load(RunDirectory(tmp_path).snapshot(moment)) for moment in ("before", "after"))
     assert (before.step, after.step) == (0, 8)
     assert (before.positive_similarity != after.positive_similarity).any()
     assert (before.views == after.views).all()
+
+
+def test_tensorboard_has_settings_and_pictures(tmp_path):
+    module, checkpoint = method(), Checkpoint()
+    checkpoint.settings = {"model": {"lr": 0.5, "views": [1, 2], "clip": None}, "compile": False}
+    fit(tmp_path, module, Data(), checkpoint=checkpoint, logger=EventsFile(tmp_path), extra=[Report(pairs=8)])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    told = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert told["model.lr"].number_value == 0.5 and told["model.views"].string_value == "[1, 2]"
+    assert "model.clip" not in told
+    drawn = {path.stem: path.read_bytes() for path in (tmp_path / "report").glob("*.png")}
+    assert set(events.Tags()["images"]) == set(drawn) >= {"pairs", "histograms"}
+    before, after = events.Images("pairs")
+    assert (before.step, after.step) == (0, 8) and after.encoded_image_string == drawn["pairs"]
+    first = np.asarray(Image.open(io.BytesIO(before.encoded_image_string)))
+    assert (first[:8, 8:16] == Snapshot.load(RunDirectory(tmp_path).snapshot("before")).views[0, 1]).all()
+    assert (before.width, before.height) == first.shape[1::-1]
 
 
 def test_temperatures_of_every_head_are_logged_after_every_epoch(tmp_path):

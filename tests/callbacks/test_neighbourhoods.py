@@ -58,3 +58,16 @@ def test_what_one_fails_of_is_a_warning(install):
     install("sklearn", "sklearn.manifold", "TSNE")
     with pytest.warns(UserWarning, match="no map of features by UMAP: numba is too old"):
         assert module.neighbourhoods(torch.randn(12, 5))[1] == "t-SNE"
+
+
+def test_tsne_keeps_neighbours_together_and_gives_the_same_again():
+    pytest.importorskip("sklearn")
+    draw = torch.Generator().manual_seed(0)
+    centres = 4 * torch.randn(3, 8, generator=draw)
+    groups = torch.arange(60) % 3
+    features = centres[groups] + torch.randn(60, 8, generator=draw)
+    places, _ = module.neighbourhoods(features)
+    again, _ = module.neighbourhoods(features)
+    assert np.array_equal(places, again)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(60) * 1e9
+    assert (groups[apart.argmin(1)] == groups).all()
