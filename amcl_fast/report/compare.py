@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from ..runs.directory import PAGE, SUMMARY
 from ..runs.files import write_file
 from ..runs.read import Run, read_run
+from ..runs.settings import flattened
 from .html import document, figure, grid
+from .html import figures as framed
 from .page import summarise
 from .style import BLUE, CYCLE, GREY, RED, STYLE, WIDTH, curve_axes, label, png
 
@@ -54,11 +56,40 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
     parts = [
         f"<h1>{len(runs)} runs</h1>",
         _table(runs, summaries),
-        *(figure(content, _CAPTIONS[name]) for name, content in figures.items()),
+        framed(figure(content, _CAPTIONS[name], _seen(name, runs)) for name, content in figures.items()),
+        _differences(runs),
     ]
     page = folder / PAGE
     write_file(page, document("Comparison of runs", parts))
     return page
+
+
+def _differences(runs: list[Run]) -> str:
+    """Table of the settings in which the runs differ."""
+    settings = [dict(flattened(run.settings)) for run in runs if run.settings]
+    if len(settings) < len(runs):
+        return ""
+    names = dict.fromkeys(name for of_run in settings for name in of_run)
+    rows = []
+    for name in names:
+        values = [of_run.get(name) for of_run in settings]
+        if any(value != values[0] for value in values):
+            rows.append([escape(name), *(escape("–" if value is None else str(value)) for value in values)])
+    if not rows:
+        return "<h2>Settings</h2><p>All runs have the same.</p>"
+    count = f"{len(rows):,} of {len(names):,} settings differ" if len(rows) > 1 else "One setting differs"
+    return f"<h2>Settings</h2><p>{count}.</p>" + grid(["setting", *map(_name, runs)], rows)
+
+
+def _seen(name: str, runs: list[Run]) -> str:
+    """What there is to see in a figure, with the last value of every run."""
+    metric, what, unit = {
+        "knn.png": ("knn", "kNN accuracy at the end", " %"),
+        "loss.png": ("loss", "Loss at the end", ""),
+        "temperature.png": ("tau_positive_mean", "Mean temperature of positives at the end", ""),
+    }[name]
+    last = (f"{_name(run)} {value:.4g}{unit}" for run in runs if (value := run.last(metric)) is not None)
+    return f"{what}: {', '.join(last)}."
 
 
 def _draw(runs: list[Run]) -> dict[str, bytes]:

@@ -116,7 +116,8 @@ def knn(run: Run) -> Figure | None:
         else:
             what = "linear probe" if what == "accuracy" else f"probe, {what}"
             label = f"{what}, {of_probe[-1]:.1f} %"
-            axes.plot(run.x(at), of_probe, color=colour, marker=marker, markersize=4, label=label)
+            places = np.where(at == 0, 0.0, run.x(at))  # of the untrained encoder
+            axes.plot(places, of_probe, color=colour, marker=marker, markersize=4, label=label)
     if len(steps):
         axes.annotate(
             f"{values[-1]:.1f} %",

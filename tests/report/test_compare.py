@@ -33,6 +33,18 @@ def test_all_runs_are_on_the_page(runs):
     assert summaries[0]["linear"] == {"cifar10": 71.25}
 
 
+def test_settings_that_differ_are_a_table(runs, tmp_path):
+    texts = ["a: 1\nmodel: {lr: 0.1, heads: 3}\n", "a: 1\nmodel: {lr: 0.2, heads: 3}\n", "a: 1\nmodel: {heads: <b>}\n"]
+    assert "settings differ" not in write_comparison(runs).read_text()  # of runs whose settings are unknown
+    for run, text in zip(runs, texts, strict=True):
+        (run / "config.yaml").write_text(text)
+    page = write_comparison(runs).read_text()
+    assert "2 of 3 settings differ." in page
+    assert "<tr><td>model.lr</td><td>0.1</td><td>0.2</td><td>–</td></tr>" in page
+    assert "<tr><td>model.heads</td><td>3</td><td>3</td><td>&lt;b&gt;</td></tr>" in page
+    assert 'alt="kNN accuracy at the end: simclr-1 62.75 %, moco-1 62.75 %."' in page
+
+
 def test_figures_show_only_runs_that_have_the_numbers(runs, tmp_path):
     few = write_comparison([runs[2], run_directory(tmp_path / "late", metrics="step,loss\n1,3.5\n")], tmp_path / "few")
     assert {path.name for path in few.parent.iterdir()} == {"index.html", "summary.json", "loss.png"}
