@@ -164,7 +164,7 @@ class PretrainCLI(CLIOfGiven):
             )
         if resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
-        if self.resumed.finished and self.resumed.checkpoint is None:
+        if resumed.finished and resumed.checkpoint is None:
             raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: it cannot be made longer")
 
         def placed(name: str) -> Callable[[str], str]:

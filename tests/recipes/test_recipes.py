@@ -184,7 +184,7 @@ def test_imagenet_rates_follow_the_batch(tmp_path):
     cli = build("barlow-imagenet1k-baseline", tmp_path, "--model.compile=false", "--model.projector.hidden_dim=64")
     assert lr_scale(cli.model.optimizer_config, cli.datamodule.batch_size) == 8
     views = cli.datamodule.views
-    assert (views[0].blur, views[1].blur) == (1.0, 0.1)
+    assert [(view.blur, view.solarise, view.solarise_threshold) for view in views] == [(1.0, 0.0, 128), (0.1, 0.2, 128)]
 
 
 @pytest.mark.parametrize(
