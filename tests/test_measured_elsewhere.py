@@ -1,6 +1,7 @@
 """A run on images without classes that is measured on another data set, while it trains and after it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -54,6 +55,7 @@ def test_what_it_was_measured_on_is_what_it_is_fine_tuned_on(folder, capsys):
     assert main([*tuning, "--label_fraction", "0.5", "--seed", "1", "--save-encoder", "tuned.safetensors"]) == 0
     out = capsys.readouterr().out
     assert "8 to learn from, 0.5 of the labels; sgd, 1 epochs, batch 4" in out and "of 4 held out" in out
+    assert re.search(r"It is the (lowest|highest) of those tried", out)
     found = json.loads((folder / "run/fine-tuning-moved-0.5.json").read_text())
     assert (found["training_images"], found["queries"], found["fine_tuning"]["seed"]) == (8, 4, 1)
     assert f"fine-tuned  {found['fine_tuning']['top1']:.2f} %" in out

@@ -192,9 +192,12 @@ def run_fine_tuning(
         skipped = _skipped(datamodule)
         if rank:
             return
-        result = found.as_dict()
+        result, rates = found.as_dict(), sorted(chosen.rates)
         print(f"fine-tuned  {result['top1']:.2f} %  at rate {result['rate']:g}, of {found.queries:,} held out")
         print("The best rate is chosen on the held-out images themselves, as is the custom.")
+        if len(rates) > 1 and result["rate"] in (rates[0], rates[-1]):
+            side = "lowest" if result["rate"] == rates[0] else "highest"
+            print(f"It is the {side} of those tried: others, by --rates, may do better.")
         content = {
             "weights": str(weights),
             "encoder": encoder.metadata,
@@ -298,8 +301,8 @@ def _data(weights: Path, encoder: Encoder, data: str | None, held_out: str | Non
     if encoder.data is None:
         raise ValueError(f"{weights} does not say what it was trained on: give --data")
     run_dir = RunDirectory.of(find_weights(weights).resolve()).path
-    if held_out is None and encoder.evaluation:
-        return find_data(encoder.evaluation, run_dir), None
+    if encoder.evaluation:
+        return find_data(encoder.evaluation, run_dir), held_out
     if held_out is None and encoder.held_out:
         held_out = find_data(encoder.held_out, run_dir)
     return find_data(encoder.data, run_dir), held_out
