@@ -125,7 +125,7 @@ class CMakeBuild(build_ext):
         try:
             build_native(module)
         except BuildProblem as problem:
-            note.write_text(f"{problem}\n")
+            note.write_text(f"{problem}\n", "utf-8")
             announce(
                 f"amcl-fast: built WITHOUT amcl_fast._native: {problem}.\n"
                 "amcl-fast: everything runs on the reference backend. For the native one, install what is "

@@ -42,7 +42,7 @@ def native_status() -> Status:
         module = importlib.import_module("amcl_fast._native")
     except ModuleNotFoundError:
         if _NATIVE_NOTE.exists():
-            return Status(False, f"built without: {_NATIVE_NOTE.read_text().strip()}")
+            return Status(False, f"built without: {_NATIVE_NOTE.read_text('utf-8').strip()}")
         return Status(False, "not built for this Python: install the package (pip install -e .)")
     except ImportError as error:
         return Status(False, f"does not load: {_first_line(error)}")

@@ -89,7 +89,7 @@ def _version(name: str) -> str:
 
 def _driver() -> str:
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = Path("/proc/driver/nvidia/version").read_text("utf-8")
     except OSError:
         return "none"
     found = re.search(r"\d+\.\d+(\.\d+)?", text)

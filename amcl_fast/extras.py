@@ -25,6 +25,8 @@ EXTRAS = {
 }
 """Module to the extra of amcl-fast with which it comes."""
 
+_STRIPPED = "needs docstrings, of which NVIDIA DALI makes its own: python -O at the most, got -OO"
+
 _NAMES = {"yaml": "PyYAML", "PIL": "Pillow", "nvidia.dali": "NVIDIA DALI"}
 
 
@@ -41,10 +43,13 @@ def require(what: str, *modules: str) -> None:
         modules: keys of `EXTRAS`.
 
     Raises:
-        ImportError: some are missing; one line that names all of them and the extras that bring them.
+        ImportError: some are missing; one line that names all of them and the extras that bring them. Or NVIDIA DALI
+            is among them, and Python has no docstrings (-OO).
     """
     if lacking := missing(*modules):
         raise ImportError(_line(what, lacking))
+    if "nvidia.dali" in modules and sys.flags.optimize > 1:
+        raise ImportError(f"{what} {_STRIPPED}")
 
 
 @contextmanager
@@ -59,6 +64,10 @@ def extras_named(what: str) -> Iterator[None]:
         if module is None:
             raise
         raise ImportError(_line(what, [module]), name=error.name) from error
+    except TypeError as error:
+        if sys.flags.optimize < 2:
+            raise
+        raise ImportError(f"{what} {_STRIPPED}") from error
 
 
 def _line(what: str, modules: list[str]) -> str:
@@ -66,7 +75,8 @@ def _line(what: str, modules: list[str]) -> str:
     line = f"{what} needs {', '.join(_NAMES.get(module, module) for module in modules)}"
     if "nvidia.dali" in modules and sys.platform != "linux":
         return f"{line}; of NVIDIA DALI there is none for {sys.platform}, only for Linux"
-    return f"{line}: pip install 'amcl-fast[{extras}]'"
+    of_cuda_12 = "; train-cuda12 in place of train beside CUDA 12" if "nvidia.dali" in modules else ""
+    return f"{line}: pip install 'amcl-fast[{extras}]'{of_cuda_12}"
 
 
 def _found(module: str) -> bool:

@@ -89,7 +89,7 @@ def lasting_output() -> Iterator[None]:
         yield
         return
     _fill_descriptors()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout, sys.stderr = (cast(TextIO, _Lasting(stream or nowhere)) for stream in streams)
         try:
             yield

@@ -97,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text("utf-8"))
     except ValueError as problem:
         raise ValueError(f"{path} must be a JSON of tuned tables, got none: {problem}") from None
     tables = document.get("tables") if isinstance(document, dict) else None

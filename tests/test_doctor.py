@@ -184,6 +184,6 @@ def test_what_is_found_with_torch_alone(monkeypatch, foreign_folder):
         monkeypatch.setitem(sys.modules, name, None)
     found = doctor.look()
     assert not found.backends["triton"].available
-    install = "pip install 'amcl-fast[train]'"
+    install = "pip install 'amcl-fast[train]'; train-cuda12 in place of train beside CUDA 12"
     assert found.data["DALI cpu"].reason == f"DALI does not load: the data pipeline needs NVIDIA DALI: {install}"
     assert found.backends["reference"].available

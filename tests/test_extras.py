@@ -1,7 +1,9 @@
 """Without extras: every command works as far as it can, and says in one line which extra it lacks."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,10 +70,11 @@ def test_losses_and_python_names(plain):
     assert done.returncode == 0, done.stderr
     done = plain.python(IMPORTS)
     install = "pip install 'amcl-fast[train]'"
+    of_dali = f"{install}; train-cuda12 in place of train beside CUDA 12"
     assert done.stdout.splitlines() == [
         "amcl_fast.data: imported",
         f"amcl_fast.data.ContrastiveDataModule needs lightning: {install}",
-        f"the data pipeline needs NVIDIA DALI: {install}",
+        f"the data pipeline needs NVIDIA DALI: {of_dali}",
         "amcl_fast.models: imported",
         f"amcl_fast.models needs torchvision: {install}",
         f"amcl_fast.callbacks needs lightning: {install}",
@@ -120,7 +123,8 @@ def test_what_needs_extras_names_them(plain, tmp_path):
     told = [line for line in done.stderr.splitlines() if "not quiet" not in line]
     for line, (command, (packages, extra)) in zip(told, REFUSED.items(), strict=True):
         start = f"amcl-fast {command.split()[0]}: error: {packages}"
-        assert re.match(start, line) and line.endswith(f": pip install 'amcl-fast[{extra}]'"), line
+        assert re.match(start, line) and f": pip install 'amcl-fast[{extra}]'" in line, line
+        assert ("NVIDIA DALI" in line) == line.endswith("; train-cuda12 in place of train beside CUDA 12"), line
 
 
 SEVERAL = """
@@ -138,18 +142,35 @@ build_backbone(BackboneConfig("timm/resnet10t"))
 def test_one_extra_without_another(tmp_path):
     """Training without export, without timm, without DALI's wheel."""
     train = Environment(tmp_path, "train", without=("nvidia-dali-cuda130",))
+    of_dali = "pip install 'amcl-fast[train]'; train-cuda12 in place of train beside CUDA 12"
     lines = train.python(SEVERAL, cwd=tmp_path).stderr.splitlines()
     assert lines[:8] == [
         "amcl-fast export: error: export needs safetensors: pip install 'amcl-fast[export]'",
         "2",
         "amcl-fast export: error: export needs onnx, onnxscript: pip install 'amcl-fast[export]'",
         "2",
-        "amcl-fast pretrain: error: training needs NVIDIA DALI: pip install 'amcl-fast[train]'",
+        f"amcl-fast pretrain: error: training needs NVIDIA DALI: {of_dali}",
         "2",
-        "amcl-fast evaluate: error: evaluation needs NVIDIA DALI: pip install 'amcl-fast[train]'",
+        f"amcl-fast evaluate: error: evaluation needs NVIDIA DALI: {of_dali}",
         "2",
     ]
     assert lines[-1] == "ImportError: backbone timm/resnet10t needs timm: pip install 'amcl-fast[timm]'"
+
+
+def test_python_without_docstrings_is_told_in_one_line(tmp_path):
+    """NVIDIA DALI cannot be imported then; what needs none works, asserts or not."""
+    code = (
+        "import sys, torch\nfrom amcl_fast import SimCLRLoss\nfrom amcl_fast.cli import main\n"
+        "SimCLRLoss(0.1)(*torch.randn(2, 8, 4)).item()\n"
+        "print(main(['pretrain', '--recipe', 'demo']), main(['doctor']), file=sys.stderr)\n"
+        "from amcl_fast.data import ContrastiveLoader\n"
+    )
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    told = done.stderr.splitlines()
+    stripped = "needs docstrings, of which NVIDIA DALI makes its own: python -O at the most, got -OO"
+    assert told[:2] == [f"amcl-fast pretrain: error: training {stripped}", "2 0"], done.stderr
+    assert told[-1] == f"ImportError: the data pipeline {stripped}" and f"the data pipeline {stripped}" in done.stdout
 
 
 def test_a_platform_without_dali(monkeypatch):

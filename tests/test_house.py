@@ -175,3 +175,24 @@ def test_report_and_runs_load_no_trainer():
     trainers = ["lightning", "tensorboard", "nvidia", "torchvision"]
     trainers += ["amcl_fast.methods", "amcl_fast.callbacks", "amcl_fast.pretraining", "amcl_fast.data"]
     assert not {name for name in loaded if f"{name}.".startswith(tuple(f"{trainer}." for trainer in trainers))}
+
+
+def test_no_text_is_read_or_written_in_the_encoding_of_the_locale():
+    """Which is not UTF-8 everywhere, and recipes and logs are."""
+    found = []
+    for path in modules("amcl_fast"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            given = [ast.unparse(argument) for argument in node.args] + [str(keyword.arg) for keyword in node.keywords]
+            if name in ("read_text", "write_text"):
+                text = node
+            elif name == "open" and ast.unparse(node.func) in ("open", "path.open"):
+                text = None if any("b" in argument for argument in given[1:] if argument.startswith("'")) else node
+                text = None if given and re.fullmatch("'[rwax+]*b[rwax+]*'", given[0]) else text
+            else:
+                continue
+            if text is not None and not any("utf-8" in argument or argument == "encoding" for argument in given):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert not found

@@ -157,7 +157,7 @@ class MetricsFile(_RunLogger):
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and rows of the file so far, without those that are written again after a resume."""
         try:
-            text = self.path.read_text(errors="replace")
+            text = self.path.read_text("utf-8", errors="replace")
         except FileNotFoundError:
             return ["step"], []
         whole = text[: text.rfind("\n") + 1]  # the last line of a run that was killed while it wrote may be half

@@ -58,7 +58,7 @@ def with_bases(settings: Sequence[str]) -> list[str]:
         is_file = os.path.exists(name)
         held = None
         with suppress(YAMLError, RecursionError):  # of which the parser tells
-            held = load(Path(name).read_text() if is_file else name, BaseLoader)
+            held = load(Path(name).read_text("utf-8") if is_file else name, BaseLoader)
         if not isinstance(held, dict) or held.keys() >= _OF_A_RUN:
             continue
         base = held.get("base")

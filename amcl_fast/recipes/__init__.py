@@ -127,7 +127,7 @@ def listed_views(files: Sequence[Path]) -> list[Any]:
         import yaml
     found: list[Any] = []
     for file in files:
-        held = yaml.safe_load(file.read_text()) if file.is_file() else None
+        held = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else None
         views = (held.get("data") or {}).get("views") if isinstance(held, dict) else None
         found = views if isinstance(views, list) else found
     return found
@@ -153,7 +153,7 @@ def _dataset(name: str) -> str:
 
 
 def _title(part: str) -> str:
-    return _path(part).read_text().splitlines()[0].lstrip("# ")
+    return _path(part).read_text("utf-8").splitlines()[0].lstrip("# ")
 
 
 def _has(framework: str, variant: str) -> bool:
@@ -176,4 +176,4 @@ def _path(part: str) -> Path:
 def _with_bases(part: str) -> list[Path]:
     with extras_named("a recipe"):
         import yaml  # not at the top: the names of the recipes are known without it
-    return [*base_files(yaml.safe_load(_path(part).read_text()).get("base")), _path(part)]
+    return [*base_files(yaml.safe_load(_path(part).read_text("utf-8")).get("base")), _path(part)]

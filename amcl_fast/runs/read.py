@@ -137,7 +137,7 @@ def read_run(run_dir: Path) -> Run:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
@@ -147,7 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_metrics(path: Path) -> dict[str, Series]:
     points: dict[str, list[tuple[float, float]]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if "step" not in (rows.fieldnames or []):
             raise ValueError(f"{path} has no column 'step'; its columns are {rows.fieldnames}")
@@ -176,5 +176,9 @@ def _number(text: str, path: Path) -> float:
 def _read_skipped(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
-    lines = (line.rpartition("\t") for line in path.read_text(errors="backslashreplace").splitlines() if line.strip())
+    lines = (
+        line.rpartition("\t")
+        for line in path.read_text("utf-8", errors="backslashreplace").splitlines()
+        if line.strip()
+    )
     return [(file or reason, reason if file else "") for file, _, reason in lines]

@@ -40,7 +40,9 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
     if RESULTS not in names and not runs & planned:
         raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     try:
-        before = json.loads(path.read_text()) if RESULTS in names else {"command": "as it was begun", "study": study}
+        before = (
+            json.loads(path.read_text("utf-8")) if RESULTS in names else {"command": "as it was begun", "study": study}
+        )
         command, found = str(before["command"]), before["study"]
     except (ValueError, KeyError, TypeError, RecursionError):
         helps = "remove it, and it is written again" if runs & planned else "give another --output"

@@ -65,7 +65,7 @@ def kept(data_set: str) -> Sources | None:
     """
     try:
         pointer = _pointer(data_set)
-        name = pointer.read_text()
+        name = pointer.read_text("utf-8")
         if not _NAME.fullmatch(name):
             return None
         found = _load(name)
