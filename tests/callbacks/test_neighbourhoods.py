@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from amcl_fast.callbacks import neighbourhoods as module
+from tests.helpers import others
 
 
 @pytest.fixture
@@ -60,8 +61,8 @@ def test_what_one_fails_of_is_a_warning(install):
         assert module.neighbourhoods(torch.randn(12, 5))[1] == "t-SNE"
 
 
-def test_tsne_keeps_neighbours_together_and_gives_the_same_again():
-    pytest.importorskip("sklearn")
+def test_tsne_keeps_neighbours_together_and_gives_the_same_again(monkeypatch):
+    others.need(monkeypatch, "sklearn")
     draw = torch.Generator().manual_seed(0)
     centres = 4 * torch.randn(3, 8, generator=draw)
     groups = torch.arange(60) % 3

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import others
+
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -35,7 +37,9 @@ def test_every_example_is_tested():
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_an_example_runs_and_phi_learns(name):
+def test_an_example_runs_and_phi_learns(name, monkeypatch):
+    if NEEDS[name] in others.PACKAGES:
+        others.need(monkeypatch, NEEDS[name])
     pytest.importorskip(NEEDS[name], exc_type=ImportError)
     module = load(name)
     phi = [torch.cat([p.detach().flatten() for p in module.train(steps).adaptive.phi.parameters()]) for steps in (1, 2)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+PACKAGES = ("accelerate", "sklearn", "transformers")
 FOLDER = Path(sys.prefix) / "others"
 
 
