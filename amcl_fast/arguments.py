@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .recipes import describe_recipes
+from .recipes import describe_recipes, given_recipe
 from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
 
 _PRETRAIN = """\
 Every setting of trainer, data and model can be given on top, with the name it has in the recipes:
   amcl-fast pretrain --recipe demo --trainer.max_epochs 3 --model.optimizer.lr 0.1
-`amcl-fast pretrain --recipe demo --print_config` prints them all with their values.
+Short names of those that everyone gives: --epochs --batch-size --lr --devices --seed.
+`amcl-fast pretrain --trainer.help` says what there is, as do --data.help, --model.help, --knn.help, --checkpoint.help,
+--guard.help and --report.help; with --recipe they show its values. `--recipe demo --print_config` prints them all.
+`amcl-fast recipes` lists the recipes, `amcl-fast recipes NAME` shows one.
 
 recipes:
 """
@@ -36,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     declarations = (
-        _declare_pretrain, _declare_evaluate, _declare_export, _declare_report, _declare_study, _declare_pack,
-        _declare_bench, _declare_doctor,
+        _declare_pretrain, _declare_recipes, _declare_evaluate, _declare_export, _declare_report, _declare_study,
+        _declare_pack, _declare_bench, _declare_doctor,
     )  # fmt: skip
     for declare in declarations:
         declare(commands)
@@ -62,7 +65,9 @@ def _declare_pretrain(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", metavar="NAME", help="one of the recipes below")
+    parser.add_argument(
+        "--recipe", type=given_recipe, metavar="NAME", help="one of the recipes below, or a YAML file of settings"
+    )
     parser.add_argument("--data", metavar="PATH", help=_DATA)
     parser.add_argument(
         "--resume",
@@ -80,6 +85,17 @@ def _declare_pretrain(commands: Any) -> None:
         action="store_true",
         help="go on with a run that names classes from outside amcl_fast, torch, torchvision and lightning",
     )
+
+
+def _declare_recipes(commands: Any) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="list the recipes, or show the settings of one",
+        description="List the recipes by framework and data set; with NAME, show the settings of that one and the "
+        "files that they are of, as a file that --recipe and --config take.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of a recipe, or a YAML file of settings")
 
 
 def _declare_evaluate(commands: Any) -> None:

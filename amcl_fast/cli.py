@@ -1,4 +1,4 @@
-"""The command line: `amcl-fast pretrain | evaluate | export | report | study | pack | bench | doctor`.
+"""The command line: `amcl-fast pretrain | recipes | evaluate | export | report | study | pack | bench | doctor`.
 
 `arguments` says what each takes; here is what runs it. What it needs is imported when it runs, torch included:
 `doctor` works where the trainer cannot be imported, `--help` answers at once, and a Ctrl-C during the imports finds
@@ -72,7 +72,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
     resumes = arguments.command == "pretrain" and arguments.resume is not None
     stopped = _STOPPED.get(f"{arguments.command} --resume" if resumes else arguments.command, "before its end")
     arguments.told = f"amcl-fast {arguments.command}: stopped {stopped}"  # of a Ctrl-C
-    output_is_all = arguments.command == "doctor" or (arguments.command == "bench" and arguments.list)
+    output_is_all = arguments.command in ("doctor", "recipes") or (arguments.command == "bench" and arguments.list)
     with _Importing(arguments.told, own=argv is None) as importing:
         arguments.begins = importing.begins
         try:
@@ -159,6 +159,16 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             from .pretraining.command import SettingsError, pretrain
     except ImportError as error:
         return _refuse("pretrain", error)
+    if any(setting.partition("=")[0].endswith(".help") for setting in arguments.settings):
+        from .pretraining.settings_help import help_wanted, settings_help
+
+        try:
+            told = settings_help(arguments.recipe, arguments.settings) if help_wanted(arguments.settings) else None
+        except (ValueError, OSError) as error:
+            return _refuse("pretrain", error)
+        if told is not None:
+            print(told)
+            return 0
     arguments.begins()
 
     def begun(run_dir: Path) -> None:
@@ -177,6 +187,14 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         )
     except SettingsError as error:
         return _refuse("pretrain", error)
+
+
+@_in_one_line
+def _recipes(arguments: argparse.Namespace) -> int:
+    from .recipes.shown import listed, written
+
+    print(listed() if arguments.name is None else written(arguments.name))
+    return 0
 
 
 @_in_one_line
@@ -400,6 +418,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "pretrain": _pretrain,
+    "recipes": _recipes,
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,

@@ -9,16 +9,13 @@ from pathlib import Path
 from yaml import BaseLoader, YAMLError, load
 
 from ..paths import expanded
-from ..recipes import base_files
-
-# In every config.yaml of a run, which has all settings of its bases, whose names may have changed since.
-_OF_A_RUN = {"seed_everything", "recipe", "trainer", "data", "model", "knn", "checkpoint", "guard", "report"}
+from ..recipes import OF_A_RUN, base_files, given_recipe
 
 
 def of_recipe(recipe: str | None, files: Sequence[Path]) -> list[str]:
     """The arguments that give a recipe, made of `files`."""
     args = [argument for file in files for argument in ("--config", str(file))]
-    return args + (["--recipe", recipe] if recipe else [])
+    return args + (["--recipe", given_recipe(recipe)] if recipe else [])
 
 
 def config_files(settings: Sequence[str]) -> list[tuple[int, str, str]]:
@@ -59,7 +56,7 @@ def with_bases(settings: Sequence[str]) -> list[str]:
         held = None
         with suppress(YAMLError, RecursionError):  # of which the parser tells
             held = load(Path(name).read_text("utf-8") if is_file else name, BaseLoader)
-        if not isinstance(held, dict) or held.keys() >= _OF_A_RUN:
+        if not isinstance(held, dict) or held.keys() >= OF_A_RUN:
             continue
         base = held.get("base")
         try:

@@ -374,7 +374,7 @@ class PretrainCLI(CLIOfGiven):
         return super()._instantiate_trainer(config, [*callbacks, *extra])
 
 
-class _Settings(PretrainCLI):
+class Unbuilt(PretrainCLI):
     """The settings of a new run, of which nothing is built."""
 
     def _set_seed(self) -> None: ...
@@ -390,7 +390,7 @@ def parsed(args: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is unknown, out of range or of no effect.
     """
-    return yaml.load(_Settings(args, Path())._yaml, Loader=_LOADER)
+    return yaml.load(Unbuilt(args, Path())._yaml, Loader=_LOADER)
 
 
 def _as_yaml(config: Any, parser: LightningArgumentParser) -> str:

@@ -15,11 +15,12 @@ the data set's is trained, which is put together of parts:
 Later parts override earlier ones. A combination comes after the last of its parts: how long a data set is trained on
 for a ResNet may differ for a ViT, and the loss is the variant's with any encoder. The first line of every file is a
 comment that says what it is; `base` names parts or recipes on which a file builds, whose settings come first, in a
-file given by --config too. A name that begins with an underscore is only a base. A run's config.yaml holds all of its
-settings.
+file given by --config or --recipe too. A name that begins with an underscore is only a base. A run's config.yaml holds
+all of its settings.
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from ..extras import extras_named
 __all__ = ["describe_recipes", "recipe_files", "recipe_names"]
 
 FOLDER = Path(__file__).parent
+
+OF_A_RUN = {"seed_everything", "recipe", "trainer", "data", "model", "knn", "checkpoint", "guard", "report"}
+"""In every config.yaml of a run, which has all settings of its bases, whose names may have changed since."""
 
 FRAMEWORKS = ("simclr", "moco", "simsiam", "barlow", "can")
 
@@ -69,13 +73,45 @@ def recipe_names() -> list[str]:
     )
 
 
+class RecipeOfFile(str):
+    """A recipe that is a file of settings: its name, as that of a recipe of this folder, is the file's without suffix.
+
+    Attributes:
+        file: the file.
+    """
+
+    file: Path
+
+    @classmethod
+    def of(cls, file: Path) -> "RecipeOfFile":
+        """The recipe that is `file`."""
+        made = cls(file.stem)
+        made.file = file
+        return made
+
+
+def given_recipe(given: str) -> str:
+    """A recipe as a user gives it: a name, or the path of a file of settings that may have a `base`."""
+    if given in recipe_names() or isinstance(given, RecipeOfFile):
+        return given
+    path = Path(os.path.expanduser(given))
+    return RecipeOfFile.of(path) if path.suffix in (".yaml", ".yml") or path.is_file() else given
+
+
 def recipe_files(name: str) -> list[Path]:
     """Files of a recipe in the order in which they apply.
 
+    Args:
+        name: as `given_recipe` has it.
+
     Raises:
-        ValueError: there is no such recipe.
+        FileNotFoundError: a file is not there.
+        ValueError: there is no such recipe, or a file is none of settings.
         ImportError: PyYAML is missing.
     """
+    name = given_recipe(name)
+    if isinstance(name, RecipeOfFile):
+        return _of_file(name.file)
     if name not in recipe_names():
         close = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
         hint = f"close to it: {', '.join(close)}" if close else f"recipes: {recipes_in_short()}"
@@ -137,10 +173,10 @@ def describe_recipes() -> str:
     """One line per file, then what can be combined."""
     described = {
         **VARIANTS,
-        **{name: f"{_title(f'backbones/{name}')} ({', '.join(of)})" for name, of in BACKBONES.items()},
+        **{name: f"{title(f'backbones/{name}')} ({', '.join(of)})" for name, of in BACKBONES.items()},
     }
     width = max(map(len, [*_named(), *described]))
-    lines = [f"  {name:<{width}}  {_title(name)}" for name in _named()]
+    lines = [f"  {name:<{width}}  {title(name)}" for name in _named()]
     lines += [f"  {_PATTERN}, of", f"    {', '.join(FRAMEWORKS)}", f"    {', '.join(DATASETS)}"]
     return "\n".join(lines + [f"    {name:<{width}}  {meaning}" for name, meaning in described.items()])
 
@@ -152,7 +188,8 @@ def _dataset(name: str) -> str:
     return name.split("-")[1]
 
 
-def _title(part: str) -> str:
+def title(part: str) -> str:
+    """What a file of this folder is, by its name: its first line."""
     return _path(part).read_text("utf-8").splitlines()[0].lstrip("# ")
 
 
@@ -171,6 +208,25 @@ def _parts() -> list[str]:
 
 def _path(part: str) -> Path:
     return FOLDER / f"{part}.yaml"
+
+
+def _of_file(file: Path) -> list[Path]:
+    """A file of settings after those on which it builds; a run's config.yaml, which has all of its own, builds on none.
+
+    Raises:
+        OSError, ValueError: as `read_settings`, and ValueError for a base that is none.
+    """
+    with extras_named("a recipe"):
+        import yaml  # noqa: F401  # not at the top: as below
+    from ..runs.settings import read_settings
+
+    if not file.exists():
+        raise FileNotFoundError(f"--recipe must be a file that is there, or the name of a recipe, got {file}")
+    settings = read_settings(file)
+    try:
+        return [file] if settings.keys() >= OF_A_RUN else [*base_files(settings.get("base")), file]
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _with_bases(part: str) -> list[Path]:

@@ -30,7 +30,7 @@ _NO_SEED = -1
 _MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
 """What refuses data of which no accuracy can be measured."""
 
-_OWN = ("--recipe", "--seed_everything", "--run_dir", "--resume", "--print_config")
+_OWN = ("--recipe", "--seed_everything", "--seed", "--run_dir", "--run-dir", "--resume", "--print_config")
 """What a study says to its trainings, or has no use for."""
 
 _WHAT = (

@@ -36,7 +36,19 @@ MODULES = sorted(
 )
 """Public modules: those at the top that list their public names; what else has no underscore is the package's."""
 
-COMMANDS = ("", "pretrain", "evaluate", "export", "report", "study", "study epochs", "pack", "bench", "doctor")
+COMMANDS = (
+    "",
+    "pretrain",
+    "recipes",
+    "evaluate",
+    "export",
+    "report",
+    "study",
+    "study epochs",
+    "pack",
+    "bench",
+    "doctor",
+)
 
 
 def lines() -> list[str]:

@@ -1,0 +1,288 @@
+"""Settings as users type them: what is wrong is one line before any work, and what is right has its effect."""
+
+import math
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from amcl_fast.cli import main
+from amcl_fast.data.views import ViewGroup
+from amcl_fast.methods import CAN
+from amcl_fast.models import BackboneConfig, ProjectorConfig
+from amcl_fast.models.decoder import DecoderConfig
+from amcl_fast.optim import OptimizerConfig
+from amcl_fast.pretraining.command import SettingsError, settings_of
+from amcl_fast.pretraining.lightning_cli import parsed
+from amcl_fast.recipes import FOLDER, FRAMEWORKS, recipe_names
+from amcl_fast.recipes.shown import composed, written
+from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder
+
+TRAINER = "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}\n"
+FILES = {
+    "amcl.yaml": f"{AMCL}{TRAINER}",
+    "own.yaml": "base: demo\ntrainer: {max_epochs: 2}\n",
+    "key.yaml": "trainer: {max_epoch: 3}\n",
+    "inside.yaml": "model:\n  init_args: {optimizer: {learning_rate: 3}}\n",
+    "value.yaml": "model:\n  init_args: {optimizer: {lr: fast}}\n",
+    "views.yaml": "data: {views: [{crop_scale: [0.2, 1.0]}, {blurr: 0.1}]}\n",
+    "short.yaml": "lr: 3\n",
+    "list.yaml": "- 1\n",
+    "cut.yaml": "trainer: {max_epochs: [1\n",
+    "base.yaml": "base: dmeo\n",
+}
+
+# What is typed behind `amcl-fast pretrain --config amcl.yaml --data images`, and what the line that it gets has.
+WRONG = {
+    # a name that nothing has
+    "--trainer.max_epoch 3": "--trainer.max_epoch is no setting, got 3; close to it: --trainer.max_epochs or --epochs$",
+    "--max_epochs 3": "--max_epochs is no setting, got 3; close to it: --trainer.max_epochs or --epochs$",
+    "--data.batch-size 4": "--data.batch-size is no setting, .* close to it: --data.batch_size or --batch-size$",
+    "--trainer.max-epochs=3": "--trainer.max-epochs is no setting, got 3; close to it: --trainer.max_epochs",
+    "--learning_rate 1": "--learning_rate is no setting, got 1; close to it: --model.optimizer.lr or --lr$",
+    "--weight_decay 1": "close to it: --model.optimizer.weight_decay$",
+    "--optimizer.name sgd": "close to it: --model.optimizer.name$",
+    "--model.scheduler.warmup_epochs 1": "close to it: --model.schedule.warmup_epochs$",
+    "--model.temperature.tau_min 0.1": "close to it: --model.criterion.temperature.tau_min$",
+    "--model.tau_min 0.1": "close to it: --model.criterion.temperature.tau_min$",
+    "--data.workers 4": "close to it: --data.num_threads$",
+    "--data-root images": "close to it: --data$",
+    "--model.projector.foo 3": "is no setting, got 3; --model.projector.help shows what there is$",
+    "--data.seed 3": "--data.seed must be given as seed_everything",
+    # an abbreviation, at every depth
+    "--model.optimizer.weight 4": "is no setting, got 4; close to it: --model.optimizer.weight_decay",
+    "--model.criterion.temperature.tau_mi 1": "close to it: --model.criterion.temperature.tau_min",
+    "--check 1": "--check is no setting",
+    # another type, or none of the values
+    "--model.optimizer.name adam": "--model.optimizer.name must be one of sgd, lars, adamw, lamb, got adam$",
+    "--epochs two": "--epochs must be a whole number or null, got two$",
+    "--trainer.max_epochs 1.5": "--trainer.max_epochs must be a whole number or null, got 1.5$",
+    "--trainer.precision foo": "--trainer.precision must be one of 64, 32, .*bf16-mixed.*, null, got foo$",
+    "--trainer.callbacks Foo": "--trainer.callbacks must be a list of Callback, a Callback or null, got Foo$",
+    "--trainer 3": "--trainer must be settings by name, as --trainer.devices; --trainer.help shows them, got 3$",
+    "--knn false": "--knn must be settings by name, as --knn.every_n_epochs; .*got false$",
+    "--data.views two": "--data.views must be a list of groups of settings or a whole number, got two$",
+    "--data.views '[{crop: 2}, {}]'": r"--data.views\[0\].crop is no setting, got 2; close to it: crop_",
+    "--data.views '[{count: 2.5}]'": r"--data.views\[0\].count must be a whole number, got 2.5$",
+    "--data.mean 0.5": "--data.mean must be a list of 3 numbers, got 0.5$",
+    "--batch-size ''": "--batch-size must be a whole number, got ''$",
+    "--lr null": "--lr must be a number, got null$",
+    "--lr nan": "--lr must be a number, got nan$",
+    "--lr .nan": "model.optimizer.lr must be a number, got nan$",
+    "--lr '[1, 2]'": r"--lr must be a number, got \[1, 2\]$",
+    "--data.crop_pct .nan": "data.crop_pct must be a number, got nan$",
+    "--seed 1.5": "--seed must be a whole number, got 1.5$",
+    "--checkpoint.every_n_minutes often": "--checkpoint.every_n_minutes must be a number, got often$",
+    "--guard.window []": r"--guard.window must be a whole number, got \[\]$",
+    "--report.pairs many": "--report.pairs must be a whole number, got many$",
+    "--model.backbone null": "model.backbone must be settings by name, got null$",
+    "--model.backbone.arguments null": "--model.backbone.arguments must be a group of values by name, .*got null$",
+    "--model foo": "--model must be .*SimCLR.* or package.module.Class, got foo$",
+    "--model MoCo": "amcl.yaml: model.init_args.criterion.class_path must be MoCoLoss or .*, got amcl_fast.SimCLRLoss$",
+    "--model.criterion Foo": "--model.criterion must be SimCLRLoss or package.module.Class, got Foo$",
+    # a value out of range, or not beside the others
+    "--lr -0.1": "model.optimizer.lr must be finite and not negative, got -0.1$",
+    "--lr -1e-2": "model.optimizer.lr must be finite and not negative, got -0.01$",
+    "--model.optimizer.bias_lr 0.1": "model.optimizer.bias_lr must be unset unless optimizer.decay_all is false or",
+    "--model.optimizer.momentum 1": "model.optimizer.momentum must be at least 0 and below 1, got 1.0$",
+    "--model.schedule.warmup_epochs 15": "model.schedule.warmup_epochs must be .* than trainer.max_epochs, 1, got 15",
+    "--model.projector.dim 64": "model.criterion.temperature.dim must be model.projector.dim, 64, .*got 8$",
+    "--model.criterion.temperature.tau_min 2": "model.criterion.temperature: tau_min and tau_max must be .*tau_min=2.0",
+    "--model.backbone.name resnet19": "model.backbone.name must be one of resnet18, .* got 'resnet19'$",
+    "--model.backbone.width 12": "model.backbone.width must be a positive multiple of 8, got 12$",
+    "--devices 3": "data.batch_size must divide by the 3 processes of trainer.devices, got 8; close to it: 9$",
+    "--trainer.accelerator gpu": "trainer.accelerator must be cpu or auto where torch finds no such device, got gpu;",
+    "--trainer.accelerator foo": "trainer.accelerator must be one of auto, gpu, cpu, .* got foo$",
+    "--trainer.strategy foo": "trainer.strategy must be one of auto, ddp, .* got foo$",
+    "--epochs -1": "trainer.max_steps must be given with trainer.max_epochs=-1, or the schedule has no end, got -1$",
+    "--trainer.limit_train_batches 0": "trainer.limit_train_batches must be above 0, got 0$",
+    "--trainer.limit_train_batches 1.5": "trainer.limit_train_batches must be .* up to 1.0, got 1.5$",
+    "--trainer.log_every_n_steps 0": "trainer.log_every_n_steps must be at least 1, got 0$",
+    "--trainer.max_time foo": "trainer.max_time must be DD:HH:MM:SS or .* got foo$",
+    "--trainer.gradient_clip_algorithm sum": "trainer.gradient_clip_algorithm must be one of norm, value, got sum$",
+    "--seed -1": "seed_everything must be from 0 to 4294967295, got -1$",
+    "--data.size 0": "data.size must be at least 1, got 0$",
+    "--data.views 1": "data.views must be at least 2 and at most 256, got 1$",
+    "--data.views '[{count: 0}]'": "data.views: count must be from 1 to 256, got 0$",
+    "--knn.k 0": "knn.k must be at least 1, got 0$",
+    # twice, or loose
+    "--lr 0.1 --model.optimizer.lr 0.2": "--lr must be given once, got it and --model.optimizer.lr, which is the same",
+    "--trainer.max_epochs": "--trainer.max_epochs must be followed by its value, a whole number or null, got none$",
+    "extra": "settings must be given as --NAME VALUE, got extra$",
+    "-x 3": "settings must be given as --NAME VALUE, got -x$",
+    # files
+    "--config key.yaml": "key.yaml: trainer.max_epoch is no setting, got 3; close to it: trainer.max_epochs$",
+    "-ckey.yaml": "key.yaml: trainer.max_epoch is no setting, got 3; close to it: trainer.max_epochs$",
+    "-c inside.yaml": "inside.yaml: model.init_args.optimizer.learning_rate is no setting, .* model.optimizer.lr$",
+    "-c=value.yaml": "value.yaml: model.init_args.optimizer.lr must be a number, got fast$",
+    "-c views.yaml": r"views.yaml: data.views\[1\].blurr is no setting, got 0.1; close to it: blur",
+    "-c short.yaml": "short.yaml: lr is no setting, got 3; close to it: model.optimizer.lr$",
+    "-c list.yaml": "list.yaml must be a mapping of names to settings, got list$",
+    "-c cut.yaml": "cut.yaml is no valid YAML",
+    "-c nowhere.yaml": "--config must be a file of settings, or settings by name, got nowhere.yaml, which does not exist$",
+    "--config '{trainer: {max_epoch: 3}}'": "trainer.max_epoch is no setting, got 3; close to it: trainer.max_epochs$",
+    "--config": "--config must be followed by a file of settings, got none$",
+    "--recipe nowhere.yaml": "--recipe must be a file that is there, or the name of a recipe, got nowhere.yaml$",
+    "--recipe base.yaml": "base.yaml: base must name recipes or parts of them, got 'dmeo'; close to it: demo",
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the files, in which nobody looks for images."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+
+    def looked(*_, **__):
+        pytest.fail("images were looked for")
+
+    monkeypatch.setattr("amcl_fast.data.module.find_images", looked)
+    return tmp_path
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_what_is_wrong_is_one_line_before_any_work(typed, here, capsys):
+    before = sorted(here.iterdir())
+    assert main(["pretrain", "--config", "amcl.yaml", "--data", "images", *shlex.split(typed)]) == 2
+    told = capsys.readouterr()
+    (line,) = told.err.splitlines()
+    assert line.startswith("amcl-fast pretrain: error: ") and told.out == ""
+    assert re.search(rf"error: .*?{WRONG[typed]}" if "$" in WRONG[typed] else WRONG[typed], line), line
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "code", "out", "err"),
+    [
+        ("--recipe demo --trainer.max_epoch 3", 2, "", "close to it: --trainer.max_epochs or --epochs"),
+        ("--trainer.help", 0, "max_epochs (--epochs)", ""),
+    ],
+)
+def test_a_process_of_its_own_says_the_same(typed, code, out, err, tmp_path):
+    command = [*PRETRAIN, *shlex.split(typed)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code and out in done.stdout and err in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if err else 0) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dash", ["--batch-size", "--batch_size"])
+def test_short_names_are_the_settings(dash):
+    typed = f"{dash}=4 --epochs=3 --lr 0.5 --devices 2 --seed 7"
+    settings = settings_of("demo", shlex.split(typed))
+    assert (settings["data"]["batch_size"], settings["trainer"]["max_epochs"]) == (4, 3)
+    assert settings["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    assert (settings["trainer"]["devices"], settings["seed_everything"]) == ("2", 7)
+
+
+def test_settings_that_were_given_twice_under_one_name_are_the_last():
+    assert settings_of("demo", ["--epochs", "3", "--epochs", "4"])["trainer"]["max_epochs"] == 4
+
+
+def test_a_study_takes_short_names_and_refuses_its_own():
+    assert main(["study", "epochs", "--framework", "simclr", "--seed", "3"]) == 2
+    with pytest.raises(SettingsError, match="--epochs must be a whole number or null, got many"):
+        settings_of("demo", ["--epochs", "many"])
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda: DecoderConfig(8.0), TypeError, r"decoder\.width must be a whole number, got 8\.0"),
+        (lambda: ViewGroup(count=2.5), TypeError, r"views\.count must be a whole number, got 2\.5"),
+        (lambda: ViewGroup(crop_scale=0.5), TypeError, r"views\.crop_scale must be a list of 2 numbers or null, got 0"),
+        (lambda: ProjectorConfig(heads=True), TypeError, r"projector\.heads must be a whole number, got True"),
+        (lambda: OptimizerConfig(lr="0.1"), TypeError, r"optimizer\.lr must be a number, got '0\.1'"),
+        (lambda: OptimizerConfig(lr=math.nan), ValueError, r"optimizer\.lr must be a number, got nan"),
+        (lambda: BackboneConfig(stem="tiny"), ValueError, r"backbone\.stem must be standard or small, got 'tiny'"),
+        (lambda: BackboneConfig(arguments=None), TypeError, r"backbone\.arguments must be a group of values by name"),
+        (lambda: CAN(None, backbone=None, mask_ratio="0.5"), TypeError, "^mask_ratio must be a number, got '0.5'"),
+    ],
+)
+def test_types_of_settings_in_python_are_told_by_name(made, error, message):
+    with pytest.raises(error, match=message):
+        made()
+
+
+def test_python_takes_what_the_command_line_takes():
+    assert OptimizerConfig(lr=1, betas=[0.9, 0.99]).betas == [0.9, 0.99]
+    assert ViewGroup(crop_scale=None).crop_scale is None
+
+
+def help_of(typed, capsys):
+    """Name of each setting to the rest of its line."""
+    assert main(["pretrain", *shlex.split(typed)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    return {line.split("  ")[0]: line for line in told.out.splitlines()[2:] if line}
+
+
+def test_the_help_of_a_group_has_a_line_a_setting(here, capsys):
+    trainer = help_of("--trainer.help", capsys)
+    assert len(trainer) < 45 and re.search(
+        r"whole number or null +Stop training once", trainer["max_epochs (--epochs)"]
+    )
+    optimizer = help_of("--model.optimizer.help --recipe demo --lr 0.5", capsys)
+    assert len(optimizer) == 11
+    assert re.search(r"\) +0.5 +number +peak learning rate$", optimizer["lr (--lr)"])
+    assert re.search(r"^name +sgd +sgd, lars, adamw, lamb ", optimizer["name"])
+    data = help_of("--data.help --recipe own.yaml", capsys)
+    assert re.search(r"\) +256 +whole number +images per optimiser step", data["batch_size (--batch-size)"])
+    model = help_of("--model.help --recipe simclr-cifar10-amcl", capsys)
+    assert "0.1" in model["criterion.temperature.tau_min"] and "AdaptiveTemperature" in model["criterion.temperature"]
+    assert "mask_ratio" in help_of("--model.help CAN", capsys)
+    assert any("--model.help NAME, of BarlowTwins" in line for line in help_of("--model.help", capsys).values())
+    assert main(["pretrain", "--modl.help"]) == 2
+    assert "--modl.help must be of a group of settings, got modl; close to it: --model.help" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_shown(capsys, here):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in recipe_names() if name.count("-") < 3)
+    assert main(["recipes", "simclr-cifar10-amlc"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amcl-fast recipes: error: ") and "close to it: simclr-cifar10-amcl" in line
+    assert main(["recipes", "own.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"max_epochs: 2 +# own$", out, re.MULTILINE) and re.search(r"size: 32 +# demo$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", ["demo", *(f"{name}-cifar10-amcl-vitxs4" for name in FRAMEWORKS)])
+def test_a_recipe_that_is_shown_is_the_one_that_runs(recipe, tmp_path):
+    (tmp_path / "shown.yaml").write_text(written(recipe))
+    of_recipe = settings_of(recipe, [])
+    assert parsed(["--config", str(tmp_path / "shown.yaml")]) == {**of_recipe, "recipe": None, "base": None}
+
+
+def test_where_a_setting_stands(monkeypatch, tmp_path):
+    """The criterion of another class forgets the settings of the one before."""
+    (tmp_path / "own.yaml").write_text(
+        "base: simclr-cifar10-amcl\nmodel: {init_args: {criterion: {class_path: my.Loss, init_args: {a: 1}}}}\n"
+    )
+    files, settings = composed(str(tmp_path / "own.yaml"))
+    of_loss = {path[3:]: value for path, value in settings.items() if path[:3] == ("model", "init_args", "criterion")}
+    own = tmp_path / "own.yaml"
+    assert of_loss == {("class_path",): ("my.Loss", own), ("init_args", "a"): (1, own)}
+    assert settings["data", "root"] == ("cifar10", FOLDER / "datasets/cifar10.yaml") and files[-1] == own
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_a_file_is_a_recipe(tmp_path, monkeypatch, capsys):
+    """Its run is named as it is, goes on and has its report; its base comes first."""
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "images", 8, 2)
+    (tmp_path / "mine.yaml").write_text(f"{AMCL}{TRAINER}")
+    assert main(["pretrain", "--recipe", "mine.yaml", "--data", "images"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("mine-") and yaml.safe_load((run / "config.yaml").read_text())["recipe"] == "mine"
+    assert main(["pretrain", "--recipe", "mine.yaml", "--resume", "--epochs", "2"]) == 0
+    assert f"run directory: runs/{run.name}" in capsys.readouterr().out
+    assert main(["pretrain", "--recipe", str(run / "config.yaml"), "--data", "images", "--run-dir", "again"]) == 0
+    (tmp_path / "built.yaml").write_text("base: demo\ndata: {batch_size: 64}\n")
+    settings = settings_of("built.yaml", [])
+    assert (settings["data"]["batch_size"], settings["data"]["root"], settings["recipe"]) == (64, "builtin", "built")
