@@ -7,7 +7,7 @@ from amcl_fast.data.sources.folder import Sources
 from amcl_fast.left_out import few
 
 
-def taken(train: Images, query: Images, there: int, found: Sources, evaluation: Sources | None = None) -> str:
+def taken(train: Images, query: Images, there: int, found: Sources) -> str:
     """The images of a run, in words: "12,345 images in 10 classes (train/), 1,000 held out (val/)".
 
     Args:
@@ -15,7 +15,6 @@ def taken(train: Images, query: Images, there: int, found: Sources, evaluation: 
         query: what is measured on.
         there: images that would be trained on without a limit.
         found: of which these are.
-        evaluation: of which `query` is, if that is a data set of its own.
     """
     without = len(found.unlabelled.files) if found.unlabelled else 0
     labelled, extra = _where(found.places.get("train")), _where(found.places.get("unlabelled"))
@@ -33,16 +32,14 @@ def taken(train: Images, query: Images, there: int, found: Sources, evaluation: 
         text += f" and {without:,} without a label{extra}"
     if order := _numbers(train.classes):
         text += f", classes in the order {order}"
-    if evaluation is not None:
-        found, text = evaluation, f"{text}; data.evaluation has {_count(len(query.classes), 'class', 'classes')}"
-    elif not train.classes:
+    if not train.classes:
         return text
     if not len(query.files):
         return f"{text}, none held out"
     where = _where(found.places.get("held_out")) if found.held_out is not None else " (a tenth of each class)"
     text += f", {len(query.files):,} held out{where}"
-    measured = {query.classes[label] for label in np.unique(query.labels[query.labels >= 0]).tolist()}
-    lacking = [name for name in query.classes if name not in measured]
+    measured = {train.classes[label] for label in np.unique(query.labels[query.labels >= 0]).tolist()}
+    lacking = [name for name in train.classes if name not in measured]
     return f"{text}, none of them of {few(lacking)}" if lacking else text
 
 

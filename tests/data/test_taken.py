@@ -56,9 +56,3 @@ def test_what_is_not_as_expected_is_told():
     assert line == (
         "12 images in 12 classes (train/), classes in the order 0, 1, 10, 11, …, 12 held out (a tenth of each class)"
     )
-
-
-def test_a_data_set_that_is_measured_on_instead():
-    own = sources(images(8), images(2), train="train/", held_out="test/")
-    line = taken(images(4, []), images(2), 4, sources(images(4, []), train="pets/"), own)
-    assert line == "4 images without labels (pets/); data.evaluation has 2 classes, 2 held out (test/)"
