@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, ops
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, LearnedTemperature, MoCoLoss, SimCLRLoss, SimSiamLoss, ops
 from amcl_fast import rows as rows_module
 from amcl_fast.kernels import common, decorrelate, tuning
 from tests.helpers.kernels.compare import DEVICE
@@ -18,6 +18,7 @@ LOSSES = {
     "released": lambda: SimCLRLoss.released(D, backend="triton"),
     "recommended": lambda: SimCLRLoss.recommended(D, backend="triton"),
     "nt_xent": lambda: SimCLRLoss(0.5, negatives="softmax", include_positive=True, backend="triton"),
+    "learned": lambda: SimCLRLoss(LearnedTemperature(), negatives="softmax", include_positive=True, backend="triton"),
     "top_k": lambda: SimCLRLoss(cosine(D), negatives="topk_softmax", top_k=5, include_positive=True, backend="triton"),
     "moco": lambda: MoCoLoss(cosine(D), top_k=5, backend="triton"),
     "moco_all": lambda: MoCoLoss.recommended(D, backend="triton"),
