@@ -80,12 +80,13 @@ def test_a_call_trains_what_the_command_trains_and_leaves_the_process_as_it_was(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"epochs": 0}, r"trainer\.max_epochs must be .*, got 0"),
+        ({"epochs": -5}, r"trainer\.max_epochs must be .*, got -5"),
         ({"data": "nowhere"}, r"nowhere does not exist"),
         ({"epochs": 2, "trainer": {"max_epochs": 3}}, r"trainer\.max_epochs must be given once, got it by .*"),
         ({"model": {"backbone": Net()}}, r"model\.backbone must be plain data, .* got a .*Net"),
         ({"backbone": Net(), "model": {"backbone": {"width": 8}}}, r"model\.backbone\.width must be left out with a b"),
-        ({"backbone": nn.Conv2d(3, 4, 3)}, r"backbone must give features \(n, D\), got shape"),
+        ({"backbone": nn.Conv2d(3, 4, 3)}, r"must give features \(n, D\), got shape"),
+        ({"backbone": nn.Sequential(nn.Flatten(), nn.Linear(9, 4))}, r"Sequential cannot take images of 16 × 16 px"),
         ({"backbone": 3}, r"backbone must be a torch\.nn\.Module, .* got int"),
         ({"method": 3}, r"method must be a Method, .* got int"),
         ({"augment": len}, r"augment must be left out unless data is a dataset"),

@@ -61,7 +61,7 @@ class Guard(L.Callback):
             raise NonFiniteError(trainer, f"the loss is not finite ({outputs['loss'].item()})")
         if at_logging_step(trainer):
             criterion = pl_module.criterion
-            if hasattr(criterion, "last_stats"):  # those of others' methods need not have them
+            if hasattr(criterion, "last_stats") and hasattr(criterion, "adaptive"):  # as this package's
                 self._check(step, criterion)
 
     def _check(self, step: int, criterion: Any) -> None:

@@ -72,7 +72,8 @@ def build_backbone(config: BackboneConfig | nn.Module) -> nn.Module:
         ImportError: a timm name without timm.
     """
     if isinstance(config, nn.Module):
-        backbone: nn.Module = OwnEncoder(config, type(config).__name__, None)
+        known = isinstance(config, OwnEncoder)
+        backbone: nn.Module = config if known else OwnEncoder(config, type(config).__name__, None)
     elif config.name.startswith(TIMM_PREFIX):
         backbone = _of_timm(config)
     elif config.name in RESNETS:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data import ContrastiveDataModule
 from ..methods import Method
+from ..models.own import OwnEncoder
 from ..runs.resuming import Resumed
 
 RECORDED = "given"
@@ -114,7 +115,12 @@ class CLIOfGiven(LightningCLI):
         super()._add_instantiators()
         backbone, data = self.given.backbone, self.given.data
         if backbone is not None:
-            _instantiate(self.parser, Method, lambda cls, **settings: cls(**{**settings, "backbone": backbone}))
+            name, size = self.given.named["backbone"], self.config.data.size
+
+            def method(cls: type, **settings: Any) -> Any:
+                return cls(**{**settings, "backbone": OwnEncoder(backbone, name, size)})
+
+            _instantiate(self.parser, Method, method)
         if data is not None:
             _instantiate(self.parser, ContrastiveDataModule, lambda cls, **settings: data(**settings))
 

@@ -30,7 +30,7 @@ def given_data(
     Raises:
         ValueError: one of them is none of what it may be, or a setting has no meaning beside it.
     """
-    for name in ("data.root", "data.held_out"):
+    for name in ("data.root", "data.held_out", "data.evaluation"):
         if name in arguments:
             raise ValueError(
                 f"{name} must be left out where data is a {class_name(data)}, got {arguments[name]}; evaluation says "
