@@ -266,6 +266,9 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
             of = f" of {steps}" if steps < float("inf") else ""
             more = cli.given.go_on(cli.run_dir, without_limit=True)
             print(f"stopped by trainer.max_time at step {cli.trainer.global_step}{of}; go on with: {more}", flush=True)
+        elif resumed is not None and resumed.checkpoint is not None and cli.trainer.global_step == resumed.step:
+            ends = f"trainer.max_epochs is {cli.trainer.max_epochs}, trainer.max_steps {cli.trainer.max_steps}"
+            print(f"nothing is left to train at step {resumed.step}: {ends}; the first that is reached is the end")
         _print_results(cli)
     return 0
 
