@@ -69,7 +69,7 @@ def _find(run_dir: Path, lock: RunLock) -> Resumed | None:
     lock.acquire(run_dir)
     facts = {}
     with suppress(OSError, ValueError):
-        facts = json.loads(files.facts.read_text())
+        facts = json.loads(files.facts.read_text("utf-8"))
     if checkpoint is None and not facts.get("finished"):
         print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, {})
@@ -121,7 +121,7 @@ def with_command(resumed: Resumed, command: Sequence[str], settings: Sequence[st
 def words(settings: Sequence[str]) -> set[str]:
     """What settings of a command line and its files name."""
     texts = [*settings]
-    texts += [Path(name).read_text() for _, _, name in config_files(settings) if os.path.isfile(name)]
+    texts += [Path(name).read_text("utf-8") for _, _, name in config_files(settings) if os.path.isfile(name)]
     return {word for text in texts for word in re.split(r"[\s=,\[\]{}'\"]+", text)}
 
 

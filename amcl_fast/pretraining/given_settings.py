@@ -82,7 +82,7 @@ def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
 
 def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
     is_file = os.path.isfile(name)
-    held = yaml.safe_load(Path(name).read_text() if is_file else name)
+    held = yaml.safe_load(Path(name).read_text("utf-8") if is_file else name)
     own = not (is_file and Path(name).is_relative_to(FOLDER))
     where = f"{name}: " if is_file else ""
     if isinstance(held, dict):

@@ -1,13 +1,15 @@
 """Several runs side by side: one page with their results, kNN, losses and temperatures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ..runs.directory import PAGE, SUMMARY
 from ..runs.files import write_file
@@ -129,8 +131,10 @@ def _losses(runs: list[Run]) -> Figure | None:
     if not logged:
         return None
     picture, panels = _panels(logged, "Training loss")
+    x = _axis(logged)
     for axes, run in zip(panels, logged, strict=True):
-        axes.plot(*run.series("loss"), color=BLUE)
+        steps, values = run.series("loss")
+        axes.plot(x(run, steps), values, color=BLUE, marker="o" if len(steps) == 1 else "")
     return picture
 
 
@@ -139,15 +143,28 @@ def _temperatures(runs: list[Run]) -> Figure | None:
     if not adaptive:
         return None
     picture, panels = _panels(adaptive, "Temperature τ")
+    x = _axis(adaptive)
     for axes, run in zip(panels, adaptive, strict=True):
         for kind, colour, dashes in (("positive", BLUE, "-"), ("negative", RED, "--")):
             steps, mean = run.series(f"tau_{kind}_mean")
-            axes.plot(steps, mean, color=colour, linestyle=dashes)
+            steps = x(run, steps)
+            axes.plot(steps, mean, color=colour, linestyle=dashes, marker="o" if len(steps) == 1 else "")
             spread = run.series(f"tau_{kind}_std")[1]
             if len(spread) == len(mean):
                 axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     return picture
+
+
+def _in_epochs(runs: list[Run]) -> bool:
+    """Whether all of them say how long an epoch is; else none is drawn in epochs."""
+    return all(run.epochs(np.zeros(1)) is not None for run in runs)
+
+
+def _axis(runs: list[Run]) -> Callable[[Run, NDArray[np.float64]], NDArray[np.float64]]:
+    """Where steps of a run stand on the axis that all of them share."""
+    in_epochs = _in_epochs(runs)
+    return lambda run, steps: run.x(steps) if in_epochs else steps
 
 
 def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
@@ -156,7 +173,7 @@ def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
     rows = -(-len(runs) // columns)
     picture = Figure(figsize=(WIDTH, 1.9 * rows + 0.5), layout="constrained")
     picture.suptitle(title, x=0.01, ha="left", fontsize=11)
-    picture.supxlabel("optimiser step", fontsize=10)
+    picture.supxlabel("epoch" if _in_epochs(runs) else "optimiser step", fontsize=10)
     panels = list(picture.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(runs) :]:
         axes.set_axis_off()

@@ -13,7 +13,7 @@ _CSS = """
 :root { color-scheme: light dark; --text: #222; --soft: #555; --line: #e0e0e0; --page: #fff; --box: #f6f6f6;
 --best: #0072b2 }
 @media (prefers-color-scheme: dark) {
-:root { --text: #e4e4e4; --soft: #adadad; --line: #3c3c3c; --page: #191919; --box: #262626; --best: #56b4e9 }
+:root { --text: #e4e4e4; --soft: #adadad; --line: #3c3c3c; --page: #1a1a1a; --box: #262626; --best: #56b4e9 }
 .chart { filter: invert(.9) hue-rotate(180deg) } }
 * { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 66rem;
@@ -24,13 +24,12 @@ table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .8rem .
 vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere } th { font-weight: 600 }
 td:first-child { color: var(--soft); width: 12rem }
 .number { text-align: right; font-variant-numeric: tabular-nums; width: 7rem }
-.grid td, .grid th { overflow-wrap: normal; min-width: 5rem }
+.grid td, .grid th { overflow-wrap: normal; min-width: 4rem; max-width: 20rem } .grid td:first-child { width: auto }
 .results { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
 .results div { flex: 1 1 8rem; border: 1px solid var(--line); border-radius: 6px; padding: .7rem 1rem }
 .results b { display: block; font-size: 1.7rem; font-weight: 600 } .results .best b { color: var(--best) }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.6rem 2.4rem;
-align-items: start }
-figure { margin: 0; max-width: 32rem } img { width: 100%; height: auto; display: block }
+.figures { columns: 2 26rem; column-gap: 2.4rem; margin: 1.6rem 0 }
+figure { margin: 0 0 1.8rem; max-width: 32rem; break-inside: avoid } img { width: 100%; height: auto; display: block }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem }
 .sub { color: var(--soft); margin-top: .2rem }
 pre { background: var(--box); padding: 1rem; overflow-x: auto }

@@ -117,7 +117,7 @@ def _page(run: Run, summary: dict[str, Any], drawn: dict[str, bytes]) -> str:
 
 
 def _length(run: Run, summary: dict[str, Any]) -> str:
-    steps = f"{summary['steps']:,} optimiser steps"
+    steps = f"{summary['steps']:,} optimiser steps" + ("" if "steps" in run.facts else " logged")
     if summary["steps"] and (epochs := run.epochs(np.array([summary["steps"] - 1.0]))) is not None:
         total = summary.get("epochs")
         of = f" of {total:,}" if isinstance(total, int) and total > 0 else ""
@@ -221,7 +221,7 @@ def _heads(run: Run) -> str:
         + "</tr>"
         for number in range(len(shot.positive_tau))
     ]
-    return f"<div class=wide><table><tr><th>head</th>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<div class=wide><table class=grid><tr><th>head</th>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _skipped(run: Run) -> str:

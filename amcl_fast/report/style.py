@@ -1,8 +1,8 @@
 """How all figures look.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines differ in dashes, too. A figure is
-as wide as a phone can show it. On a dark page charts are inverted (`html`), so they are drawn for a white one; what
-shows photographs is not, and has no ground of its own.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart, with a darker yellow; lines differ in
+dashes, too. A figure is as wide as a phone can show it. On a dark page charts are inverted (`html`), so they are drawn
+for a white one; what shows photographs is not, and has no ground of its own.
 """
 
 import io
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..runs.read import Run
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#6E6E6E"
-CYCLE = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7A4B94", "#8C6D46")
+CYCLE = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B3A300", "#7A4B94", "#8C6D46")
 """For heads, classes and runs; ten at most are drawn in one picture."""
 
 ON_ANY = "#7A7A7A"
