@@ -50,7 +50,7 @@ class Progress:
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif self._lines and time.monotonic() >= self._next:
+        elif self._lines and self.done != self.total and time.monotonic() >= self._next:
             now = time.monotonic()
             self._next = now + max(_LINE_SECONDS, (now - self._started) / 10)
             print(self._line(), file=sys.stderr, flush=True)

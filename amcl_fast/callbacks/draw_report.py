@@ -1,6 +1,7 @@
 """The report of a run: a look at the pairs before, during and after training, and the page made of them."""
 
 import io
+import math
 import platform
 import time
 import warnings
@@ -182,7 +183,7 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "unmeasurable": knn.unmeasurable if knn else getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
         "steps": trainer.global_step,
-        "steps_per_epoch": steps_per_epoch(trainer),
+        "steps_per_epoch": steps_per_epoch(trainer) if math.isfinite(trainer.num_training_batches) else None,
         "versions": versions,
         "machine": machine,
     }

@@ -292,7 +292,7 @@ class OnlineKNN(L.Callback):
             return None
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         backbone: Any = pl_module.backbone
-        lines = not self.seconds and not self.history  # later the epochs have theirs
+        lines = trainer.global_step == 0  # later the epochs have theirs
 
         def meet() -> None:
             if between_batches is not None:

@@ -109,7 +109,7 @@ def pictured(nearest: Nearest | None, by_class: Tensor, datamodule: Any, step: i
     Args:
         nearest: as `nearest_images` found them; None: no pictures.
         by_class: (n, 2) int64, held-out images of each class that kNN takes for it, and all of them.
-        datamodule: `classes`, `mean` and `std` of the images.
+        datamodule: has `mean` and `std`, where its loaders can be asked for single images; `classes`, if it has any.
         step: optimiser step to write down.
     """
     rows: list[list[Place]] = []
@@ -133,7 +133,7 @@ def pictured(nearest: Nearest | None, by_class: Tensor, datamodule: Any, step: i
     count = len(rows[0]) if rows else 0
     return Neighbours(
         step=step,
-        classes=np.array(datamodule.classes, np.str_),
+        classes=np.array(getattr(datamodule, "classes", None) or range(len(by_class)), np.str_),
         right=by_class[:, 0].cpu().numpy(),
         asked=by_class[:, 1].cpu().numpy(),
         images=np.array(images, np.uint8).reshape(len(images), 1 + count, side, side, 3),

@@ -170,7 +170,8 @@ class ProgressBar(TQDMProgressBar):
 
     def _begin(self, batches: int) -> None:
         bar = self.train_progress_bar
-        bar.total = int(self.trainer.num_training_batches)
+        batches_of_all = self.trainer.num_training_batches
+        bar.total = int(batches_of_all) if math.isfinite(batches_of_all) else None
         bar.initial = bar.n = batches
         bar.set_description(_epoch(self.trainer))
 

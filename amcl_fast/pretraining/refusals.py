@@ -181,7 +181,7 @@ def _unreadable(args: Sequence[str]) -> str | None:
                 return (
                     f"--config must be a file of settings, or settings by name, got {shown(name)}, which does not exist"
                 )
-        elif not isinstance(held := _read(Path(name).read_text()), dict | None):
+        elif not isinstance(held := _read(Path(name).read_text("utf-8")), dict | None):
             return f"{name} must be a mapping of names to settings, got {type(held).__name__}"
     return None
 

@@ -41,7 +41,7 @@ def composed(recipe: str) -> tuple[list[Path], dict[tuple[str, ...], tuple[Any, 
     files = recipe_files(recipe)
     found: dict[tuple[str, ...], tuple[Any, Path]] = {}
     for file in files:
-        for path, value in _flat({key: of for key, of in yaml.safe_load(file.read_text()).items() if key != "base"}):
+        for path, value in _flat({key: of for key, of in yaml.safe_load(file.read_text("utf-8")).items() if key != "base"}):
             # What stood there before: a value in place of a group, and settings of another class.
             above = [path[:end] for end in range(1, len(path))]
             other = path[-1] == "class_path" and found.get(path, (value,))[0] != value
@@ -96,5 +96,5 @@ def _shown(file: Path) -> str:
 
 
 def _first_line(file: Path) -> str:
-    first = next(iter(file.read_text().splitlines()), "")
+    first = next(iter(file.read_text("utf-8").splitlines()), "")
     return first.lstrip("# ") if first.startswith("#") else ""
