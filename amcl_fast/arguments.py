@@ -147,8 +147,8 @@ def _declare_evaluate(commands: Any) -> None:
     )
     tuning.add_argument(
         "--optimizer",
-        choices=("sgd", "adamw"),
-        help="(sgd; adamw with 5 %% warm-up for encoders without batch normalisation)",
+        metavar="NAME",
+        help="sgd or adamw (sgd; adamw with 5 %% warm-up for encoders without batch normalisation)",
     )
     tuning.add_argument(
         "--weight_decay", "--weight-decay", type=float, metavar="F", help="(0 with sgd, 0.05 with adamw)"

@@ -65,6 +65,7 @@ def test_what_it_was_measured_on_is_what_it_is_fine_tuned_on(folder, capsys):
     for arguments, told in (
         ([*tuning, "--label_fraction", "0.05"], "an image of each of 2 classes, got 0.05 of 16 images"),
         ([*tuning, "--label_fraction", "1.5"], "label_fraction must be above 0 and at most 1, got 1.5"),
+        ([*tuning, "--optimizer", "adam"], "optimizer must be sgd or adamw, got 'adam'"),
         ([*tuning, "--half"], "--half must be left out with --fine_tune, got True"),
         ([*tuning, "--layer_decay", "0.5"], "layer_decay must be unset with ResNetEncoder"),
         ([*tuning, "--save_encoder", "tuned.bin"], "save_encoder must end in .safetensors, got tuned.bin"),
