@@ -26,6 +26,7 @@ from ..callbacks import (
     SaveError,
     StopSignals,
 )
+from ..data import ContrastiveDataModule
 from ..data.equality import UnequalImagesError, UnevenBatchError
 from ..data.scan.headers import NoImageLeftError
 from ..distributed import ElsewhereError
@@ -52,6 +53,7 @@ from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
 from .lightning_cli import PretrainCLI, parsed
+from .needs import warn_of_needs
 from .told import message, quieten, short_warnings, show_traceback
 
 # What settings, data, packages and machines can be blamed for as long as nothing has been trained. Anything else is a
@@ -354,6 +356,8 @@ def _prepare(
         if not rank() and not by_others():
             cli.datamodule.prepare_data()
             cli.datamodule.setup("fit")
+            if resumed is None and isinstance(cli.datamodule, ContrastiveDataModule):
+                warn_of_needs(cli.trainer, cli.model, cli.datamodule)
         cli.open_run()
     except BaseException:  # a signal too
         if folder is not None:
