@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from .. import __version__
-from ..methods.trainer import at_logging_step, at_step_boundary, epoch_is_over, stepped
+from ..methods.trainer import at_logging_step, at_step_boundary, begins, epoch_is_over, stepped
 from ..runs.directory import RunDirectory
 from ..runs.files import NewFile, copy_file, move_into_place, of_place, partial_name
 from ..runs.settings import read_settings
@@ -107,6 +107,8 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: also save after every n-th optimiser step; 0 to not.
         every_n_minutes: also save when the last save is that old; 0 to not.
         keep_every_n_epochs: keep the checkpoint of every n-th epoch as `checkpoints/epoch-NNNN.ckpt`; 0 to keep none.
+        keep_last: of these only so many, the latest; 0: all.
+        keep_best: keep the checkpoint after which kNN was best so far as `checkpoints/best.ckpt`.
 
     Attributes:
         path: the file, known once training was set up.
@@ -120,6 +122,8 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: int = 0,
         every_n_minutes: float = 10.0,
         keep_every_n_epochs: int = 0,
+        keep_last: int = 0,
+        keep_best: bool = False,
     ) -> None:
         super().__init__()
         if every_n_epochs < 1:
@@ -128,13 +132,18 @@ class Checkpoint(LightningCheckpoint):
             ("every_n_steps", every_n_steps),
             ("every_n_minutes", every_n_minutes),
             ("keep_every_n_epochs", keep_every_n_epochs),
+            ("keep_last", keep_last),
         ):
             if value < 0:
                 raise ValueError(f"checkpoint.{name} must not be negative, got {value}")
+        if keep_last and not keep_every_n_epochs:
+            raise ValueError(f"checkpoint.keep_last must be 0 without checkpoint.keep_every_n_epochs, got {keep_last}")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep_every_n_epochs = keep_every_n_epochs
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self._best: float | None = None  # kNN accuracy of what is kept
         self.enabled = True
         self.path: Path | None = None
         self.settings: dict[str, Any] | None = None
@@ -148,6 +157,8 @@ class Checkpoint(LightningCheckpoint):
         self.path, config = RunDirectory(run_dir).last, RunDirectory(run_dir).config
         if self.settings is None and config.is_file():
             self.settings = read_settings(config)
+        if begins(trainer, stage):
+            self._best = None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = LocalCheckpointIO(run_dir)
         if trainer.is_global_zero:
@@ -160,6 +171,12 @@ class Checkpoint(LightningCheckpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         name = Path(trainer.default_root_dir).resolve().name
@@ -196,6 +213,8 @@ class Checkpoint(LightningCheckpoint):
                 f"step {trainer.global_step}: {folder} was deleted while the run went on; nothing can be saved"
             )
         path = (place or folder) / self.path.relative_to(folder)
+        best, before = self._better(trainer), self._best
+        self._best = before if best is None else best  # which the checkpoint knows
         problem, place = trainer.strategy.broadcast((self._write(trainer, path, path.with_name(partial)), place))
         self._saved_at = time.monotonic()
         if place != folder:
@@ -203,9 +222,12 @@ class Checkpoint(LightningCheckpoint):
             command = f"amcl-fast pretrain --resume {shlex.quote(str(place))}"
             raise RunFolderError(f"{said}; {problem or 'the checkpoint is saved there'}; go on with: {command}")
         if problem:
+            self._best = before
             kept = f"the last good one is {self.path}" if self.path.exists() else "none had been saved"
             raise SaveError(f"step {trainer.global_step}: the checkpoint cannot be saved ({problem}); {kept}")
         self._saved_step = trainer.global_step
+        if best is not None:
+            self._keep(trainer, self._files.best)
         return self.path
 
     @staticmethod
@@ -256,16 +278,24 @@ class Checkpoint(LightningCheckpoint):
             return False
         return True
 
-    def _keep(self, trainer: L.Trainer) -> None:
+    def _keep(self, trainer: L.Trainer, kept: Path) -> bool:
         """Keep the checkpoint that was just saved: a second name for the file, a copy where there are none."""
         assert self.path is not None
         if not trainer.is_global_zero:
-            return
-        kept = RunDirectory.of(self.path).epoch(trainer.current_epoch + 1)
+            return False
         try:
             copy_file(self.path, kept, link=True)
         except OSError as error:
             warnings.warn(f"{kept} cannot be kept ({error}); training goes on", stacklevel=2)
+            return False
+        return True
+
+    def _remove_earlier(self, number: int) -> None:
+        """Remove checkpoints of epochs before `number` but for the latest of them that are to stay."""
+        found = [path for of, path in self._files.epochs().items() if of < number]
+        for path in found[: max(0, len(found) + 1 - self.keep_last)]:
+            with suppress(OSError):  # it takes room, and no more
+                path.unlink()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -278,13 +308,33 @@ class Checkpoint(LightningCheckpoint):
         if not epoch_is_over(trainer):
             return  # training ends here, and saves there
         due = self._keeps(trainer) or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and self._try_to_save(trainer):
+        if (due or self._better(trainer) is not None) and self._try_to_save(trainer):
             self.keep_if_due(trainer)
 
     def keep_if_due(self, trainer: L.Trainer) -> None:
         """Keep what was just saved at the end of an epoch, if that epoch's is to be kept."""
-        if self._keeps(trainer) and epoch_is_over(trainer):
-            self._keep(trainer)
+        if not (self._keeps(trainer) and epoch_is_over(trainer)):
+            return
+        number = trainer.current_epoch + 1
+        if self._keep(trainer, self._files.epoch(number)) and self.keep_last:
+            self._remove_earlier(number)
+
+    @property
+    def _files(self) -> RunDirectory:
+        assert self.path is not None
+        return RunDirectory.of(self.path)
+
+    def _better(self, trainer: L.Trainer) -> float | None:
+        """kNN accuracy of the present weights, if they are to be kept as the best; None if not."""
+        if not (self.keep_best and self.enabled):
+            return None
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        measured = [knn.history[-1] for knn in callbacks if isinstance(knn, OnlineKNN) and knn.history]
+        # Within the next epoch the last one measured is of other weights.
+        if not measured or measured[0][0] != trainer.fit_loop.epoch_progress.current.started:  # type: ignore[attr-defined]
+            return None
+        accuracy = measured[0][1]
+        return accuracy if self._best is None or accuracy > self._best else None
 
     def _keeps(self, trainer: L.Trainer) -> bool:
         return (

@@ -97,6 +97,20 @@ class RunDirectory:
         """The checkpoint of an epoch, counted from 1, that is kept."""
         return self.checkpoints / f"epoch-{number:04d}{CHECKPOINT_SUFFIX}"
 
+    def epochs(self) -> dict[int, Path]:
+        """The checkpoints of epochs that are kept, by the epoch, in order."""
+        found = {}
+        for path in self.checkpoints.glob(f"epoch-*{CHECKPOINT_SUFFIX}"):
+            number = path.name.removeprefix("epoch-").removesuffix(CHECKPOINT_SUFFIX)
+            if number.isdecimal():
+                found[int(number)] = path
+        return dict(sorted(found.items()))
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint after which kNN was best, if it is kept."""
+        return self.checkpoints / f"best{CHECKPOINT_SUFFIX}"
+
     def snapshot(self, moment: str) -> Path:
         """The snapshot of a moment, "before" or "after" training."""
         return self.path / "snapshots" / f"{moment}.npz"

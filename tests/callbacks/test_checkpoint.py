@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from amcl_fast.callbacks import Checkpoint, NonFiniteError, RunFolderError, SaveError
+from amcl_fast.callbacks import Checkpoint, NonFiniteError, OnlineKNN, RunFolderError, SaveError
 from amcl_fast.callbacks.checkpoint import LocalCheckpointIO
 from tests.helpers.command_line import saved_step
 from tests.helpers.running import Stop, fit
@@ -162,6 +162,54 @@ def test_every_nth_epoch_is_kept(tmp_path, monkeypatch, links):
     assert steps == [8, 16, 20]
 
 
+class Measured(OnlineKNN):
+    """kNN accuracies that are told after every epoch."""
+
+    def __init__(self, *accuracies):
+        super().__init__()
+        self.accuracies = accuracies
+
+    def on_train_start(self, *_): ...
+
+    def on_train_epoch_end(self, trainer, *_):
+        self.history.append((trainer.current_epoch + 1, self.accuracies[trainer.current_epoch]))
+
+    def on_train_end(self, *_): ...
+
+
+def kept(folder):
+    """Steps of the checkpoints that are kept, by name."""
+    paths = sorted((folder / "checkpoints").iterdir())
+    return {path.stem: torch.load(path, weights_only=True)["global_step"] for path in paths}
+
+
+def test_the_best_by_knn_and_the_last_ones_are_kept(tmp_path):
+    settings = {"keep_best": True, "keep_every_n_epochs": 1, "keep_last": 2}
+    accuracies = (30.0, 50.0, 40.0, 50.0, 45.0, 60.0)
+    fit(tmp_path, checkpoint=Checkpoint(**settings), extra=[Measured(*accuracies)], max_epochs=5)
+    assert kept(tmp_path) == {"best": 8, "epoch-0004": 16, "epoch-0005": 20, "last": 20}
+    # A resume knows what was best, and saves what is better although none is due.
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    rare = Checkpoint(every_n_epochs=100, keep_best=True)
+    fit(tmp_path, checkpoint=rare, extra=[Measured(*accuracies)], ckpt_path=last, max_epochs=6)
+    assert kept(tmp_path) == {"best": 24, "epoch-0004": 16, "epoch-0005": 20, "last": 24}
+    assert torch.load(last, weights_only=True)["callbacks"]["Checkpoint"] == {"best": 60.0}
+
+
+def test_the_best_is_of_the_weights_that_were_measured(tmp_path, monkeypatch):
+    """A disk that was full then does not make later weights the best."""
+
+    def save(self, checkpoint, *arguments, saving=LocalCheckpointIO.save_checkpoint, **options):
+        if checkpoint["global_step"] == 4:
+            raise OSError(28, "No space left on device")
+        saving(self, checkpoint, *arguments, **options)
+
+    monkeypatch.setattr(LocalCheckpointIO, "save_checkpoint", save)
+    with pytest.warns(UserWarning, match="No space left"):
+        fit(tmp_path, checkpoint=Checkpoint(keep_best=True, every_n_steps=1), extra=[Measured(50.0, 20.0)])
+    assert kept(tmp_path) == {"best": 8, "last": 8}
+
+
 @pytest.mark.parametrize("what", ["a file in the folder's place", "a folder in the file's place"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, what):
     class Block(L.Callback):
@@ -206,7 +254,9 @@ def test_no_file_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-@pytest.mark.parametrize("name", ["every_n_epochs", "every_n_steps", "every_n_minutes", "keep_every_n_epochs"])
+@pytest.mark.parametrize(
+    "name", ["every_n_epochs", "every_n_steps", "every_n_minutes", "keep_every_n_epochs", "keep_last"]
+)
 def test_bad_settings_are_named(name):
     with pytest.raises(ValueError, match=f"checkpoint.{name}.*-1"):
         Checkpoint(**{name: -1})
