@@ -41,7 +41,8 @@ def composed(recipe: str) -> tuple[list[Path], dict[tuple[str, ...], tuple[Any, 
     files = recipe_files(recipe)
     found: dict[tuple[str, ...], tuple[Any, Path]] = {}
     for file in files:
-        for path, value in _flat({key: of for key, of in yaml.safe_load(file.read_text("utf-8")).items() if key != "base"}):
+        held = yaml.safe_load(file.read_text("utf-8"))
+        for path, value in _flat({key: of for key, of in held.items() if key != "base"}):
             # What stood there before: a value in place of a group, and settings of another class.
             above = [path[:end] for end in range(1, len(path))]
             other = path[-1] == "class_path" and found.get(path, (value,))[0] != value
