@@ -121,8 +121,7 @@ WRONG = {
     "-c short.yaml": "short.yaml: lr is no setting, got 3; close to it: model.optimizer.lr$",
     "-c list.yaml": "list.yaml must be a mapping of names to settings, got list$",
     "-c cut.yaml": "cut.yaml is no valid YAML",
-    "-c nowhere.yaml": "--config must be a file of settings, or settings by name, got nowhere.yaml, which does not "
-    "exist$",
+    "-c nowhere.yaml": "--config must be a file of settings, or .* got nowhere.yaml, which does not exist$",
     "--config '{trainer: {max_epoch: 3}}'": "trainer.max_epoch is no setting, got 3; close to it: trainer.max_epochs$",
     "--config": "--config must be followed by a file of settings, got none$",
     "--recipe nowhere.yaml": "--recipe must be a file that is there, or the name of a recipe, got nowhere.yaml$",
