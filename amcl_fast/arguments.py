@@ -78,7 +78,7 @@ def _declare_pretrain(commands: Any) -> None:
         "that of --run_dir, or begin it",
     )
     parser.add_argument(
-        "--run-dir", "--run_dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+        "--run_dir", "--run-dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
     )
     parser.add_argument(
         "--trust",

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from ..recipes import recipe_files
 from ..setting_types import first_sentence, in_words, shown
 from .config_files import of_recipe, with_bases, with_home
@@ -127,4 +125,4 @@ class _Parsers(Unbuilt):
     """The parser of a run's settings, which reads none."""
 
     def parse_arguments(self, parser: SettingsParser, args: Any) -> None:  # type: ignore[override]
-        self.config = Namespace()
+        self.config: Any = {}
