@@ -37,3 +37,5 @@ def test_what_else_is_set_follows_from_the_images_too():
     assert few.settings["knn.k"] == 20 and "knn.k" not in many.settings
     assert few.settings["trainer.log_every_n_steps"] == 1 and "trainer.log_every_n_steps" not in many.settings
     assert choose(Facts(900, 9, 300, threads=4, **_80_GB)).settings["data.num_threads"] == 4
+    short = choose(Facts(900, 9, 300, epochs=5, **_80_GB)).settings  # shorter than the recipe's warm-up
+    assert (short["model.schedule.warmup_epochs"], short["knn.every_n_epochs"]) == (0, 1)

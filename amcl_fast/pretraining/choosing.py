@@ -35,7 +35,7 @@ _GREY = ("1", "L", "LA", "I", "I;16")
 _SEEN, _SEEN_ON_CPU = 20_000_000, 100_000
 _MANY = 200_000  # images of which a ResNet-50 learns more than a ResNet-18
 _LARGE_MEMORY = 20 << 30  # bytes of a GPU that holds the larger batches
-_THREADS = 8  # of the recipes of photographs
+_THREADS, _WARMUP = 8, 10  # of the recipes of photographs; epochs
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Facts:
         gpus: that are trained on; 0: the CPU.
         memory: bytes of the smallest of these.
         threads: processors for each process.
+        epochs: of the training, where they are given.
     """
 
     images: int
@@ -59,6 +60,7 @@ class Facts:
     gpus: int = 0
     memory: int = 0
     threads: int = 2
+    epochs: int | None = None
 
     def __str__(self) -> str:
         of = f" in {self.classes:,} classes" if self.classes else ""
@@ -139,6 +141,8 @@ def choose(facts: Facts) -> Choice:
         else:
             recipe, backbone, most = "simclr-imagenet100-amcl", "ResNet-18", 128 * (1 + large) * facts.gpus
         epochs = _rounded(min(max(_SEEN / facts.images, 100), 800))
+    if facts.epochs is not None:
+        epochs = max(facts.epochs, 1)
     chosen: dict[str, int | str] = {
         "data.size": size,
         "data.batch_size": _batch(facts.images, most, max(facts.gpus, 1)),
@@ -152,6 +156,8 @@ def choose(facts: Facts) -> Choice:
         chosen["knn.k"] = 20  # of the usual 200 most would be of other classes
     if size <= 64 and facts.grey:
         chosen["data.augmentation"] = "ade"  # no greyscale
+    if size > 64 and epochs <= _WARMUP:
+        chosen["model.schedule.warmup_epochs"] = epochs // 10
     if size > 64 and facts.threads < _THREADS:
         chosen["data.num_threads"] = facts.threads
     return Choice(recipe, backbone, chosen)
@@ -175,12 +181,12 @@ def _facts(root: str, settings: Sequence[str]) -> Facts:
         data_path(absolute_data(root)), data_path(absolute_data(held_out)) if held_out else None, tell=not rank()
     )
     images = _count(found)
-    with suppress(ValueError, TypeError):
-        images = min(images, int(_given(settings, "data.limit")))  # type: ignore[arg-type]  # None is no number
+    images = min(images, _number(settings, "data.limit") or images)
     side, grey = _looks(found)
     gpus = _gpus(settings)
     memory = min((torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)), default=0)
-    return Facts(images, len(found.train.classes), side, grey, gpus, memory, threads())
+    epochs = _number(settings, "trainer.max_epochs")
+    return Facts(images, len(found.train.classes), side, grey, gpus, memory, threads(), epochs)
 
 
 def _count(found: "Sources") -> int:
@@ -215,9 +221,15 @@ def _gpus(settings: Sequence[str]) -> int:
     there = torch.cuda.device_count()
     if _given(settings, "trainer.accelerator") not in (None, "auto", "gpu", "cuda"):
         return 0
+    wanted = _number(settings, "trainer.devices")
+    return there if wanted is None or wanted < 0 else min(wanted, there)  # -1 is all of them
+
+
+def _number(settings: Sequence[str], name: str) -> int | None:
+    """The integer that the command line sets a setting to; None if it sets none."""
     with suppress(ValueError):
-        return min(max(int(_given(settings, "trainer.devices") or ""), 0), there)
-    return there
+        return int(_given(settings, name) or "")
+    return None
 
 
 def _given(settings: Sequence[str], name: str) -> str | None:

@@ -217,7 +217,7 @@ def test_a_folder_without_a_recipe_gets_one_and_the_line_is_told_again(put, caps
     assert f"\nchosen: {chosen}; " in out and f"\n{line}skipped_files.txt\n" in out
     rest = " ".join(("--trainer.log_every_n_steps 1 --knn.k 20 --data set", *TINY, "--epochs 1"))
     again = next(part for part in out.splitlines() if part.startswith("the same again: amcl-fast pretrain "))
-    assert again.endswith(f" --recipe simclr-builtin-amcl --knn.every_n_epochs 10 {rest}")
+    assert again.endswith(f" --recipe simclr-builtin-amcl --knn.every_n_epochs 1 {rest}")
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (kept["recipe"], kept["data"]["size"], kept["trainer"]["max_epochs"]) == ("simclr-builtin-amcl", 16, 1)
     assert main(["pretrain", "--resume=run", "--trainer.max_epochs=2"]) == 0
