@@ -13,7 +13,6 @@ from pathlib import Path
 from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
 from amcl_fast.data.scan.walk import list_files
 from amcl_fast.extras import require
-from amcl_fast.paths import expanded
 from amcl_fast.progress import Progress
 
 _USAGE = "usage: python -m amcl_fast.data.convert SOURCE TARGET"
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     try:
-        converted, linked, failed = convert(*map(expanded, arguments))
+        converted, linked, failed = convert(*map(os.path.expanduser, arguments))
     except (ValueError, OSError, ImportError) as error:
         print(f"amcl_fast.data.convert: error: {error}", file=sys.stderr)
         return 2
