@@ -14,7 +14,7 @@ import yaml
 
 from ..launch import by_others, rank, told_by_first
 from ..runs.checkpoint import load_checkpoint
-from ..runs.directory import RunDirectory
+from ..runs.directory import CHECKPOINT_SUFFIX, RunDirectory
 from ..runs.lock import RunLock
 from ..runs.resuming import Resumed, check_writable, find_run, read_resumed
 from ..runs.settings import read_settings
@@ -62,7 +62,7 @@ def found_by_first(run_dir: Path, lock: RunLock) -> Resumed | None:
 
 def _find(run_dir: Path, lock: RunLock) -> Resumed | None:
     files = RunDirectory(run_dir)
-    if not run_dir.is_dir() or not (files.config.exists() or files.checkpoints.exists()):
+    if not files.config.exists() and not any(files.checkpoints.glob(f"*{CHECKPOINT_SUFFIX}")):
         return None
     run_dir, checkpoint = find_run(str(run_dir), None)
     check_writable(run_dir, files.checkpoints)

@@ -64,6 +64,9 @@ def test_a_longer_one_goes_on_and_gets_what_the_command_adds_once(command, run, 
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert saved_step(run) == 4 and settings["trainer"]["max_epochs"] == 2
     assert [callback["class_path"] for callback in settings["trainer"]["callbacks"]] == ["own.Own"]
+    assert main(["pretrain", "--resume", "run", "--trust", "--trainer.max_steps=9"]) == 0
+    told = "nothing is left to train at step 4: trainer.max_epochs is 2, trainer.max_steps 9; the first that is reached"
+    assert told in capsys.readouterr().out
     # The run names it, and this command does not.
     assert command("--trainer.max_epochs=3") == 2
     assert "run names what is no part of amcl_fast" in error(capsys)
@@ -81,6 +84,13 @@ def test_a_run_that_has_saved_nothing_begins_anew_with_the_settings_of_now(comma
     assert saved_step(run) == 2
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["model"]["init_args"]["optimizer"]["lr"] == 0.3
+
+
+def test_a_folder_of_something_else_is_refused(command, run, capsys):
+    for path in (run / "config.yaml", run / "checkpoints" / "last.ckpt"):
+        path.unlink()
+    assert command() == 2
+    assert "run holds a run, and two runs never share a folder" in error(capsys)
 
 
 def test_a_folder_in_which_a_run_was_killed_while_it_wrote_its_settings_is_empty(command, run):
