@@ -207,10 +207,12 @@ def test_pictures_of_views_of_two_sizes_are_equally_large():
 
 def test_a_snapshot_of_an_earlier_version_has_no_pictures(tmp_path):
     made = {"pictures": np.ones((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "noise"])}
+    made |= {"map": np.ones((12, 2), np.float32), "map_name": "t-SNE"}
     path = tmp_path / "before.npz"
     snapshot(**made).save(path)
     assert np.array_equal(Snapshot.load(path).pictures, made["pictures"])
     with np.load(path) as file:
         np.savez(path, **{name: file[name] for name in file.files if name not in made})
     old = Snapshot.load(path)
+    assert old.map.shape == (0, 2) and old.map_name == ""
     assert old.pictures.shape[0] == len(old.picture_names) == 0 and old.views.shape == (2, 3, 8, 8, 3)
