@@ -233,7 +233,7 @@ def test_an_interrupt_of_a_command_that_has_begun(command, where, monkeypatch, c
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("where", ["_train", "_print_results"])
+@pytest.mark.parametrize("where", ["_train", "print_results"])
 def test_an_interrupt_after_the_training_does_not_say_that_nothing_was_done(where, folder, monkeypatch, capsys):
     """When the handlers of the training are gone."""
 

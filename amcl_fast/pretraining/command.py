@@ -20,8 +20,6 @@ with extras_named("training"):
 from ..callbacks import (
     Interrupted,
     NonFiniteError,
-    OnlineKNN,
-    Report,
     RunFolderError,
     SaveError,
     StopSignals,
@@ -54,6 +52,7 @@ from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
 from .lightning_cli import PretrainCLI, parsed
 from .needs import warn_of_needs
+from .results import print_results
 from .told import message, quieten, short_warnings, show_traceback
 
 # What settings, data, packages and machines can be blamed for as long as nothing has been trained. Anything else is a
@@ -271,7 +270,7 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
         elif resumed is not None and resumed.checkpoint is not None and cli.trainer.global_step == resumed.step:
             ends = f"trainer.max_epochs is {cli.trainer.max_epochs}, trainer.max_steps {cli.trainer.max_steps}"
             print(f"nothing is left to train at step {resumed.step}: {ends}; the first that is reached is the end")
-        _print_results(cli)
+        print_results(cli)
     return 0
 
 
@@ -386,31 +385,3 @@ def _is_of(error: OSError, run_dir: Path) -> bool:
     """Whether an error is of a disk, or of a file in the run directory: nothing that a traceback would explain."""
     files = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
     return is_full(error) or any(Path(name).absolute().is_relative_to(run_dir.absolute()) for name in files)
-
-
-def _print_results(cli: PretrainCLI) -> None:
-    if cli.rehearses:
-        drawn = "its report was drawn" if cli.callback(Report).path is not None else "it has no report"
-        steps = cli.trainer.global_step
-        print(f"tried out: {steps} step{'s' * (steps != 1)} of the run trained, and {drawn}; nothing was kept")
-        return
-    knn = cli.callback(OnlineKNN)
-    whole = cli.trainer.current_epoch
-    # Of a checkpoint of an earlier version only the setting of the neighbours is known.
-    tables = {
-        f"kNN accuracy (k = {knn.neighbours or knn.k})": ([("raw pixels", knn.pixels)], knn.untrained, knn.history),
-        "linear probe": ([], knn.untrained_probe, knn.probed),
-    }
-    for title, (rows, untrained, history) in tables.items():
-        rows += [("untrained encoder", untrained)]
-        rows += [(f"{'after' if epoch <= whole else 'in'} epoch {epoch}", value) for epoch, value in history[-1:]]
-        measured = [f"  {name:<18} {accuracy:5.1f} %" for name, accuracy in rows if accuracy is not None]
-        if measured:
-            print("\n".join([title, *measured]))
-    saved = cli.checkpoint.path if cli.checkpoint.enabled else None
-    profiler: Any = cli.trainer.profiler  # type: ignore[attr-defined]
-    profile = profiler.filename and Path(profiler.dirpath) / f"fit-{profiler.filename}.txt"
-    files = {"checkpoint": saved, "report": cli.callback(Report).path, "profile": profile}
-    for name, path in files.items():
-        if path is not None and path.is_file():
-            print(f"{name:<10}  {path}")

@@ -84,7 +84,7 @@ def test_what_may_change_does(run, finished):
 def test_what_may_change_changes_what_runs(run, monkeypatch):
     """After the checkpoint is loaded, too, whose callbacks have states of their own."""
     found = []
-    monkeypatch.setattr("amcl_fast.pretraining.command._print_results", found.append)
+    monkeypatch.setattr("amcl_fast.pretraining.command.print_results", found.append)
     callback = "--trainer.callbacks={class_path: lightning.pytorch.callbacks.LearningRateMonitor}"
     changes = [
         "--trainer.max_epochs=9", "--trainer.max_steps=5", "--trainer.min_steps=1", "--trainer.min_epochs=1",
