@@ -62,6 +62,14 @@ def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[s
     return list(_all(args, (known, groups)))
 
 
+def read_text(text: str) -> Any:
+    """What a text means as YAML, as the parser reads it; itself where it means nothing."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: of a date that is none
+        return text
+
+
 def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
     files = {place: name for place, _, name in config_files(args)}
     place = 0
@@ -82,7 +90,7 @@ def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
 
 def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
     is_file = os.path.isfile(name)
-    held = yaml.safe_load(Path(name).read_text("utf-8") if is_file else name)
+    held = read_text(Path(name).read_text("utf-8") if is_file else name)
     own = not (is_file and Path(name).is_relative_to(FOLDER))
     where = f"{name}: " if is_file else ""
     if isinstance(held, dict):
