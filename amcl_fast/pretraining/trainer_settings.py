@@ -17,12 +17,13 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from ..callbacks import Checkpoint, OnlineKNN
 from ..launch import by_others
 from ..paths import expanded
+from ..runs.directory import METRICS
 
 # Of the trainer's settings those that a run has no use for: what says so, and what to give instead.
 _USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "logger": (
         (None, True),
-        "must be loggers that join the run's own, metrics.csv and TensorBoard's, which report and resume read",
+        f"must be loggers that join the run's own, {METRICS} and TensorBoard's, which report and resume read",
     ),
     "barebones": (
         (False,),
