@@ -62,7 +62,7 @@ def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[s
     return list(_all(args, (known, groups)))
 
 
-def read_text(text: str) -> Any:
+def parsed_text(text: str) -> Any:
     """What a text means as YAML, as the parser reads it; itself where it means nothing."""
     try:
         return yaml.safe_load(text)
@@ -90,7 +90,7 @@ def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
 
 def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
     is_file = os.path.isfile(name)
-    held = read_text(Path(name).read_text("utf-8") if is_file else name)
+    held = parsed_text(Path(name).read_text("utf-8") if is_file else name)
     own = not (is_file and Path(name).is_relative_to(FOLDER))
     where = f"{name}: " if is_file else ""
     if isinstance(held, dict):

@@ -97,7 +97,7 @@ def pretrained(cli: PretrainCLI) -> Pretrained:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    with suppress(FileNotFoundError), path.open(newline="") as file:
+    with suppress(FileNotFoundError), path.open(newline="", encoding="utf-8") as file:
         return [
             {name: int(float(text)) if name in ("step", "epoch") else float(text) for name, text in row.items() if text}
             for row in csv.DictReader(file)

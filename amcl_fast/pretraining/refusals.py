@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ..setting_types import has_nan, in_words, shown
 from .config_files import config_files
-from .given_settings import Given, given_classes, given_settings, read_text
+from .given_settings import Given, given_classes, given_settings, parsed_text
 from .known_settings import OWN_OPTIONS, Setting, class_of, classes, groups, known, nearest, subclasses
 from .short_names import SHORT_NAMES, long_name
 
@@ -73,7 +73,7 @@ def _wrong(given: Given, tree: Mapping[str, Setting]) -> str | None:
 def _unknown(given: Given, tree: Mapping[str, Setting]) -> str | None:
     """What is wrong with a name that no setting has: it may be that of a group, or of something within a setting."""
     if given.name in groups(tree):
-        if given.is_text and not isinstance(read_text(given.value), dict):
+        if given.is_text and not isinstance(parsed_text(given.value), dict):
             inside = [name for name in tree if name.startswith(f"{given.name}.")]
             first = next((name for name in inside if name in SHORT_NAMES.values()), inside[0])
             return (
@@ -103,7 +103,7 @@ def _unknown(given: Given, tree: Mapping[str, Setting]) -> str | None:
 
 
 def _wrong_class(given: Given, setting: Setting) -> str | None:
-    value = read_text(given.value) if given.is_text else given.value
+    value = parsed_text(given.value) if given.is_text else given.value
     if isinstance(value, str) and class_of(value, setting.hint) is not None:
         return None
     if isinstance(value, dict) or (not isinstance(value, str) and _wrong_value(given, setting.hint) is None):
@@ -117,7 +117,7 @@ def _wrong_value(given: Given, hint: Any) -> str | None:
     """What is wrong with a value, as the parser itself judges one of the type."""
     value = given.value
     if given.is_text:
-        value = read_text(given.value)
+        value = parsed_text(given.value)
     kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
     entries = [arg for kind in kinds for arg in get_args(kind) if isinstance(arg, type) and is_dataclass(arg)]
     if isinstance(value, list) and entries:
@@ -172,12 +172,12 @@ def _unreadable(args: Sequence[str]) -> str | None:
     """What is wrong with a file of settings as a whole."""
     for _, _, name in config_files(args):
         if not os.path.isfile(name):
-            held = read_text(name)
+            held = parsed_text(name)
             if not isinstance(held, dict):
                 return (
                     f"--config must be a file of settings, or settings by name, got {shown(name)}, which does not exist"
                 )
-        elif not isinstance(held := read_text(Path(name).read_text("utf-8")), dict | None):
+        elif not isinstance(held := parsed_text(Path(name).read_text("utf-8")), dict | None):
             return f"{name} must be a mapping of names to settings, got {type(held).__name__}"
     return None
 

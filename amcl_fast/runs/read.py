@@ -83,6 +83,7 @@ class Run:
 
     @property
     def x_label(self) -> str:
+        """What the axis of `x` counts."""
         if self.epochs(np.zeros(1)) is None:
             return "optimiser step"
         per_epoch = self.facts["steps_per_epoch"]
