@@ -213,7 +213,7 @@ def test_a_framework_of_one_s_own(folder, monkeypatch):
     given = pretrain(method=method, epochs=1, run_dir="object", **settings)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(load_encoder(Path("object")).backbone(images), given.encoder(images))
-    assert not Path("object/snapshots").exists()
+    assert not Path("object/snapshots/after.npz").exists()
 
 
 def test_the_examples_of_the_page_run(folder, monkeypatch):
