@@ -131,8 +131,10 @@ class EpochSummary(End):
             "wait_share": "waiting {:.0%}",
         }
         metrics: dict[str, Any] = _of_this_epoch(trainer)
-        logged: Any = trainer.callback_metrics if self._logged is not None else pl_module.step_metrics()  # type: ignore[operator]
-        metrics["loss"] = logged["loss"]
+        if self._logged is not None:
+            metrics["loss"] = trainer.callback_metrics["loss"]
+        elif self._epoch is not None:  # a step was done
+            metrics["loss"] = pl_module.step_metrics()["loss"]  # type: ignore[operator]
         metrics |= _measured(trainer)
         parts = [text.format(float(metrics[name])) for name, text in formats.items() if name in metrics]
         seconds = time.perf_counter() - self._started

@@ -1,5 +1,7 @@
 """What all frameworks share: training, precision, clipping, accumulation, compilation, exact resume."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -77,6 +79,18 @@ def test_metrics_are_logged(framework):
     names = {"loss", "lr", "gradient_norm", "tau_positive_mean", "similarity_positive"}
     assert names <= set(trainer.callback_metrics)
     assert framework == "simsiam" or "tau_negative_at_bound" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_gradient_norm_is_without_the_scale_of_half_precision(monkeypatch, fused):
+    """A fused optimiser takes it out by itself, after the norm was read; others have it taken out before."""
+    module = method("simclr")
+    for weight in module.parameters():
+        weight.grad = torch.full_like(weight, 8.0 if fused else 1.0)
+    plugin = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 8.0))
+    monkeypatch.setattr(type(module), "trainer", SimpleNamespace(precision_plugin=plugin), raising=False)
+    norm = module._norm_of_gradients(SimpleNamespace(_step_supports_amp_scaling=fused))
+    assert float(norm) == pytest.approx(sum(weight.numel() for weight in module.parameters()) ** 0.5)
 
 
 def test_nothing_is_logged_between_logging_steps(monkeypatch):
