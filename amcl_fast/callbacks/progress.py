@@ -167,15 +167,15 @@ class ProgressBar(TQDMProgressBar):
         self._begin(done if done < total else 0)  # a run that goes on within an epoch is told of no beginning of it
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        self.train_progress_bar.reset()
         self._begin(0)
 
     def _begin(self, batches: int) -> None:
-        bar = self.train_progress_bar
-        batches_of_all = self.trainer.num_training_batches
-        bar.total = int(batches_of_all) if math.isfinite(batches_of_all) else None
-        bar.initial = bar.n = batches
-        bar.set_description(_epoch(self.trainer))
+        bar, total = self.train_progress_bar, self.trainer.num_training_batches
+        bar.set_description(_epoch(self.trainer), refresh=False)
+        bar.initial = 0
+        bar.reset(int(total) if math.isfinite(total) else None)
+        bar.initial = bar.n = batches  # of which no rate is shown: they took another process's time
+        bar.refresh()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
