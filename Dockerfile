@@ -32,7 +32,7 @@ RUN apt-get update \
     && install --directory --owner amcl /work /work/runs
 COPY --from=build /opt/amcl-fast /opt/amcl-fast
 ENV PATH=/opt/amcl-fast/bin:$PATH PYTHONUNBUFFERED=1
-USER amcl
+USER 10001
 WORKDIR /work
 ENTRYPOINT ["amcl-fast"]
 CMD ["--help"]
