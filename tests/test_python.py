@@ -135,9 +135,10 @@ def test_an_encoder_of_one_s_own_goes_on_exactly(folder, capsys):
     with pytest.raises(ValueError, match=r"backbone must be of .*Net, with which begun was begun, got .*Flatten"):
         pretrain(resume="begun", backbone=nn.Flatten(), epochs=3)
     capsys.readouterr()
-    assert main(["pretrain", "--resume", "begun"]) == 2
-    told = capsys.readouterr().err
-    assert "begun was begun from Python with backbone=…" in told and told.count("\n") == 1
+    for goes_on in (["--resume", "begun"], ["--run_dir", "begun", "--resume", "auto"]):
+        assert main(["pretrain", *goes_on]) == 2
+        told = capsys.readouterr().err
+        assert "begun was begun from Python with backbone=…" in told and told.count("\n") == 1
     with pytest.raises(ValueError, match=r"was trained with an object as its encoder, .*Net, .* backbone=…"):
         load_encoder(Path("begun"))
     images = torch.randn(2, 3, 16, 16)

@@ -300,6 +300,8 @@ def _prepare(
             raise ValueError(f"--run_dir must be given with --resume {AUTO}, the folder to begin or go on in, got none")
         with signals.heard_while_waiting(lambda signum: requeue() if signum == signal.SIGUSR1 else None):
             resumed = found_by_first(run_dir, lock)
+        if resumed is not None and not resumed.as_new:
+            resumed = given.in_place_of(resumed, run_dir)
     elif resume is not None:
         resume = expanded(resume)
         if run_dir is not None:
