@@ -32,7 +32,7 @@ from ..launch import by_others, check_started, group_error, rank, settle_tasks
 from ..methods.trainer import out_of_time
 from ..paths import expanded
 from ..progress import doing
-from ..recipes import recipe_files
+from ..recipes import given_recipe, recipe_files, recipe_names
 from ..runs.directory import AUTO, RUNS, NewFolder, RunDirectory, told_run_dir
 from ..runs.files import is_full
 from ..runs.lock import RunLock
@@ -288,6 +288,7 @@ def _prepare(
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
     resumed = folder = None
+    recipe = given_recipe(recipe) if recipe else None
     settle_tasks()
     settings = with_home(settings)
     named = [name for _, _, name in config_files(settings)]
@@ -322,6 +323,8 @@ def _prepare(
             recipe = None if resumed is None else resumed.settings.get("recipe")
             if recipe is None:
                 recipe, chosen = choose_recipe(data, settings)
+            elif recipe not in recipe_names():
+                raise ValueError(f"--recipe must be the file of settings with which {run_dir} was begun, got none")
         args = [*of_recipe(recipe, recipe_files(recipe) if recipe else []), *chosen]
     settings = [*(["--data.root", data] if data is not None else []), *settings]
     if resumed is None:

@@ -162,7 +162,9 @@ class PretrainCLI(CLIOfGiven):
                 "the training, the devices, logging, data.root, where data.held_out and data.evaluation lie, threads, "
                 f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
-        if resumed.finished and not any(name in LENGTHS for name in changes(then, now)):
+        longer = any(name in LENGTHS for name in changes(then, now))
+        # In Python its checkpoint is loaded all the same, for what is returned.
+        if resumed.finished and not longer and not self.given.in_python:
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
         if resumed.finished and resumed.checkpoint is None:
             raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: it cannot be made longer")
