@@ -302,7 +302,6 @@ def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
         (["-c/dev/zero"], "/dev/zero is refused"),
         (["--recipe", "demo", "--model.backbone.name", "resnet1"], "resnet18.*'resnet1'"),
         (["--recipe", "demo", "--trainer.precision", "transformer-engine"], "trainer.precision must be 32-true, .*got"),
-        (["--recipe", "demo", "--trainer.gradient_clip_algorithm", "sum"], "gradient_clip_algorithm.* sum .*'value'"),
     ],
 )
 def test_errors_are_one_line_and_leave_no_folder(arguments, message, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from amcl_fast.models.decoder import DecoderConfig
 from amcl_fast.optim import OptimizerConfig
 from amcl_fast.pretraining.command import SettingsError, settings_of
 from amcl_fast.pretraining.lightning_cli import parsed
-from amcl_fast.recipes import FOLDER, FRAMEWORKS, recipe_names
+from amcl_fast.recipes import FOLDER, recipe_names
 from amcl_fast.recipes.shown import composed, written
 from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder
 
@@ -155,18 +155,12 @@ def test_what_is_wrong_is_one_line_before_any_work(typed, here, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("typed", "code", "out", "err"),
-    [
-        ("--recipe demo --trainer.max_epoch 3", 2, "", "close to it: --trainer.max_epochs or --epochs"),
-        ("--trainer.help", 0, "max_epochs (--epochs)", ""),
-    ],
-)
-def test_a_process_of_its_own_says_the_same(typed, code, out, err, tmp_path):
-    command = [*PRETRAIN, *shlex.split(typed)]
+def test_a_process_of_its_own_says_the_same(tmp_path):
+    command = [*PRETRAIN, "--recipe", "demo", "--trainer.max_epoch", "3"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code and out in done.stdout and err in done.stderr
-    assert len(done.stderr.splitlines()) == (1 if err else 0) and not list(tmp_path.iterdir())
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("close to it: --trainer.max_epochs or --epochs")
 
 
 @pytest.mark.parametrize("dash", ["--batch-size", "--batch_size"])
@@ -251,7 +245,7 @@ def test_recipes_are_listed_and_shown(capsys, here):
     assert re.search(r"max_epochs: 2 +# own$", out, re.MULTILINE) and re.search(r"size: 32 +# demo$", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("recipe", ["demo", *(f"{name}-cifar10-amcl-vitxs4" for name in FRAMEWORKS)])
+@pytest.mark.parametrize("recipe", ["demo", "barlow-cifar10-amcl-vitxs4", "moco-imagenet100-baseline"])
 def test_a_recipe_that_is_shown_is_the_one_that_runs(recipe, tmp_path):
     (tmp_path / "shown.yaml").write_text(written(recipe))
     of_recipe = settings_of(recipe, [])
