@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..callbacks import OnlineKNN, Report
+from ..callbacks import OnlineKNN
 from ..methods import Method
 from ..methods.trainer import out_of_time
 from ..runs.directory import RunDirectory
@@ -73,7 +73,6 @@ def pretrained(cli: PretrainCLI) -> Pretrained:
     """What a run has come to."""
     files, trainer = RunDirectory(cli.run_dir), cli.trainer
     knn, data = cli.callback(OnlineKNN), cli.datamodule
-    page = cli.callback(Report).path
     method: Any = cli.model.cpu()
     return Pretrained(
         encoder=method.backbone.eval(),
@@ -86,7 +85,7 @@ def pretrained(cli: PretrainCLI) -> Pretrained:
         },
         run_dir=cli.run_dir,
         checkpoint=files.last if files.last.is_file() else None,
-        report=page if page is not None and page.is_file() else None,
+        report=files.page if files.page.is_file() else None,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         stopped="trainer.max_time" if out_of_time(trainer) else None,
