@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -12,12 +13,18 @@ TRACEBACK = "AMCL_FAST_TRACEBACK"
 """Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
 
 
+_FIRST = re.compile(r"Errors:\s+- (.*?)\n\s*(?:- Expected|Given value type:)", re.DOTALL)
+
+
 def message(error: BaseException) -> str:
     """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
     # jsonargparse wraps what a constructor says into a list of every type it has tried.
-    while "Given value type:" in str(error) and error.__cause__ is not None:
+    while (wrapped := "Given value type:" in str(error)) and error.__cause__ not in (None, error):
         error = error.__cause__
-    said = " ".join(str(error).split())
+    said = str(error)
+    if wrapped and (inner := _FIRST.search(said)):  # it has put its list into the very error
+        said = inner[1]
+    said = " ".join(said.split())
     return f"{type(error).__name__}: {said}" if isinstance(error, TypeError | ArithmeticError) else said
 
 
