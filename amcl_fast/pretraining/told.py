@@ -19,8 +19,10 @@ _FIRST = re.compile(r"Errors:\s+- (.*?)\n\s*(?:- Expected|Given value type:)", r
 def message(error: BaseException) -> str:
     """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
     # jsonargparse wraps what a constructor says into a list of every type it has tried.
-    while (wrapped := "Given value type:" in str(error)) and error.__cause__ not in (None, error):
+    met = [error]  # whose causes may be a ring
+    while (wrapped := "Given value type:" in str(error)) and error.__cause__ not in (None, *met):
         error = error.__cause__
+        met.append(error)
     said = str(error)
     if wrapped and (inner := _FIRST.search(said)):  # it has put its list into the very error
         said = inner[1]
