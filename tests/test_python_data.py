@@ -51,6 +51,7 @@ def loader(dataset=None):
         ({"data": loader(), "data.limit": 4}, r"data\.limit must be left out .* is for images, not for batches, got 4"),
         ({"data": loader(), "evaluation": Column()}, r"evaluation must be two datasets"),
         ({"data": loader(), "augment": crop}, r"augment must be left out where data gives batches"),
+        ({"data": loader(), "trainer.overfit_batches": 1}, r"trainer\.overfit_batches must be 0 with a loader"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_made(given, message, folder):

@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.own.items import class_name
-
-SHORT_NAMES = {
-    "epochs": "trainer.max_epochs",
-    "batch_size": "data.batch_size",
-    "lr": "model.optimizer.lr",
-    "devices": "trainer.devices",
-    "seed": "seed_everything",
-}
+from .short_names import SHORT_NAMES
 
 _VALUES = {"arguments", "max_time", "init_args", "dict_kwargs"}
 """Names of settings that are mappings themselves, not groups of settings."""

@@ -80,6 +80,16 @@ class BatchesModule(L.LightningDataModule):
         if self._measured is not None:
             self._measured.unmeasurable = why
 
+    @property
+    def overfit_batches(self) -> int | float:
+        """Of the trainer; a loader's batches are its own."""
+        return 0
+
+    @overfit_batches.setter
+    def overfit_batches(self, number: int | float) -> None:
+        if number:
+            raise ValueError(f"trainer.overfit_batches must be 0 with a loader of one's own, got {number}")
+
     def prepare_data(self) -> None:
         for module in self._modules_inside:
             module.prepare_data()

@@ -58,6 +58,7 @@ class DatasetModule(ContrastiveDataModule):
             share=rank,
             shares=world_size,
             workers=self.num_threads,
+            repeated=self._repeated(self.batch_size),
         )
 
     def _find(self) -> list[Sources]:
@@ -101,9 +102,10 @@ class AugmentedLoader:
         share: int,
         shares: int,
         workers: int,
+        repeated: int | None = None,
     ) -> None:
         self._views = _Views(items, [place_of(location) for location in images.files], augment, (seed, share))
-        self._order = Order(len(images.files), batch_size, seed=seed, share=share, shares=shares)
+        self._order = Order(len(images.files), batch_size, seed=seed, share=share, shares=shares, repeated=repeated)
         if not self._order.batches:
             raise ValueError(
                 f"training images must be at least {shares * batch_size} for {shares} process(es) with batches of "
