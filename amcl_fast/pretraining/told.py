@@ -20,13 +20,15 @@ def message(error: BaseException) -> str:
     """What an error says, in one line; of those of Python's own that say little without it, with their kind."""
     # jsonargparse wraps what a constructor says into a list of every type it has tried.
     met = [error]  # whose causes may be a ring
-    while (wrapped := "Given value type:" in str(error)) and error.__cause__ not in (None, *met):
-        error = error.__cause__
+    while (wrapped := "Given value type:" in str(error)) and (cause := error.__cause__) and cause not in met:
+        error = cause
         met.append(error)
     said = str(error)
     if wrapped and (inner := _FIRST.search(said)):  # it has put its list into the very error
         said = inner[1]
     said = " ".join(said.split())
+    if lacking := re.search(r"class_path '([\w.]+)':? ?Requirement '(([\w-]+)[^']*)' not met", said):
+        return f"{lacking[1]} needs {lacking[2]}: pip install {lacking[3]}"
     return f"{type(error).__name__}: {said}" if isinstance(error, TypeError | ArithmeticError) else said
 
 
