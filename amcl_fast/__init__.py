@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diagnosis import Finding, diagnose
     from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
-    from .pretraining.from_python import pretrain
+    from .pretraining.from_python import pretrain as pretrain
     from .temperature import AdaptiveTemperature, LearnedTemperature
 
 __version__ = "0.1.0"
@@ -24,8 +24,7 @@ __all__ = [
     "SimSiamLoss",
     "__version__",
     "diagnose",
-    "pretrain",
-]
+]  # not `pretrain`: `import *` works where there is no trainer
 
 _HOMES = {
     "AdaptiveTemperature": "temperature",
@@ -52,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

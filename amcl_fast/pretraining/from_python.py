@@ -9,9 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import nn
+
+from ..extras import extras_named
+
+with extras_named("training"):
+    import lightning as L
 
 from ..callbacks import Interrupted, StopSignals
 from ..data.own.items import class_name

@@ -54,7 +54,7 @@ COMMANDS = (
 def lines() -> list[str]:
     """The table, part by part."""
     named = [f"{module}.{name}" for module in MODULES for name in import_module(module).__all__]
-    named = [path for path in named if not path.endswith("__version__")]
+    named = [path for path in named if not path.endswith("__version__")] + ["amcl_fast.pretrain"]
     parts = [
         ("Names", [line for path in named for line in _of(path, named)]),
         ("Recipes", recipe_names()),
