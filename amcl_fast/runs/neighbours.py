@@ -1,12 +1,12 @@
 """What kNN found when it was measured last, as it is kept: how right it is in every class, and some nearest images."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import write_file
+from .arrays import read_arrays, save_arrays
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Neighbours:
         Raises:
             OSError: it cannot be written.
         """
-        path.parent.mkdir(exist_ok=True)
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_file(path, lambda file: np.savez_compressed(file, **arrays))
+        save_arrays(self, path)
 
     @classmethod
     def load(cls, path: Path) -> "Neighbours":
@@ -49,9 +47,5 @@ class Neighbours:
             FileNotFoundError: no such file.
             ValueError: the file is none of these.
         """
-        with np.load(path, allow_pickle=False) as file:
-            missing = {field.name for field in fields(cls)} - set(file.files)
-            if missing:
-                raise ValueError(f"{path} holds no neighbours: it lacks {', '.join(sorted(missing))}")
-            arrays = {field.name: file[field.name] for field in fields(cls)}
+        arrays = read_arrays(cls, path, "record of neighbours")
         return cls(**(arrays | {"step": int(arrays["step"])}))

@@ -1,15 +1,12 @@
 """What the loss saw at one moment of training, as it is kept: similarities and temperatures of pairs, an embedding."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import write_file
-
-_OPTIONAL = {"pictures", "picture_names", "map", "map_name"}
+from .arrays import read_arrays, save_arrays
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,7 @@ class Snapshot:
         Raises:
             OSError: it cannot be written.
         """
-        path.parent.mkdir(exist_ok=True)
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_file(path, lambda file: np.savez_compressed(file, **arrays))
+        save_arrays(self, path)
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":
@@ -86,10 +81,6 @@ class Snapshot:
             FileNotFoundError: no such file.
             ValueError: the file is no snapshot.
         """
-        with np.load(path, allow_pickle=False) as file:
-            missing = {field.name for field in fields(cls)} - set(file.files) - _OPTIONAL
-            if missing:
-                raise ValueError(f"{path} is no snapshot: it lacks {', '.join(sorted(missing))}")
-            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(cls) if field.name in file.files}
+        arrays = read_arrays(cls, path, "snapshot")
         scalars = {"framework": str, "map_name": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
         return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items() if name in arrays}))
