@@ -345,10 +345,6 @@ class Method(L.LightningModule):
         }
 
 
-def _is_images(view: Any) -> bool:
-    return isinstance(view, Tensor) and view.ndim == 4
-
-
 def share_of_mean(rows: int, like: Tensor) -> Tensor | float:
     """Factor on a mean over this process's rows that makes DDP's average the mean over all rows: n·processes/Σ n."""
     _, processes = world()
