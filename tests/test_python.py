@@ -29,6 +29,7 @@ from amcl_fast.optim import OptimizerConfig
 from amcl_fast.pretraining.command import RunError
 from tests.helpers.command_line import NT_XENT, image_folder
 from tests.helpers.from_python import CPU, Net, Stateful, Views, assert_same, simclr, stop, train, weights
+from tests.helpers.resuming import content
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
@@ -55,10 +56,11 @@ def test_a_call_trains_what_the_command_trains_and_leaves_the_process_as_it_was(
         return handlers, seen, level, list(warnings.filters), warnings.formatwarning, dict(os.environ), sys.stdout
 
     before = state()
-    result = pretrain(
-        None, "images", config="settings.yaml", epochs=2, lr=0.02, seed=3, run_dir="python", knn={"k": 3},
-        trainer=CPU, model={"projector": ProjectorConfig(2, 16, 8)}, **{"model.optimizer.weight_decay": 1e-3},
-    )  # fmt: skip
+    given = {
+        "config": "settings.yaml", "epochs": 2, "lr": 0.02, "seed": 3, "run_dir": "python", "knn": {"k": 3},
+        "trainer": CPU, "model": {"projector": ProjectorConfig(2, 16, 8)}, "model.optimizer.weight_decay": 1e-3,
+    }  # fmt: skip
+    result = pretrain(None, "images", **given)
     assert state() == before and not dist.is_initialized()
     command = "--config settings.yaml --data images --run_dir command --trainer.max_epochs 2 --seed_everything 3"
     more = "--knn.k 3 --model.optimizer.lr 0.02 --model.optimizer.weight_decay 1e-3 --trainer.log_every_n_steps 1"
@@ -75,6 +77,10 @@ def test_a_call_trains_what_the_command_trains_and_leaves_the_process_as_it_was(
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(result.encoder(images), load_encoder(result.run_dir).backbone(images))
     assert "SimCLR, 2 epochs, 4 steps" in repr(result) and "<td>SimCLR</td>" in result._repr_html_()
+    files = content(Path("python"))
+    again = pretrain(None, "images", **given, resume="auto")
+    assert_same(weights(again), weights(result))
+    assert repr(again) == repr(result) and again.report == result.report and content(Path("python")) == files
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,7 @@ def test_a_call_trains_what_the_command_trains_and_leaves_the_process_as_it_was(
         ({"backbone": nn.Sequential(nn.Flatten(), nn.Linear(9, 4))}, r"Sequential cannot take images of 16 × 16 px"),
         ({"backbone": 3}, r"backbone must be a torch\.nn\.Module, .* got int"),
         ({"method": 3}, r"method must be a Method, .* got int"),
+        ({"callbacks": L.Callback()}, r"callbacks must be a list of Lightning's callbacks, got <"),
         ({"augment": len}, r"augment must be left out unless data is a dataset"),
         ({"resume": "nowhere"}, r"nothing to resume: .*nowhere does not exist"),
     ],
@@ -128,7 +135,7 @@ def test_an_encoder_of_one_s_own_goes_on_exactly(folder, capsys):
     assert whole.encoder.feature_dim == 7 and lr == pytest.approx(0.32 * 8 / 256)
     again = "go on with amcl_fast.pretrain(resume='begun', backbone=…)"
     assert stop(1, **given, backbone=net(), run_dir="begun").endswith(again)
-    result = pretrain(resume="begun", backbone=Net(7))
+    result = pretrain(resume="begun", backbone=Net(7).eval())  # as the run before has left its own
     assert_same(weights(result), weights(whole))
     with pytest.raises(ValueError, match=r"begun was begun from Python with backbone=… \(.*Net\)"):
         pretrain(resume="begun", epochs=3)

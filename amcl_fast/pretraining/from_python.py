@@ -61,7 +61,8 @@ def pretrain(
         trust: import what a resumed run names from outside this package, torch, torchvision and Lightning.
         method: a `Method` in place of a recipe, or a class of one, or its path.
         backbone: encoder in place of the recipe's: a module that makes (n, D) of images (n, 3, H, W); a class of one;
-            a name or settings as of `BackboneConfig`.
+            a name or settings as of `BackboneConfig`. A module that is in evaluation mode as a whole, as the `encoder`
+            of an earlier result is, is set to training.
         augment: what makes a view, a float tensor (3, S, S), of a PIL image of the dataset: one function for two
             views, or one for each, in place of data.views and data.augmentation.
         evaluation: what kNN is measured on. With a dataset as `data` the held-out images, another dataset; None: a
@@ -77,6 +78,8 @@ def pretrain(
         KeyboardInterrupt: Ctrl-C: the run is saved, and the message says how it goes on. A second one ends at once.
         Interrupted: a SystemExit, after any other signal that asks a run to stop. It is saved.
     """
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, L.Callback) for callback in callbacks):
+        raise ValueError(f"callbacks must be a list of Lightning's callbacks, got {callbacks!r}")
     arguments, given = arguments_of(settings), Given(callbacks=tuple(callbacks), in_python=True)
     given, arguments = _with_model(given, arguments, recipe, method, backbone)
     path: str | None = None
@@ -95,6 +98,7 @@ def pretrain(
     if _in_notebook():
         _of_one_process(arguments, resume)
     begun: list[Path] = []
+    _set_training(given.method, given.backbone if given.method is None else given.method.backbone)
     with unchanged():
         try:
             cli = run(
@@ -160,6 +164,13 @@ def _with_model(
             f"backbone must be a torch.nn.Module, a class of one, a name or settings, got {class_name(backbone)}"
         )
     return given, arguments
+
+
+def _set_training(*modules: nn.Module | None) -> None:
+    """Have those train that are in evaluation mode as a whole, in which a run before has left its encoder."""
+    for module in modules:
+        if module is not None and not module.training:
+            module.train()
 
 
 def _in_notebook() -> bool:
