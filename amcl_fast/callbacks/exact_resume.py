@@ -68,6 +68,12 @@ class ExactResume(L.Callback):
             )
         if "accumulated" not in state:  # of older versions
             _count_anew(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if trainer.max_epochs not in (None, -1) and done > trainer.max_epochs:  # type: ignore[operator]
+            raise ValueError(
+                f"trainer.max_epochs must be at least {done}, the epochs that are trained already, got "
+                f"{trainer.max_epochs}"
+            )
         self._accumulated = state.get("accumulated")
         self._loader_state = state["loader"]
         self._generators = state["generators"][trainer.global_rank % processes]

@@ -41,6 +41,7 @@ from ..runs.resuming import (
     check_writable,
     find_run,
     read_resumed,
+    refuse_another,
     refuse_foreign,
     without_nulled,
 )
@@ -199,6 +200,8 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
             print("trying it out (trainer.fast_dev_run): nothing is kept", flush=True)
         else:
             print(f"run directory: {cli.run_dir}", flush=True)
+        if resumed is not None and resumed.command and cli.lengths:  # another may have set them since
+            print(f"this command changes {cli.lengths}", flush=True)
         if not cli.checkpoint.enabled and not cli.rehearses:
             print("no checkpoint is saved (trainer.enable_checkpointing): the run cannot go on", flush=True)
     go_on = cli.given.go_on(cli.run_dir)
@@ -315,6 +318,7 @@ def _prepare(
             check_writable(run_dir, RunDirectory(run_dir).checkpoints)
             lock.acquire(run_dir)
         resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
+        refuse_another(recipe, resumed, run_dir)
     if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
@@ -340,8 +344,7 @@ def _prepare(
         assert run_dir is not None
         if resume == AUTO:
             # What only the recipe says is as the run has it, which may have been made longer since.
-            if recipe not in (None, own := resumed.settings.get("recipe")):
-                raise ValueError(f"--recipe must be {own or 'left out'}, as for the run in {run_dir}, got {recipe}")
+            refuse_another(recipe, resumed, run_dir)
             resumed = with_command(resumed, [*args, *settings], settings)
             args = of_recipe(recipe, [])
         if not trust:

@@ -47,7 +47,7 @@ from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import NewFolder, RunDirectory, aside
 from ..runs.files import Unwritten, copy_file, write_file
 from ..runs.resuming import FinishedError, Resumed
-from ..runs.settings import LENGTHS, changes, refused_changes
+from ..runs.settings import changed_lengths, changes, refused_changes
 from .given import NOTHING, CLIOfGiven, Given
 from .reading import Building, SettingsParser
 from .trainer_settings import TrainerParts, check_trainer, let_speak, refuse_useless
@@ -101,6 +101,7 @@ class PretrainCLI(CLIOfGiven):
     ) -> None:
         self.run_dir = run_dir
         self.given = given
+        self.lengths = ""  # of a resumed run, where they change
         self._folder = folder
         self.resumed = resumed
         self.signals = signals
@@ -162,9 +163,9 @@ class PretrainCLI(CLIOfGiven):
                 "the training, the devices, logging, data.root, where data.held_out and data.evaluation lie, threads, "
                 f"and knn, checkpoint, guard and report. Nothing in {self.run_dir} was changed"
             )
-        longer = any(name in LENGTHS for name in changes(then, now))
+        self.lengths = changed_lengths(then, now)
         # In Python its checkpoint is loaded all the same, for what is returned.
-        if resumed.finished and not longer and not self.given.in_python:
+        if resumed.finished and not self.lengths and not self.given.in_python:
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
         if resumed.finished and resumed.checkpoint is None:
             raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: it cannot be made longer")
@@ -182,8 +183,7 @@ class PretrainCLI(CLIOfGiven):
         let_speak(self.config.trainer)
         data = self.config.data
         for name, placed in zip(_PATHS, places, strict=True):
-            own = self.given.data is not None
-            data[name] = placed(data[name]) if not own and (data[name] or name == "root") else None
+            data[name] = placed(data[name]) if self.given.data is None and (data[name] or name == "root") else None
         data.root = data.root or self.given.named["data"]
 
     @property

@@ -159,6 +159,12 @@ def without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str
     return keep(settings, "")
 
 
+def refuse_another(recipe: str | None, resumed: Resumed, run_dir: Path) -> None:
+    """Raise ValueError if a recipe is given that is not the run's own."""
+    if recipe not in (None, own := resumed.settings.get("recipe")):
+        raise ValueError(f"--recipe must be {own or 'left out'}, as for the run in {run_dir}, got {recipe}")
+
+
 def refuse_foreign(settings: dict[str, Any], run_dir: Path, named: Collection[str] = ()) -> None:
     """Raise ValueError if the settings of a run name what would be imported from outside `settings.TRUSTED`.
 

@@ -195,6 +195,12 @@ def refused_changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = 
     }
 
 
+def changed_lengths(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Settings that say when a training ends and differ: "NAME from OLD to NEW", one after the other; "" if none."""
+    found = {name: change for name, change in changes(then, now).items() if name in LENGTHS}
+    return ", ".join(f"{name} from {' to '.join(_shown(*change))}" for name, change in found.items())
+
+
 def changes(then: dict[str, Any], now: dict[str, Any], *, added: bool = True) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by their dotted names: what they were, what they are. `added` as for `refused_changes`."""
     old, new = dict(flattened(then)), dict(flattened(now))

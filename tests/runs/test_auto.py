@@ -54,13 +54,19 @@ def test_another_training_is_refused(command, run, other, told, capsys):
     before = content(run)
     assert command(*other) == 2
     assert re.search(told, error(capsys))
+    if "--recipe" in other:
+        assert main(["pretrain", "--resume", "run", *other]) == 2
+        assert re.search(told, error(capsys))
     assert content(run) == before
 
 
 def test_a_longer_one_goes_on_and_gets_what_the_command_adds_once(command, run, capsys):
     for _ in range(2):
         assert command("--trainer.max_epochs=2", "--trainer.callbacks+=own.Own") == 0
-    assert capsys.readouterr().out.endswith(FINISHED)
+    told = capsys.readouterr().out
+    assert told.endswith(FINISHED) and "\nthis command changes trainer.max_epochs from 1 to 2\n" in told
+    assert command("--trainer.callbacks+=own.Own") == 2  # the shorter one of before
+    assert "trainer.max_epochs must be at least 2, the epochs that are trained already, got 1" in error(capsys)
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert saved_step(run) == 4 and settings["trainer"]["max_epochs"] == 2
     assert [callback["class_path"] for callback in settings["trainer"]["callbacks"]] == ["own.Own"]
