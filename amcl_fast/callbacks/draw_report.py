@@ -182,7 +182,6 @@ def _facts(trainer: L.Trainer) -> dict[str, Any]:
         "measured_epoch": knn.history[-1][0] if knn and knn.history else None,
         "unmeasurable": knn.unmeasurable if knn else getattr(datamodule, "unmeasurable", None),
         "epochs": trainer.max_epochs,
-        "steps": trainer.global_step,
         "steps_per_epoch": steps_per_epoch(trainer) if math.isfinite(trainer.num_training_batches) else None,
         "versions": versions,
         "machine": machine,

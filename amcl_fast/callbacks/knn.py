@@ -19,8 +19,9 @@ from ..progress import Loop
 from .neighbours import Nearest, nearest_images
 
 PROBE = "probe/accuracy"
-"""Name of the probe's metric."""
+"""Name of the probe's metric, of the encoder while it is trained."""
 
+_UNTRAINED_PROBE = "probe/untrained"
 _PIXELS = 32
 """Side of the raw pixels that are compared: of more, neighbours are no better, and memory grows with the square."""
 
@@ -253,7 +254,7 @@ class OnlineKNN(L.Callback):
         self.untrained_probe = found.probe
 
     def _log_baselines(self, trainer: L.Trainer) -> None:
-        measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained, PROBE: self.untrained_probe}
+        measured = {"knn_pixels": self.pixels, "knn_untrained": self.untrained, _UNTRAINED_PROBE: self.untrained_probe}
         if known := {name: value for name, value in measured.items() if value is not None}:
             _log(trainer, 0, known)
 

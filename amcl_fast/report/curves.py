@@ -90,34 +90,29 @@ def knn(run: Run) -> Figure | None:
     """Accuracy of kNN above its two baselines, and of online probes beside it."""
     steps, values = run.series("knn")
     baselines = [
-        (label, value)
-        for label, value in (
-            ("untrained encoder", run.last("knn_untrained")),
-            ("raw pixels", run.last("knn_pixels")),
+        (label, value, colour, dashes)
+        for label, name, colour, dashes in (
+            ("untrained encoder", "knn_untrained", RED, "--"),
+            ("raw pixels", "knn_pixels", GREY, ":"),
+            ("probe, untrained encoder", "probe/untrained", CYCLE[2], "-."),
         )
-        if value is not None
+        if (value := run.last(name)) is not None
     ]
-    probes = [name for name in run.metrics if name.startswith("probe/")]
+    probes = [name for name in run.metrics if name.startswith("probe/") and name != "probe/untrained"]
     if not len(steps) and not baselines and not probes:
         return None
     title = "Accuracy on held-out images" if probes else "kNN accuracy on held-out images"
     figure, axes = curve_axes(title, "accuracy (%)", run)
     name = "kNN, trained encoder" if probes else "trained encoder"
     axes.plot(run.x(steps), values, color=BLUE, marker="o", markersize=4, label=name)
-    for (label, value), colour, dashes in zip(baselines, (RED, GREY), ("--", ":"), strict=False):
+    for label, value, colour, dashes in baselines:
         axes.axhline(value, color=colour, linestyle=dashes, label=f"{label}, {value:.1f} %")
-    highest = max([*values, *(value for _, value in baselines), *(run.series(probe)[1].max() for probe in probes)])
+    highest = max([*values, *(value for _, value, *_ in baselines), *(run.series(probe)[1].max() for probe in probes)])
     for probe, colour, marker in zip(probes, CYCLE[2:], "s^vD<>ph", strict=False):
         at, of_probe = run.series(probe)
         what = probe.removeprefix("probe/").replace("_", " ")
-        # What is measured once, before training, is a baseline as well.
-        if len(at) == 1 and at[0] == 0 and run.last_step > 0:
-            axes.axhline(of_probe[0], color=colour, linestyle="-.", label=f"probe, {what}, {of_probe[0]:.1f} %")
-        else:
-            what = "linear probe" if what == "accuracy" else f"probe, {what}"
-            label = f"{what}, {of_probe[-1]:.1f} %"
-            places = np.where(at == 0, 0.0, run.x(at))  # of the untrained encoder
-            axes.plot(places, of_probe, color=colour, marker=marker, markersize=4, label=label)
+        label = f"{'linear probe' if what == 'accuracy' else f'probe, {what}'}, {of_probe[-1]:.1f} %"
+        axes.plot(run.x(at), of_probe, color=colour, marker=marker, markersize=4, label=label)
     if len(steps):
         axes.annotate(
             f"{values[-1]:.1f} %",

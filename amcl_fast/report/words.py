@@ -67,10 +67,15 @@ def _course(run: Run, name: str, what: str, digits: str = ".4g", unit: str = "")
 
 def _knn(run: Run) -> str:
     parts = [_course(run, "knn", "kNN accuracy", ".1f", " %")] if len(run.series("knn")[0]) else []
-    for name, what in (("knn_untrained", "Untrained encoder"), ("knn_pixels", "Raw pixels")):
+    baselines = {
+        "knn_untrained": "Untrained encoder",
+        "knn_pixels": "Raw pixels",
+        "probe/untrained": "Probe of the untrained encoder",
+    }
+    for name, what in baselines.items():
         if (value := run.last(name)) is not None:
             parts.append(f"{what}: {value:.1f} %.")
-    probes = (name for name in run.metrics if name.startswith("probe/"))
+    probes = (name for name in run.metrics if name.startswith("probe/") and name not in baselines)
     parts += [_course(run, name, f"Probe, {name.removeprefix('probe/')}", ".1f", " %") for name in probes]
     return " ".join(parts)
 

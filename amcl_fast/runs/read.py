@@ -71,11 +71,6 @@ class Run:
         done = steps + 1 if not isinstance(end, int) else np.minimum(steps + 1, end)
         return done / per_epoch
 
-    @property
-    def last_step(self) -> int:
-        """The number under which something was logged last; 0 where nothing was."""
-        return int(max((steps[-1] for steps, _ in self.metrics.values()), default=0))
-
     def x(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where the steps of a series stand on an axis of `x_label`: in epochs, if the run says how long one is."""
         epochs = self.epochs(steps)

@@ -141,6 +141,9 @@ def test_a_stopped_run_keeps_its_first_look_when_it_goes_on(tmp_path):
     assert not (tmp_path / "report").exists()
     first = RunDirectory(tmp_path).snapshot("before").read_bytes()
     assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
+    stopped = read_run(tmp_path)
+    steps, _ = stopped.series("loss")
+    assert stopped.epochs(steps).tolist() == [(step + 1) / 4 for step in steps] != []
     train(tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert RunDirectory(tmp_path).snapshot("before").read_bytes() == first
     assert Snapshot.load(RunDirectory(tmp_path).snapshot("after")).step == 8

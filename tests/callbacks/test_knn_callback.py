@@ -63,8 +63,11 @@ def test_the_probe_is_that_of_the_features_after_every_epoch(tmp_path):
     expected = accuracy(method().backbone), accuracy(trainer.lightning_module.backbone)
     assert (knn.untrained_probe, knn.probed[-1][1]) == expected
     columns, *rows = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
-    told = [row[columns.index("probe/accuracy")] for row in rows if row[columns.index("probe/accuracy")]]
-    assert [float(value) for value in told] == [knn.untrained_probe, *(value for _, value in knn.probed)]
+    told, untrained = (
+        [float(row[columns.index(name)]) for row in rows if row[columns.index(name)]]
+        for name in ("probe/accuracy", "probe/untrained")
+    )
+    assert (told, untrained) == ([value for _, value in knn.probed], [knn.untrained_probe])
     # Another length of the training: what was measured at its end does not count twice.
     fit(tmp_path, extra=[knn], ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"), max_epochs=3)
     assert [epoch for epoch, _ in knn.probed] == [epoch for epoch, _ in knn.history] == [1, 2, 3]

@@ -76,7 +76,7 @@ def test_a_probe_is_drawn_beside_knn(tmp_path):
         "kNN, trained encoder",
         "untrained encoder, 20.0 %",
         "linear probe, 60.0 %",
-        "probe, untrained, 25.0 %",
+        "probe, untrained encoder, 25.0 %",
     }
     assert axes.get_title() == "Accuracy on held-out images" and axes.get_xlabel() == "optimiser step"
 
