@@ -24,7 +24,7 @@ _CAPTIONS = {
     "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
     "loss.png": "The loss of one batch. Losses of different frameworks do not compare: every panel has its own scale.",
     "temperature.png": "Mean temperature of positives (solid) and of selected negatives (dashed), ± one standard "
-    "deviation. A run that is missing has a constant temperature.",
+    "deviation; one line: of all pairs. A run that is missing has a constant temperature.",
 }
 
 
@@ -67,8 +67,12 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
 
 
 def _differences(runs: list[Run]) -> str:
-    """Table of the settings in which the runs differ."""
-    settings = [dict(flattened(run.settings)) for run in runs if run.settings]
+    """Table of the settings in which the runs differ, by the names that a command line takes."""
+    settings = [
+        {name.replace(".init_args.", "."): value for name, value in flattened(run.settings)}
+        for run in runs
+        if run.settings
+    ]
     if len(settings) < len(runs):
         return ""
     names = dict.fromkeys(name for of_run in settings for name in of_run)
@@ -139,13 +143,14 @@ def _losses(runs: list[Run]) -> Figure | None:
 
 
 def _temperatures(runs: list[Run]) -> Figure | None:
-    adaptive = [run for run in runs if len(run.series("tau_positive_mean")[0]) and not _constant(run)]
+    adaptive = [run for run in runs if len(run.series("tau_positive_mean")[0]) and run.tau_kind != "constant"]
     if not adaptive:
         return None
     picture, panels = _panels(adaptive, "Temperature τ")
     x = _axis(adaptive)
     for axes, run in zip(panels, adaptive, strict=True):
-        for kind, colour, dashes in (("positive", BLUE, "-"), ("negative", RED, "--")):
+        kinds = (("positive", BLUE, "-"), ("negative", RED, "--"))
+        for kind, colour, dashes in kinds[:1] if run.tau_kind == "learned" else kinds:
             steps, mean = run.series(f"tau_{kind}_mean")
             steps = x(run, steps)
             axes.plot(steps, mean, color=colour, linestyle=dashes, marker="o" if len(steps) == 1 else "")
@@ -180,11 +185,6 @@ def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
     for axes, run in zip(panels, runs, strict=False):
         axes.set_title(_name(run), fontsize=8.5)
     return picture, panels[: len(runs)]
-
-
-def _constant(run: Run) -> bool:
-    shot = run.before or run.after
-    return shot is not None and shot.constant_tau
 
 
 def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:

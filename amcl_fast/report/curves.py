@@ -142,6 +142,8 @@ def temperature(run: Run) -> Figure | None:
     if not lines:
         return None
     snapshot = run.before or run.after
+    if run.tau_kind == "learned":
+        return _curve(run, "tau_positive_mean", "Temperature: learned, one for all pairs", "temperature τ")
     if snapshot is not None and snapshot.constant_tau:
         figure, axes = curve_axes("Temperature: constant", "temperature τ", run)
         axes.axhline(snapshot.tau_min, color=BLUE)

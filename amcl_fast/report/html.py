@@ -24,7 +24,7 @@ table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .8rem .
 vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere } th { font-weight: 600 }
 td:first-child { color: var(--soft); width: 12rem }
 .number { text-align: right; font-variant-numeric: tabular-nums; width: 7rem }
-.grid td, .grid th { overflow-wrap: normal; min-width: 4rem; max-width: 20rem } .grid td:first-child { width: auto }
+.grid td, .grid th { overflow-wrap: break-word; min-width: 4rem; max-width: 20rem } .grid td:first-child { width: auto }
 .results { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
 .results div { flex: 1 1 8rem; border: 1px solid var(--line); border-radius: 6px; padding: .7rem 1rem }
 .results b { display: block; font-size: 1.7rem; font-weight: 600 } .results .best b { color: var(--best) }

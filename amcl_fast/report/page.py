@@ -20,6 +20,8 @@ _LISTED = 100
 
 _SETTINGS = {
     "data": "data.root",
+    "held out": "data.held_out",
+    "measured on": "data.evaluation",
     "image size": "data.size",
     "batch size": "data.batch_size",
     "augmentations": "data.augmentation",
@@ -197,7 +199,7 @@ def _plain(value: Any) -> str:
         if "class_path" in value:
             name = str(value["class_path"]).rpartition(".")[2]
             return f"{name}({_plain(value.get('init_args') or {})})"
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item not in (None, {}, []))
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     return str(value)

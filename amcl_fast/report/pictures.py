@@ -46,7 +46,7 @@ def histograms(run: Run) -> Figure | None:
     if not shots:
         return None
     quantities = {"similarity": "correlation of channels" if _of_channels(shots[0]) else "cosine similarity"}
-    if not shots[0].constant_tau:
+    if run.tau_kind == "adaptive":
         quantities["tau"] = "temperature τ"
     figure = Figure(figsize=(WIDTH, 1.8 * len(shots) + 0.7), layout="constrained")
     grid = figure.subplots(len(shots), len(quantities), sharex="col", squeeze=False)

@@ -130,6 +130,8 @@ def _throughput(run: Run) -> str:
 
 
 def _temperature(run: Run) -> str:
+    if run.tau_kind == "learned":
+        return _course(run, "tau_positive_mean", "Temperature of all pairs")
     kinds = (("positive", "Temperature of positives, mean"), ("negative", "Of selected negatives, mean"))
     told = (_course(run, f"tau_{kind}_mean", what) for kind, what in kinds if len(run.series(f"tau_{kind}_mean")[0]))
     return " ".join(told)

@@ -96,6 +96,16 @@ class Run:
             found.append(self.metrics[head_metric(kind, len(found))])
         return found
 
+    @property
+    def tau_kind(self) -> str | None:
+        """Of the temperature: "constant"; "learned", one for all pairs; "adaptive"; None without a snapshot."""
+        shots = [shot for shot in (self.before, self.after) if shot is not None]
+        if not shots:
+            return None
+        if shots[0].constant_tau:
+            return "constant"
+        return "learned" if all(shot.one_tau for shot in shots) else "adaptive"
+
     def setting(self, path: str) -> Any:
         """A setting by its dotted path, None if there is none."""
         value: Any = self.settings

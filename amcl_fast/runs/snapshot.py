@@ -65,6 +65,12 @@ class Snapshot:
         """Whether the temperature is a constant."""
         return self.tau_min == self.tau_max
 
+    @property
+    def one_tau(self) -> bool:
+        """Whether it is the same for all pairs: a constant, or one number that learns."""
+        taus = (self.positive_tau, self.hardest_tau, self.random_tau)
+        return all((tau == self.positive_tau.flat[0]).all() for tau in taus)
+
     def save(self, path: Path) -> None:
         """Write it as .npz; the file appears when it is whole. Its folder is made, those above are not.
 

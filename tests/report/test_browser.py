@@ -9,6 +9,7 @@ from tests.helpers.shots import neighbours, run_directory, snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
 
+OVER = "[...document.querySelectorAll('td, th')].filter(c => c.scrollWidth > c.clientWidth).map(c => c.innerText)"
 STYLE = "getComputedStyle(document.querySelector('{}')).{}"
 
 
@@ -20,7 +21,8 @@ def pages(tmp_path_factory):
         run_directory(base / name, before=snapshot(), after=snapshot(19), found=neighbours()) for name in (long, "b")
     ]
     for number, folder in enumerate(folders):
-        (folder / "config.yaml").write_text(f"data: {{root: /a/path/{'of-great-length/' * 9}, batch_size: {number}}}\n")
+        settings = f"data: {{root: /a/path/{'of-great-length/' * 9}, batch_size: {number}}}\n"
+        (folder / "config.yaml").write_text(f"{settings}setting: {{{'whose_name_is_long.' * 5}: {number}}}\n")
         write_facts(folder, {"versions": {"torch": "2.11"}, "steps_per_epoch": 5})
     return [write_report(folders[0]), write_comparison(folders)]
 
@@ -38,6 +40,7 @@ def test_pages_fit_a_phone_and_turn_dark(pages, tmp_path):
                     inverted = browser.evaluate(STYLE.format("img.chart", "filter")) != "none"
                     assert inverted == dark
                     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+                    assert browser.evaluate(OVER) == [], page
                     beside = browser.evaluate("new Set([...document.images].map(i => i.x)).size")
                     assert beside == (2 if width > 1000 else 1)
                 browser.open(pages[0].as_uri())

@@ -34,7 +34,11 @@ def test_all_runs_are_on_the_page(runs):
 
 
 def test_settings_that_differ_are_a_table(runs, tmp_path):
-    texts = ["a: 1\nmodel: {lr: 0.1, heads: 3}\n", "a: 1\nmodel: {lr: 0.2, heads: 3}\n", "a: 1\nmodel: {heads: <b>}\n"]
+    texts = [
+        "a: 1\nmodel: {init_args: {lr: 0.1, heads: 3}}\n",
+        "a: 1\nmodel: {lr: 0.2, heads: 3}\n",
+        "a: 1\nmodel: {heads: <b>}\n",
+    ]
     assert "settings differ" not in write_comparison(runs).read_text()  # of runs whose settings are unknown
     for run, text in zip(runs, texts, strict=True):
         (run / "config.yaml").write_text(text)

@@ -9,6 +9,7 @@ from PIL import Image
 from amcl_fast.report import curves, pictures, read_run
 from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
+from amcl_fast.report.words import seen
 from tests.helpers.shots import neighbours, run_directory, snapshot
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,20 @@ def test_constant_temperature_has_no_histogram_of_tau(tmp_path):
     assert labels == [["", "", "cosine similarity", "temperature τ"], ["", "cosine similarity"]]
     assert len(curves.temperature(adaptive).axes[0].lines) == 5  # mean and minimum of two kinds, the lower bound
     assert len(curves.temperature(constant).axes[0].lines) == 1
+
+
+def test_one_temperature_that_learns_is_one_line(tmp_path):
+    def of(step, tau):
+        one = {f"{kind}_tau": np.full((2, 16), tau, np.float32) for kind in ("positive", "hardest", "random")}
+        return snapshot(step, tau=(0.01, 10.0), **one)
+
+    learned = run(tmp_path, before=of(0, 0.07), after=of(19, 0.09))
+    axes = curves.temperature(learned).axes[0]
+    assert (
+        "learned" in axes.get_title() and axes.lines[0].get_ydata().tolist() == [0.5, 0.4, 0.3] and len(axes.lines) == 1
+    )
+    assert [axes.get_xlabel() for axes in pictures.histograms(learned).axes] == ["", "cosine similarity"]
+    assert seen("temperature.png", learned).startswith("Temperature of all pairs: from 0.5 ")
 
 
 def test_a_loss_over_all_negatives_has_no_hardest_ones(tmp_path):

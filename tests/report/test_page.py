@@ -41,7 +41,7 @@ class Page(HTMLParser):
 def folder(tmp_path):
     folder = run_directory(tmp_path / "demo-1", before=snapshot(), after=snapshot(19))
     (folder / "config.yaml").write_text(
-        "data: {root: /data/<b>images</b>, size: 32}\n"
+        "data: {root: /data/<b>images</b>, size: 32, evaluation: /data/labelled}\n"
         "model:\n"
         "  class_path: amcl_fast.methods.SimCLR\n"
         "  init_args:\n"
@@ -70,7 +70,15 @@ def test_results_and_settings_are_there(folder):
     path = write_report(folder)
     assert path == folder / "report" / "index.html"
     page = Page(path.read_text())
-    for text in ("11.5 %", "17.2 %", "62.8 %", "1,000 (median)", "20.0% of the time", "SimCLRLoss(temperature 0.2)"):
+    for text in (
+        "11.5 %",
+        "17.2 %",
+        "62.8 %",
+        "1,000 (median)",
+        "20.0% of the time",
+        "SimCLRLoss(temperature 0.2)",
+        "/data/labelled",
+    ):
         assert text in page.text
     assert "Nothing: every file is an image that is used." in page.text
 
