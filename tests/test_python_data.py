@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from amcl_fast import pretrain
+from amcl_fast.data.own.datasets import DatasetModule
 from amcl_fast.data.own.items import Items
 from amcl_fast.optim import OptimizerConfig
 from tests.helpers.command_line import NT_XENT, image_folder
@@ -23,6 +24,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yaml").write_text(NT_XENT)
     return tmp_path
+
+
+class Named(list):
+    """Items with labels and names of classes beside them."""
+
+    def __init__(self, items, targets, classes):
+        super().__init__(items)
+        self.targets, self.classes = targets, classes
 
 
 def loader(dataset=None):
@@ -105,6 +114,24 @@ def test_images_labels_and_classes_of_datasets():
         assert items.labels is None if labels is None else items.labels.tolist() == labels
         assert items.classes == classes
     assert np.asarray(Items(Old()).picture(1))[0, 1].tolist() == [round(255 * at / 48) for at in (13, 17, 21)]
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out", "labels"),
+    [
+        (None, None, [1, -1, 0]),  # of classes 0 and 1, by number
+        (["cat", "dog"], None, [1, -1, 0]),
+        (["cat", "dog"], ["bee", "cat", "dog"], [0, 1, -1]),
+    ],
+)
+def test_held_out_images_have_the_classes_that_are_trained_on(names, held_out, labels, caplog):
+    train, queries = [(Image.new("RGB", (4, 4)), 0)] * 4, [(Image.new("RGB", (4, 4)), 0)] * 3
+    of_train = Items(Named(train, [0, 1, 0, 1], names))
+    module = DatasetModule(of_train, Items(Named(queries, [1, 2, 0], held_out)), root="", size=4, batch_size=2)
+    module.setup("fit")
+    assert module.classes == (names or ["0", "1"])
+    assert module.measured_images()[1] == 2 and "of no class of data, and so are not measured: 1" in caplog.text
+    assert module._query.labels.tolist() == labels
 
 
 def test_views_of_one_s_own_are_the_same_whoever_makes_them(folder):

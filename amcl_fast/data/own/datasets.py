@@ -68,11 +68,14 @@ class DatasetModule(ContrastiveDataModule):
             why = f"{self._items.name} does not tell its labels (as targets, or in a column label)"
         elif len(np.unique(train.labels[train.labels >= 0])) < 2:
             why = f"{self._items.name} has labels of fewer than two classes"
-        held_out = None if self._queries is None else _images(self._queries)
+        held_out, notes = None, []
         if why is not None:
             train = Images(train.files, np.full(len(train.files), -1), [])
-            held_out = None
-        return [Sources(train, held_out, None, why, [])]
+        elif self._queries is not None:
+            held_out = _of_classes(_images(self._queries), train.classes)
+            if others := int((held_out.labels < 0).sum()):
+                notes = [f"images of evaluation that are of no class of data, and so are not measured: {others:,}"]
+        return [Sources(train, held_out, None, why, notes)]
 
     def _kept(self) -> None:
         return None
@@ -183,3 +186,13 @@ def view_sizes(items: Items, augment: Sequence[Augment]) -> list[int]:
 def _images(items: Items) -> Images:
     labels = np.full(len(items), -1) if items.labels is None else items.labels
     return Images([items.location(place) for place in range(len(items))], labels, items.classes)
+
+
+def _of_classes(images: Images, classes: list[str]) -> Images:
+    """Images with the labels of other classes, by name where both have names, else by number; -1 of what they lack."""
+    own = images.classes
+    named = not any(names == [str(number) for number in range(len(names))] for names in (own, classes))
+    numbers = {name: number for number, name in enumerate(classes)} if named else {}
+    labels = [numbers.get(name, -1) if named else number for number, name in enumerate(own)]
+    table = np.array([*(label if label < len(classes) else -1 for label in labels), -1])
+    return Images(images.files, table[images.labels], classes)
