@@ -99,6 +99,7 @@ WRONG = {
     "--epochs -1": "trainer.max_steps must be given with trainer.max_epochs=-1, or the schedule has no end, got -1$",
     "--trainer.limit_train_batches 0": "trainer.limit_train_batches must be above 0, got 0$",
     "--trainer.limit_train_batches 1.5": "trainer.limit_train_batches must be .* up to 1.0, got 1.5$",
+    "--checkpoint.keep_best true --knn.bank 0": "checkpoint.keep_best must be false where kNN is off, .*, got true$",
     "--trainer.log_every_n_steps 0": "trainer.log_every_n_steps must be at least 1, got 0$",
     "--trainer.max_time foo": "trainer.max_time must be DD:HH:MM:SS or .* got foo$",
     "--trainer.gradient_clip_algorithm sum": "trainer.gradient_clip_algorithm must be one of norm, value, got sum$",

@@ -25,6 +25,8 @@ def check_values(settings: Any) -> None:
     if not 0 <= seed < _SEEDS:
         raise ValueError(f"seed_everything must be from 0 to {_SEEDS - 1}, got {seed}")
     _check_trainer(settings.trainer)
+    if settings.checkpoint.keep_best and not all(settings.knn[name] for name in ("every_n_epochs", "bank", "queries")):
+        raise ValueError("checkpoint.keep_best must be false where kNN is off, by which it judges, got true")
     _check_batch(settings)
     _check_model(settings)
 
