@@ -25,7 +25,7 @@ _POINTS = 20
 _LAST_SEED = 2**32 - 1
 """NumPy's."""
 
-_NO_SEED = -1
+_NO_SEED = _LAST_SEED  # which nobody gives
 
 _MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
 """What refuses data of which no accuracy can be measured."""

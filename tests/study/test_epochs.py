@@ -97,7 +97,7 @@ def test_accuracy_is_measured_often_enough(settings, every, here, untrained):
     [
         (["--seeds", "0", "0"], "--seeds must be different ones, got 0 0"),
         (["--variants", "amcl", "best"], "recipe must be the name of one, got 'simclr-builtin-best'; close to it: .*"),
-        (["--sedes", "3"], "unrecognized arguments: --sedes 3"),
+        (["--sedes", "3"], "--sedes is no setting, got 3; .*"),
         (["--recipe", "demo"], "--recipe must be left out of a study, which has trainings of its own"),
         (["--seed_everything=3"], "--seed_everything must be left out of a study.*"),
         (["--trainer.max_steps", "9"], "trainer.max_steps must be left out of a study of whole epochs, got 9"),
