@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .recipes import describe_recipes, given_recipe
@@ -31,11 +31,16 @@ _DATA = (
 _WEIGHTS = "run directory, checkpoint, or file written by export"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line; how the whole command is used, --help says."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help says what there is\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of a command line; it tells the sub-command as `command`."""
-    whole = argparse.ArgumentParser(
-        prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False
-    )
+    whole = _Parser(prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     declarations = (
@@ -108,10 +113,13 @@ def _declare_evaluate(commands: Any) -> None:
     )
     parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
     parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was measured or trained on)")
-    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of the data is for that")
+    parser.add_argument(
+        "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of the data is for that"
+    )
     parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
     parser.add_argument(
         "--crop_pct",
+        "--crop-pct",
         type=float,
         metavar="F",
         help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
@@ -125,7 +133,7 @@ def _declare_evaluate(commands: Any) -> None:
         metavar="LR",
         help="learning rates at batch 256 (0.01 to 30, eight of them; of fine-tuning three, which it tells)",
     )
-    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="of either (256)")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=256, metavar="N", help="of either (256)")
     parser.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
@@ -267,18 +275,25 @@ def _declare_pack(commands: Any) -> None:
     parser.add_argument("target", type=_path, metavar="TARGET", help="folder of the shards; empty or not there")
     parser.add_argument(
         "--shorter_side",
+        "--shorter-side",
         type=int,
         metavar="N",
         help="pixels to which a longer shorter side is scaled (default: none is)",
     )
     parser.add_argument(
-        "--shard_size", default="256MB", metavar="SIZE", help="of a shard at most: bytes, or a number of images (256MB)"
+        "--shard_size",
+        "--shard-size",
+        default="256MB",
+        metavar="SIZE",
+        help="of a shard at most: bytes, or a number of images (256MB)",
     )
     parser.add_argument(
         "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="the training images, once (default)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that (0)")
-    parser.add_argument("--held_out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that")
+    parser.add_argument(
+        "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
 
 

@@ -65,6 +65,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, bool]:
     if arguments.command in ("pretrain", "study"):
         arguments.settings = rest
     elif rest:
+        whole.prog += f" {arguments.command}"
         whole.error(f"unrecognized arguments: {' '.join(rest)}")
     resumes = arguments.command == "pretrain" and arguments.resume is not None
     stopped = _STOPPED.get(f"{arguments.command} --resume" if resumes else arguments.command, "before its end")

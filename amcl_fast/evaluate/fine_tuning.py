@@ -58,6 +58,8 @@ class FineTuning:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs must be at least 0 and below epochs, got {self.warmup_epochs}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
 
 
 def usual(backbone: nn.Module, **given: Any) -> FineTuning:

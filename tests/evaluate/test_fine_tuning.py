@@ -102,6 +102,7 @@ def test_the_encoder_decides_what_is_usual():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
         ({"warmup_epochs": 30}, "warmup_epochs must be at least 0 and below epochs, got 30"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"layer_decay": 0.5}, "layer_decay must be unset with Sequential"),
     ],
 )
