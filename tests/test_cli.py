@@ -177,7 +177,10 @@ def test_a_model_of_timm_with_the_demo_is_told_all_that_it_needs(images, tmp_pat
     monkeypatch.chdir(tmp_path)
     demo = ["pretrain", "--recipe", "demo", "--data", str(images), "--run_dir", "run", "--model.backbone.name"]
     told = "must be standard and 64 with timm/test_vit, for they are settings of ResNets, got small and 16"
-    for name, message in (("nothing", "backbone must be a model of timm, got 'nothing'"), ("test_vit", told)):
+    for name, message in (
+        ("nothing", "model.backbone.name must be a model of timm, got 'nothing'"),
+        ("test_vit", told),
+    ):
         assert main([*demo, f"timm/{name}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(message), line

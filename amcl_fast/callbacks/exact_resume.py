@@ -77,6 +77,7 @@ class ExactResume(L.Callback):
         self._accumulated = state.get("accumulated")
         self._loader_state = state["loader"]
         self._generators = state["generators"][trainer.global_rank % processes]
+        _check_generators(self._generators)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._loader_state is not None:
@@ -183,6 +184,17 @@ def _generators() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
+
+
+def _check_generators(state: dict[str, Any]) -> None:
+    """Raise ValueError if the generators cannot be set to a state, while nothing has begun yet."""
+    before = _generators()
+    try:
+        _restore_generators(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the state of its random generators cannot be restored: {error!r}") from error
+    finally:
+        _restore_generators(before)
 
 
 def _restore_generators(state: dict[str, Any]) -> None:

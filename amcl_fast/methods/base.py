@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed import world
+from ..distributed import exchange, world
 from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..models.modes import floating_dtype, untracked
@@ -233,7 +233,7 @@ class Method(L.LightningModule):
                 f"batches must be (views, labels), views a list of tensors (n, 3, H, W), got {got} as views"
             )
         if len(views) > 1:
-            self.check_batch(len(views[0]) * world()[1], len(targets_of(views)))
+            self.check_batch(sum(exchange(len(views[0]))), len(targets_of(views)))
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         self.log_step()

@@ -95,7 +95,9 @@ def subclasses(hint: Any) -> list[type]:
         waiting += kind.__subclasses__()
     made = [kind for kind in found if not inspect.isabstract(kind) and not kind.__name__.startswith("_")]
     roots = tuple(classes(hint))
-    return [kind for kind in made if kind not in roots] or made
+    # What the package itself builds on is for that alone; a class of a user's own makes none of its bases so.
+    bases = {base for kind in made if kind.__module__.startswith("amcl_fast.") for base in kind.__mro__[1:]}
+    return [kind for kind in made if kind not in roots or kind not in bases] or made
 
 
 def known(parser: LightningArgumentParser, chosen: Mapping[str, Any]) -> dict[str, Setting]:

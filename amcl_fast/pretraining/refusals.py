@@ -40,7 +40,7 @@ def refused(parser: LightningArgumentParser, args: Sequence[str], said: str) -> 
         for given in found:
             if given.own == own and (why := _wrong(given, tree)):
                 return why
-    return _required(tree, found) or _loose(args, tree) or _in_short(said)
+    return _required(tree, found) or _loose(args, tree) or _lacking(said) or _in_short(said)
 
 
 def refuse_nothing(settings: Any, name: str = "") -> None:
@@ -174,9 +174,8 @@ def _unreadable(args: Sequence[str]) -> str | None:
         if not os.path.isfile(name):
             held = parsed_text(name)
             if not isinstance(held, dict):
-                return (
-                    f"--config must be a file of settings, or settings by name, got {shown(name)}, which does not exist"
-                )
+                path = name if "\n" not in name and len(name) < 256 else shown(name)  # whole, for it is looked for
+                return f"--config must be a file of settings, or settings by name, got {path}, which does not exist"
         elif not isinstance(held := parsed_text(Path(name).read_text("utf-8")), dict | None):
             return f"{name} must be a mapping of names to settings, got {type(held).__name__}"
     return None
@@ -197,6 +196,15 @@ def _loose(args: Sequence[str], tree: Mapping[str, Setting]) -> str | None:
         if argument in ("--config", "-c") and place + 1 == len(args):
             return f"{argument} must be followed by a file of settings, got none"
     return None
+
+
+def _lacking(said: str) -> str | None:
+    """What a class that was chosen cannot be made without."""
+    match = re.search(r"following arguments are required: (\w+)", said)
+    if match is None:
+        return None
+    inside = re.findall(r'Parser key "([\w.]+)"', said[: match.start()])
+    return f"--{'.'.join([*inside, match[1]])} must be given, got none"
 
 
 def _in_short(said: str) -> str:

@@ -63,7 +63,7 @@ def showing(**stats):
     """A criterion with the statistics of a healthy call, but for these."""
     healthy = {"similarity_positive": 0.8, "similarity_negative": 0.1}
     healthy |= {f"tau_{group}_{name}": 0.5 for group in ("positive", "negative") for name in ("mean", "at_bound")}
-    criterion = SimCLRLoss(0.1)
+    criterion = SimCLRLoss(AdaptiveTemperature(8))
     criterion.last_stats = {name: torch.tensor(value) for name, value in (healthy | stats).items()}
     return criterion
 

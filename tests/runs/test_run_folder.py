@@ -269,7 +269,7 @@ def test_runs_that_begin_at_once(tmp_path, given):
         (["--trainer.limit_train_batches=0.01"], r"`limit_train_batches` argument"),
         (["--trainer.log_every_n_steps=0"], r"trainer\.log_every_n_steps must be at least 1, got 0"),
         (["--trainer.num_nodes=2"], r"trainer\.num_nodes must be 1 unless torchrun or srun starts .*--run_dir, got 2"),
-        (["--trainer.max_time=soon"], r"'soon'.*is not a valid duration"),
+        (["--trainer.max_time=soon"], r"trainer.max_time must be DD:HH:MM:SS or .*, got soon"),
         (
             ["--trainer.enable_checkpointing=false", "--trainer.callbacks=ModelCheckpoint"],
             r"enable_checkpointing must be true beside ModelCheckpoint in trainer\.callbacks, got false",
@@ -314,7 +314,7 @@ def test_settings_that_leave_nothing_to_do_are_refused(settings, message, home, 
     ("settings", "message"),
     [
         (["--model.schedule.warmup_epochs=5"], r"warmup_epochs"),
-        (["--model.optimizer.momentum=-1"], r"Invalid momentum value: -1"),
+        (["--model.optimizer.momentum=-1"], r"model.optimizer.momentum must be at least 0 and below 1, got -1.0"),
         (["--trainer.callbacks=failing.Divides"], r"error: ZeroDivisionError: "),
         (["--trainer.callbacks=failing.Imports"], r"error: No module named 'nowhere'"),
     ],
