@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from amcl_fast import pretrain
-from amcl_fast.data.own.datasets import DatasetModule
+from amcl_fast.data.own.datasets import AugmentedLoader, DatasetModule
 from amcl_fast.data.own.items import Items
+from amcl_fast.data.scan.images import Images
 from amcl_fast.optim import OptimizerConfig
 from tests.helpers.command_line import NT_XENT, image_folder
 from tests.helpers.from_python import Column, Own, Stateful, Views, assert_same, crop, simclr, stop, train, weights
@@ -144,6 +145,21 @@ def test_views_of_one_s_own_are_the_same_whoever_makes_them(folder):
     del given["batch_size"]
     again = train(**given, method=simclr(), resume="begun")
     assert_same(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize(("done", "left"), [(4, 3), (5, 2)])
+def test_views_of_other_images_go_on_in_the_same_epoch(done, left, caplog):
+    """After two epochs of two batches, and one batch more, with images for three batches an epoch."""
+
+    def of(count):
+        items = Items(Column(count))
+        images = Images([items.location(place) for place in range(count)], [0] * count, [])
+        return AugmentedLoader(items, images, [crop], 4, seed=0, share=0, shares=1, workers=0)
+
+    loader = of(13)
+    loader.load_state_dict({**of(9).state_dict(), "done": done})
+    assert sum(1 for _ in loader) == left and sum(1 for _ in loader) == 3
+    assert "their order is another" in caplog.text
 
 
 def test_batches_of_a_data_module_go_on_exactly_after_an_epoch(folder, capsys):

@@ -168,7 +168,7 @@ class PretrainCLI(CLIOfGiven):
         if resumed.finished and not self.lengths and not self.given.in_python:
             raise FinishedError(f"{self.run_dir} has finished: there is nothing left to train")
         if resumed.finished and resumed.checkpoint is None:
-            raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: it cannot be made longer")
+            raise FileNotFoundError(f"{self.run_dir} has finished and holds no checkpoint: nothing can go on from it")
 
         def placed(name: str) -> Callable[[str], str]:
             kept = self.config.data[name] == before.data[name]

@@ -1,5 +1,6 @@
 """Datasets of images in place of a folder: augmented, measured and gone on with as the images of a folder are."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from amcl_fast.data.own.items import Items, class_name, place_of, reader_of
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.distributed import world
+
+log = logging.getLogger(__name__)
 
 Augment = Callable[[Any], Tensor]
 
@@ -108,7 +111,8 @@ class AugmentedLoader:
         repeated: int | None = None,
     ) -> None:
         self._views = _Views(items, [place_of(location) for location in images.files], augment, (seed, share))
-        self._order = Order(len(images.files), batch_size, seed=seed, share=share, shares=shares, repeated=repeated)
+        self._images = len(images.files)
+        self._order = Order(self._images, batch_size, seed=seed, share=share, shares=shares, repeated=repeated)
         if not self._order.batches:
             raise ValueError(
                 f"training images must be at least {shares * batch_size} for {shares} process(es) with batches of "
@@ -137,12 +141,16 @@ class AugmentedLoader:
             started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches are done."""
-        return {"done": self._done}
+        """How many batches are done, and are an epoch."""
+        return {"done": self._done, "batches": self._order.batches, "images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after them."""
+        """Go on after them; of other images than there were in the same epoch, with a warning."""
         self._done = state["done"]
+        if state.get("images", self._images) != self._images:
+            log.warning("the images are not those of the checkpoint: their order is another")
+            epochs, done = divmod(state["done"], state["batches"])
+            self._done = epochs * self._order.batches + min(done, self._order.batches)
 
 
 class _Views(Dataset[tuple[list[Tensor], int]]):
