@@ -179,12 +179,13 @@ def test_ctrl_c_before_the_first_step(folder):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_it_works_outside_the_main_thread_and_tells_a_run_that_failed(folder):
+def test_it_works_outside_the_main_thread_and_tells_a_run_that_failed(folder, monkeypatch):
     """Where no handler can be set; a loss that is not finite is an error with the step in it."""
+    monkeypatch.setenv("HOME", str(folder))
     found: list[object] = []
 
     def work():
-        found.append(train(data=Stateful(), method=simclr(), epochs=1, run_dir="run").steps)
+        found.append(train(data=Stateful(), method=simclr(), epochs=1, run_dir="~/run").steps)
         broken = [([torch.full((8, 3, 8, 8), float("nan"))] * 2, torch.zeros(8, dtype=torch.int64))] * 2
         try:
             train(data=broken, method=simclr(), epochs=1, run_dir="nan")
@@ -195,6 +196,7 @@ def test_it_works_outside_the_main_thread_and_tells_a_run_that_failed(folder):
     thread.start()
     thread.join()
     assert found == [3, "step 0, epoch 0: the loss is not finite"]
+    assert Path("run/config.yaml").is_file() and not Path("~").exists()
 
 
 def test_a_framework_of_one_s_own(folder, monkeypatch):

@@ -21,6 +21,7 @@ from ..callbacks import Interrupted, StopSignals
 from ..data.own.items import class_name
 from ..methods import Method
 from ..models import BackboneConfig
+from ..paths import expanded
 from ..runs.directory import RunDirectory
 from .command import RunError, SettingsError, run
 from .given import Given
@@ -105,7 +106,7 @@ def pretrain(
                 None if recipe is None else str(recipe),
                 path,
                 None if resume is None else str(resume),
-                None if run_dir is None else Path(run_dir),
+                None if run_dir is None else Path(expanded(os.fspath(run_dir))),
                 [f"--{name}={text}" for name, text in arguments.items()],
                 trust=trust,
                 begun=begun.append,
