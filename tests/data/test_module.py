@@ -302,8 +302,8 @@ from amcl_fast.data import ContrastiveDataModule
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1] == (
-        "ImportError: the data pipeline needs NVIDIA DALI: pip install 'amcl-fast[train]'; train-cuda12 in place of train "
-        "beside CUDA 12"
+        "ImportError: the data pipeline needs NVIDIA DALI: pip install 'amcl-fast[train]'; train-cuda12 in place of "
+        "train beside CUDA 12"
     )
 
 

@@ -144,7 +144,7 @@ class OwnLoader(FakeLoader):
 def test_a_run_resumes_with_as_many_processes_and_with_others(tmp_path, port, capsys):
     spawn(resuming_worker, args=(port, tmp_path), nprocs=2)
     path = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    trainer = running.fit(tmp_path, method("moco", batch=16, queue_size=72), ckpt_path=str(path))
+    trainer = running.fit(tmp_path, method("moco", batch=16, queue_size=72), max_epochs=3, ckpt_path=str(path))
     assert "goes on with 1 process(es) instead of 2" in capsys.readouterr().out
     assert trainer.global_step > torch.load(path, weights_only=True)["global_step"]
 
