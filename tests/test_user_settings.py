@@ -78,6 +78,7 @@ WRONG = {
     "--guard.window []": r"--guard.window must be a whole number, got \[\]$",
     "--report.pairs many": "--report.pairs must be a whole number, got many$",
     "--model.backbone null": "model.backbone must be settings by name, got null$",
+    "--checkpoint.keep_best true --knn.bank 0": "checkpoint.keep_best must be false where knn.bank is 0, got true$",
     "--model.backbone.arguments null": "--model.backbone.arguments must be a group of values by name, .*got null$",
     "--model foo": "--model must be .*SimCLR.* or package.module.Class, got foo$",
     "--model MoCo": "amcl.yaml: model.init_args.criterion.class_path must be MoCoLoss or .*, got amcl_fast.SimCLRLoss$",

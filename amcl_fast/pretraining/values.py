@@ -29,6 +29,9 @@ def check_values(settings: Any) -> None:
         raise ValueError("checkpoint.keep_best must be false where kNN is off, by which it judges, got true")
     _check_batch(settings)
     _check_model(settings)
+    off = next((name for name in ("every_n_epochs", "bank", "queries") if settings.knn[name] == 0), None)
+    if off is not None and settings.checkpoint.keep_best:
+        raise ValueError(f"checkpoint.keep_best must be false where knn.{off} is 0, got true")
 
 
 def _check_trainer(trainer: Any) -> None:
