@@ -208,14 +208,14 @@ class EventsFile(_RunLogger):
         """Settings as TensorBoard compares them between runs, by dotted names, and as text.
 
         Args:
-            params: plain values, nested.
+            params: nested; what is no plain value, of a user's own module, as text.
             args, kwargs: of Lightning's interface, without a use here.
         """
         from torch.utils.tensorboard.summary import hparams, text
 
         settings = params if isinstance(params, dict) else vars(params)
         flat = {
-            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
             for name, value in flattened(settings)
             if value is not None
         }

@@ -63,6 +63,7 @@ def test_tensorboard_has_settings_and_pictures(tmp_path):
     told = HParamsPluginData.FromString(content).session_start_info.hparams
     assert told["model.lr"].number_value == 0.5 and told["model.views"].string_value == "[1, 2]"
     assert "model.clip" not in told
+    EventsFile(tmp_path).log_hyperparams({"encoder": torch.nn.Identity()})  # as a module's own may be
     drawn = {path.stem: path.read_bytes() for path in (tmp_path / "report").glob("*.png")}
     assert set(events.Tags()["images"]) == set(drawn) >= {"pairs", "histograms"}
     before, after = events.Images("pairs")
