@@ -14,7 +14,7 @@ from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
 from amcl_fast.data.scan.walk import list_files
 from amcl_fast.extras import require
 from amcl_fast.progress import Progress
-from amcl_fast.runs.files import write_file
+from amcl_fast.runs.files import NewFile
 
 _USAGE = "usage: python -m amcl_fast.data.convert SOURCE TARGET"
 
@@ -101,9 +101,10 @@ def _write_png(path: str, place: str) -> str:
                 whole = whole.convert("I").point(lambda value: value / 256).convert("L")
             elif whole.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
                 whole = whole.convert("RGB")
+            whole.load()
             os.makedirs(os.path.dirname(place), exist_ok=True)
-            whole.load()  # what it cannot read is no fault of the file that is written
-            write_file(Path(place), lambda file: whole.save(file, format="PNG"))
+            with NewFile(Path(place)) as file:
+                whole.save(file, format="PNG")
     except (Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.filename not in (None, path):
             raise
