@@ -88,6 +88,8 @@ def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
     assert rows.count("\n0,") == 1  # baselines and the first step
     assert main(["pretrain", "--recipe", "a", "--resume"]) == 0
     assert "run directory: runs/a-1" in capsys.readouterr().out
+    assert main(["pretrain", "--recipe", "a", "--resume", "runs/b-1"]) == 2
+    assert "--recipe must be left out, as for the run in runs/b-1, got a\n" in capsys.readouterr().err
 
 
 def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):

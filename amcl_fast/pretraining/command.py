@@ -318,8 +318,7 @@ def _prepare(
             check_writable(run_dir, RunDirectory(run_dir).checkpoints)
             lock.acquire(run_dir)
         resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
-        if resume != LATEST:  # of which the recipe has chosen the run
-            refuse_another(recipe, resumed, run_dir)
+        refuse_another(recipe, resumed, run_dir, by_name=resume == LATEST)
     if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}

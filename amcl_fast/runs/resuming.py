@@ -1,5 +1,6 @@
 """What a resumed run goes on from: its folder, its checkpoint, its settings, and what of these is taken."""
 
+import glob
 import itertools
 import os
 from collections.abc import Collection, Sequence
@@ -64,7 +65,8 @@ def find_run(resume: str, recipe: str | None) -> tuple[Path, Path | None]:
         FileNotFoundError: there is nothing to go on from.
     """
     if resume == LATEST:
-        pattern = f"{recipe or '*'}-*/{LAST}"
+        # With a digit begins the time: other recipes may have a longer name.
+        pattern = f"{glob.escape(recipe)}-[0-9]*/{LAST}" if recipe else f"*-*/{LAST}"
         found = sorted(RUNS.glob(pattern), key=lambda path: path.stat().st_mtime)
         if not found:
             raise FileNotFoundError(f"nothing to resume: no {RUNS / pattern}")
@@ -159,9 +161,14 @@ def without_nulled(settings: dict[str, Any], changes: Sequence[str]) -> dict[str
     return keep(settings, "")
 
 
-def refuse_another(recipe: str | None, resumed: Resumed, run_dir: Path) -> None:
-    """Raise ValueError if a recipe is given that is not the run's own."""
-    if recipe not in (None, own := resumed.settings.get("recipe")):
+def refuse_another(recipe: str | None, resumed: Resumed, run_dir: Path, *, by_name: bool = False) -> None:
+    """Raise ValueError if a recipe is given that is not the run's own.
+
+    One that was found by its name may have been begun without, and one of an earlier version does not say.
+    """
+    own = resumed.settings.get("recipe")
+    unsaid = own is None and (by_name or "recipe" not in resumed.settings)
+    if not unsaid and recipe not in (None, own):
         raise ValueError(f"--recipe must be {own or 'left out'}, as for the run in {run_dir}, got {recipe}")
 
 

@@ -1,6 +1,7 @@
 """amcl_fast.runs.directory: one place knows the names of a run's files, without torch."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amcl_fast.runs.directory import RunDirectory, aside
+from amcl_fast.runs.directory import LATEST, RunDirectory, aside
 from amcl_fast.runs.files import partial_name
 from amcl_fast.runs.resuming import find_run
 
@@ -78,6 +79,17 @@ def test_a_checkpoint_may_lie_where_no_folder_is_above(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda self: self == path)
     with pytest.raises(FileNotFoundError, match=r"^/weights.ckpt does not lie in a run directory"):
         find_run(str(path), None)
+
+
+@pytest.mark.parametrize("recipe", ["demo", "demo[2]"])
+def test_the_latest_run_of_a_recipe_is_not_of_one_with_a_longer_name(tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate((f"{recipe}-vitxs4-20260101-000000", f"{recipe}-20260101-000000")):
+        last = RunDirectory(Path("runs") / name).last
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (0, 100 - age))
+    assert find_run(LATEST, recipe)[0] == Path("runs") / f"{recipe}-20260101-000000"
 
 
 @pytest.mark.parametrize("name", ["images", "a-b", "evaluation-x", "x.json"])
