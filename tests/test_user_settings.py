@@ -8,11 +8,13 @@ import subprocess
 import pytest
 import yaml
 
+from amcl_fast.capabilities import Status
 from amcl_fast.cli import main
 from amcl_fast.data.views import ViewGroup
 from amcl_fast.methods import CAN
 from amcl_fast.models import BackboneConfig, ProjectorConfig
 from amcl_fast.models.decoder import DecoderConfig
+from amcl_fast.ops.backends import TABLE
 from amcl_fast.optim import OptimizerConfig
 from amcl_fast.pretraining.command import SettingsError, settings_of
 from amcl_fast.pretraining.lightning_cli import parsed
@@ -98,9 +100,13 @@ WRONG = {
     "--trainer.accelerator foo": "trainer.accelerator must be one of auto, gpu, cpu, .* got foo$",
     "--trainer.strategy foo": "trainer.strategy must be one of auto, ddp, .* got foo$",
     "--epochs -1": "trainer.max_steps must be given with trainer.max_epochs=-1, or the schedule has no end, got -1$",
+    "--epochs null": "trainer.max_epochs must be given, or trainer.max_steps, or the schedule has no end, got null$",
+    "--trainer.max_epochs null --trainer.max_time 00:01:00:00": "or trainer.max_steps, or the schedule has no end",
+    "--devices -1": "trainer.devices must be auto or a number of processes on the CPU, got -1$",
+    "--devices [0]": r"trainer.devices must be auto or a number of processes on the CPU, got \[0\]$",
+    "--trainer.strategy ddp_fork": "trainer.strategy must be one of auto, ddp, .* got ddp_fork$",
     "--trainer.limit_train_batches 0": "trainer.limit_train_batches must be above 0, got 0$",
     "--trainer.limit_train_batches 1.5": "trainer.limit_train_batches must be .* up to 1.0, got 1.5$",
-    "--checkpoint.keep_best true --knn.bank 0": "checkpoint.keep_best must be false where kNN is off, .*, got true$",
     "--trainer.log_every_n_steps 0": "trainer.log_every_n_steps must be at least 1, got 0$",
     "--trainer.max_time foo": "trainer.max_time must be DD:HH:MM:SS or .* got foo$",
     "--trainer.gradient_clip_algorithm sum": "trainer.gradient_clip_algorithm must be one of norm, value, got sum$",
@@ -154,6 +160,30 @@ def test_what_is_wrong_is_one_line_before_any_work(typed, here, capsys):
     assert line.startswith("amcl-fast pretrain: error: ") and told.out == ""
     assert re.search(rf"error: .*?{WRONG[typed]}" if "$" in WRONG[typed] else WRONG[typed], line), line
     assert sorted(here.iterdir()) == before
+
+
+def test_a_backend_that_is_not_there_is_found_before_any_work(here, monkeypatch, capsys):
+    for name, status in (("triton", Status(False, "no GPU")), ("native", Status(True, "there"))):
+        monkeypatch.setitem(TABLE, name, TABLE[name]._replace(status=lambda status=status: status))
+    typed = ["pretrain", "--config", "amcl.yaml", "--data", "images", "--model.criterion.backend"]
+    assert main([*typed, "triton"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    why = "for triton is not available: no GPU, got triton"
+    assert line.endswith(f"model.criterion.backend must be auto or reference, {why}") and not (here / "runs").exists()
+    assert settings_of("demo", ["--trainer.accelerator", "cpu", "--model.criterion.backend", "native"])
+    monkeypatch.setattr("amcl_fast.pretraining.values._device", lambda trainer: "cuda")
+    assert main([*typed, "native"]) == 2
+    assert "auto or reference, for native takes no tensors on cuda, got native" in capsys.readouterr().err
+
+
+def test_a_data_set_smaller_than_a_batch_is_told_by_the_setting(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "images", 2, 1)
+    (tmp_path / "amcl.yaml").write_text(f"{AMCL}{TRAINER}")
+    assert main(["pretrain", "--config", "amcl.yaml", "--data", "images"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and not (tmp_path / "runs").exists()
+    assert told.err.endswith("error: data.batch_size must be at most 4, the training images, got 8\n")
 
 
 @pytest.mark.slow

@@ -103,6 +103,8 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
         value = given(name)
         if value is False if name == "logger" else value is not None and value not in harmless:
             raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
+    if stored is None and trainer.max_epochs is None and trainer.max_steps in (None, -1):
+        raise ValueError("trainer.max_epochs must be given, or trainer.max_steps, or the schedule has no end, got null")
     limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
     if limit is not None and limit <= 0:
         raise ValueError(f"trainer.limit_train_batches must be above 0, got {limit}")

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import StrategyRegistry
 
 from ..methods import BarlowTwins
+from ..ops.backends import TABLE
 from ..setting_types import shown
 
 _SEEDS = 1 << 32
@@ -25,19 +26,20 @@ def check_values(settings: Any) -> None:
     if not 0 <= seed < _SEEDS:
         raise ValueError(f"seed_everything must be from 0 to {_SEEDS - 1}, got {seed}")
     _check_trainer(settings.trainer)
-    if settings.checkpoint.keep_best and not all(settings.knn[name] for name in ("every_n_epochs", "bank", "queries")):
-        raise ValueError("checkpoint.keep_best must be false where kNN is off, by which it judges, got true")
     _check_batch(settings)
     _check_model(settings)
     off = next((name for name in ("every_n_epochs", "bank", "queries") if settings.knn[name] == 0), None)
     if off is not None and settings.checkpoint.keep_best:
         raise ValueError(f"checkpoint.keep_best must be false where knn.{off} is 0, got true")
+    _check_backend(settings)
 
 
 def _check_trainer(trainer: Any) -> None:
     accelerators = ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())]
-    # What starts processes by pickling cannot take a run, whose locks and pipelines are of one process.
-    strategies = [name for name in StrategyRegistry.available_strategies() if "spawn" not in name]
+    # What starts processes by pickling cannot take a run, whose locks and pipelines are of one process; of what trains
+    # in forks nothing comes back, so that there would be neither closing lines nor a report.
+    in_forks = ("spawn", "fork", "notebook")
+    strategies = [name for name in StrategyRegistry.available_strategies() if not any(map(name.count, in_forks))]
     for name, names in (
         ("accelerator", accelerators),
         ("strategy", ["auto", *sorted(strategies, key=len)]),
@@ -54,6 +56,9 @@ def _check_trainer(trainer: Any) -> None:
             f"trainer.accelerator must be cpu or auto where torch finds no such device, got {trainer.accelerator}; "
             "amcl-fast doctor says what there is"
         )
+    devices = str(trainer.devices)
+    if _device(trainer) == "cpu" and devices != "auto" and not devices.isdecimal():
+        raise ValueError(f"trainer.devices must be auto or a number of processes on the CPU, got {devices}")
     if trainer.num_nodes < 1:
         raise ValueError(f"trainer.num_nodes must be at least 1, got {trainer.num_nodes}")
     limit = trainer.limit_train_batches
@@ -69,6 +74,35 @@ def _check_trainer(trainer: Any) -> None:
                 "trainer.max_time must be DD:HH:MM:SS or a group of days, hours, minutes and seconds, got "
                 f"{shown(trainer.max_time)}"
             ) from None
+
+
+def _device(trainer: Any) -> str:
+    """The kind of device that is trained on, as torch calls it."""
+    name = trainer.accelerator.lower() if isinstance(trainer.accelerator, str) else ""
+    if name not in ("auto", "gpu"):
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_backend(settings: Any) -> None:
+    """A backend that was named takes the device that is trained on; `auto` is one that does."""
+    name = settings.get("model.init_args.criterion.init_args.backend")
+    if name not in TABLE:
+        return
+    status, device = TABLE[name].status(), _device(settings.trainer)
+    if not status.available:
+        why = f"for {name} is not available: {status.reason}"
+    elif TABLE[name].device in (None, device) or (device == "cpu" and _interpreted()):
+        return
+    else:
+        why = f"for {name} takes no tensors on {device}"
+    raise ValueError(f"model.criterion.backend must be auto or reference, {why}, got {name}")
+
+
+def _interpreted() -> bool:
+    from ..ops.triton import INTERPRETED  # not at the top: a machine may have no Triton
+
+    return INTERPRETED
 
 
 def _check_batch(settings: Any) -> None:

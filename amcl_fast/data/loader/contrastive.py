@@ -99,7 +99,7 @@ class ContrastiveLoader:
         if not self._batches:
             raise ValueError(
                 f"training images must be at least {num_shards * output.batch_size} for {num_shards} process(es) with "
-                f"batches of {output.batch_size}, got {len(images.files)}; lower batch_size"
+                f"batches of {output.batch_size}, got {len(images.files)}; lower data.batch_size"
             )
         self._images = images
         # It is part of every state, and computed of millions of names.

@@ -116,7 +116,7 @@ class AugmentedLoader:
         if not self._order.batches:
             raise ValueError(
                 f"training images must be at least {shares * batch_size} for {shares} process(es) with batches of "
-                f"{batch_size}, got {len(images.files)}; lower batch_size"
+                f"{batch_size}, got {len(images.files)}; lower data.batch_size"
             )
         self._workers = workers
         self._done = 0
