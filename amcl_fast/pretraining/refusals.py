@@ -1,6 +1,7 @@
 """Which of the given settings the parser has refused, and why, in one line."""
 
 import argparse
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def refused(parser: LightningArgumentParser, args: Sequence[str], said: str) -> 
     found = given_settings(args, tree, groups(tree))
     for own in (True, False):
         for given in found:
-            if given.own == own and (why := _wrong(given, tree)):
+            if given.own == own and (why := _wrong(given, tree) or _lacking(given, tree, found)):
                 return why
     return _required(tree, found) or _loose(args, tree) or _lacking(said) or _in_short(said)
 
@@ -67,7 +68,25 @@ def _wrong(given: Given, tree: Mapping[str, Setting]) -> str | None:
         return _unknown(given, tree)
     if setting.is_class and any(kind.__module__.startswith("amcl_fast") for kind in classes(setting.hint)):
         return _wrong_class(given, setting)
-    return _wrong_value(given, setting.hint)
+    return None if _others_class(given, setting) else _wrong_value(given, setting.hint)
+
+
+def _others_class(given: Given, setting: Setting) -> type | None:
+    """The class of others that is given by its name, whose settings are given beside it."""
+    return class_of(given.value, setting.hint) if isinstance(given.value, str) else None
+
+
+def _lacking(given: Given, tree: Mapping[str, Setting], found: Sequence[Given]) -> str | None:
+    """What a class of others, given by its name, cannot be made without."""
+    kind = _others_class(given, tree[given.name]) if given.name in tree else None
+    if kind is None or kind.__module__.startswith("amcl_fast"):
+        return None
+    names = {other.name for other in found}
+    for name, of in inspect.signature(kind).parameters.items():
+        needed = of.default is of.empty and of.kind not in (of.VAR_POSITIONAL, of.VAR_KEYWORD)
+        if needed and f"{given.name}.{name}" not in names:
+            return f"--{given.name}.{name} must be given with {given.written} {shown(given.value)}, got none"
+    return None
 
 
 def _unknown(given: Given, tree: Mapping[str, Setting]) -> str | None:

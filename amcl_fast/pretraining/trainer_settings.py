@@ -103,7 +103,7 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
         value = given(name)
         if value is False if name == "logger" else value is not None and value not in harmless:
             raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
-    if stored is None and trainer.max_epochs is None and trainer.max_steps in (None, -1):
+    if _is_endless(trainer) and (stored is None or not _is_endless(stored)):
         raise ValueError("trainer.max_epochs must be given, or trainer.max_steps, or the schedule has no end, got null")
     limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
     if limit is not None and limit <= 0:
@@ -142,6 +142,11 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
         raise ValueError(
             f"trainer.profiler must be null, {', '.join(_PROFILERS)} or a class of Lightning's, got {profiler}"
         )
+
+
+def _is_endless(trainer: Any) -> bool:
+    """Whether nobody has said where the training ends, which Lightning takes for a thousand epochs."""
+    return trainer.max_epochs is None and trainer.max_steps in (None, -1)
 
 
 def let_speak(trainer: Any) -> None:
