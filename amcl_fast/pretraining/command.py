@@ -363,8 +363,11 @@ def _prepare(
         if not rank() and not by_others():
             cli.datamodule.prepare_data()
             cli.datamodule.setup("fit")
-            if resumed is None and isinstance(cli.datamodule, ContrastiveDataModule):
-                warn_of_needs(cli.trainer, cli.model, cli.datamodule)
+            if isinstance(cli.datamodule, ContrastiveDataModule):
+                if (images := cli.datamodule.num_train) < (batch := cli.datamodule.batch_size):
+                    raise ValueError(f"data.batch_size must be at most {images}, the training images, got {batch}")
+                if resumed is None:
+                    warn_of_needs(cli.trainer, cli.model, cli.datamodule)
         cli.open_run()
     except BaseException:  # a signal too
         if folder is not None:
