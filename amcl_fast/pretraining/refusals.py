@@ -41,7 +41,7 @@ def refused(parser: LightningArgumentParser, args: Sequence[str], said: str) -> 
         for given in found:
             if given.own == own and (why := _wrong(given, tree) or _lacking(given, tree, found)):
                 return why
-    return _required(tree, found) or _loose(args, tree) or _lacking(said) or _in_short(said)
+    return _required(tree, found) or _loose(args, tree) or _left_out(said) or _in_short(said)
 
 
 def refuse_nothing(settings: Any, name: str = "") -> None:
@@ -217,7 +217,7 @@ def _loose(args: Sequence[str], tree: Mapping[str, Setting]) -> str | None:
     return None
 
 
-def _lacking(said: str) -> str | None:
+def _left_out(said: str) -> str | None:
     """What a class that was chosen cannot be made without."""
     match = re.search(r"following arguments are required: (\w+)", said)
     if match is None:
