@@ -318,7 +318,7 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, *, steps: int,
     begun = max(1, math.ceil(epochs))
     if not 0 <= config.warmup_epochs < begun:
         raise ValueError(
-            f"schedule.warmup_epochs must be at least 0 and less than the {begun} epochs of the training, "
+            f"model.schedule.warmup_epochs must be at least 0 and less than the {begun} epochs of the training, "
             f"got {config.warmup_epochs}"
         )
     by_step = config.interval == "step" and steps > 0

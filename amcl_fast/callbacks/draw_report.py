@@ -135,7 +135,12 @@ class Report(L.Callback):
         knn = _knn(trainer)
         if knn is None or knn.found is None:
             return
-        kept = pictured(*knn.found, trainer.datamodule, trainer.global_step)  # type: ignore[attr-defined]
+        try:
+            kept = pictured(*knn.found, trainer.datamodule, trainer.global_step)  # type: ignore[attr-defined]
+        except Exception as error:  # in all processes; the last save of the run is still to come
+            kept = None
+            if trainer.is_global_zero:
+                warnings.warn(f"no nearest images: {error}", stacklevel=2)
         if kept is not None:
             path = RunDirectory(Path(trainer.default_root_dir)).neighbours
             self._unwritten.write(str(path), lambda: kept.save(path))

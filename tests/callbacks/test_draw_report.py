@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from amcl_fast import SimCLRLoss
-from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile
+from amcl_fast.callbacks import Checkpoint, EventsFile, MetricsFile, OnlineKNN
 from amcl_fast.callbacks import draw_report as callback
 from amcl_fast.callbacks.draw_report import Report
 from amcl_fast.report import Snapshot, read_run
@@ -124,6 +124,19 @@ def test_a_snapshot_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match=r"before\.npz cannot be written \(.*No space left"):
         train(tmp_path)
     assert read_run(tmp_path).before.step == 0
+
+
+def test_nearest_images_that_cannot_be_had_do_not_end_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(callback, "pictured", fail)
+    knn = OnlineKNN()
+    knn.found = None, torch.zeros(2, 2)
+    monkeypatch.setattr(callback, "_knn", lambda trainer: knn)
+    with pytest.warns(UserWarning, match="no nearest images: no such disk"):
+        train(tmp_path)
+    assert saved_step(tmp_path) == 8
 
 
 def test_whatever_a_report_fails_of_the_run_is_saved(tmp_path, monkeypatch):
