@@ -1,6 +1,7 @@
 """A run of two processes over gloo, through the command line: one report, one list, one lock, one checkpoint."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,12 +50,32 @@ def test_two_processes_make_one_run(images, tmp_path):
     assert [len(series[0]) for series in run.heads("positive")] == [2, 2]
     assert [Path(file).name for file, _ in run.skipped] == ["3.png"]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "were not used: 1." in page and page.count("<img") == 8
+    assert "were not used: 1." in page and page.count("<img") == 13
     assert json.loads((tmp_path / "run" / "report" / "summary.json").read_text())["finished"] is True
     # The first save failed in the process that writes, and neither process waited for the other for ever.
     assert done.stderr.count("the checkpoint cannot be saved") >= 1 and "training goes on" in done.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == steps[-1] + 1
+
+
+_SCRIPT = """
+import amcl_fast
+if __name__ == "__main__":
+    result = amcl_fast.pretrain("settings.yaml", "images", run_dir="run", epochs=1)
+    print(f"{result.steps} steps, {len(result.metrics)} rows, {result.report}")
+"""
+
+
+def test_a_script_starts_its_other_process(tmp_path):
+    image_folder(tmp_path / "images", 8, 4)
+    (tmp_path / "settings.yaml").write_text(_SETTINGS)
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("2 steps, 2 rows, run/report/index.html") == 2
+    assert read_run(tmp_path / "run").facts["machine"]["processes"] == 2
 
 
 @pytest.fixture

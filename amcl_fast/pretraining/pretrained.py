@@ -53,7 +53,8 @@ class Pretrained:
         measured = ", ".join(f"{name} {value:.1f} %" for name, value in self.knn.items() if value is not None)
         loss = next((f"{row['loss']:.4g}" for row in reversed(self.metrics) if "loss" in row), "not logged")
         return (
-            f"Pretrained({type(self.method).__name__}, {self.epochs} epochs, {self.steps} steps, loss {loss}, "
+            f"Pretrained({type(self.method).__name__}, {_count(self.epochs, 'epoch')}, {_count(self.steps, 'step')}, "
+            f"loss {loss}, "
             f"kNN {measured or 'not measured'}; {self.run_dir})"
         )
 
@@ -93,6 +94,10 @@ def pretrained(cli: PretrainCLI) -> Pretrained:
         mean=tuple(data.mean),
         std=tuple(data.std),
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
