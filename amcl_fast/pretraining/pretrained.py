@@ -18,7 +18,7 @@ from .lightning_cli import PretrainCLI
 
 @dataclass(frozen=True, repr=False)
 class Pretrained:
-    """A run that has ended.
+    """A run that has ended. Of several processes the first writes the files, which others may be too early to see.
 
     Attributes:
         encoder: normalised images (n, 3, H, W) to features (n, feature_dim), in evaluation mode, on the CPU.
