@@ -237,7 +237,7 @@ def test_an_interrupt_of_a_command_that_has_begun(command, where, monkeypatch, c
 def test_an_interrupt_after_the_training_does_not_say_that_nothing_was_done(where, folder, monkeypatch, capsys):
     """When the handlers of the training are gone."""
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(folder)

@@ -127,7 +127,7 @@ def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
     found = settings_of(recipe, settings)
     epochs, own = found["trainer"]["max_epochs"], found["knn"]["every_n_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"trainer.max_epochs must be a number of epochs in a study of them, got {epochs}")
+        raise ValueError(f"trainer.max_epochs must be at least 1 in a study of epochs, got {epochs}")
     return ["--knn.every_n_epochs", str(max(1, min(own, epochs // _POINTS)))]
 
 

@@ -102,10 +102,7 @@ def test_accuracy_is_measured_often_enough(settings, every, here, untrained):
         (["--seed_everything=3"], "--seed_everything must be left out of a study.*"),
         (["--trainer.max_steps", "9"], "trainer.max_steps must be left out of a study of whole epochs, got 9"),
         (["--trainer.max_time", "00:01:00:00"], "trainer.max_time must be left out .*"),
-        (
-            ["--trainer.max_epochs", "null"],
-            "trainer.max_epochs must be a number of epochs in a study of them, got None",
-        ),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1 in a study of epochs, got 0"),
         (["--knn.every_n_epochs", "0"], "knn.every_n_epochs must be at least 1 in a study of accuracies, got 0"),
         (["--seeds", "0", "-1"], "--seeds must be between 0 and 4294967295, got -1"),
         (
