@@ -174,7 +174,7 @@ def test_a_backend_that_is_not_there_is_found_before_any_work(here, monkeypatch,
     why = "for triton is not available: no GPU, got triton"
     assert line.endswith(f"model.criterion.backend must be auto or reference, {why}") and not (here / "runs").exists()
     assert settings_of("demo", ["--trainer.accelerator", "cpu", "--model.criterion.backend", "native"])
-    monkeypatch.setattr("amcl_fast.pretraining.values._device", lambda trainer: "cuda")
+    monkeypatch.setattr("amcl_fast.pretraining.values.device_of", lambda trainer: "cuda")
     assert main([*typed, "native"]) == 2
     assert "auto or reference, for native takes no tensors on cuda, got native" in capsys.readouterr().err
 

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import StrategyRegistry
 
 from ..callbacks import Checkpoint, OnlineKNN
 from ..launch import by_others
 from ..paths import expanded
 from ..runs.directory import METRICS
+from ..setting_types import shown
 
 # Of the trainer's settings those that a run has no use for: what says so, and what to give instead.
 _USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -57,6 +62,57 @@ PROFILE = "profile"
 
 _ANY_LENGTH = 1000
 """Epochs of a schedule that is built and not begun: any warm-up fits into it."""
+
+
+def check_possible(trainer: Any) -> None:
+    """Raise ValueError for a setting of the trainer that cannot be, or not on this machine."""
+    accelerators = ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())]
+    # What starts processes by pickling cannot take a run, whose locks and pipelines are of one process; of what trains
+    # in forks nothing comes back, so that there would be neither closing lines nor a report.
+    in_forks = ("spawn", "fork", "notebook")
+    strategies = [name for name in StrategyRegistry.available_strategies() if not any(map(name.count, in_forks))]
+    for name, names in (
+        ("accelerator", accelerators),
+        ("strategy", ["auto", *sorted(strategies, key=len)]),
+        ("gradient_clip_algorithm", ["norm", "value"]),
+    ):
+        value = trainer[name]
+        if isinstance(value, str) and value.lower() not in names and value not in names:
+            of = ", ".join(names if len(names) < 9 else [*names[:8], "…"])
+            raise ValueError(f"trainer.{name} must be one of {of}, got {shown(value)}")
+    available = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
+    available |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if isinstance(trainer.accelerator, str) and not available.get(trainer.accelerator.lower(), True):
+        raise ValueError(
+            f"trainer.accelerator must be cpu or auto where torch finds no such device, got {trainer.accelerator}; "
+            "amcl-fast doctor says what there is"
+        )
+    devices = str(trainer.devices)
+    if device_of(trainer) == "cpu" and devices != "auto" and not devices.isdecimal():
+        raise ValueError(f"trainer.devices must be auto or a number of processes on the CPU, got {devices}")
+    if trainer.num_nodes < 1:
+        raise ValueError(f"trainer.num_nodes must be at least 1, got {trainer.num_nodes}")
+    limit = trainer.limit_train_batches
+    if isinstance(limit, float) and limit > 1:
+        raise ValueError(
+            f"trainer.limit_train_batches must be a whole number of batches, or a share of them up to 1.0, got {limit}"
+        )
+    if trainer.max_time is not None:
+        try:
+            Timer(trainer.max_time)
+        except (MisconfigurationException, ValueError, TypeError):
+            raise ValueError(
+                "trainer.max_time must be DD:HH:MM:SS or a group of days, hours, minutes and seconds, got "
+                f"{shown(trainer.max_time)}"
+            ) from None
+
+
+def device_of(trainer: Any) -> str:
+    """The kind of device that is trained on, as torch calls it."""
+    name = trainer.accelerator.lower() if isinstance(trainer.accelerator, str) else ""
+    if name not in ("auto", "gpu"):
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_trainer(trainer: Any) -> None:
