@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .recipes import describe_recipes, given_recipe
+from .recipes import describe_recipes
 from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
 
 _PRETRAIN = """\
@@ -70,9 +70,7 @@ def _declare_pretrain(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--recipe", type=given_recipe, metavar="NAME", help="one of the recipes below, or a YAML file of settings"
-    )
+    parser.add_argument("--recipe", metavar="NAME", help="one of the recipes below, or a YAML file of settings")
     parser.add_argument("--data", metavar="PATH", help=_DATA)
     parser.add_argument(
         "--resume",
