@@ -15,6 +15,7 @@ from .known_settings import Setting, groups, known, nearest, subclasses
 from .lightning_cli import Unbuilt
 from .reading import SettingsParser
 from .short_names import SHORT_NAMES, long_name
+from .trainer_settings import USELESS
 
 _HELP = re.compile(r"--([\w.]+)\.help(?:=(.*))?")
 
@@ -22,14 +23,7 @@ _HELP = re.compile(r"--([\w.]+)\.help(?:=(.*))?")
 _ACCEPTED, _NARROWEST = 30, 80
 
 # Of the trainer's settings those that a run refuses: it has no validation, and a folder of its own.
-_REFUSED = {
-    f"trainer.{name}"
-    for name in (
-        "barebones", "check_val_every_n_epoch", "default_root_dir", "inference_mode", "limit_predict_batches",
-        "limit_test_batches", "limit_val_batches", "model_registry", "num_sanity_val_steps",
-        "reload_dataloaders_every_n_epochs", "use_distributed_sampler", "val_check_interval",
-    )
-}  # fmt: skip
+_REFUSED = {f"trainer.{name}" for name in (*USELESS, "default_root_dir")} - {"trainer.logger"}  # which takes others
 
 
 def help_wanted(settings: Sequence[str]) -> bool:
@@ -96,10 +90,6 @@ def _lines(group: str, found: Sequence[Setting], values: Mapping[str, Any], reci
         names = ", ".join(kind.__name__ for kind in subclasses(chosen.hint))
         lines += ["", f"Those of a framework and its loss: --model.help NAME, of {names}; or with --recipe NAME."]
     return lines
-
-
-def _below(group: str, name: str) -> str:
-    return f"--{group}" if name == group else name.removeprefix(f"{group}.")
 
 
 def _value(setting: Setting, values: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from ..runs.directory import METRICS
 from ..setting_types import shown
 
 # Of the trainer's settings those that a run has no use for: what says so, and what to give instead.
-_USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
+USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "logger": (
         (None, True),
         f"must be loggers that join the run's own, {METRICS} and TensorBoard's, which report and resume read",
@@ -155,7 +155,7 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
     if root is not None and (run_dir is None or os.path.abspath(expanded(str(root))) != os.path.abspath(run_dir)):
         raise ValueError(f"trainer.default_root_dir must be the folder of the run, given as --run_dir, got {root}")
     trainer.default_root_dir = None
-    for name, (harmless, reason) in _USELESS.items():
+    for name, (harmless, reason) in USELESS.items():
         value = given(name)
         if value is False if name == "logger" else value is not None and value not in harmless:
             raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
