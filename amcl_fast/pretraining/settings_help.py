@@ -11,7 +11,7 @@ from ..recipes import recipe_files
 from ..setting_types import first_sentence, in_words, shown
 from .config_files import of_recipe, with_bases, with_home
 from .given_settings import given_classes, given_settings
-from .known_settings import Setting, groups, known, nearest, subclasses
+from .known_settings import Setting, class_of, groups, known, nearest, subclasses
 from .lightning_cli import Unbuilt
 from .reading import SettingsParser
 from .short_names import SHORT_NAMES, long_name
@@ -60,6 +60,10 @@ def settings_help(recipe: str | None, settings: Sequence[str]) -> str | None:
         raise ValueError(f"--{asked[1]}.help must be of a group of settings, got {asked[1]}; close to it: {near}")
     if len(found) == 1 and found[0].chosen is None and found[0].is_class:
         return None
+    if kind is not None and (group not in tree or class_of(kind, tree[group].hint) is None):
+        made = subclasses(tree[group].hint) if group in tree else []
+        one = f" or by one of {', '.join(of.__name__ for of in made)}" if made else ""
+        raise ValueError(f"--{asked[1]}.help must be followed by nothing{one}, got {kind}")
     given = given_settings(args, tree, groups(tree))
     values = {setting.name.removesuffix(".class_path"): setting.value for setting in given}
     return "\n".join(_lines(group, found, values, recipe))
