@@ -264,6 +264,9 @@ def test_the_help_of_a_group_has_a_line_a_setting(here, capsys):
     assert "0.1" in model["criterion.temperature.tau_min"] and "AdaptiveTemperature" in model["criterion.temperature"]
     assert "mask_ratio" in help_of("--model.help CAN", capsys)
     assert any("--model.help NAME, of BarlowTwins" in line for line in help_of("--model.help", capsys).values())
+    with pytest.raises(SystemExit) as end:  # of others' classes the parser tells
+        main(["pretrain", "--trainer.logger.help", "CSVLogger"])
+    assert end.value.code in (None, 0) and "--trainer.logger.save_dir" in capsys.readouterr().out
     assert main(["pretrain", "--model.help", "Foo"]) == 2
     assert "--model.help must be followed by nothing or by one of BarlowTwins" in capsys.readouterr().err
     assert main(["pretrain", "--modl.help"]) == 2

@@ -323,6 +323,7 @@ def _prepare(
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
         described = given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
+        described = described or any(option.endswith(".help") for option in options)  # of the parser's own
         if not recipe and not named and not described:
             recipe = None if resumed is None else resumed.settings.get("recipe")
             if recipe is None:
