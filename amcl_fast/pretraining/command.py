@@ -322,8 +322,8 @@ def _prepare(
     if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
-        described = given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
-        described = described or any(option.endswith(".help") for option in options)  # of the parser's own
+        helped = any(option.endswith(".help") for option in options)  # by the parser, on a class of others
+        described = helped or given.method is not None or {"--model", "--help", "-h", "--print_config"} & options
         if not recipe and not named and not described:
             recipe = None if resumed is None else resumed.settings.get("recipe")
             if recipe is None:
