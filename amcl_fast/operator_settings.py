@@ -22,16 +22,33 @@ def contrast(
     top_k: int | None,
     beta: float,
     extra: Tensor | None,
+    tau: Tensor | None = None,
 ) -> None:
     """The settings of a contrast, and whether its form of the negatives has room for an extra logit.
 
     Raises:
-        ValueError, TypeError: as `numbers` and `selection`, and ValueError for `extra` with topk_mean.
+        ValueError, TypeError: as `numbers` and `selection`, and ValueError for `extra` with topk_mean and β beside τ.
     """
     numbers(anchors, tau_min, tau_max, beta=beta)
     selection(negatives, top_k)
     if extra is not None and negatives == "topk_mean":
         raise ValueError("extra must be None with negatives='topk_mean', which has no log-sum-exp, got a tensor")
+    if tau is not None and beta != 0:
+        raise ValueError(f"beta must be 0 with a temperature per anchor, tau, got {beta}")
+
+
+def calibrate(
+    anchors: Tensor, tau_min: float, tau_max: float, negatives: str, top_k: int | None, perplexity: float
+) -> None:
+    """The settings of a calibration.
+
+    Raises:
+        ValueError, TypeError: as `numbers` and `selection`, and ValueError for `perplexity` outside (0, 1).
+    """
+    numbers(anchors, tau_min, tau_max, perplexity=perplexity)
+    selection(negatives, top_k)
+    if not 0 < perplexity < 1:
+        raise ValueError(f"perplexity must be above 0 and below 1, a share of the negatives, got {perplexity}")
 
 
 def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> None:

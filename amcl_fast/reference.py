@@ -1,9 +1,10 @@
 """The three operators of AMCL in plain PyTorch: the oracle of every backend, and the last fallback.
 
 Source: Wang et al., "Adaptive Multi-head Contrastive Learning", ECCV 2024 (arXiv 2310.05615); equation
-numbers are the paper's. Every backend implements the same three signatures:
+numbers are the paper's. Every backend implements the same four signatures:
 
 - `contrast`     the negative term of SimCLR and MoCo (Eq. 1.1, 1.4, 2.1, 2.4),
+- `calibrate`    temperatures of anchors at which their negatives have a given perplexity (docs/temperatures.md),
 - `align`        a row-wise attraction: SimSiam (Eq. 1.2, 2.2), and the positive term of the contrast,
 - `decorrelate`  Barlow Twins (Eq. 1.3, 2.3).
 
@@ -14,23 +15,40 @@ or bfloat16 or float16, to which everything is rounded then. Temperatures enter 
     r_ij = phi_x_i · phi_y_j − offset        τ_ij = tau_min + (tau_max − tau_min)·σ(−r_ij)
 
 `phi_x = phi_y = None` is a constant temperature τ = tau_min = tau_max. Its regulariser Ω(τ) is a constant too,
-so it is left out (β counts as 0): the baselines of the paper have none.
+so it is left out (β counts as 0): the baselines of the paper have none. `contrast` takes a temperature per anchor in
+place of both, as a tensor.
 
 This module may be dense in rows × candidates, never in rows × candidates × d. It refuses the settings that
 every backend refuses, since it is called on its own as well (`amcl_fast.ops` has then asked before); tensors are
 checked where a backend is chosen, by `amcl_fast.ops`.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from . import operator_settings
 from .operator_settings import NEGATIVES as NEGATIVES
-from .rows import unit
+from .rows import at_least_float32, unit
 
-__all__ = ["align", "contrast", "decorrelate", "omega"]
+__all__ = ["Chosen", "align", "calibrate", "contrast", "decorrelate", "omega"]
 
 Stats = dict[str, Tensor]
+
+
+class Chosen(NamedTuple):
+    """The set T of every anchor, as a call of `calibrate` has found it, for a call of `contrast` with the same tables.
+
+    Attributes:
+        similarities: (C, A, κ), detached, float32 or better.
+        columns: (C, A, κ) int32, of the candidates.
+    """
+
+    similarities: Tensor
+    columns: Tensor
+
 
 # τ counts as "at a bound" within this share of its range. σ(−r) = 0.01 leaves a hundredth of φ's gradient.
 BOUND_SHARE = 0.01
@@ -55,6 +73,8 @@ def contrast(
     top_k: int | None,
     beta: float,
     extra: Tensor | None = None,
+    tau: Tensor | None = None,
+    chosen: Chosen | None = None,
 ) -> tuple[Tensor, Stats]:
     """Negative term of every anchor and head (Eq. 2.1 and 2.4; `topk_mean` is the released code's form).
 
@@ -78,6 +98,9 @@ def contrast(
         top_k: κ ≥ 1.
         beta: β, weight of the regulariser.
         extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None; not with `topk_mean`.
+        tau: (C, A), float32 or better, a temperature per anchor, which has a gradient; only without φ and with β = 0.
+            Its range counts for the statistics alone. None: the temperature is φ's or the constant `tau_min`.
+        chosen: T, where it is known already; None: it is looked for.
 
     Returns:
         (rows, stats): rows (C, A); stats of s and τ over T, 0-dim and detached.
@@ -85,22 +108,17 @@ def contrast(
     Raises:
         ValueError, TypeError: a setting that is out of range or of the wrong kind; the message names it.
     """
-    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra)
-    heads, _, dim = anchors.shape
-    available = candidates.shape[1]
+    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra, tau)
+    dim = anchors.shape[2]
     similarity = anchors @ candidates.mT  # (C, A, B)
-    count = available if negatives == "softmax" or top_k is None else top_k
-    ranked = similarity.detach()
-    if skip is not None:
-        ranked = ranked.scatter(-1, skip.expand(heads, -1, -1), float("-inf"))
-        available -= skip.shape[1]
-    # A stable sort keeps equal similarities in column order, which torch.topk does not promise.
-    chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[..., : min(count, available)]
-    s = similarity.gather(-1, chosen)
-    if phi_anchors is None or phi_candidates is None:
+    columns = _hardest(similarity, skip, negatives, top_k) if chosen is None else chosen.columns.long()
+    s = similarity.gather(-1, columns)
+    if tau is not None:
+        tau, beta = tau.unsqueeze(-1).expand(s.shape), 0.0
+    elif phi_anchors is None or phi_candidates is None:
         tau, beta = torch.full_like(s, tau_min), 0.0
     else:
-        r = (phi_anchors @ phi_candidates.mT).gather(-1, chosen)
+        r = (phi_anchors @ phi_candidates.mT).gather(-1, columns)
         tau = _temperature(r, offset, tau_min, tau_max)
     if negatives == "topk_mean":
         result = (s / tau).mean(-1) - beta * (tau.log() + tau.reciprocal()).sum(-1)
@@ -112,6 +130,63 @@ def contrast(
         if extra is not None:
             result = torch.logaddexp(result, extra)
     return result, stats(s, tau, tau_min, tau_max)
+
+
+def _hardest(similarity: Tensor, skip: Tensor | None, negatives: str, top_k: int | None) -> Tensor:
+    """Columns (C, A, κ) of T, by falling similarity (C, A, B); ties: lowest column."""
+    available = similarity.shape[-1]
+    count = available if negatives == "softmax" or top_k is None else top_k
+    ranked = similarity.detach()
+    if skip is not None:
+        ranked = ranked.scatter(-1, skip.expand(len(ranked), -1, -1), float("-inf"))
+        available -= skip.shape[1]
+    # A stable sort keeps equal similarities in column order, which torch.topk does not promise.
+    return ranked.sort(dim=-1, descending=True, stable=True).indices[..., : min(count, available)]
+
+
+@torch.no_grad()
+def calibrate(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    perplexity: float,
+) -> tuple[Tensor, Chosen | None]:
+    """Temperature of every anchor and head at which the softmax of its negatives has a given perplexity.
+
+    τ solves H(softmax_T(s/τ)) = log max(1, perplexity·|T|), H the entropy, which grows with τ; from tau_min to tau_max,
+    at an end of which it stays where none solves it. It is t-SNE's calibration (van der Maaten & Hinton, 2008).
+
+    Args:
+        anchors, candidates, skip, negatives, top_k: as in `contrast`; T is the set of negatives that counts there.
+        tau_min, tau_max: range of τ.
+        perplexity: share of |T|, above 0 and below 1.
+
+    Returns:
+        (tau, chosen): tau (C, A), float32 or better, detached; T for `contrast`, None with `softmax`, which takes all.
+
+    Raises:
+        ValueError, TypeError: as `contrast`.
+    """
+    operator_settings.calibrate(anchors, tau_min, tau_max, negatives, top_k, perplexity)
+    similarity = anchors @ candidates.mT
+    columns = _hardest(similarity, skip, negatives, top_k)
+    s = at_least_float32(similarity.gather(-1, columns))
+    target = math.log(max(1.0, perplexity * columns.shape[-1]))
+    low = torch.full_like(s[..., 0], math.log(tau_min))
+    high = torch.full_like(low, math.log(tau_max))
+    for _ in range(60 if s.dtype == torch.float64 else 30):  # halves of log τ, to the last digit
+        middle = (low + high) / 2
+        logits = s / middle.exp().unsqueeze(-1)
+        share = logits.softmax(-1)
+        flat = logits.logsumexp(-1) - (share * logits).sum(-1) < target
+        low, high = torch.where(flat, middle, low), torch.where(flat, high, middle)
+    tau = ((low + high) / 2).exp()
+    return tau, None if negatives == "softmax" else Chosen(s, columns.int())
 
 
 def align(

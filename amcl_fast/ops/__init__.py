@@ -1,7 +1,7 @@
-"""The three operators and the choice of their backend.
+"""The operators and the choice of their backend.
 
-`contrast`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`, and check what they
-are given in one place for all backends (`ops.checks`):
+`contrast`, `calibrate`, `align` and `decorrelate` have the signatures of `amcl_fast.reference`, plus `backend`, and
+check what they are given in one place for all backends (`ops.checks`):
 
 - `reference`  plain PyTorch on any device, float32, float64, bfloat16, float16;
 - `native`     C++ on CPU tensors, float32, float64;
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from .. import rows
-from ..reference import Stats
+from ..reference import Chosen, Stats
 from ..rows import Prepared, transformed, widened
 from . import backends, checks
 
-__all__ = ["BACKENDS", "align", "contrast", "decorrelate", "resolve"]
+__all__ = ["BACKENDS", "Chosen", "align", "calibrate", "contrast", "decorrelate", "resolve"]
 
 BACKENDS = backends.NAMES
 """Names of backends."""
@@ -93,6 +93,8 @@ def contrast(
     top_k: int | None,
     beta: float,
     extra: Tensor | None = None,
+    tau: Tensor | None = None,
+    chosen: Chosen | None = None,
     backend: str,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` on a backend: the negative term of every anchor and head (Eq. 1.1, 1.4, 2.1, 2.4).
@@ -110,6 +112,9 @@ def contrast(
         top_k: κ ≥ 1; not read with `softmax`.
         beta: β, weight of the regulariser.
         extra: (C, A), a logit that joins the log-sum-exp of its anchor, or None, which it must be with `topk_mean`.
+        tau: (C, A), a temperature per anchor, which has a gradient; only without φ and with β = 0. tau_min and tau_max
+            count for its statistics alone. None: the temperature is φ's or the constant `tau_min`.
+        chosen: the hardest negatives, from `calibrate` of the same tables and settings; None: they are looked for.
         backend: one of `BACKENDS`.
 
     Returns:
@@ -121,7 +126,7 @@ def contrast(
     """
     tensors = (anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra)
     resolved = _resolved(backend, "anchors", anchors)
-    checks.contrast(tensors, tau_min, tau_max, negatives, top_k, beta)
+    checks.contrast(tensors, tau_min, tau_max, negatives, top_k, beta, tau, chosen)
     result: tuple[Tensor, Stats] = _implementation(resolved, anchors).contrast(
         *tensors[:6],
         tau_min=tau_min,
@@ -130,6 +135,49 @@ def contrast(
         top_k=top_k,
         beta=beta,
         extra=extra,
+        tau=tau,
+        chosen=chosen,
+    )
+    return result
+
+
+def calibrate(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    perplexity: float,
+    backend: str,
+) -> tuple[Tensor, Chosen | None]:
+    """`amcl_fast.reference.calibrate` on a backend: τ at which an anchor's negatives have a given perplexity.
+
+    Args:
+        anchors, candidates, skip, negatives, top_k, backend: as in `contrast`, which they are for.
+        tau_min, tau_max: range of τ.
+        perplexity: share of the negatives that count, above 0 and below 1.
+
+    Returns:
+        (tau, chosen): tau (C, A), float32 or better, detached; the hardest negatives for `contrast`, None with
+        `softmax`, which takes all.
+
+    Raises:
+        ValueError, TypeError: as `contrast`.
+    """
+    resolved = _resolved(backend, "anchors", anchors)
+    checks.calibrate(anchors, candidates, skip, tau_min, tau_max, negatives, top_k, perplexity)
+    result: tuple[Tensor, Chosen | None] = _implementation(resolved, anchors).calibrate(
+        anchors.detach(),
+        candidates.detach(),
+        skip,
+        tau_min=tau_min,
+        tau_max=tau_max,
+        negatives=negatives,
+        top_k=top_k,
+        perplexity=perplexity,
     )
     return result
 

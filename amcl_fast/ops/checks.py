@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import operator_settings, rows
+from ..reference import Chosen
 from .registration import is_seen
 
 
@@ -20,22 +21,67 @@ def contrast(
     negatives: str,
     top_k: int | None,
     beta: float,
+    tau: Tensor | None,
+    chosen: Chosen | None,
 ) -> None:
     """The arguments of `ops.contrast`; `tensors` are anchors, …, skip, extra, the first of a dtype that is taken."""
     anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra = tensors
-    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra)
-    heads, count, width = _first("anchors", anchors)
-    of_one_kind("candidates", candidates, "anchors", anchors)
-    available = _shaped("candidates", candidates, (heads, None, width))[1]
+    operator_settings.contrast(anchors, tau_min, tau_max, negatives, top_k, beta, extra, tau)
+    heads, count, available = _tables(anchors, candidates)
     _phi(("anchors", anchors, count), ("candidates", phi_anchors, phi_candidates, available), offset)
     if extra is not None:
         _beside("extra", extra, "anchors", anchors)
         _shaped("extra", extra, (heads, count))
+    left = _left(skip, anchors, count, available)
+    if tau is not None:
+        if phi_anchors is not None or offset is not None:
+            raise ValueError("phi_anchors and offset must be None with a temperature per anchor, tau, got a tensor")
+        _beside("tau", tau, "anchors", anchors)
+        _shaped("tau", tau, (heads, count))
+    if chosen is not None:
+        if negatives == "softmax" or top_k is None:
+            raise ValueError("chosen must be None with negatives='softmax', which takes all, got tensors")
+        shape = (heads, count, min(top_k, left))
+        _beside("chosen.similarities", chosen.similarities, "anchors", anchors)
+        _shaped("chosen.similarities", chosen.similarities, shape)
+        tensor("chosen.columns", chosen.columns)
+        if chosen.columns.dtype != torch.int32:
+            raise TypeError(f"chosen.columns must be int32, got {chosen.columns.dtype}")
+        _on("chosen.columns", chosen.columns, "anchors", anchors)
+        _shaped("chosen.columns", chosen.columns, shape)
+
+
+def calibrate(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    perplexity: float,
+) -> None:
+    """The arguments of `ops.calibrate`, anchors of a dtype that is taken."""
+    operator_settings.calibrate(anchors, tau_min, tau_max, negatives, top_k, perplexity)
+    _, count, available = _tables(anchors, candidates)
+    _left(skip, anchors, count, available)
+
+
+def _tables(anchors: Tensor, candidates: Tensor) -> tuple[int, int, int]:
+    """C, A and B of anchors (C, A, d) and candidates (C, B, d)."""
+    heads, count, width = _first("anchors", anchors)
+    of_one_kind("candidates", candidates, "anchors", anchors)
+    return heads, count, _shaped("candidates", candidates, (heads, None, width))[1]
+
+
+def _left(skip: Tensor | None, anchors: Tensor, count: int, available: int) -> int:
+    """How many negatives every anchor has, of so many candidates."""
     skipped = 0 if skip is None else _skip(skip, anchors, count, available)
     if available <= skipped:
         raise ValueError(
             f"candidates must hold at least one negative, got {available} rows, of which {skipped} are skipped"
         )
+    return available - skipped
 
 
 def paired(

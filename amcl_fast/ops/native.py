@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _native
-from ..reference import Stats
+from .. import _native, reference
+from ..reference import Chosen, Stats
+from ..reference import calibrate as calibrate
 from .engine import Gradients, Tables, address, fake_by_head, summary, temperature, whole, width
 from .registration import differentiable, scaling
 from .tensors import masked, named, needed, scaled
@@ -33,8 +34,15 @@ def contrast(
     top_k: int | None,
     beta: float,
     extra: Tensor | None = None,
+    tau: Tensor | None = None,
+    chosen: Chosen | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` in C++."""
+    if tau is not None:
+        return reference.contrast(
+            anchors, candidates, None, None, None, skip, tau_min=tau_min, tau_max=tau_max, negatives=negatives,
+            top_k=top_k, beta=beta, extra=extra, tau=tau, chosen=chosen,
+        )  # fmt: skip
     range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_anchors)
     available = candidates.shape[1] - width(skip)
     top_k = available if negatives == "softmax" or top_k is None else min(top_k, available)

@@ -12,12 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import reference
 from ..kernels.align import BY_OFFSET, FACTORS, align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
 from ..kernels.select import hardest
 from ..kernels.topk import topk_backward, topk_forward
-from ..reference import Stats
+from ..reference import Chosen, Stats
+from ..reference import calibrate as calibrate
 from . import registration
 from .tensors import named, needed, present, stand_ins
 
@@ -55,8 +57,15 @@ def contrast(
     top_k: int | None,
     beta: float,
     extra: Tensor | None = None,
+    tau: Tensor | None = None,
+    chosen: Chosen | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast`."""
+    if tau is not None:
+        return reference.contrast(
+            anchors, candidates, None, None, None, skip, tau_min=tau_min, tau_max=tau_max, negatives=negatives,
+            top_k=top_k, beta=beta, extra=extra, tau=tau, chosen=chosen,
+        )  # fmt: skip
     # One table has one gradient.
     one = candidates is anchors and phi_candidates is phi_anchors
     given = (anchors, None if one else candidates, phi_anchors, None if one else phi_candidates, offset, extra)
