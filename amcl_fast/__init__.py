@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .diagnosis import Finding, diagnose
     from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
     from .pretraining.from_python import pretrain as pretrain
-    from .temperature import AdaptiveTemperature, LearnedTemperature
+    from .temperature import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Finding",
     "LearnedTemperature",
     "MoCoLoss",
+    "PerplexityTemperature",
     "SimCLRLoss",
     "SimSiamLoss",
     "__version__",
@@ -32,6 +33,7 @@ _HOMES = {
     "Finding": "diagnosis",
     "LearnedTemperature": "temperature",
     "MoCoLoss": "losses",
+    "PerplexityTemperature": "temperature",
     "SimCLRLoss": "losses",
     "SimSiamLoss": "losses",
     "diagnose": "diagnosis",

@@ -176,17 +176,21 @@ def calibrate(
     similarity = anchors @ candidates.mT
     columns = _hardest(similarity, skip, negatives, top_k)
     s = at_least_float32(similarity.gather(-1, columns))
-    target = math.log(max(1.0, perplexity * columns.shape[-1]))
+    tau = of_perplexity(s, perplexity, tau_min, tau_max)
+    return tau, None if negatives == "softmax" else Chosen(s, columns.int())
+
+
+def of_perplexity(s: Tensor, perplexity: float, tau_min: float, tau_max: float) -> Tensor:
+    """The temperatures (...) of `calibrate`, of the similarities s (..., κ) of the negatives that count."""
+    target = math.log(max(1.0, perplexity * s.shape[-1]))
     low = torch.full_like(s[..., 0], math.log(tau_min))
     high = torch.full_like(low, math.log(tau_max))
     for _ in range(60 if s.dtype == torch.float64 else 30):  # halves of log τ, to the last digit
         middle = (low + high) / 2
         logits = s / middle.exp().unsqueeze(-1)
-        share = logits.softmax(-1)
-        flat = logits.logsumexp(-1) - (share * logits).sum(-1) < target
-        low, high = torch.where(flat, middle, low), torch.where(flat, high, middle)
-    tau = ((low + high) / 2).exp()
-    return tau, None if negatives == "softmax" else Chosen(s, columns.int())
+        entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+        low, high = torch.where(entropy < target, middle, low), torch.where(entropy < target, high, middle)
+    return ((low + high) / 2).exp()
 
 
 def align(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..ops.backends import BackendName
 from ..ops.phi import phi
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32, widened
-from ..temperature import SMALLEST_TAU, AdaptiveTemperature, LearnedTemperature
+from ..temperature import SMALLEST_TAU, AdaptiveTemperature, LearnedTemperature, PerplexityTemperature, Temperature
 from .inputs import number
 
 
@@ -25,24 +25,38 @@ class Shape(NamedTuple):
     d: int
 
 
+class Range(TypedDict):
+    """Of τ, as operators take it."""
+
+    tau_min: float
+    tau_max: float
+
+
 class Loss(nn.Module):
     """Temperature, backend and statistics, shared by the four losses."""
 
     _no_scalar: ClassVar[str] = ""
-    """Why a loss takes no `LearnedTemperature`; empty if it does."""
+    """Why a loss takes no `LearnedTemperature`; empty if it does, as those over negatives."""
 
-    def __init__(self, temperature: float | AdaptiveTemperature | LearnedTemperature, backend: BackendName) -> None:
+    def __init__(self, temperature: Temperature, backend: BackendName) -> None:
         super().__init__()
         if backend not in ops.BACKENDS:
             raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
         accepted = (
             "a float or an AdaptiveTemperature"
             if self._no_scalar
-            else "a float, an AdaptiveTemperature or a LearnedTemperature"
+            else "a float, an AdaptiveTemperature, a LearnedTemperature or a PerplexityTemperature"
         )
         if isinstance(temperature, LearnedTemperature) and self._no_scalar:
             raise TypeError(f"temperature must be {accepted}, got LearnedTemperature: {self._no_scalar}")
-        if not isinstance(temperature, AdaptiveTemperature | LearnedTemperature):
+        if isinstance(temperature, PerplexityTemperature) and self._no_scalar:
+            raise TypeError(
+                f"temperature must be {accepted}, got PerplexityTemperature: the loss has no negatives, whose "
+                "perplexity it is"
+            )
+        if isinstance(temperature, AdaptiveTemperature) and temperature.share == "row" and self._no_scalar:
+            raise ValueError("temperature.share must be 'pair' where the loss has no anchors with negatives, got 'row'")
+        if not isinstance(temperature, AdaptiveTemperature | LearnedTemperature | PerplexityTemperature):
             temperature = number("temperature", temperature, SMALLEST_TAU, accepted)
         self.temperature = temperature
         self.backend = backend
@@ -57,16 +71,24 @@ class Loss(nn.Module):
 
     @property
     def _learns(self) -> bool:
-        """Whether τ is anything but a constant."""
-        return isinstance(self.temperature, nn.Module)
+        """Whether τ has parameters."""
+        return isinstance(self.temperature, AdaptiveTemperature | LearnedTemperature)
 
-    def _range(self) -> dict[str, float]:
+    @property
+    def _by_anchor(self) -> bool:
+        """Whether an anchor has one τ, for its positive and for all its negatives, and not every pair."""
+        if isinstance(self.temperature, AdaptiveTemperature):
+            return self.temperature.share == "row"
+        return isinstance(self.temperature, PerplexityTemperature)
+
+    def _range(self) -> Range:
         """tau_min and tau_max for an operator; a constant is the range of width zero."""
         temperature = self.temperature
-        if isinstance(temperature, AdaptiveTemperature):
+        if isinstance(temperature, AdaptiveTemperature | PerplexityTemperature):
             return {"tau_min": temperature.tau_min, "tau_max": temperature.tau_max}
         if isinstance(temperature, LearnedTemperature):
-            return dict(zip(("tau_min", "tau_max"), temperature.operator_range, strict=True))
+            low, high = temperature.operator_range
+            return {"tau_min": low, "tau_max": high}
         return {"tau_min": temperature, "tau_max": temperature}
 
     def _offset(self, like: Tensor) -> Tensor | None:
@@ -82,9 +104,12 @@ class Loss(nn.Module):
     ) -> Prepared:
         """φ of rows x (C, R, d) as the operators take it.
 
-        `halves`: those of two views that x holds; `table`: the whole in float32 or better, beside the product.
+        `halves`: those of two views that x holds; `table`: the whole in float32 or better, beside the product. Where
+        anchors have one τ each, that is the table (C, R, 1), and there is nothing else.
         """
         adaptive = self.adaptive
+        if adaptive is not None and self._by_anchor and x is not None:
+            return Prepared(adaptive.of_rows(x).unsqueeze(-1), None, None, None, None)
         if not self._learns or x is None:
             return Prepared(None, None, None, None, None)
         if adaptive is None or not (ops.fused(self.backend, x) and adaptive.is_plain):
@@ -107,6 +132,10 @@ class Loss(nn.Module):
             halves="ready" if halves else "none",
             backend=self.backend,
         )
+
+    def _phi_of_candidates(self, x: Tensor | None, product: torch.dtype) -> Tensor | None:
+        """φ of rows x (C, R, d) that are candidates alone; None where τ does not look at them."""
+        return None if self._by_anchor else self._phi_of(x, product).product
 
     def _product_dtype(self, z: Tensor) -> torch.dtype:
         """What matrix products of the input `z` read; call it outside of `full_precision`."""

@@ -1,17 +1,35 @@
 """What SimCLR and MoCo share: which negatives count, and the two terms of their loss."""
 
+import math
+from typing import NamedTuple
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .. import operator_settings, ops
 from ..operator_settings import Negatives
 from ..ops.backends import BackendName
-from ..reference import Stats
+from ..reference import BOUND_SHARE, Chosen, Stats, omega
 from ..rows import Prepared
-from ..temperature import AdaptiveTemperature, LearnedTemperature
+from ..temperature import LearnedTemperature, PerplexityTemperature, Temperature
 from .base import Loss
 from .inputs import number
 from .statistics import named
+
+
+class Anchored(NamedTuple):
+    """Temperatures of the anchors of one call of the operator.
+
+    Attributes:
+        tau: (C, A), float32 or better.
+        chosen: the hardest negatives, if they are known.
+        at_bound: 0-dim, of all anchors the share whose τ lies at an end of its range.
+    """
+
+    tau: Tensor
+    chosen: Chosen | None
+    at_bound: Tensor
 
 
 class Contrast(Loss):
@@ -19,7 +37,7 @@ class Contrast(Loss):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature | LearnedTemperature,
+        temperature: Temperature,
         negatives: Negatives,
         top_k: int | None,
         beta: float,
@@ -40,6 +58,13 @@ class Contrast(Loss):
             )
         self.negatives = negatives
         self.top_k = None if negatives == "softmax" else top_k
+        if include_positive and self.adaptive is not None and self.adaptive.objective == "dro":
+            raise ValueError("include_positive must be False with objective='dro', which compares with it, got True")
+        if negatives == "topk_mean" and self.adaptive is not None and self.adaptive.objective == "dro":
+            raise ValueError(
+                "negatives must be 'topk_softmax' or 'softmax' with objective='dro', which is about a log-sum-exp, got "
+                "'topk_mean'"
+            )
         self.beta = number("beta", beta)
         self.include_positive = bool(include_positive)
 
@@ -67,14 +92,17 @@ class Contrast(Loss):
         weight: float,
         *,
         mutual: bool = True,
+        anchored: Anchored | None = None,
     ) -> tuple[Tensor, Stats, Stats]:
         """`weight` times the sum of the positive and negative terms of all anchors and heads; statistics of both.
 
         `rows` are 2N anchors, the x of every pair, then its y, normalised. Their halves are the N pairs not normalised:
         `align` does it, and doing it twice would square the gradient of a row of zeros. Similarity and r are symmetric,
         so each pair is evaluated once for both of its anchors. `phi` is φ of the anchors. Where pairs are not `mutual`
-        the anchors are the x of every pair alone.
+        the anchors are the x of every pair alone. `anchored`: where anchors have one τ each.
         """
+        if anchored is not None:
+            return self._evaluate_anchored(rows, candidates, weight, anchored, mutual=mutual)
         anchors = rows.product
         assert anchors is not None and rows.first is not None and rows.second is not None
         offset = self._offset(rows.first)
@@ -112,3 +140,125 @@ class Contrast(Loss):
         else:
             loss = (of_anchors + negative).sum() * weight
         return loss, of_positives, of_negatives
+
+    def _evaluate_anchored(
+        self, rows: Prepared, candidates: Tensor, weight: float, anchored: Anchored, *, mutual: bool
+    ) -> tuple[Tensor, Stats, Stats]:
+        """`_evaluate` where anchors have one τ each."""
+        assert rows.product is not None and rows.first is not None and rows.second is not None
+        away, of_positives = self._away(rows.first, rows.second)
+        if mutual:
+            away = torch.cat([away, away], dim=1)
+        negative, of_negatives = self._negatives(rows.product, candidates, rows.skip, anchored, away)
+        terms = self._terms(away, negative, anchored.tau, self._counted(candidates, rows.skip), rows.product.shape[2])
+        return terms.sum() * weight, of_positives | of_anchors(of_negatives), of_negatives
+
+    def _away(self, first: Tensor, second: Tensor) -> tuple[Tensor, Stats]:
+        """−s (C, N) of N pairs of rows, not normalised."""
+        alone = {"tau_min": 1.0, "tau_max": 1.0, "weight": 1.0, "beta": 0.0}
+        return ops.align(first, second, None, None, None, **alone, backend=self.backend)
+
+    def _negatives(
+        self, anchors: Tensor, candidates: Tensor, skip: Tensor | None, anchored: Anchored, away: Tensor | None
+    ) -> tuple[Tensor, Stats]:
+        """Negative terms (C, A) and their statistics; with `away`, −s of the positives, these join them if they may."""
+        joins = self.include_positive and away is not None
+        negative, stats = ops.contrast(
+            anchors,
+            candidates,
+            None,
+            None,
+            None,
+            skip,
+            **self._range(),
+            negatives=self.negatives,
+            top_k=self.top_k,
+            beta=0.0,
+            extra=-away / anchored.tau if joins and away is not None else None,
+            tau=anchored.tau,
+            chosen=anchored.chosen,
+            backend=self.backend,
+        )
+        return negative, stats | {"tau_at_bound": anchored.at_bound.to(stats["tau_mean"].dtype)}
+
+    def _counted(self, candidates: Tensor, skip: Tensor | None) -> int:
+        """|T|."""
+        available = candidates.shape[1] - (0 if skip is None else skip.shape[1])
+        return available if self.top_k is None else min(self.top_k, available)
+
+    def _terms(self, away: Tensor, negative: Tensor, tau: Tensor, count: int, dim: int) -> Tensor:
+        """What each anchor (C, A) adds to the loss, of −s of its positive, its negative term, its τ, and |T|."""
+        adaptive = self.adaptive
+        if adaptive is not None and adaptive.objective == "dro":
+            assert adaptive.rho is not None
+            return away + tau * (negative + (adaptive.rho - math.log(count)))
+        terms = away / tau + negative
+        if adaptive is not None and self.negatives == "topk_mean":  # in the others Ω(τ) of both sides is the same
+            terms = terms + self.beta * (omega(tau, dim) - count * (tau.log() + tau.reciprocal()))
+        return terms
+
+    def _anchored(
+        self,
+        calls: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]],
+        heads: int,
+        shared: bool,
+        times: list[int],
+    ) -> list[Anchored | None]:
+        """The temperatures of the anchors of several calls of the operator; None where pairs have their own.
+
+        Args:
+            calls: anchors (C·P, A, d), candidates, skip, and what `_phi_of` has of τ, (C·P, A, 1), of each.
+            heads: C; a call may have several for each, P.
+            shared: whether other processes have anchors of the same loss.
+            times: how often the anchors of each call count.
+        """
+        if not self._by_anchor:
+            return [None for _ in calls]
+        temperature = self.temperature
+        if isinstance(temperature, PerplexityTemperature):
+            found = [
+                ops.calibrate(
+                    anchors,
+                    candidates,
+                    skip,
+                    **self._range(),
+                    negatives=self.negatives,
+                    top_k=self.top_k,
+                    perplexity=temperature.perplexity,
+                    backend=self.backend,
+                )
+                for anchors, candidates, skip, _ in calls
+            ]
+            at_bound = self._at_bound([tau for tau, _ in found])
+            taus = _pinned([tau for tau, _ in found], temperature, heads, shared, times)
+            return [Anchored(tau, chosen, at_bound) for tau, (_, chosen) in zip(taus, found, strict=True)]
+        learned = [tau.squeeze(-1) for *_, tau in calls if tau is not None]
+        at_bound = self._at_bound(learned)
+        return [Anchored(tau, None, at_bound) for tau in learned]
+
+    def _at_bound(self, taus: list[Tensor]) -> Tensor:
+        low, high = self._range()["tau_min"], self._range()["tau_max"]
+        margin = BOUND_SHARE * (high - low)
+        tau = torch.cat([tau.detach().flatten() for tau in taus])
+        return ((tau < low + margin) | (tau > high - margin)).float().mean()
+
+
+def of_anchors(negatives: Stats) -> Stats:
+    """Of statistics those of τ, which positives have from their anchors."""
+    return {name: value for name, value in negatives.items() if name.startswith("tau")}
+
+
+def _pinned(
+    taus: list[Tensor], temperature: PerplexityTemperature, heads: int, shared: bool, times: list[int]
+) -> list[Tensor]:
+    """τ of τ⁰ (C·P, A): the mean of 1/τ is that of the temperature, over all anchors of a head."""
+    by_head = [tau.unflatten(0, (heads, -1)).flatten(1) for tau in taus]
+    inverse = torch.stack([of.reciprocal().sum(1) * n for of, n in zip(by_head, times, strict=True)]).sum(0)
+    count = sum(of.shape[1] * n for of, n in zip(by_head, times, strict=True))
+    if shared:
+        both = torch.cat([inverse, inverse.new_tensor([count])])
+        dist.all_reduce(both)
+        inverse = both[:-1] / both[-1]
+    else:
+        inverse = inverse / count
+    return [temperature.pinned(of, inverse).view_as(tau) for of, tau in zip(by_head, taus, strict=True)]

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..distributed import world
 from ..operator_settings import Negatives
 from ..ops.backends import BackendName
 from ..rows import Prepared, at_least_float32
-from ..temperature import AdaptiveTemperature, LearnedTemperature, cosine_temperature
+from ..temperature import AdaptiveTemperature, Temperature, cosine_temperature
 from .base import full_precision
-from .contrast import Contrast
+from .contrast import Contrast, of_anchors
 from .inputs import finite, heads_first, queue_rows
 from .statistics import merged
 from .views import Views, as_heads, by_name, joined, view_pairs, views_first
@@ -32,7 +33,7 @@ class MoCoLoss(Contrast):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature | LearnedTemperature,
+        temperature: Temperature,
         *,
         negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
@@ -89,7 +90,11 @@ class MoCoLoss(Contrast):
             )
             phi = self._phi_of(rows.table, product_dtype, halves=True)
             candidates, phi_candidates = self._candidates(keys, x, product_dtype)
-            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, 1 / (2 * x.shape[1]))
+            assert rows.product is not None
+            call = (rows.product, candidates, None, phi.table)
+            (anchored,) = self._anchored([call], x.shape[0], world()[1] > 1, [1])
+            weight = 1 / (2 * x.shape[1])
+            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, weight, anchored=anchored)
             self.last_stats = self._named(*stats)
             return finite(loss, q=q, k=k, queue=queue)
 
@@ -143,7 +148,7 @@ class MoCoLoss(Contrast):
     def _candidates(self, keys: Tensor, like: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The queue (C, K, d) as products read it, and its φ; `like` is q as (C, N, d)."""
         of_phi = at_least_float32(keys) if self._learns else None
-        phi_candidates = self._phi_of(of_phi, product).product
+        phi_candidates = self._phi_of_candidates(of_phi, product)
         # Whole rows for what reads them one by one, transposed and rounded in one pass.
         if ops.fused(self.backend, like):
             return keys.to(product, memory_format=torch.contiguous_format).contiguous(), phi_candidates
@@ -160,49 +165,78 @@ class MoCoLoss(Contrast):
     ) -> Tensor:
         """N times the loss of pairs of views, of which `rows`, not normalised as `first`, and `phi` hold `count`."""
         assert rows.first is not None and rows.product is not None
-        offset = self._offset(rows.first)
         queries, attended = [(q,) for q, _ in pairs], [(t,) for _, t in pairs]
-        positive, of_positives = ops.align(
-            as_heads(rows.first, count, queries),
-            as_heads(rows.first.detach(), count, attended),
-            as_heads(phi.table, count, queries),
-            as_heads(phi.table, count, attended),
-            offset,
-            **self._range(),
-            weight=1.0,
-            beta=self._beta,
-            backend=self.backend,
-        )
-        # One call for the views that are in as many pairs as one another: its statistics count them alike.
-        used = Counter(place for pair in pairs for place in pair)
-        negatives: dict[int, Tensor] = {}
-        found, sizes = [], []
-        for times in sorted({*used.values()}):
-            group = sorted(place for place in used if used[place] == times)
-            whole = len(group) == count
-            anchors = rows.product if whole else as_heads(rows.product, count, [group])
-            phi_anchors = phi.product if whole else as_heads(phi.product, count, [group])
-            negative, of_negatives = ops.contrast(
-                anchors,
-                candidates,
-                phi_anchors,
-                phi_candidates,
-                offset,
-                None,
+        x, y = as_heads(rows.first, count, queries), as_heads(rows.first.detach(), count, attended)
+        if self._by_anchor:
+            positive, of_positives = self._away(x, y)
+        else:
+            positive, of_positives = ops.align(
+                x,
+                y,
+                as_heads(phi.table, count, queries),
+                as_heads(phi.table, count, attended),
+                self._offset(rows.first),
                 **self._range(),
-                negatives=self.negatives,
-                top_k=self.top_k,
+                weight=1.0,
                 beta=self._beta,
-                extra=None,  # every pair has its own
                 backend=self.backend,
             )
+        # One call for the views that are in as many pairs as one another: its statistics count them alike.
+        used = Counter(place for pair in pairs for place in pair)
+        times = sorted({*used.values()})
+        groups = [sorted(place for place in used if used[place] == n) for n in times]
+        calls = [
+            tuple(
+                table if table is None or len(group) == count else as_heads(table, count, [group])
+                for table in (rows.product, phi.product, phi.table)
+            )
+            for group in groups
+        ]
+        anchored = self._anchored(
+            [(anchors, candidates, None, tau) for anchors, _, tau in calls],  # type: ignore[misc]
+            len(rows.first),
+            world()[1] > 1,
+            times,
+        )
+        negatives: dict[int, Tensor] = {}
+        taus: dict[int, Tensor] = {}
+        found, sizes = [], []
+        for n, group, (anchors, phi_anchors, _), of_group in zip(times, groups, calls, anchored, strict=True):
+            assert anchors is not None
+            if of_group is not None:
+                negative, of_negatives = self._negatives(anchors, candidates, None, of_group, None)
+                taus |= zip(group, of_group.tau.chunk(len(group), dim=1), strict=True)
+            else:
+                negative, of_negatives = ops.contrast(
+                    anchors,
+                    candidates,
+                    phi_anchors,
+                    phi_candidates,
+                    self._offset(rows.first),
+                    None,
+                    **self._range(),
+                    negatives=self.negatives,
+                    top_k=self.top_k,
+                    beta=self._beta,
+                    extra=None,  # every pair has its own
+                    backend=self.backend,
+                )
             negatives |= zip(group, negative.chunk(len(group), dim=1), strict=True)
             found.append(of_negatives)
-            sizes.append(times * len(group))
-        self.last_stats = self._named(of_positives, merged(found, sizes))
+            sizes.append(n * len(group))
+        of_negatives = merged(found, sizes)
+        if self._by_anchor:
+            of_positives |= of_anchors(of_negatives)
+        self.last_stats = self._named(of_positives, of_negatives)
         loss = torch.zeros((), dtype=positive.dtype, device=positive.device)
+        counted, dim = self._counted(candidates, None), candidates.shape[2]
         for side in (0, 1):
-            term = positive + torch.cat([negatives[pair[side]] for pair in pairs], dim=1).view_as(positive)
+            of_side, tau = (
+                torch.cat([of[pair[side]] for pair in pairs], dim=1).view_as(positive) if of else None
+                for of in (negatives, taus)
+            )
+            assert of_side is not None
+            term = positive + of_side if tau is None else self._terms(positive, of_side, tau, counted, dim)
             # −log(e^p / (e^p + e^n)) = log(1 + e^(n − p)) of a positive's logit p and the negatives' n.
             loss = loss + (F.softplus(term, threshold=40) if self.include_positive else term).sum()
         return loss / (2 * len(pairs))

@@ -1,7 +1,7 @@
 """SimCLR's loss, with NT-Xent and DCL among its constant temperatures."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from .. import ops
 from ..distributed import gather_rows, row_counts, world
 from ..operator_settings import Negatives
 from ..ops.backends import BackendName
-from ..reference import Stats
 from ..rows import Prepared, at_least_float32
-from ..temperature import AdaptiveTemperature, LearnedTemperature, cosine_temperature
+from ..temperature import AdaptiveTemperature, Temperature, cosine_temperature
 from .base import full_precision
 from .contrast import Contrast
 from .inputs import finite, heads_first
@@ -48,7 +47,7 @@ class SimCLRLoss(Contrast):
 
     def __init__(
         self,
-        temperature: float | AdaptiveTemperature | LearnedTemperature,
+        temperature: Temperature,
         *,
         negatives: Negatives = "topk_mean",
         top_k: int | None = 100,
@@ -117,11 +116,14 @@ class SimCLRLoss(Contrast):
                 assert rows.table is not None
                 gathered = gather_rows(rows.table, [2 * count for count in counts])
                 candidates = gathered.to(product_dtype)
-                phi_candidates = self._phi_of(gathered, product_dtype).product
+                phi_candidates = self._phi_of_candidates(gathered, product_dtype)
             # The mean over all anchors of the processes is the mean of what they return.
             assert candidates is not None
             weight = processes / (2 * sum(counts))
-            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, weight)
+            assert rows.product is not None
+            call = (rows.product, candidates, rows.skip, phi.table)
+            (anchored,) = self._anchored([call], x.shape[0], processes > 1, [1])
+            loss, *stats = self._evaluate(rows, phi, candidates, phi_candidates, weight, anchored=anchored)
             self.last_stats = self._named(*stats)
             return finite(loss, z1=z1, z2=z2)
 
@@ -159,7 +161,10 @@ class SimCLRLoss(Contrast):
             if processes > 1:
                 assert rows.table is not None
                 everyone = _of_all_processes(rows.table, count, counts)
-                candidates, phi_candidates = everyone.to(product_dtype), self._phi_of(everyone, product_dtype).product
+                candidates, phi_candidates = (
+                    everyone.to(product_dtype),
+                    self._phi_of_candidates(everyone, product_dtype),
+                )
             own = torch.arange(first, first + x.shape[1], device=x.device)
             # Of all views, where a call has those of two.
             rows = rows._replace(
@@ -168,10 +173,22 @@ class SimCLRLoss(Contrast):
             )
             weight = processes / (total * sum(pairs.sizes))
             one = processes == 1  # table, of anchors and candidates
+            calls = [
+                self._of_pairs(rows, phi, candidates, phi_candidates, count, of, times == 2, one)
+                for of, times in pairs.groups
+            ]
+            anchored = self._anchored(
+                [(of.rows.product, of.candidates, of.rows.skip, of.phi.table) for of in calls],  # type: ignore[misc]
+                x.shape[0],
+                processes > 1,
+                [1 for _ in calls],
+            )
             losses, of_positives, of_negatives = zip(
                 *(
-                    self._of_pairs(rows, phi, candidates, phi_candidates, count, of, times == 2, one, weight)
-                    for of, times in pairs.groups
+                    self._evaluate(
+                        of.rows, of.phi, of.candidates, of.phi_candidates, weight, mutual=times == 2, anchored=tau
+                    )
+                    for of, tau, (_, times) in zip(calls, anchored, pairs.groups, strict=True)
                 ),
                 strict=True,
             )
@@ -188,9 +205,8 @@ class SimCLRLoss(Contrast):
         of: list[tuple[int, int]],
         mutual: bool,
         one: bool,
-        weight: float,
-    ) -> tuple[Tensor, Stats, Stats]:
-        """`_evaluate` of pairs of views, with the pairs as heads.
+    ) -> "_Call":
+        """What `_evaluate` takes of pairs of views, with the pairs as heads.
 
         Args:
             rows, phi: of all views: the anchors' tables, and in `rows` the rows not normalised as `first` and what an
@@ -201,7 +217,6 @@ class SimCLRLoss(Contrast):
             mutual: whether the rows of both views of a pair are its anchors; else those of its first view.
             one: whether the candidates are of this process alone: then those of mutual pairs are the anchors' own
                 table, for which there is one gradient.
-            weight: of every anchor.
         """
         queries, attended = [(q,) for q, _ in of], [(t,) for _, t in of]
         whole, phi_whole = as_heads(candidates, count, of), as_heads(phi_candidates, count, of)
@@ -212,8 +227,18 @@ class SimCLRLoss(Contrast):
         x, y = (as_heads(rows.first, count, views) for views in (queries, attended))
         phi_x, phi_y = (as_heads(phi.table, count, views) for views in (queries, attended))
         skip = rows.skip if rows.skip is None or not mutual else torch.cat([rows.skip, rows.skip])
-        anchored = Prepared(None, anchors, x, y, skip), Prepared(None, phi_anchors, phi_x, phi_y, None)
-        return self._evaluate(*anchored, whole, phi_whole, weight, mutual=mutual)
+        tau = as_heads(phi.table, count, of if mutual else queries) if self._by_anchor else None
+        of_anchors = Prepared(None, anchors, x, y, skip), Prepared(tau, phi_anchors, phi_x, phi_y, None)
+        return _Call(*of_anchors, whole, phi_whole)
+
+
+class _Call(NamedTuple):
+    """Rows and φ of anchors, and both of candidates."""
+
+    rows: Prepared
+    phi: Prepared
+    candidates: Tensor
+    phi_candidates: Tensor | None
 
 
 def _of_all_processes(table: Tensor, views: int, counts: list[int]) -> Tensor:

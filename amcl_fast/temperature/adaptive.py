@@ -1,4 +1,4 @@
-"""Temperatures that learn: AMCL's, one small MLP φ shared by all heads (paper, Section 3.2), and CLIP's, one number."""
+"""AMCL's temperature of a pair or of an anchor: one small MLP φ shared by all heads (paper, Section 3.2)."""
 
 import math
 from typing import Any, Literal, cast, get_args
@@ -6,17 +6,18 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .operator_settings import are_numbers
-from .reference import BOUND_SHARE
-from .rows import transformed, unit, widened
+from ..operator_settings import are_numbers
+from ..rows import unit
+from .bounds import LARGEST_FLOAT32, SMALLEST_TAU
 
 Score = Literal["dot", "cosine"]
 Precision = Literal["auto", "float32", "tf32"]
+Share = Literal["pair", "row"]
+Objective = Literal["likelihood", "dro"]
 SCORES: tuple[str, ...] = get_args(Score)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-# Of any τ: it must be a number of float32, in which most losses are evaluated, and so must 1/τ², a slope of theirs.
-SMALLEST_TAU, LARGEST_FLOAT32 = 1e-18, torch.finfo(torch.float32).max
+SHARES: tuple[str, ...] = get_args(Share)
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
 class AdaptiveTemperature(nn.Module):
@@ -48,6 +49,16 @@ class AdaptiveTemperature(nn.Module):
             1024 rows, τ from 0.1 to 1, emulated): with `cosine` 2e-5 of τ for a φ that has learned nothing and 2e-4
             for one that has (rms; 1e-3 at most), where rounding φ's output to bfloat16, as those products do, changes
             it by 6e-4 and 4e-4 (3e-3 at most); with `dot` 1e-5 beside 7e-5. Twice that from 1e-5 to 2.
+        share: `pair`, the paper's τ_ij, or `row`: one τ_i for an anchor's positive and all its negatives, by which the
+            likelihood of its negatives says nothing about which of them is which. φ has one output then, and r_i =
+            φ(x_i), `dot`. For SimCLR and MoCo.
+        objective: what `row` learns by: `likelihood`, the loss itself, which sends the τ of anchors that are told apart
+            to tau_min, or `dro`, the distributionally robust form τ·(log Σ_T exp((s_n − s_p)/τ) − log |T|) + rho·τ
+            (SogCLR's successors iSogCLR, arXiv 2305.11965, and TempNet, 2404.04575). It is convex in τ and least where
+            the softmax of an anchor's negatives has the perplexity |T|·exp(−rho).
+        rho: ρ > 0 of `dro`; None with `likelihood`.
+        init: where τ begins: with `cosine` the τ of parallel rows, in place of `offset`; with `row` the τ of all. None:
+            where `offset`, or chance, puts it. Not with `dot` over pairs.
 
     Attributes:
         phi: nn.Sequential(Linear, ReLU, Linear), φ.
@@ -58,7 +69,11 @@ class AdaptiveTemperature(nn.Module):
         ValueError, TypeError: an argument outside what is accepted.
     """
 
-    precision: Precision = "auto"  # of modules that were pickled before there was one
+    # Of modules that were pickled before there were these.
+    precision: Precision = "auto"
+    share: Share = "pair"
+    objective: Objective = "likelihood"
+    rho: float | None = None
 
     def __init__(
         self,
@@ -71,6 +86,10 @@ class AdaptiveTemperature(nn.Module):
         scale: float = 4.0,
         offset: float = 0.0,
         precision: Precision = "auto",
+        share: Share = "pair",
+        objective: Objective = "likelihood",
+        rho: float | None = None,
+        init: float | None = None,
     ) -> None:
         super().__init__()
         for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):
@@ -92,11 +111,23 @@ class AdaptiveTemperature(nn.Module):
             raise ValueError(f"offset must be finite, got {offset}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        _check_sharing(share, objective, rho, score)
+        _check_init(init, tau_min, tau_max, share, score, offset)
         self.dim, self.hidden_dim = dim, hidden_dim
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
         self.score, self.scale = score, float(scale)
         self.precision = precision
-        self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+        self.share, self.objective, self.rho = share, objective, rho
+        last = nn.Linear(hidden_dim, dim if share == "pair" else 1)
+        self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), last)
+        if init is not None:
+            # σ(start) is where init lies in the range.
+            start = math.log((init - tau_min) / (tau_max - init))
+            if share == "row":
+                nn.init.zeros_(last.weight)
+                nn.init.constant_(last.bias, -start)
+            else:
+                offset = 1 + start / scale
         # Of one dimension, since FSDP shards no scalar.
         self.offset = nn.Parameter(torch.tensor([float(offset)])) if score == "cosine" else None
 
@@ -113,6 +144,11 @@ class AdaptiveTemperature(nn.Module):
         if self.score == "dot":
             return hidden
         return math.sqrt(self.scale) * unit(hidden)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """τ (..., A) of anchors x (..., A, dim), with `share="row"`; in the dtype of `x`."""
+        assert self.share == "row"
+        return self.tau_min + (self.tau_max - self.tau_min) * torch.sigmoid(-self.features(x).squeeze(-1))
 
     @property
     def is_plain(self) -> bool:
@@ -159,6 +195,8 @@ class AdaptiveTemperature(nn.Module):
 
         Rows are what φ reads: L2-normalised projections; for Barlow Twins, raw channel vectors.
         """
+        if self.share == "row":
+            return self.of_rows(x).unsqueeze(-1).expand(*x.shape[:-1], y.shape[-2])
         r = self.features(x) @ self.features(y).mT
         if (offset := self.score_offset) is not None:
             r = r - offset
@@ -167,96 +205,38 @@ class AdaptiveTemperature(nn.Module):
     def extra_repr(self) -> str:
         scale = f", scale={self.scale}" if self.score == "cosine" else ""
         precision = "" if self.precision == "auto" else f", precision={self.precision!r}"
-        return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}{precision}"
+        share = "" if self.share == "pair" else f", share={self.share!r}, objective={self.objective!r}"
+        rho = "" if self.rho is None else f", rho={self.rho}"
+        return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}{precision}{share}{rho}"
 
 
-class LearnedTemperature(nn.Module):
-    """One temperature for all pairs that learns with the encoder: τ = exp(log_tau), from `tau_min` to `tau_max`.
-
-    It is CLIP's (Radford et al., 2021, arXiv 2103.00020, Section 2.5), whose τ begins at 0.07 and stays above 0.01. It
-    has no regulariser. A gradient that would carry log τ out of its range is dropped, one that leads back passes.
-    Weight decay, which pulls τ to 1, is not for it: `amcl_fast.optim.build_optimizer` gives it none.
-
-    Args:
-        init: where τ begins, tau_min ≤ init ≤ tau_max.
-        tau_min, tau_max: range of τ, 1e-18 ≤ tau_min < tau_max ≤ 1e18.
-
-    Attributes:
-        log_tau: Parameter of one number, log τ; an optimiser's momentum may carry it a little over an end of its range.
-
-    Raises:
-        ValueError, TypeError: an argument outside what is accepted.
-    """
-
-    def __init__(self, init: float = 0.07, tau_min: float = 0.01, tau_max: float = 10.0) -> None:
-        super().__init__()
-        are_numbers(init=init, tau_min=tau_min, tau_max=tau_max)
-        if not SMALLEST_TAU <= tau_min < tau_max <= 1 / SMALLEST_TAU:
-            raise ValueError(
-                f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {1 / SMALLEST_TAU:.0e}, "
-                f"got tau_min={tau_min}, tau_max={tau_max}"
-            )
-        if not tau_min <= init <= tau_max:
-            raise ValueError(f"init must be from tau_min={tau_min} to tau_max={tau_max}, got {init}")
-        self.tau_min, self.tau_max = float(tau_min), float(tau_max)
-        # Of one dimension, since FSDP shards no scalar.
-        self.log_tau = nn.Parameter(torch.tensor([math.log(init)]))
-
-    @property
-    def tau(self) -> Tensor:
-        """τ, 0-dim, float32 or better."""
-        log_tau = self.log_tau.reshape(()).to(widened(self.log_tau.dtype))
-        low, high = math.log(self.tau_min), math.log(self.tau_max)
-        # torch.func and forward mode ask for derivatives of what is written, and know no descent.
-        held = log_tau.clamp(low, high) if transformed() else _Held.apply(log_tau, low, high)
-        return held.exp()
-
-    @property
-    def operator_range(self) -> tuple[float, float]:
-        """tau_min and tau_max for an operator, to which this is an adaptive temperature with r = −`score_offset`.
-
-        Wider than its own, so that a τ at an end of that has an offset.
-        """
-        return self.tau_min / 2, 2 * self.tau_max
-
-    def score_offset(self, dtype: torch.dtype) -> Tensor:
-        """o, 0-dim, such that τ = low + (high − low)·σ(o) with `operator_range` (low, high)."""
-        low, high = self.operator_range
-        tau = self.tau.to(dtype)
-        return ((tau - low) / (high - tau)).log()
-
-    @property
-    def at_bound(self) -> Tensor:
-        """1 if log τ lies within a hundredth of its range from an end of it, else 0; 0-dim, detached."""
-        low, high = math.log(self.tau_min), math.log(self.tau_max)
-        log_tau, margin = self.log_tau.detach().reshape(()), BOUND_SHARE * (high - low)
-        return ((log_tau < low + margin) | (log_tau > high - margin)).float()
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """τ (..., A, B) of every pair of rows of x (..., A, d) and y (..., B, d): the same number."""
-        return self.tau.to(widened(x.dtype)).expand(*x.shape[:-1], y.shape[-2])
-
-    def __float__(self) -> float:
-        return float(self.tau.detach())
-
-    def extra_repr(self) -> str:
-        return f"tau_min={self.tau_min}, tau_max={self.tau_max}"
+def _check_sharing(share: str, objective: str, rho: float | None, score: str) -> None:
+    if share not in SHARES:
+        raise ValueError(f"share must be one of {SHARES}, got {share!r}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+    if share == "row" and score != "dot":
+        raise ValueError(f"score must be 'dot' with share='row', whose score is φ's only output, got {score!r}")
+    if objective == "dro" and share != "row":
+        raise ValueError(f"share must be 'row' with objective='dro', got {share!r}")
+    if objective != "dro" and rho is not None:
+        raise ValueError(f"rho must be None with objective={objective!r}, got {rho}")
+    if objective == "dro":
+        are_numbers(rho=rho)
+        if not 0 < rho <= LARGEST_FLOAT32:  # type: ignore[operator]
+            raise ValueError(f"rho must be positive and at most {LARGEST_FLOAT32:.3g}, got {rho}")
 
 
-class _Held(torch.autograd.Function):
-    """A number held within its range. Its gradient ends where descent would lead further out, and only there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.low, ctx.high = low, high
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        outward = ((x <= ctx.low) & (gradient > 0)) | ((x >= ctx.high) & (gradient < 0))
-        return gradient.masked_fill(outward, 0.0), None, None
+def _check_init(init: float | None, tau_min: float, tau_max: float, share: str, score: str, offset: float) -> None:
+    if init is None:
+        return
+    are_numbers(init=init)
+    if not tau_min < init < tau_max:
+        raise ValueError(f"init must be above tau_min={tau_min} and below tau_max={tau_max}, got {init}")
+    if share == "pair" and score == "dot":
+        raise ValueError(f"init must be None with score='dot' over pairs, whose score has no offset, got {init}")
+    if offset != 0:
+        raise ValueError(f"offset must be left out where init says where τ begins, got {offset}")
 
 
 def cosine_temperature(
