@@ -32,6 +32,10 @@ TRAINED = [name for name in recipe_names() if name not in VITS]
 TRAINED += [f"{f}-{BACKBONES[b][-1]}-amcl-{b}" for f, b in zip(FRAMEWORKS, BACKBONES, strict=False)]
 
 
+CONSTANT = ("baseline", "constant", "best")
+"""What recipes with a constant temperature end with."""
+
+
 def is_vit(name):
     return name in VITS or name.startswith("can")
 
@@ -49,7 +53,7 @@ def toy(name, folder):
     settings.append("--model.compile=false")
     settings += [f"--model.projector.hidden_dim={WIDTH}", f"--model.projector.dim={WIDTH}"]
     settings += ["--model.schedule.warmup_epochs=0.5", f"--data.batch_size={BATCH}"]
-    if not name.endswith(("baseline", "constant")) and not name.startswith("barlow"):
+    if not name.endswith(CONSTANT) and not name.startswith("barlow"):
         settings.append(f"--model.criterion.temperature.dim={WIDTH}")
     return build(name, folder, *settings)
 
@@ -58,7 +62,7 @@ def toy(name, folder):
 def test_trains_two_steps(name, tmp_path):
     cli = toy(name, tmp_path)
     adaptive = isinstance(cli.model.criterion.temperature, AdaptiveTemperature)
-    assert adaptive == (not name.endswith(("baseline", "constant")))
+    assert adaptive == (not name.endswith(CONSTANT))
     assert isinstance(cli.model.backbone, ResNet) != is_vit(name)
     before = [p.detach().clone() for p in cli.model.parameters()]
     data = FakeDataModule(steps=1, batch=BATCH)
@@ -142,11 +146,12 @@ def test_a_recipe_without_a_backbone_is_put_together_of_three_parts():
             parts = [f"frameworks/{framework}"]
             parts += [f"datasets/{base}" for base in BASES.get(dataset, ())]
             parts += [f"datasets/{dataset}", f"combinations/{framework}-{dataset}"]
+            parts += [f"variants/{framework}-baseline"] * (variant == "best" and framework in ("simsiam", "barlow"))
             parts += [f"variants/{framework}-{variant}", f"combinations/{name}"]
             assert recipe_files(name) == [path for part in parts if (path := FOLDER / f"{part}.yaml").is_file()]
 
 
-BASES = dict.fromkeys(("builtin", "cifar100", "stl10"), ("cifar10",)) | {"imagenet100": ("imagenet1k",)}
+BASES = dict.fromkeys(("builtin", "cifar10mini", "cifar100", "stl10"), ("cifar10",)) | {"imagenet100": ("imagenet1k",)}
 
 
 @pytest.mark.parametrize("name", VITS)
