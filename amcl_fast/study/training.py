@@ -39,6 +39,7 @@ class Training:
         study: folder in which the run's own lies.
         settings: of `amcl-fast pretrain`, beside the recipe.
         moved: what an unfinished run is told beside: where its data lie now, say.
+        name: of the cell of the study to which it belongs; empty: the recipe's.
     """
 
     recipe: str
@@ -46,14 +47,20 @@ class Training:
     study: Path
     settings: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.recipe}, seed {self.seed}"
+        return f"{self.cell}, seed {self.seed}"
+
+    @property
+    def cell(self) -> str:
+        """What the study compares it as."""
+        return self.name or self.recipe
 
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        return self.study / f"{self.recipe}-{self.seed}"
+        return self.study / f"{self.cell}-{self.seed}"
 
     @property
     def begun(self) -> bool:
@@ -172,15 +179,15 @@ def train_all(trainings: Sequence[Training], redraw: Callable[[dict[Training, Ru
 
 
 def _estimate(done: dict[Training, Run], left: Sequence[Training]) -> str:
-    """How long the rest takes, by what trainings of the same recipe took, or others where it has none."""
+    """How long the rest takes, by what trainings of the same cell took, or others where it has none."""
     took: dict[str, list[float]] = {}
     for training, run in done.items():
         if isinstance(seconds := run.facts.get("seconds"), int | float):
-            took.setdefault(training.recipe, []).append(seconds)
+            took.setdefault(training.cell, []).append(seconds)
     if not took:
         return ""
-    means = {recipe: statistics.fmean(seconds) for recipe, seconds in took.items()}
-    rest = sum(means.get(training.recipe, statistics.fmean(means.values())) for training in left)
+    means = {cell: statistics.fmean(seconds) for cell, seconds in took.items()}
+    rest = sum(means.get(training.cell, statistics.fmean(means.values())) for training in left)
     return f"; about {duration(rest)} to the end of the study, by the trainings so far"
 
 
