@@ -19,6 +19,9 @@ class Contrast:
         temperature: _Temperature,
         inputs: Sequence[_Table],
         skip: int,
+        tau: int,
+        similarities: int,
+        columns: int,
         threads: int,
     ) -> None: ...
 
@@ -42,7 +45,7 @@ def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 def use_blas(sgemm: int, dgemm: int, set_threads: int) -> None: ...
 def contrast_topk_forward(
-    is_double: bool, call: Contrast, rows: int, chosen: int, slope_s: int, slope_r: int
+    is_double: bool, call: Contrast, rows: int, chosen: int, slope_s: int, slope_r: int, slope_tau: int
 ) -> _Sums: ...
 def contrast_topk_backward(
     is_double: bool,
@@ -60,9 +63,13 @@ def contrast_softmax(
     gradient: int,
     extra: int,
     rows: int,
+    slope_tau: int,
     gradients: Sequence[_Table],
     offset: int,
 ) -> _Sums: ...
+def calibrate(
+    is_double: bool, call: Contrast, tau_max: float, deficit: float, tau: int, similarities: int, columns: int
+) -> None: ...
 def decorrelate(
     is_double: bool,
     shape: tuple[int, int, int, int],

@@ -5,125 +5,31 @@
 // far fewer than all candidates costs a few percent of the dense products. The candidates' gradients go by a list
 // sorted by (column, row), so every sum has one order: no atomics, and the same bits for any number of threads.
 #include <algorithm>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
 #include <vector>
 
-#include "blas.hpp"
-#include "operators.hpp"
-#include "parallel.hpp"
+#include "hardest.hpp"
 
 namespace amcl {
-namespace {
-
-// A tile of S (rows × kTileBytes) stays in the level-2 cache between the product and the selection.
-constexpr int64_t kTileBytes = 8192;
-
-// Many rows spread the cost of packing the candidates for a product (with MoCo's long queue it exceeds the product at
-// 32 rows), few leave work for every thread. By the shape alone: the bits of a product may depend on its shape.
-int64_t rows_per_block(int64_t heads, int64_t anchors) { return heads * anchors >= 512 ? 128 : 32; }
 
 template <class T>
-struct ForwardMemory {
-  T *tile, *similarities, *floors, *r, *work, *slope_s, *slope_r, *scratch_similarities;
-  int32_t *chosen, *scratch_chosen;
-  int64_t* counts;
-  char* finite;
-
-  ForwardMemory(Arena& arena, int64_t rows, int64_t tile_width, int64_t top_k)
-      : tile(arena.take<T>(rows * tile_width)),
-        similarities(arena.take<T>(rows * top_k)),
-        floors(arena.take<T>(rows)),
-        r(arena.take<T>(top_k)),
-        work(arena.take<T>(3 * top_k)),
-        slope_s(arena.take<T>(top_k)),
-        slope_r(arena.take<T>(top_k)),
-        scratch_similarities(arena.take<T>(top_k + tile_width + kPadding)),
-        chosen(arena.take<int32_t>(rows * top_k)),
-        scratch_chosen(arena.take<int32_t>(top_k + tile_width + kPadding)),
-        counts(arena.take<int64_t>(rows)),
-        finite(arena.take<char>(rows)) {}
-};
-
-}  // namespace
-
-template <class T>
-Sums contrast_topk_forward(const Contrast<T>& call, T* rows, int32_t* chosen, T* slope_s, T* slope_r) {
+Sums contrast_topk_forward(const Contrast<T>& call, T* rows, int32_t* chosen, T* slope_s, T* slope_r, T* slope_tau) {
   const int64_t top_k = call.top_k;
-  const int64_t block = std::min(rows_per_block(call.heads, call.anchors), call.anchors);
-  const int64_t blocks = (call.anchors + block - 1) / block;
-  const int64_t tile_width = std::min<int64_t>(kTileBytes / static_cast<int64_t>(sizeof(T)), call.candidates);
-  const T infinity = std::numeric_limits<T>::infinity();
   const Kernels<T>& kernel = kernels<T>();
-
-  Arena measure;
-  ForwardMemory<T>(measure, block, tile_width, top_k);
-  const Workspace workspace(call.threads, measure.used());
-  std::vector<Sums> sums(static_cast<std::size_t>(call.heads * blocks));
-
-#pragma omp parallel num_threads(call.threads)
-  {
-    const BlasOnThisThread alone;
-    Arena arena(workspace.of_thread());
-    const ForwardMemory<T> memory(arena, block, tile_width, top_k);
-    SelectionScratch<T> scratch{memory.scratch_similarities, memory.scratch_chosen, infinity};
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < call.heads * blocks; ++item) {
-      const int64_t head = item / blocks, first = item % blocks * block;
-      const int64_t height = std::min(block, call.anchors - first);
-      std::fill_n(memory.floors, height, -infinity);
-      std::fill_n(memory.counts, height, 0);
-      std::fill_n(memory.finite, height, 1);
-
-      for (int64_t column = 0; column < call.candidates; column += tile_width) {
-        const int64_t width = std::min(tile_width, call.candidates - column);
-        multiply<T>(height, width, call.width, T(1), {call.a.row(head, first), call.a.row_stride, false},
-                    {call.b.row(head, column), call.b.row_stride, true}, false, memory.tile, tile_width);
-        for (int64_t i = 0; i < height; ++i) {
-          T* similarity = memory.tile + i * tile_width;
-          for (int64_t j = 0; j < call.skips; ++j) {
-            const int64_t skipped = call.skip[(first + i) * call.skips + j] - column;
-            if (skipped >= 0 && skipped < width) similarity[skipped] = -infinity;
-          }
-          Selection<T> best{memory.similarities + i * top_k, memory.chosen + i * top_k, memory.counts[i],
-                            memory.floors[i], memory.finite[i] != 0};
-          kernel.select(similarity, width, static_cast<int32_t>(column), top_k, &best, &scratch);
-          memory.counts[i] = best.count;
-          memory.floors[i] = best.floor;
-          memory.finite[i] = best.finite;
-        }
-      }
-
-      Sums& total = sums[static_cast<std::size_t>(item)];
-      for (int64_t i = 0; i < height; ++i) {
-        const int64_t row = head * call.anchors + first + i;
-        T* similarity = memory.similarities + i * top_k;
-        int32_t* own = memory.chosen + i * top_k;
-        if (!memory.finite[i] || memory.counts[i] < top_k) {
-          // No order, no selection: NaN takes the place of every similarity, so the loss shows it.
-          std::fill_n(similarity, top_k, std::numeric_limits<T>::quiet_NaN());
-          std::fill_n(own, top_k, 0);
-        }
-        if (call.phi_a) {
-          kernel.gather_dot(memory.r, top_k, own, call.phi_a.row(head, first + i), call.phi_b.row(head, 0),
-                            call.phi_b.row_stride, call.phi_width);
-        }
-        rows[row] = kernel.topk_row(call.form, top_k, similarity, call.phi_a ? memory.r : nullptr, call.temperature,
-                                    slope_s ? memory.slope_s : nullptr, slope_s ? memory.slope_r : nullptr,
-                                    memory.work, &total);
-        if (slope_s) {
-          std::copy_n(own, top_k, chosen + row * top_k);
-          std::copy_n(memory.slope_s, top_k, slope_s + row * top_k);
-          if (slope_r) std::copy_n(memory.slope_r, top_k, slope_r + row * top_k);
-        }
-      }
-    }
-  }
-  Sums result;
-  for (const Sums& part : sums) result.add(part);
-  return result;
+  const auto row = [&](int64_t head, int64_t anchor, const T* similarities, const int32_t* own, T* work, Sums* total) {
+    const int64_t at = head * call.anchors + anchor;
+    T* const r = call.phi_a ? work + 3 * top_k : nullptr;
+    if (r)
+      kernel.gather_dot(r, top_k, own, call.phi_a.row(head, anchor), call.phi_b.row(head, 0), call.phi_b.row_stride,
+                        call.phi_width);
+    rows[at] = kernel.topk_row(call.form, top_k, similarities, r, call.temperature_of(at),
+                               slope_s ? slope_s + at * top_k : nullptr, slope_r ? slope_r + at * top_k : nullptr,
+                               slope_tau ? slope_tau + at : nullptr, work, total);
+    if (chosen) std::copy_n(own, top_k, chosen + at * top_k);
+  };
+  return for_hardest(call, 4 * top_k, row);
 }
 
 namespace {
@@ -257,8 +163,8 @@ void contrast_topk_backward(const Contrast<T>& call, const T* gradient, const in
   }
 }
 
-template Sums contrast_topk_forward(const Contrast<float>&, float*, int32_t*, float*, float*);
-template Sums contrast_topk_forward(const Contrast<double>&, double*, int32_t*, double*, double*);
+template Sums contrast_topk_forward(const Contrast<float>&, float*, int32_t*, float*, float*, float*);
+template Sums contrast_topk_forward(const Contrast<double>&, double*, int32_t*, double*, double*, double*);
 template void contrast_topk_backward(const Contrast<float>&, const float*, const int32_t*, const float*, const float*,
                                      const Gradients<float>&);
 template void contrast_topk_backward(const Contrast<double>&, const double*, const int32_t*, const double*,

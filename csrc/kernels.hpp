@@ -1,6 +1,6 @@
 // Row kernels: everything that is worth vectorising, one row of one head at a time, single-threaded.
 //
-// kernels.inc and selection.inc implement them once; they are compiled for each instruction set, and `kernels<T>()`
+// kernels.inc, selection.inc and calibration.inc implement them once; they are compiled for each instruction set, and `kernels<T>()`
 // returns the table of the best set that the processor at hand has. The operators (contrast_topk.cpp, ...) own threads,
 // blocks and memory.
 #pragma once
@@ -13,11 +13,20 @@ namespace amcl {
 
 enum class Form { topk_mean, topk_softmax, softmax };
 
-// τ(r) = tau_min + tau_span·σ(−r); a constant temperature has no r and tau_span = 0. `dim` is the d of Ω.
+// τ(r) = tau_min + tau_span·σ(−r). A row of `contrast` without r has the temperature `tau`, and the range counts for
+// its statistics alone; a constant temperature is tau_min, with tau_span = 0. `dim` is the d of Ω.
 template <class T>
 struct Temperature {
   T tau_min, tau_span, offset, beta;
   double dim;
+  T tau;
+};
+
+// Of the τ in a range, the one at which a row's entropy falls short of its largest by `deficit`.
+template <class T>
+struct Calibration {
+  T tau_min, tau_max;
+  double deficit;
 };
 
 // Sums from which the statistics of an operator are made. `rise` is Σ (τ − tau_min): measured from the lower end of the
@@ -80,15 +89,18 @@ struct Kernels {
   // out = scale · Σ_e weight[e] · base[index[e]]
   void (*gather_sum)(T* out, T scale, int64_t count, const int32_t* index, const T* weight, const T* base,
                      int64_t stride, int64_t width);
-  // The row of one anchor over its top_k chosen (s, r), and its derivatives (both null: not needed; r null:
-  // constant temperature). r is overwritten; work holds 3·top_k elements.
+  // The row of one anchor over its top_k chosen (s, r), and its derivatives by s, r and, without r, by τ (null: not
+  // needed). r is overwritten; work holds 3·top_k elements.
   T (*topk_row)(Form form, int64_t top_k, const T* s, T* r, const Temperature<T>& temperature, T* slope_s, T* slope_r,
-                T* work, Sums* sums);
+                T* slope_tau, T* work, Sums* sums);
   // The same over a whole row of n columns but those in `skip`, and, unless null, the logit `extra`. With `gradients`,
-  // s and r become `gradient` times the derivatives of the row by s and by r, and `slope_r_sum` the sum of the latter.
-  // work holds 3n elements.
+  // s and r become `gradient` times the derivatives of the row by s and by r, and `slope_sum` the sum of the latter or,
+  // without r, the one by τ. work holds 3n elements.
   T (*softmax_row)(int64_t n, T* s, T* r, const int64_t* skip, int64_t skips, const Temperature<T>& temperature,
-                   bool gradients, T gradient, const T* extra, T* work, T* slope_r_sum, Sums* sums);
+                   bool gradients, T gradient, const T* extra, T* work, T* slope_sum, Sums* sums);
+  // τ of a row of n similarities s, of which `count` are not −inf; at an end of the range where none within it has
+  // that deficit. work holds n + kPadding elements.
+  T (*calibrate_row)(int64_t n, const T* s, int64_t count, const Calibration<T>& call, T* work);
   // The terms of one channel, `diagonal` being its own column. s holds correlations; s and r become the derivatives
   // of the value by them. work holds 2n elements.
   double (*decorrelate_row)(int64_t n, int64_t diagonal, T* s, T* r, const Temperature<T>& temperature, T lambda,

@@ -60,7 +60,7 @@ template <class T>
 Temperature<T> temperature(const TemperatureArgument& argument, int64_t dim) {
   const auto [tau_min, tau_span, offset, beta] = argument;
   return {static_cast<T>(tau_min), static_cast<T>(tau_span), static_cast<T>(offset), static_cast<T>(beta),
-          static_cast<double>(dim)};
+          static_cast<double>(dim), static_cast<T>(tau_min)};
 }
 
 SumsResult result(const Sums& sums) {
@@ -80,13 +80,13 @@ void require_inputs(const FourTables& inputs, int64_t phi_width) {
           "phi_width must be positive where phi_x and phi_y are given, else 0", phi_width);
 }
 
-// What the two forms of `contrast` share.
+// What the two forms of `contrast` share, and those of `calibrate`.
 struct ContrastArguments {
   std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> shape;
   Form form;
   TemperatureArgument temperature;
   FourTables inputs;
-  Address skip;
+  Address skip, tau, similarities, columns;
   int threads;
 
   template <class T>
@@ -100,21 +100,29 @@ struct ContrastArguments {
     const auto* skipped = pointer<const int64_t>(skip);
     for (int64_t i = 0; i < anchors * skips; ++i)
       require(skipped[i] >= 0 && skipped[i] < candidates, "skip must hold columns of candidates", skipped[i]);
+    require(!(tau && inputs[2]), "a temperature per anchor must be given without phi, got both");
+    require((similarities != 0) == (columns != 0), "similarities and columns must be given both or neither, got one");
     const auto [a, b, phi_a, phi_b] = tables<T>(inputs);
     return {heads, anchors, candidates, width, phi_width, top_k, skips, form,
-            amcl::temperature<T>(temperature, width), a, b, phi_a, phi_b, skipped, threads};
+            amcl::temperature<T>(temperature, width), a, b, phi_a, phi_b, skipped,
+            pointer<const T>(tau), pointer<const T>(similarities), pointer<const int32_t>(columns), threads};
   }
 };
 
 template <class T>
 SumsResult topk_forward(const ContrastArguments& arguments, Address rows, Address chosen, Address slope_s,
-                        Address slope_r) {
+                        Address slope_r, Address slope_tau) {
   const auto call = arguments.call<T>();
   require(rows != 0, "rows must be given, got none");
-  require((chosen != 0) == (slope_s != 0) && (slope_r != 0) == (slope_s && call.phi_a),
+  require((chosen != 0) == (slope_s && !call.columns) && (slope_r != 0) == (slope_s && call.phi_a) &&
+              (slope_tau != 0) == (slope_s && call.tau),
           "chosen and slopes must be given all or none, got some");
+  const int64_t entries = call.columns ? call.heads * call.anchors * call.top_k : 0;
+  for (int64_t e = 0; e < entries; ++e)
+    require(call.columns[e] >= 0 && call.columns[e] < call.candidates, "columns must be of candidates",
+            call.columns[e]);
   return result(contrast_topk_forward(call, pointer<T>(rows), pointer<int32_t>(chosen), pointer<T>(slope_s),
-                                      pointer<T>(slope_r)));
+                                      pointer<T>(slope_r), pointer<T>(slope_tau)));
 }
 
 template <class T>
@@ -129,11 +137,25 @@ void topk_backward(const ContrastArguments& arguments, Address gradient, Address
 
 template <class T>
 SumsResult softmax(const ContrastArguments& arguments, Address gradient, Address extra, Address rows,
-                   const FourTables& outputs, Address offset) {
+                   Address slope_tau, const FourTables& outputs, Address offset) {
   const auto call = arguments.call<T>();
   require(rows != 0, "rows must be given, got none");
   return result(contrast_softmax(call, pointer<const T>(gradient), pointer<const T>(extra), pointer<T>(rows),
-                                 gradients<T>(outputs, offset)));
+                                 pointer<T>(slope_tau), gradients<T>(outputs, offset)));
+}
+
+template <class T>
+void calibrate(const ContrastArguments& arguments, double tau_max, double deficit, Address tau, Address similarities,
+               Address columns) {
+  const auto call = arguments.call<T>();
+  const Calibration<T> calibration{call.temperature.tau_min, static_cast<T>(tau_max), deficit};
+  require(tau != 0, "tau must be given, got none");
+  if (call.form == Form::softmax) {
+    calibrate_softmax(call, calibration, pointer<T>(tau));
+    return;
+  }
+  require(similarities && columns && !call.columns, "similarities and columns must be given to be written, got none");
+  calibrate_topk(call, calibration, pointer<T>(tau), pointer<T>(similarities), pointer<int32_t>(columns));
 }
 
 // (heads, channels, batch, width of φ)
@@ -210,7 +232,9 @@ PYBIND11_MODULE(_native, module) {
   using ContrastShape = decltype(ContrastArguments::shape);
   py::class_<ContrastArguments>(module, "Contrast")
       .def(py::init([](ContrastShape shape, Form form, TemperatureArgument temperature, FourTables inputs, Address skip,
-                       int threads) { return ContrastArguments{shape, form, temperature, inputs, skip, threads}; }));
+                       Address tau, Address similarities, Address columns, int threads) {
+        return ContrastArguments{shape, form, temperature, inputs, skip, tau, similarities, columns, threads};
+      }));
   using AlignShape = decltype(AlignArguments::shape);
   py::class_<AlignArguments>(module, "Align")
       .def(py::init([](AlignShape shape, TemperatureArgument temperature, double weight, FourTables inputs,
@@ -226,6 +250,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("contrast_topk_forward", by_type(topk_forward<float>, topk_forward<double>));
   module.def("contrast_topk_backward", by_type(topk_backward<float>, topk_backward<double>));
   module.def("contrast_softmax", by_type(softmax<float>, softmax<double>));
+  module.def("calibrate", by_type(calibrate<float>, calibrate<double>));
   module.def("decorrelate", by_type(decorrelate_both<float>, decorrelate_both<double>));
   module.def("align_forward", by_type(aligned<float>, aligned<double>));
   module.def("align_backward", by_type(aligned_backward<float>, aligned_backward<double>));

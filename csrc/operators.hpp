@@ -35,13 +35,24 @@ struct Contrast {
   Temperature<T> temperature;
   Table<T> a, b, phi_a, phi_b;
   const int64_t* skip;  // (anchors, skips) or null
+  const T* tau;         // (heads, anchors), a temperature per anchor, or null; without φ
+  const T* similarities;   // (heads, anchors, top_k), the hardest, where they are known, with their columns; or null
+  const int32_t* columns;
   int threads;
+
+  // That of a row, `at` in (heads, anchors).
+  Temperature<T> temperature_of(int64_t at) const {
+    Temperature<T> result = temperature;
+    if (tau) result.tau = tau[at];
+    return result;
+  }
 };
 
-// Rows (heads, anchors) over the top_k hardest. With `chosen`, `slope_s`, `slope_r` (each (heads, anchors, top_k), or
-// all null) it leaves what the backward pass needs: the chosen columns and the derivatives of each row by s and by r.
+// Rows (heads, anchors) over the top_k hardest. In `chosen`, `slope_s`, `slope_r` (each (heads, anchors, top_k)) and
+// `slope_tau` (heads, anchors) it leaves what the backward pass needs (null: not needed): the chosen columns and the
+// derivatives of each row by s, by r and by its τ.
 template <class T>
-Sums contrast_topk_forward(const Contrast<T>& call, T* rows, int32_t* chosen, T* slope_s, T* slope_r);
+Sums contrast_topk_forward(const Contrast<T>& call, T* rows, int32_t* chosen, T* slope_s, T* slope_r, T* slope_tau);
 
 // Gradients from those; `gradient`, of the rows, is (heads, anchors), contiguous.
 template <class T>
@@ -49,10 +60,20 @@ void contrast_topk_backward(const Contrast<T>& call, const T* gradient, const in
                             const T* slope_r, const Gradients<T>& gradients);
 
 // Rows (heads, anchors) over all negatives and, unless null, one `extra` logit for each anchor; in the same pass the
-// gradients of Σ gradient · row. `gradient` and `extra` are (heads, anchors), `gradient` null for ones.
+// gradients of Σ gradient · row, and in `slope_tau`, unless null, that by the τ of each anchor. `gradient`, `extra` and
+// `slope_tau` are (heads, anchors), `gradient` null for ones.
 template <class T>
-Sums contrast_softmax(const Contrast<T>& call, const T* gradient, const T* extra, T* rows,
+Sums contrast_softmax(const Contrast<T>& call, const T* gradient, const T* extra, T* rows, T* slope_tau,
                       const Gradients<T>& gradients);
+
+// τ (heads, anchors) at which each row over its top_k hardest has the deficit, and those, (heads, anchors, top_k).
+template <class T>
+void calibrate_topk(const Contrast<T>& call, const Calibration<T>& calibration, T* tau, T* similarities,
+                    int32_t* columns);
+
+// The same over all negatives.
+template <class T>
+void calibrate_softmax(const Contrast<T>& call, const Calibration<T>& calibration, T* tau);
 
 // Barlow Twins: x and y are (heads, channels, batch). `losses` is (heads,). The gradients are those of each
 // head's loss.

@@ -51,6 +51,47 @@ class Tables:
         self.is_double = x.dtype == torch.float64
 
 
+class Call:
+    """The arguments of a contrast or a calibration; what the engine reads is held as long as they are.
+
+    Args:
+        tables: anchors, candidates, and φ of both.
+        skip: (A, S), or None.
+        form: of the negatives.
+        top_k: how many of them count.
+        settings: as `temperature` returns them.
+        tau: (C, A), a temperature per anchor, or None.
+        similarities, columns: (C, A, top_k), the negatives that count, or None: the engine looks for them.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Tensor | None],
+        skip: Tensor | None,
+        form: _native.Form,
+        top_k: int,
+        settings: tuple[float, float, float, float],
+        tau: Tensor | None = None,
+        similarities: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> None:
+        anchors, candidates, *phi = tables
+        assert anchors is not None and candidates is not None
+        read = Tables(anchors, candidates, *phi)
+        more = [whole(t) for t in (skip, tau, similarities, columns)]
+        self._held = read, more
+        self.is_double = read.is_double
+        heads, count, dim = read.shape
+        self.arguments = _native.Contrast(
+            (heads, count, read.candidates, dim, read.phi_width, top_k, width(skip)),
+            form,
+            settings,
+            read.strided,
+            *map(address, more),
+            torch.get_num_threads(),
+        )
+
+
 class Gradients:
     """Memory for the gradients by x, y, φx, φy and the offset, those that are needed."""
 

@@ -6,17 +6,17 @@ the size anchors × candidates is stored. float32 and float64; strides are free 
 copied).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _native, reference
+from .. import _native
 from ..reference import Chosen, Stats
-from ..reference import calibrate as calibrate
-from .engine import Gradients, Tables, address, fake_by_head, summary, temperature, whole, width
-from .registration import differentiable, scaling
+from .engine import Call, Gradients, Tables, address, fake_by_head, summary, temperature, whole, width
+from .registration import Operator, differentiable, scaling
 from .tensors import masked, named, needed, scaled
 
 
@@ -38,23 +38,40 @@ def contrast(
     chosen: Chosen | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast` in C++."""
-    if tau is not None:
-        return reference.contrast(
-            anchors, candidates, None, None, None, skip, tau_min=tau_min, tau_max=tau_max, negatives=negatives,
-            top_k=top_k, beta=beta, extra=extra, tau=tau, chosen=chosen,
-        )  # fmt: skip
-    range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_anchors)
+    range_and_beta = _range_and_beta(tau_min, tau_max, beta, phi_anchors if tau is None else tau)
     available = candidates.shape[1] - width(skip)
-    top_k = available if negatives == "softmax" or top_k is None else min(top_k, available)
+    top_k = _count(candidates, skip, negatives, top_k)
     tensors = (anchors, candidates, phi_anchors, phi_candidates, None if phi_anchors is None else offset)
-    if negatives == "topk_mean" or top_k < available:
-        save = any(needed(*tensors))
-        rows, stats, *_ = _contrast_topk(*tensors, skip, negatives == "topk_mean", top_k, *range_and_beta, save)
+    if negatives == "topk_mean" or top_k < available or chosen is not None:
+        save = any(needed(*tensors, tau))
+        known = (None, None) if chosen is None else chosen
+        mean = negatives == "topk_mean"
+        rows, stats, *_ = _contrast_topk(*tensors, skip, tau, *known, mean, top_k, *range_and_beta, save)
         if extra is not None:
             rows = torch.logaddexp(rows, extra)
     else:
-        rows, stats, *_ = _contrast_softmax(*tensors, skip, extra, *range_and_beta, needed(*tensors))
+        rows, stats, *_ = _contrast_softmax(*tensors, skip, extra, tau, *range_and_beta, needed(*tensors, tau))
     return rows, named(stats)
+
+
+@torch.no_grad()
+def calibrate(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    perplexity: float,
+) -> tuple[Tensor, Chosen | None]:
+    """`amcl_fast.reference.calibrate` in C++; T lies in the order of columns."""
+    top_k = _count(candidates, skip, negatives, top_k)
+    # What the entropy lacks to that of equal shares.
+    deficit = math.log(top_k) - math.log(max(1.0, perplexity * top_k))
+    tau, *known = _calibrate(anchors, candidates, skip, negatives == "softmax", top_k, tau_min, tau_max, deficit)
+    return tau, None if negatives == "softmax" else Chosen(*known)
 
 
 def align(
@@ -94,9 +111,15 @@ def decorrelate(
     return losses, named(on), named(off)
 
 
-def _range_and_beta(tau_min: float, tau_max: float, beta: float, phi: Tensor | None) -> tuple[float, float, float]:
-    """tau_min, tau_span and β; a constant τ has tau_span = β = 0."""
-    return (tau_min, 0.0, 0.0) if phi is None else (tau_min, tau_max - tau_min, beta)
+def _range_and_beta(tau_min: float, tau_max: float, beta: float, varies: Tensor | None) -> tuple[float, float, float]:
+    """tau_min, tau_span and β; a constant τ, of which nothing `varies`, has tau_span = β = 0."""
+    return (tau_min, 0.0, 0.0) if varies is None else (tau_min, tau_max - tau_min, beta)
+
+
+def _count(candidates: Tensor, skip: Tensor | None, negatives: str, top_k: int | None) -> int:
+    """How many negatives of an anchor count."""
+    available = candidates.shape[1] - width(skip)
+    return available if negatives == "softmax" or top_k is None else min(top_k, available)
 
 
 class _TopK(NamedTuple):
@@ -106,6 +129,9 @@ class _TopK(NamedTuple):
     phi_candidates: Tensor | None
     offset: Tensor | None
     skip: Tensor | None
+    tau: Tensor | None
+    similarities: Tensor | None
+    columns: Tensor | None
     mean: bool
     top_k: int
     tau_min: float
@@ -114,50 +140,56 @@ class _TopK(NamedTuple):
     save: bool
 
 
-def _topk_call(a: _TopK) -> tuple[Tables, Tensor | None, _native.Contrast]:
-    """The tables and skip, to be held while the engine reads them, and its arguments."""
+def _topk_call(a: _TopK) -> Call:
     form = _native.Form.topk_mean if a.mean else _native.Form.topk_softmax
-    return _contrast_call(a, form, a.top_k)
+    return _contrast_call(a, form, a.top_k, a.similarities, a.columns)
 
 
-def _topk_forward(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Rows, statistics and, if `save`, the columns chosen for each row and the slopes of the row by their s and r."""
+def _topk_forward(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Rows, statistics and, if `save`, what the backward pass needs of each row.
+
+    That is the columns chosen for it, unless they are known, and its slopes by their s and r, and by τ.
+    """
+    rows, stats, *saved = _topk_fake(a)
+    call = _topk_call(a)
+    sums = _native.contrast_topk_forward(call.is_double, call.arguments, address(rows), *map(address, saved))
+    return rows, summary(sums, a.tau_min, rows), *saved
+
+
+def _topk_fake(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     rows = a.anchors.new_empty(a.anchors.shape[:2])
-    chosen = slope_s = slope_r = None
-    if a.save:
-        chosen = torch.empty(*rows.shape, a.top_k, dtype=torch.int32)
-        slope_s = rows.new_empty(chosen.shape)
-        slope_r = None if a.phi_anchors is None else torch.empty_like(slope_s)
-    tables, _skip, call = _topk_call(a)
-    sums = _native.contrast_topk_forward(
-        tables.is_double, call, address(rows), address(chosen), address(slope_s), address(slope_r)
-    )
-    return rows, summary(sums, a.tau_min, rows), chosen, slope_s, slope_r
-
-
-def _topk_fake(a: _TopK) -> list[Tensor | None]:
-    rows = a.anchors.new_empty(a.anchors.shape[:2])
-    made: list[Tensor | None] = [rows, rows.new_empty(5)]
-    if not a.save:
-        return [*made, None, None, None]
     pairs = (*rows.shape, a.top_k)
-    slope_r = None if a.phi_anchors is None else rows.new_empty(pairs)
-    return [*made, rows.new_empty(pairs, dtype=torch.int32), rows.new_empty(pairs), slope_r]
+    return (
+        rows,
+        rows.new_empty(5),
+        rows.new_empty(pairs, dtype=torch.int32) if a.save and a.columns is None else None,
+        rows.new_empty(pairs) if a.save else None,
+        rows.new_empty(pairs) if a.save and a.phi_anchors is not None else None,
+        rows.new_empty(rows.shape) if a.save and a.tau is not None else None,
+    )
 
 
 def _topk_backward(
-    a: _TopK, needs: list[bool], gradient: Tensor, chosen: Tensor, slope_s: Tensor, slope_r: Tensor | None
+    a: _TopK,
+    needs: list[bool],
+    gradient: Tensor,
+    chosen: Tensor | None,
+    slope_s: Tensor,
+    slope_r: Tensor | None,
+    slope_tau: Tensor | None,
 ) -> list[Tensor | None]:
     made = Gradients(a[:5], needs)
-    gradient = gradient.contiguous()
-    tables, _skip, call = _topk_call(a)
-    addresses = address(gradient), address(chosen), address(slope_s), address(slope_r)
-    _native.contrast_topk_backward(tables.is_double, call, *addresses, *made.arguments())
-    return [*made.all(), None]
+    of_tau = gradient * slope_tau if needs[6] else None
+    if any(needs[:5]):
+        gradient, columns = gradient.contiguous(), whole(a.columns) if chosen is None else chosen
+        call = _topk_call(a)
+        addresses = address(gradient), address(columns), address(slope_s), address(slope_r)
+        _native.contrast_topk_backward(call.is_double, call.arguments, *addresses, *made.arguments())
+    return [*made.all(), None, of_tau, None, None]
 
 
 _contrast_topk = differentiable(
-    "native_contrast_topk", _TopK, _topk_forward, _topk_fake, _topk_backward, saves=(2, 3, 4)
+    "native_contrast_topk", _TopK, _topk_forward, _topk_fake, _topk_backward, saves=(2, 3, 4, 5)
 )
 
 
@@ -169,6 +201,7 @@ class _Softmax(NamedTuple):
     offset: Tensor | None
     skip: Tensor | None
     extra: Tensor | None
+    tau: Tensor | None
     tau_min: float
     tau_span: float
     beta: float
@@ -176,75 +209,118 @@ class _Softmax(NamedTuple):
 
 
 def _softmax_pass(
-    a: _Softmax, gradient: Tensor | None, needs: Sequence[bool]
+    a: _Softmax, gradient: Tensor | None, needs: Sequence[bool], slope_tau: Tensor | None
 ) -> tuple[Tensor, tuple[float, ...], Gradients]:
     """Rows, the sums for statistics, and the gradients of Σ gradient·rows (None: of Σ rows)."""
     rows = a.anchors.new_empty(a.anchors.shape[:2])
     extra = whole(a.extra)
     made = Gradients(a[:5], needs)
-    tables, _skip, call = _contrast_call(a, _native.Form.softmax, a.candidates.shape[1] - width(a.skip))
-    sums = _native.contrast_softmax(
-        tables.is_double, call, address(gradient), address(extra), address(rows), *made.arguments()
-    )
+    call = _contrast_call(a, _native.Form.softmax, a.candidates.shape[1] - width(a.skip))
+    addresses = address(gradient), address(extra), address(rows), address(slope_tau)
+    sums = _native.contrast_softmax(call.is_double, call.arguments, *addresses, *made.arguments())
     return rows, sums, made
 
 
 def _softmax_forward(
     a: _Softmax,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Rows, statistics and the gradients of Σ rows that are needed, made while each row's s and r are at hand.
 
     A loss that averages over anchors gives all of a head one gradient, so those gradients need only be scaled. Any
     other gradient costs a second pass.
     """
-    rows, sums, made = _softmax_pass(a, None, a.needs)
-    return rows, summary(sums, a.tau_min, rows), *made.by_head()
+    slope_tau = a.anchors.new_empty(a.anchors.shape[:2]) if a.needs[5] else None
+    rows, sums, made = _softmax_pass(a, None, a.needs, slope_tau)
+    return rows, summary(sums, a.tau_min, rows), *made.by_head(), slope_tau
 
 
 def _softmax_fake(a: _Softmax) -> list[Tensor | None]:
-    return [a.anchors.new_empty(a.anchors.shape[:2]), a.anchors.new_empty(5), *fake_by_head(a[:5], a.needs)]
+    rows = a.anchors.new_empty(a.anchors.shape[:2])
+    slope_tau = rows.new_empty(rows.shape) if a.needs[5] else None
+    return [rows, rows.new_empty(5), *fake_by_head(a[:5], a.needs), slope_tau]
 
 
 def _softmax_backward(
-    a: _Softmax, needs: list[bool], gradient: Tensor, rows: Tensor, *of_sum: Tensor | None
+    a: _Softmax, needs: list[bool], gradient: Tensor, rows: Tensor, *saved: Tensor | None
 ) -> list[Tensor | None]:
-    """From the gradients of Σ rows."""
+    """From the gradients of Σ rows, and the slopes of rows by their τ."""
+    *of_sum, slope_tau = saved
+    of_tau = gradient * slope_tau if needs[7] and slope_tau is not None else None
     of_extra = None if a.extra is None or not needs[6] else gradient * (a.extra - rows).exp()
     of_tables = masked(of_sum, needs[:5])
     by_head = gradient[:, :1]
     if torch.equal(gradient, by_head.expand_as(gradient)):
-        return [*scaled(of_tables, by_head[:, 0], 5 * (gradient.dtype,)), None, of_extra]
+        return [*scaled(of_tables, by_head[:, 0], 5 * (gradient.dtype,)), None, of_extra, of_tau]
     # What belongs to an anchor is scaled with it; what sums over anchors is made anew.
     anew = [False, needs[1], False, *needs[3:5]]
     grads: list[Tensor | None] = [None] * 5
     if any(anew):
-        grads = _softmax_pass(a, gradient.contiguous(), anew)[2].all()
+        grads = _softmax_pass(a, gradient.contiguous(), anew, None)[2].all()
     for i in (0, 2):
         table = of_tables[i]
         grads[i] = None if table is None else table * gradient[..., None]
-    return [*grads, None, of_extra]
+    return [*grads, None, of_extra, of_tau]
 
 
 _contrast_softmax = differentiable(
-    "native_contrast_softmax", _Softmax, _softmax_forward, _softmax_fake, _softmax_backward, saves=(0, 2, 3, 4, 5, 6)
+    "native_contrast_softmax",
+    _Softmax,
+    _softmax_forward,
+    _softmax_fake,
+    _softmax_backward,
+    saves=(0, 2, 3, 4, 5, 6, 7),
 )
 
 
+def _calibrated(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    all_negatives: bool,
+    top_k: int,
+    tau_min: float,
+    tau_max: float,
+    deficit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """τ of each anchor and, but for all negatives, similarities and columns of its hardest."""
+    made = _calibrated_fake(anchors, candidates, skip, all_negatives, top_k, tau_min, tau_max, deficit)
+    addresses = [address(made[0]), *(0 if all_negatives else address(t) for t in made[1:])]
+    form = _native.Form.softmax if all_negatives else _native.Form.topk_softmax
+    call = Call((anchors, candidates, None, None), skip, form, top_k, (tau_min, 0.0, 0.0, 0.0))
+    _native.calibrate(call.is_double, call.arguments, tau_max, deficit, *addresses)
+    return made
+
+
+def _calibrated_fake(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    all_negatives: bool,
+    top_k: int,
+    tau_min: float,
+    tau_max: float,
+    deficit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tau = anchors.new_empty(anchors.shape[:2])
+    pairs = (*tau.shape, top_k)
+    if all_negatives:
+        return tau, tau.new_empty(0), tau.new_empty(0)
+    return tau, tau.new_empty(pairs), tau.new_empty(pairs, dtype=torch.int32)
+
+
+_calibrate = Operator("native_calibrate", _calibrated)
+_calibrate.register_fake(_calibrated_fake)
+
+
 def _contrast_call(
-    a: _TopK | _Softmax, form: _native.Form, top_k: int
-) -> tuple[Tables, Tensor | None, _native.Contrast]:
-    tables = Tables(*a[:4])
-    skip = whole(a.skip)
-    heads, anchors, dim = tables.shape
-    call = _native.Contrast(
-        (heads, anchors, tables.candidates, dim, tables.phi_width, top_k, width(skip)),
-        form,
-        temperature(a.tau_min, a.tau_span, a.beta, a.offset),
-        tables.strided,
-        address(skip),
-        torch.get_num_threads(),
-    )
-    return tables, skip, call
+    a: _TopK | _Softmax,
+    form: _native.Form,
+    top_k: int,
+    similarities: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Call:
+    settings = temperature(a.tau_min, a.tau_span, a.beta, a.offset)
+    return Call(a[:4], a.skip, form, top_k, settings, a.tau, similarities, columns)
 
 
 class _Align(NamedTuple):
