@@ -183,6 +183,7 @@ def calibrate(
 def of_perplexity(s: Tensor, perplexity: float, tau_min: float, tau_max: float) -> Tensor:
     """The temperatures (...) of `calibrate`, of the similarities s (..., κ) of the negatives that count."""
     target = math.log(max(1.0, perplexity * s.shape[-1]))
+    s = s - s.amax(-1, keepdim=True)  # the entropy is the difference of two numbers of the size of s/τ
     low = torch.full_like(s[..., 0], math.log(tau_min))
     high = torch.full_like(low, math.log(tau_max))
     for _ in range(60 if s.dtype == torch.float64 else 30):  # halves of log τ, to the last digit

@@ -167,6 +167,8 @@ class Loss(nn.Module):
         if n < fewest:
             raise ValueError(f"{argument} must have a batch of N ≥ {fewest} rows, got {n}")
         heads, _, dim = like.shape
+        if isinstance(self.temperature, PerplexityTemperature):
+            self.temperature.check_heads(heads)
         self.last_shape = Shape(n, heads, dim)
         if heads > n and not torch.compiler.is_compiling() and not self._warned:
             self._warned = True

@@ -1,6 +1,7 @@
 """What SimCLR and MoCo share: which negatives count, and the two terms of their loss."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class Anchored(NamedTuple):
     Attributes:
         tau: (C, A), float32 or better.
         chosen: the hardest negatives, if they are known.
-        at_bound: 0-dim, of all anchors the share whose τ lies at an end of its range.
+        at_bound: 0-dim, of these anchors the share whose τ, or τ⁰, lies at an end of its range.
     """
 
     tau: Tensor
@@ -58,13 +59,17 @@ class Contrast(Loss):
             )
         self.negatives = negatives
         self.top_k = None if negatives == "softmax" else top_k
-        if include_positive and self.adaptive is not None and self.adaptive.objective == "dro":
-            raise ValueError("include_positive must be False with objective='dro', which compares with it, got True")
-        if negatives == "topk_mean" and self.adaptive is not None and self.adaptive.objective == "dro":
-            raise ValueError(
-                "negatives must be 'topk_softmax' or 'softmax' with objective='dro', which is about a log-sum-exp, got "
-                "'topk_mean'"
-            )
+        if self.adaptive is not None and self.adaptive.objective == "dro":
+            if negatives == "topk_mean":
+                raise ValueError(
+                    "negatives must be 'topk_softmax' or 'softmax' with objective='dro', which is about a log-sum-exp, "
+                    "got 'topk_mean'"
+                )
+            if include_positive:
+                raise ValueError(
+                    "include_positive must be False with objective='dro', whose negatives are compared with the "
+                    f"positive, got {include_positive!r}"
+                )
         self.beta = number("beta", beta)
         self.include_positive = bool(include_positive)
 
@@ -216,31 +221,34 @@ class Contrast(Loss):
             return [None for _ in calls]
         temperature = self.temperature
         if isinstance(temperature, PerplexityTemperature):
-            found = [
-                ops.calibrate(
-                    anchors,
-                    candidates,
-                    skip,
-                    **self._range(),
-                    negatives=self.negatives,
-                    top_k=self.top_k,
-                    perplexity=temperature.perplexity,
-                    backend=self.backend,
-                )
-                for anchors, candidates, skip, _ in calls
-            ]
-            at_bound = self._at_bound([tau for tau, _ in found])
-            taus = _pinned([tau for tau, _ in found], temperature, heads, shared, times)
-            return [Anchored(tau, chosen, at_bound) for tau, (_, chosen) in zip(taus, found, strict=True)]
-        learned = [tau.squeeze(-1) for *_, tau in calls if tau is not None]
-        at_bound = self._at_bound(learned)
-        return [Anchored(tau, None, at_bound) for tau in learned]
+            found, chosen = zip(
+                *(
+                    ops.calibrate(
+                        anchors,
+                        candidates,
+                        skip,
+                        **self._range(),
+                        negatives=self.negatives,
+                        top_k=self.top_k,
+                        perplexity=temperature.perplexity,
+                        backend=self.backend,
+                    )
+                    for anchors, candidates, skip, _ in calls
+                ),
+                strict=True,
+            )
+            taus = _pinned(found, temperature, heads, shared, times)
+        else:
+            taus = found = [tau.squeeze(-1) for *_, tau in calls if tau is not None]
+            chosen = (None,) * len(calls)
+        return [Anchored(tau, of, self._at_bound(raw)) for tau, of, raw in zip(taus, chosen, found, strict=True)]
 
-    def _at_bound(self, taus: list[Tensor]) -> Tensor:
+    def _at_bound(self, tau: Tensor) -> Tensor:
+        """The share of τ within `BOUND_SHARE` of either end of its range, as operators have it."""
         low, high = self._range()["tau_min"], self._range()["tau_max"]
         margin = BOUND_SHARE * (high - low)
-        tau = torch.cat([tau.detach().flatten() for tau in taus])
-        return ((tau < low + margin) | (tau > high - margin)).float().mean()
+        tau = tau.detach()
+        return ((tau < low + margin) | (tau > high - margin)).to(tau.dtype).mean()
 
 
 def of_anchors(negatives: Stats) -> Stats:
@@ -249,14 +257,14 @@ def of_anchors(negatives: Stats) -> Stats:
 
 
 def _pinned(
-    taus: list[Tensor], temperature: PerplexityTemperature, heads: int, shared: bool, times: list[int]
+    taus: Sequence[Tensor], temperature: PerplexityTemperature, heads: int, shared: bool, times: list[int]
 ) -> list[Tensor]:
-    """τ of τ⁰ (C·P, A): the mean of 1/τ is that of the temperature, over all anchors of a head."""
+    """τ of τ⁰ (C·P, A): the mean of 1/τ is that of the temperature, over all anchors of a head and all processes."""
     by_head = [tau.unflatten(0, (heads, -1)).flatten(1) for tau in taus]
     inverse = torch.stack([of.reciprocal().sum(1) * n for of, n in zip(by_head, times, strict=True)]).sum(0)
     count = sum(of.shape[1] * n for of, n in zip(by_head, times, strict=True))
     if shared:
-        both = torch.cat([inverse, inverse.new_tensor([count])])
+        both = torch.cat([inverse, inverse.new_full((1,), count)])
         dist.all_reduce(both)
         inverse = both[:-1] / both[-1]
     else:

@@ -17,6 +17,7 @@ from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_
 from ..models.modes import floating_dtype, untracked
 from ..models.sizes import check_sizes
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
+from ..temperature import PerplexityTemperature
 from .pairs import Pairs
 from .trainer import NonFiniteError, at_logging_step, logs_next_step, stepped
 from .views import Images, by_size, targets_of
@@ -76,6 +77,8 @@ class Method(L.LightningModule):
         self.backbone = build_backbone(backbone)
         self.backbone_config = backbone if isinstance(backbone, BackboneConfig) else None
         self.projector = MultiHeadProjector(self.backbone.feature_dim, projector)  # type: ignore[arg-type]
+        if isinstance(temperature := getattr(criterion, "temperature", None), PerplexityTemperature):
+            temperature.check_heads(self.projector.heads)
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         if optimizer.layer_decay is not None:

@@ -1,5 +1,6 @@
 """One temperature per anchor, of a given perplexity, which cannot collapse."""
 
+import torch
 from torch import Tensor, nn
 
 from ..operator_settings import are_numbers
@@ -19,9 +20,12 @@ class PerplexityTemperature(nn.Module):
     the distributionally robust form (docs/temperatures.md derives it). For SimCLR and MoCo.
 
     Args:
-        mean: of τ: 1/mean is the mean of 1/τ. One number for all heads, or one for each.
+        mean: of τ, the harmonic one: 1/mean is the mean of 1/τ. One number for all heads, or a list of one for each.
         perplexity: share of the negatives in T, above 0 and below 1; a product perplexity·|T| below 1 counts as 1.
-        tau_min, tau_max: range of τ⁰, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38.
+        tau_min, tau_max: range of τ⁰, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38. τ itself may lie outside.
+
+    Attributes:
+        mean: as given, a float or a list of them.
 
     Raises:
         ValueError, TypeError: an argument outside what is accepted.
@@ -35,7 +39,7 @@ class PerplexityTemperature(nn.Module):
         tau_max: float = 1.0,
     ) -> None:
         super().__init__()
-        means = tuple(mean) if isinstance(mean, list | tuple) else (mean,)
+        means = mean if isinstance(mean, list | tuple) else [mean]
         for value in means:
             are_numbers(mean=value)
         are_numbers(perplexity=perplexity, tau_min=tau_min, tau_max=tau_max)
@@ -45,27 +49,34 @@ class PerplexityTemperature(nn.Module):
                 f"got tau_min={tau_min}, tau_max={tau_max}"
             )
         if not means or not all(SMALLEST_TAU <= value <= LARGEST_FLOAT32 for value in means):
-            raise ValueError(f"mean must be between {SMALLEST_TAU} and {LARGEST_FLOAT32:.3g}, got {mean}")
+            raise ValueError(
+                f"mean must be one number, or one for each head, from {SMALLEST_TAU} to {LARGEST_FLOAT32:.3g}, "
+                f"got {mean}"
+            )
         if not 0 < perplexity < 1:
             raise ValueError(f"perplexity must be above 0 and below 1, a share of the negatives, got {perplexity}")
-        self.means = tuple(map(float, means))
-        """Of all heads together, or of each."""
+        self.mean = [float(value) for value in means] if isinstance(mean, list | tuple) else float(mean)
         self.perplexity = float(perplexity)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
 
-    def pinned(self, tau: Tensor, inverse: Tensor) -> Tensor:
-        """τ (C, ...) of τ⁰ (C, ...) whose 1/τ⁰ are `inverse` (C,) on average.
+    def check_heads(self, heads: int) -> None:
+        """That there is one mean, or as many as heads.
 
         Raises:
-            ValueError: there are means of another number of heads.
+            ValueError: there are others.
         """
-        if len(self.means) not in (1, len(inverse)):
+        if isinstance(self.mean, list) and len(self.mean) != heads:
             raise ValueError(
-                f"temperature.mean must be one number or one for each of the {len(inverse)} heads, got "
-                f"{len(self.means)} numbers"
+                f"temperature.mean must be one number, or one for each of the {heads} heads, got {self.mean}"
             )
-        return tau * (inverse * inverse.new_tensor(self.means)).view(-1, *(1,) * (tau.dim() - 1))
+
+    def pinned(self, tau: Tensor, inverse: Tensor) -> Tensor:
+        """τ (C, ...) of τ⁰ (C, ...) whose 1/τ⁰ are `inverse` (C,) on average."""
+        if isinstance(self.mean, list):  # by head: a tensor of them would be a copy from the host
+            factor = torch.stack([of * mean for of, mean in zip(inverse, self.mean, strict=True)])
+        else:
+            factor = inverse * self.mean
+        return tau * factor.view(-1, *(1,) * (tau.dim() - 1))
 
     def extra_repr(self) -> str:
-        mean = self.means[0] if len(self.means) == 1 else list(self.means)
-        return f"mean={mean}, perplexity={self.perplexity}, tau_min={self.tau_min}, tau_max={self.tau_max}"
+        return f"mean={self.mean}, perplexity={self.perplexity}, tau_min={self.tau_min}, tau_max={self.tau_max}"

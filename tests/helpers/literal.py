@@ -102,3 +102,24 @@ def barlow(z1, z2, tau, lambd, beta):
                 else:
                     total += lambd * correlation**2 / t - beta * omega(t, d)
     return total
+
+
+def perplexity(similarities, tau):
+    """exp of the entropy of the softmax of numbers divided by τ."""
+    top = max(similarities)
+    weights = [math.exp((s - top) / tau) for s in similarities]
+    shares = [weight / sum(weights) for weight in weights]
+    return math.exp(-sum(p * math.log(p) for p in shares if p > 0))
+
+
+def calibrated(similarities, share, low, high):
+    """τ from low to high at which their perplexity is a share of their number, or 1 if that is less."""
+    wanted = max(1.0, share * len(similarities))
+    if perplexity(similarities, low) >= wanted:
+        return low
+    if perplexity(similarities, high) <= wanted:
+        return high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if perplexity(similarities, middle) < wanted else (low, middle)
+    return (low + high) / 2

@@ -6,6 +6,8 @@ amcl_fast is called. Views are (N, C, d).
 
 import torch
 
+from tests.helpers.literal import calibrated
+
 
 def unit(z):
     return z / z.norm(dim=-1, keepdim=True)
@@ -96,3 +98,60 @@ def over_pairs(loss, views, targets, others=None):
     others = views if others is None else others
     terms = [loss(views[q], others[t]) for t in targets for q in range(len(views)) if q != t]
     return torch.stack(terms).mean()
+
+
+def anchors_of(views, targets, keys=None, queue=None):
+    """(anchor, positive, negatives (M, d)) of every pair of views and head, a list for each head.
+
+    With keys, by target, and a queue they are MoCo's, of queries and of keys; else SimCLR's.
+    """
+    heads = [[] for _ in range(views[0].shape[1])]
+    for q, t in ((q, t) for t in targets for q in range(len(views)) if q != t):
+        for c, found in enumerate(heads):
+            x, y = unit(views[q][:, c]), unit(views[t][:, c] if keys is None else keys[t][:, c].detach())
+            for i in range(len(x)):
+                if keys is None:
+                    found.append((x[i], y[i], torch.cat([x[:i], x[i + 1 :], y[:i], y[i + 1 :]])))
+                else:
+                    found += [(a, p, queue[c].detach().T) for a, p in ((x[i], y[i]), (y[i], x[i]))]
+    return heads
+
+
+def hardest(anchor, negatives, form, top_k):
+    s = negatives @ anchor
+    return s if form == "softmax" else s[s.detach().argsort(descending=True, stable=True)[:top_k]]
+
+
+def taus_of(temperature, anchors, mean, form, top_k):
+    """τ of each anchor of one head: of a given perplexity, with 1/mean the mean of 1/τ, or φ's."""
+    if mean is None:
+        w1, b1, w2, b2 = temperature.phi.parameters()
+        r = [(w2 @ (w1 @ a + b1).clamp(min=0) + b2)[0] for a, *_ in anchors]
+        return [temperature.tau_min + (temperature.tau_max - temperature.tau_min) / (1 + of.exp()) for of in r]
+    ends = temperature.tau_min, temperature.tau_max
+    chosen = [hardest(a, negatives, form, top_k).tolist() for a, _, negatives in anchors]
+    raw = [calibrated(of, temperature.perplexity, *ends) for of in chosen]
+    level = sum(1 / of for of in raw) / len(raw)
+    return [torch.tensor(of * mean * level, dtype=torch.float64) for of in raw]
+
+
+def anchored(temperature, heads, form, top_k, include_positive, beta):
+    """Loss of anchors that have one τ each, of `anchors_of`; β and ρ where φ gives it."""
+    given = getattr(temperature, "mean", None)
+    means = given if isinstance(given, list) else [given] * len(heads)
+    total = 0
+    for anchors, mean in zip(heads, means, strict=True):
+        taus = taus_of(temperature, anchors, mean, form, top_k)
+        terms = []
+        for (a, p, negatives), tau in zip(anchors, taus, strict=True):
+            s, s_p = hardest(a, negatives, form, top_k), a @ p
+            if getattr(temperature, "objective", None) == "dro":
+                terms.append(tau * (((s - s_p) / tau).exp().sum() / len(s)).log() + temperature.rho * tau)
+            elif form == "topk_mean":
+                regulariser = omega(tau, len(a)) - len(s) * (tau.log() + 1 / tau)
+                terms.append((s.mean() - s_p) / tau + (beta * regulariser if mean is None else 0))
+            else:
+                logits = torch.cat([s, s_p[None]]) / tau if include_positive else s / tau
+                terms.append(logits.logsumexp(0) - s_p / tau)
+        total = total + torch.stack(terms).mean()
+    return total
