@@ -1,5 +1,6 @@
 """What a loss's statistics say is wrong with a training, and what to do about it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .losses import BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from .temperature import AdaptiveTemperature, PerplexityTemperature
 
 __all__ = ["Finding", "diagnose"]
 
@@ -53,7 +55,8 @@ def diagnose(criterion: SimCLRLoss | MoCoLoss | SimSiamLoss | BarlowTwinsLoss) -
       than the positives pulls them together until nothing is left. A training may pass through that: believe what
       holds for 100 steps.
     - Temperatures: more than `AT_BOUND` = 99 % of those of the positives or of the negatives lie within a hundredth of
-      the range from an end of it, where φ's gradient is a hundredth of what it was.
+      the range from an end of it, where φ's gradient is a hundredth of what it was. Of a `PerplexityTemperature` it is
+      those before their mean is pinned, by their logarithms: at an end an anchor has not the perplexity asked for.
 
     SimSiam has no negatives to compare with, and in Barlow Twins a similarity is a correlation of channels: with these
     only the temperatures are judged.
@@ -95,15 +98,38 @@ def _projections(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list
 
 
 def _temperatures(criterion: torch.nn.Module, stats: Mapping[str, float]) -> list[Finding]:
-    if criterion.adaptive is None:  # one number adapts to no pair, and CLIP's is meant to end at τ_min
+    temperature = criterion.temperature
+    # One number adapts to no pair, and CLIP's is meant to end at τ_min.
+    if not isinstance(temperature, AdaptiveTemperature | PerplexityTemperature):
         return []
     lost = [group for group in ("positive", "negative") if stats.get(f"tau_{group}_at_bound", 0.0) > AT_BOUND]
     if not lost:
         return []
     means = " and ".join(f"{stats[f'tau_{group}_mean']:.2g} ({group}s)" for group in lost)
     what = f"more than {AT_BOUND:.0%} of them lie at a bound, with mean {means}, so they no longer adapt"
-    remedy = (
-        "Set the criterion's temperature to score='cosine' with a larger tau_min "
-        f"(as {type(criterion).__name__}.recommended has it), or to a constant."
-    )
+    if isinstance(temperature, PerplexityTemperature):
+        what = (
+            f"more than {AT_BOUND:.0%} of anchors would need a τ beyond the ends of its range, from "
+            f"{temperature.tau_min:g} to {temperature.tau_max:g}, for a perplexity of {temperature.perplexity:g} of "
+            "their negatives, so they do not adapt"
+        )
+        remedy = (
+            "Widen the temperature's range, tau_min to tau_max, or take another perplexity, whose product with the "
+            "number of negatives that count must be above 1."
+        )
+    elif temperature.objective == "dro":
+        remedy = (
+            "Widen the temperature's range, tau_min to tau_max, or take another rho: it asks for a perplexity of "
+            f"{math.exp(-temperature.rho):.2g} of the negatives that count."  # type: ignore[operator]
+        )
+    elif temperature.share == "row":
+        remedy = (
+            "Set the temperature's objective='dro' with a rho (1, say), whose best τ lies inside, or take a "
+            "PerplexityTemperature or a constant."
+        )
+    else:
+        remedy = (
+            "Set the criterion's temperature to score='cosine' with a larger tau_min "
+            f"(as {type(criterion).__name__}.recommended has it), or to a constant."
+        )
     return [Finding("temperatures", what, remedy)]

@@ -15,7 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from .extras import extras_named
 from .setting_types import check_fields
 
-__all__ = ["LARS", "OptimizerConfig", "ScheduleConfig", "build_optimizer", "build_scheduler", "lr_factor", "lr_scale"]
+__all__ = [
+    "LARS",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "build_optimizer",
+    "build_scheduler",
+    "check_temperature",
+    "lr_factor",
+    "lr_scale",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,9 @@ class OptimizerConfig:
         layer_decay: factor on the learning rate of a layer of the encoder for each layer that comes after it, by the
             groups that timm makes of its models (`group_matcher`); the last layer, the heads and φ have the full
             rate. None: all layers have it.
+        temperature_lr: peak learning rate of what the criterion's temperature learns, φ or log τ, its biases included;
+            None: as everything else.
+        temperature_weight_decay: weight decay of φ, where `weight_decay` would count; None: that.
 
     Raises:
         TypeError: a setting of another type.
@@ -57,11 +69,13 @@ class OptimizerConfig:
     trust_coefficient: float = 1e-3
     implementation: Literal["auto", "torch", "apex"] = "auto"
     layer_decay: float | None = None
+    temperature_lr: float | None = None
+    temperature_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "optimizer")
-        rates = {name: getattr(self, name) for name in ("lr", "bias_lr", "weight_decay")}
-        for name, value in rates.items():
+        for name in ("lr", "bias_lr", "weight_decay", "temperature_lr", "temperature_weight_decay"):
+            value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"optimizer.{name} must be finite and not negative, got {value}")
         if not 0 <= self.momentum < 1:
@@ -169,7 +183,10 @@ def build_optimizer(
         scale: factor on all learning rates, see `lr_scale`.
         constant_lr: learning rates that the schedule leaves alone, by prefix of the parameters' names.
 
+    Raises:
+        ValueError: as `check_temperature` of what `module` has as its `criterion`.
     """
+    check_temperature(getattr(module, "criterion", None), config)
     groups = _param_groups(module, config, scale, constant_lr or {})
     optimizer = _optimizer(groups, config, config.lr * scale, fused)
     optimizer.register_load_state_dict_post_hook(_take_old_scalars)
@@ -199,25 +216,56 @@ def _take_old_scalars(optimizer: Optimizer) -> None:
                 state[name] = value.reshape(1)
 
 
+def check_temperature(criterion: nn.Module | None, config: OptimizerConfig) -> None:
+    """That what `config` says of a temperature has something to be about.
+
+    Raises:
+        ValueError: the temperature of `criterion` has no parameters that are trained, or decay of them, and is to have
+            a rate or a decay of its own.
+    """
+    temperature = getattr(criterion, "temperature", None)
+    parameters = temperature.named_parameters() if isinstance(temperature, nn.Module) else ()
+    names = [name for name, p in parameters if p.requires_grad]
+    kind = type(temperature).__name__ if isinstance(temperature, nn.Module) else "constant temperature"
+    for name in ("temperature_lr", "temperature_weight_decay"):
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not names:
+            raise ValueError(f"optimizer.{name} must be unset with a {kind}, which has no parameters, got {value}")
+        if name == "temperature_weight_decay" and names == ["log_tau"]:
+            raise ValueError(f"optimizer.{name} must be unset with a {kind}, which is never decayed, got {value}")
+
+
 def _param_groups(
     module: nn.Module, config: OptimizerConfig, scale: float, constant_lr: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Scheduled groups before constant ones, and in each those that are decayed before biases, scales, offsets."""
+    """Scheduled groups before constant ones, and in each those that are decayed before biases, scales, offsets.
+
+    What the temperature learns comes after all that are scheduled with it, if it has settings of its own.
+    """
+    own_lr, own_decay = config.temperature_lr, config.temperature_weight_decay
+    apart = own_lr is not None or own_decay is not None
     separate = config.name == "lars" or not config.decay_all
     backbone: Any = module.backbone if config.layer_decay is not None else None
     shares = {} if config.layer_decay is None else layer_shares(backbone, config.layer_decay)
-    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
+    groups: dict[tuple[str, bool, bool, float], dict[str, Any]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
             constant = next((prefix for prefix in constant_lr if name.startswith(f"{prefix}.")), "")
             plain = (separate and (p.ndim <= 1 or name.endswith("bias"))) or name.endswith("log_tau")
             share = shares.get(name.removeprefix("backbone."), 1.0)
+            own = apart and name.startswith("criterion.temperature.")
             # Full rates come first: the rate of the first group is logged.
-            groups.setdefault((constant, plain, -share), {"params": []})["params"].append(p)
-    for (constant, plain, less), group in groups.items():
+            groups.setdefault((constant, own, plain, -share), {"params": []})["params"].append(p)
+    for (constant, own, plain, less), group in groups.items():
         biases = plain and config.bias_lr is not None
         if biases or less != -1:
             group["lr"] = -less * scale * (config.bias_lr if biases else config.lr)  # type: ignore[operator]
+        if own and own_lr is not None:
+            group["lr"] = scale * own_lr
+        if own and own_decay is not None:
+            group["weight_decay"] = own_decay
         if plain:
             group["weight_decay"] = 0.0
             if config.name == "lars":

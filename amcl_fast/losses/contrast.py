@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import operator_settings, ops
 from ..operator_settings import Negatives
 from ..ops.backends import BackendName
-from ..reference import BOUND_SHARE, Chosen, Stats, omega
+from ..reference import Chosen, Stats, omega
 from ..rows import Prepared
 from ..temperature import LearnedTemperature, PerplexityTemperature, Temperature
 from .base import Loss
@@ -25,12 +25,12 @@ class Anchored(NamedTuple):
     Attributes:
         tau: (C, A), float32 or better.
         chosen: the hardest negatives, if they are known.
-        at_bound: 0-dim, of these anchors the share whose τ, or τ⁰, lies at an end of its range.
+        at_bound: 0-dim, the share of them whose τ lay at an end of its range before it was pinned; None: as it is now.
     """
 
     tau: Tensor
     chosen: Chosen | None
-    at_bound: Tensor
+    at_bound: Tensor | None
 
 
 class Contrast(Loss):
@@ -60,18 +60,28 @@ class Contrast(Loss):
         self.negatives = negatives
         self.top_k = None if negatives == "softmax" else top_k
         if self.adaptive is not None and self.adaptive.objective == "dro":
-            if negatives == "topk_mean":
-                raise ValueError(
-                    "negatives must be 'topk_softmax' or 'softmax' with objective='dro', which is about a log-sum-exp, "
-                    "got 'topk_mean'"
-                )
-            if include_positive:
-                raise ValueError(
-                    "include_positive must be False with objective='dro', whose negatives are compared with the "
-                    f"positive, got {include_positive!r}"
-                )
+            self._check_robust(self.adaptive.rho, include_positive)
         self.beta = number("beta", beta)
         self.include_positive = bool(include_positive)
+
+    def _check_robust(self, rho: float | None, include_positive: bool) -> None:
+        """That the loss is one of which the robust form is known, and has a best τ."""
+        if self.negatives == "topk_mean":
+            raise ValueError(
+                "negatives must be 'topk_softmax' or 'softmax' with objective='dro', which is about a log-sum-exp, got "
+                "'topk_mean'"
+            )
+        if include_positive:
+            raise ValueError(
+                "include_positive must be False with objective='dro', whose negatives are compared with the positive, "
+                f"got {include_positive!r}"
+            )
+        assert rho is not None
+        if self.top_k is not None and rho >= math.log(self.top_k):
+            raise ValueError(
+                f"temperature.rho must be below log(top_k) = {math.log(self.top_k):.3g}, or every τ falls to tau_min, "
+                f"got {rho}"
+            )
 
     @property
     def _beta(self) -> float:
@@ -184,7 +194,9 @@ class Contrast(Loss):
             chosen=anchored.chosen,
             backend=self.backend,
         )
-        return negative, stats | {"tau_at_bound": anchored.at_bound.to(stats["tau_mean"].dtype)}
+        if anchored.at_bound is not None:
+            stats["tau_at_bound"] = anchored.at_bound.to(stats["tau_mean"].dtype)
+        return negative, stats
 
     def _counted(self, candidates: Tensor, skip: Tensor | None) -> int:
         """|T|."""
@@ -221,7 +233,7 @@ class Contrast(Loss):
             return [None for _ in calls]
         temperature = self.temperature
         if isinstance(temperature, PerplexityTemperature):
-            found, chosen = zip(
+            raw, chosen = zip(
                 *(
                     ops.calibrate(
                         anchors,
@@ -237,18 +249,10 @@ class Contrast(Loss):
                 ),
                 strict=True,
             )
-            taus = _pinned(found, temperature, heads, shared, times)
-        else:
-            taus = found = [tau.squeeze(-1) for *_, tau in calls if tau is not None]
-            chosen = (None,) * len(calls)
-        return [Anchored(tau, of, self._at_bound(raw)) for tau, of, raw in zip(taus, chosen, found, strict=True)]
-
-    def _at_bound(self, tau: Tensor) -> Tensor:
-        """The share of τ within `BOUND_SHARE` of either end of its range, as operators have it."""
-        low, high = self._range()["tau_min"], self._range()["tau_max"]
-        margin = BOUND_SHARE * (high - low)
-        tau = tau.detach()
-        return ((tau < low + margin) | (tau > high - margin)).to(tau.dtype).mean()
+            at_bound = map(temperature.share_at_bound, raw)
+            taus = _pinned(raw, temperature, heads, shared, times)
+            return [Anchored(*of) for of in zip(taus, chosen, at_bound, strict=True)]
+        return [Anchored(tau.squeeze(-1), None, None) for *_, tau in calls if tau is not None]
 
 
 def of_anchors(negatives: Stats) -> Stats:

@@ -16,7 +16,15 @@ from ..losses import NonFiniteInputError
 from ..models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
 from ..models.modes import floating_dtype, untracked
 from ..models.sizes import check_sizes
-from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares, lr_scale
+from ..optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    build_scheduler,
+    check_temperature,
+    layer_shares,
+    lr_scale,
+)
 from ..temperature import PerplexityTemperature
 from .pairs import Pairs
 from .trainer import NonFiniteError, at_logging_step, logs_next_step, stepped
@@ -79,6 +87,7 @@ class Method(L.LightningModule):
         self.projector = MultiHeadProjector(self.backbone.feature_dim, projector)  # type: ignore[arg-type]
         if isinstance(temperature := getattr(criterion, "temperature", None), PerplexityTemperature):
             temperature.check_heads(self.projector.heads)
+        check_temperature(criterion, optimizer)
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         if optimizer.layer_decay is not None:

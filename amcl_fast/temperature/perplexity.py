@@ -1,9 +1,12 @@
 """One temperature per anchor, of a given perplexity, which cannot collapse."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ..operator_settings import are_numbers
+from ..reference import BOUND_SHARE
 from .bounds import LARGEST_FLOAT32, SMALLEST_TAU
 
 
@@ -23,9 +26,6 @@ class PerplexityTemperature(nn.Module):
         mean: of τ, the harmonic one: 1/mean is the mean of 1/τ. One number for all heads, or a list of one for each.
         perplexity: share of the negatives in T, above 0 and below 1; a product perplexity·|T| below 1 counts as 1.
         tau_min, tau_max: range of τ⁰, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38. τ itself may lie outside.
-
-    Attributes:
-        mean: as given, a float or a list of them.
 
     Raises:
         ValueError, TypeError: an argument outside what is accepted.
@@ -77,6 +77,12 @@ class PerplexityTemperature(nn.Module):
         else:
             factor = inverse * self.mean
         return tau * factor.view(-1, *(1,) * (tau.dim() - 1))
+
+    def share_at_bound(self, tau: Tensor) -> Tensor:
+        """The share of τ⁰ whose logarithm lies within a hundredth of its range from an end of it; 0-dim."""
+        low, high = math.log(self.tau_min), math.log(self.tau_max)
+        margin = BOUND_SHARE * (high - low)
+        return ((tau < math.exp(low + margin)) | (tau > math.exp(high - margin))).to(tau.dtype).mean()
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, perplexity={self.perplexity}, tau_min={self.tau_min}, tau_max={self.tau_max}"

@@ -36,7 +36,7 @@ KINDS = [
     (kind, form)
     for kind in TEMPERATURES
     for form, settings in FORMS.items()
-    if kind != "dro" or (settings["negatives"] != "topk_mean" and not settings.get("include_positive"))
+    if kind != "dro" or form in ("topk_softmax", "as many as there are", "softmax")
 ]
 
 
