@@ -86,13 +86,21 @@ def at_bound(sigma, complement):
 
 
 @triton.jit
+def near_bound(tau, tau_min, tau_span):
+    """`at_bound`, of a τ that is no sigmoid's."""
+    margin = BOUND_SHARE * tau_span
+    return tl.where((tau < tau_min + margin) | (tau > tau_min + tau_span - margin), 1.0, 0.0)
+
+
+@triton.jit
 def pair_terms(
     s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE: tl.constexpr, FAST: tl.constexpr = False
 ):  # fmt: skip
     """A negative pair: its value share·s/τ − β·Ω(τ) divided by ln 2, the undivided value's slopes by s and r, τ, and
     1.0 where it is within `BOUND_SHARE` of an end of its range.
 
-    Constant temperature: τ = tau_min, no regulariser, and `r` is not looked at. FAST: `log2`'s.
+    Constant temperature: τ = tau_min, a number or one of each row (R, 1) or column (1, N); no regulariser, and `r` is
+    not looked at. FAST: `log2`'s.
     """
     if ADAPTIVE:
         sigma, near, far = _logistic(r)

@@ -12,7 +12,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import reference
 from ..kernels.align import BY_OFFSET, FACTORS, align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
@@ -61,23 +60,28 @@ def contrast(
     chosen: Chosen | None = None,
 ) -> tuple[Tensor, Stats]:
     """`amcl_fast.reference.contrast`."""
-    if tau is not None:
-        return reference.contrast(
-            anchors, candidates, None, None, None, skip, tau_min=tau_min, tau_max=tau_max, negatives=negatives,
-            top_k=top_k, beta=beta, extra=extra, tau=tau, chosen=chosen,
-        )  # fmt: skip
     # One table has one gradient.
     one = candidates is anchors and phi_candidates is phi_anchors
-    given = (anchors, None if one else candidates, phi_anchors, None if one else phi_candidates, offset, extra)
-    count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
-    top_k = count if negatives == "softmax" or top_k is None else min(top_k, count)
-    *tensors, extra = exact(*given)
-    rows, stats, *_ = _contrast(*tensors, skip, extra, top_k, negatives == "topk_mean", tau_min, tau_max, beta)
+    given = (anchors, None if one else candidates, phi_anchors, None if one else phi_candidates, offset, extra, tau)
+    *tensors, extra, tau = exact(*given)
+    similarities, columns = (None, None) if chosen is None else chosen
+    of_tau = (tau, similarities, columns, *needed(tau))
+    count = _count(candidates, skip, negatives, top_k)
+    rows, stats, *_ = _contrast(*tensors, skip, extra, *of_tau, count, negatives == "topk_mean", tau_min, tau_max, beta)
     return rows, named(stats)
 
 
+def _count(candidates: Tensor, skip: Tensor | None, negatives: str, top_k: int | None) -> int:
+    """Size of T."""
+    available = candidates.shape[1] - (0 if skip is None else skip.shape[1])
+    return available if negatives == "softmax" or top_k is None else min(top_k, available)
+
+
 class _Contrast(NamedTuple):
-    """Without candidates the anchors are the candidates, and their gradients those of both."""
+    """Without candidates the anchors are the candidates, and their gradients those of both.
+
+    `similarities` and `columns` are those of T, if it is known; `needs_tau`: τ has a gradient.
+    """
 
     anchors: Tensor
     candidates: Tensor | None
@@ -86,6 +90,10 @@ class _Contrast(NamedTuple):
     offset: Tensor | None
     skip: Tensor | None
     extra: Tensor | None
+    tau: Tensor | None
+    similarities: Tensor | None
+    columns: Tensor | None
+    needs_tau: bool
     top_k: int
     mean: bool
     tau_min: float
@@ -94,15 +102,17 @@ class _Contrast(NamedTuple):
 
     @property
     def all_chosen(self) -> bool:
+        if self.columns is not None:
+            return False
         rows = (self.anchors if self.candidates is None else self.candidates).shape[1]
         return self.top_k == rows - (0 if self.skip is None else self.skip.shape[1])
 
 
 def _contrast_forward(
     a: _Contrast,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Rows, stats, and what the backward pass over the chosen candidates needs; the shares alone if all are chosen.
-    Last ∂rows/∂extra.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Rows, stats, and what the backward pass over the chosen candidates needs, but for what was given; the shares
+    alone if all are chosen. Last ∂rows/∂extra and ∂rows/∂τ.
     """
     anchors, offset, range_and_beta = a.anchors, a.offset, (a.tau_min, a.tau_max, a.beta)
     candidates, phi_candidates = a.candidates, a.phi_candidates
@@ -110,24 +120,40 @@ def _contrast_forward(
         candidates, phi_candidates = anchors, a.phi_anchors
     tables = (anchors, candidates, a.phi_anchors, phi_candidates)
     if a.all_chosen:
-        rows, stats, shares, of_extra = dense_forward(*tables, offset, a.skip, a.mean, *range_and_beta, a.extra)
-        return rows, stats, None, present(shares), None, present(of_extra)
-    similarities, chosen = hardest(anchors, candidates, a.skip, a.top_k)
-    rows, slope_s, slope_r, stats, of_extra = topk_forward(
-        *tables[2:], offset, similarities, chosen, a.mean, *range_and_beta, anchors.shape[2], a.extra
+        rows, stats, shares, *more = dense_forward(
+            *tables, offset, a.skip, a.mean, *range_and_beta, a.extra, a.tau, a.needs_tau
+        )
+        return rows, stats, None, present(shares), None, present(more[0]), present(more[1])
+    if a.similarities is None or a.columns is None:
+        similarities, chosen = hardest(anchors, candidates, a.skip, a.top_k)
+    else:
+        similarities, chosen = a.similarities.float().contiguous(), a.columns.contiguous()
+    rows, slope_s, slope_r, stats, *more = topk_forward(
+        *tables[2:],
+        offset,
+        similarities,
+        chosen,
+        a.mean,
+        *range_and_beta,
+        anchors.shape[2],
+        a.extra,
+        a.tau,
+        a.needs_tau,
     )
-    return rows, stats, chosen, slope_s, present(slope_r), present(of_extra)
+    found = chosen if a.columns is None else None
+    return rows, stats, found, slope_s, present(slope_r), present(more[0]), present(more[1])
 
 
 def _contrast_fake(a: _Contrast) -> list[Tensor | None]:
     rows = float32(a.anchors, a.anchors.shape[:2])
     made: list[Tensor | None] = [rows, rows.new_empty(5)]
-    of_extra = None if a.extra is None else rows.new_empty(rows.shape)
+    of_rows = [rows.new_empty(rows.shape) if there else None for there in (a.extra is not None, a.needs_tau)]
     pairs = (*rows.shape, a.top_k)
     if a.all_chosen:
-        return [*made, None, None if a.mean else rows.new_empty(2, *rows.shape), None, of_extra]
+        return [*made, None, None if a.mean else rows.new_empty(2, *rows.shape), None, *of_rows]
+    chosen = rows.new_empty(pairs, dtype=torch.int32) if a.columns is None else None
     slope_r = None if a.phi_anchors is None else rows.new_empty(pairs)
-    return [*made, rows.new_empty(pairs, dtype=torch.int32), rows.new_empty(pairs), slope_r, of_extra]
+    return [*made, chosen, rows.new_empty(pairs), slope_r, *of_rows]
 
 
 def _contrast_backward(
@@ -138,23 +164,30 @@ def _contrast_backward(
     shares: Tensor | None,
     slope_r: Tensor | None,
     of_extra: Tensor | None,
+    of_tau: Tensor | None,
 ) -> list[Tensor | None]:
     of_tables = needs[0], needs[1], needs[2], needs[3], needs[4]
     tensors = (a.anchors, a.candidates, a.phi_anchors, a.phi_candidates, a.offset)
     shares, slope_r = stand_ins(gradient, (shares, slope_r))
     grads: list[Tensor | None] = [None] * 5
+    if a.columns is not None:
+        chosen = a.columns.contiguous()
     if not any(of_tables):
         pass
     elif chosen is None:
-        grads[:] = dense_backward(gradient, shares, *tensors, a.skip, a.mean, a.tau_min, a.tau_max, a.beta, of_tables)
+        settings = (a.mean, a.tau_min, a.tau_max, a.beta)
+        grads[:] = dense_backward(gradient, shares, *tensors, a.skip, *settings, of_tables, a.tau)
     else:
         grads[:] = topk_backward(gradient, shares, slope_r, chosen, *tensors, of_tables)
-    by_extra = None if a.extra is None or of_extra is None else (gradient * of_extra).to(a.extra.dtype)
-    return [*grads, None, by_extra if needs[6] else None]
+    by_extra, by_tau = (
+        (gradient * slope).to(given.dtype) if given is not None and slope is not None and need else None
+        for given, slope, need in ((a.extra, of_extra, needs[6]), (a.tau, of_tau, needs[7]))
+    )
+    return [*grads, None, by_extra, by_tau, None, None]
 
 
 _contrast = differentiable(
-    "triton_contrast", _Contrast, _contrast_forward, _contrast_fake, _contrast_backward, saves=(2, 3, 4, 5)
+    "triton_contrast", _Contrast, _contrast_forward, _contrast_fake, _contrast_backward, saves=(2, 3, 4, 5, 6)
 )
 
 

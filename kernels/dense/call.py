@@ -17,6 +17,12 @@ def without(skip, x, anchor, anchors, column, fill):
     return x
 
 
+@triton.jit
+def temperatures_of(temperatures, head, row, rows):
+    """τ of each row of a head; 1 past the end."""
+    return tl.load(temperatures + head.to(tl.int64) * rows + row, row < rows, other=1.0).to(tl.float32)
+
+
 def operands(
     anchors: Tensor, candidates: Tensor, phi_anchors: Tensor | None, phi_candidates: Tensor | None
 ) -> tuple[Rows, Rows, Rows, Rows]:

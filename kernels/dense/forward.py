@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import common, tuning
-from ..common import FAITHFUL, LN2, PARTIALS, joined, pair_terms, store_partial, summary
+from ..common import FAITHFUL, LN2, PARTIALS, joined, near_bound, pair_terms, store_partial, summary
 from ..launch import blocks, launched
 from ..tile import is_touched, load_tile, products, skip_of, touched_tiles
-from .call import key_of, many_or_few, operands, settings_of, split_of, without
+from .call import key_of, many_or_few, operands, settings_of, split_of, temperatures_of, without
 
 # Columns of a row of a tile that one thread holds are 8 apart, in pairs: four threads share a row, and each keeps sums
 # of its own, so that no tile waits for the others. A tile whose layout is another gives the same sums, only slower.
@@ -44,13 +44,14 @@ def _store_lanes(partials, index, count, mask, elements, s_sum, tau_mean, tau_m2
 @launched("rows")
 @triton.jit
 def _dense_forward(
-    anchors, candidates, phi_anchors, phi_candidates, offset, skip, totals, tops, partials,
+    anchors, candidates, phi_anchors, phi_candidates, offset, temperatures, skip, totals, tops, moments, partials,
     stretch, tau_min, tau_span, beta, log_weight, share,
     ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr, MEAN: tl.constexpr,
+    PER_ROW: tl.constexpr, MOMENTS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of every anchor and a stretch of the candidates: the highest value over ln 2 and Σ exp2(value/ln 2 − highest), or
-    Σ value/ln 2; and the summary of s and τ.
+    Σ value/ln 2; and the summary of s and τ. MOMENTS: also Σ exp2(value/ln 2 − highest)·s.
     """
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
@@ -67,12 +68,17 @@ def _dense_forward(
     phi_tile = anchor_tile
     if ADAPTIVE:
         phi_tile = load_tile(phi_anchors, head, row, depth)
+    tau_of = tau_min
+    if PER_ROW:
+        own = temperatures_of(temperatures, head, row, anchors.rows)
+        tau_of = own[:, None]
     touched = touched_tiles(skip, row, anchors.rows, begin, N, N)
     fast: tl.constexpr = anchors.base.dtype.element_ty != tl.float32
 
     total = tl.zeros((M, LANES), tl.float32)
     # Finite, so that a tile without a negative adds exp(−∞) = 0 and not NaN.
     top = tl.full((M, LANES), -3.4e38, tl.float32)
+    moment = tl.zeros((M, LANES), tl.float32)
     elements = tl.zeros((M, LANES), tl.float32)
     s_sum = tl.zeros((M, LANES), tl.float32)
     tau_mean = tl.zeros((M, LANES), tl.float32)
@@ -88,7 +94,7 @@ def _dense_forward(
             other_tile = load_tile(phi_candidates, head, column, depth)
             r = products(phi_tile, other_tile, phi_anchors, row, phi_candidates, column, head, DEPTH, WHOLE, PRECISION)
             r -= shift
-        value, _, _, tau, bound = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE, fast)
+        value, _, _, tau, bound = pair_terms(s, r, tau_of, tau_span, beta, log_weight, share, ADAPTIVE, fast)
         size = tl.full((M, LANES), N // LANES, tl.float32)
         if (begin + (tile + 1) * N > end) | is_touched(touched, tile):
             # The values tell what is hidden: they have the layout of all that follows, which masks would not have.
@@ -112,7 +118,10 @@ def _dense_forward(
         else:
             higher = tl.maximum(top, tl.max(tl.max(value, axis=3), axis=1))
             exponentials = tl.exp2(value - higher[:, None, :, None])
-            total = tl.fma(total, tl.exp2(top - higher), _lane_sums(exponentials))
+            scale = tl.exp2(top - higher)
+            total = tl.fma(total, scale, _lane_sums(exponentials))
+            if MOMENTS:
+                moment = tl.fma(moment, scale, _lane_sums(exponentials * _by_lanes(s)))
             top = higher
         s_sum += _lane_sums(_by_lanes(s))
         together = elements + size
@@ -130,15 +139,20 @@ def _dense_forward(
             bounds += _lane_sums(_by_lanes(bound))
         elements = together
     if not ADAPTIVE:
-        tau_mean += tau_min
-        tau_lowest = tl.where(elements > 0, tau_min, tau_lowest)
+        tau_mean += tau_of
+        tau_lowest = tl.where(elements > 0, tau_of, tau_lowest)
+    if PER_ROW:
+        bounds = elements * near_bound(own, tau_min, tau_span)[:, None]
     parts = tl.num_programs(1) * tl.num_programs(2) * anchors.rows
     at = (tl.program_id(1) * tl.num_programs(2) + head).to(tl.int64) * anchors.rows + row
     inside = row < anchors.rows
     if not MEAN:
         highest = tl.max(top, axis=1)
-        total *= tl.exp2(top - highest[:, None])
+        scale = tl.exp2(top - highest[:, None])
+        total *= scale
         tl.store(tops + at, highest, inside)
+        if MOMENTS:
+            tl.store(moments + at, tl.sum(moment * scale, axis=1), inside)
     tl.store(totals + at, tl.sum(total, axis=1), inside)
     _store_lanes(partials, at, parts, inside, elements, s_sum, tau_mean, tau_m2, tau_lowest, bounds)
 
@@ -146,8 +160,9 @@ def _dense_forward(
 @launched("count", "parts")
 @triton.jit
 def _dense_finish(
-    totals, tops, extra, rows, shares, extra_shares, partials, stats, count, splits, parts,
-    MEAN: tl.constexpr, HAS_EXTRA: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    totals, tops, moments, extra, temperatures, rows, shares, extra_shares, by_tau, partials, stats,
+    count, splits, parts,
+    MEAN: tl.constexpr, HAS_EXTRA: tl.constexpr, BY_TAU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The parts of each row joined; the first program, which takes longest, merges the summaries."""
     program = tl.program_id(0)
@@ -158,6 +173,9 @@ def _dense_finish(
         inside = row < count
         total = tl.zeros((ROWS,), tl.float32)
         top = tl.full((ROWS,), -3.4e38, tl.float32)
+        moment = tl.zeros((ROWS,), tl.float32)
+        if BY_TAU:
+            tau = tl.load(temperatures + row, inside, other=1.0).to(tl.float32)
         for split in range(splits):
             part = tl.load(totals + split * count + row, inside, other=1.0)
             if MEAN:
@@ -166,14 +184,23 @@ def _dense_finish(
                 highest = tl.load(tops + split * count + row, inside, other=-3.4e38)
                 higher = tl.maximum(top, highest)
                 total = total * tl.exp2(top - higher) + part * tl.exp2(highest - higher)
+                if BY_TAU:
+                    part = tl.load(moments + split * count + row, inside, other=0.0)
+                    moment = moment * tl.exp2(top - higher) + part * tl.exp2(highest - higher)
                 top = higher
         if MEAN:
             tl.store(rows + row, total * LN2, inside)
+            if BY_TAU:
+                tl.store(by_tau + row, -total * LN2 / tau, inside)
         else:
             if HAS_EXTRA:
                 logit = tl.load(extra + row, inside, other=0.0).to(tl.float32)
+                before = top
                 top, total, share = joined(top, total, logit)
+                moment *= tl.exp2(before - top)
                 tl.store(extra_shares + row, share, inside)
+            if BY_TAU:
+                tl.store(by_tau + row, -moment / (total * tau) / tau, inside)
             tl.store(rows + row, (top + tl.log2(total)) * LN2, inside)
             tl.store(shares + row, top, inside)
             tl.store(shares + count + row, 1.0 / total, inside)
@@ -191,7 +218,9 @@ def dense_forward(
     tau_max: float,
     beta: float,
     extra: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tau: Tensor | None = None,
+    needs_tau: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Negative term of every anchor over all candidates but the skipped ones.
 
     Args:
@@ -202,11 +231,13 @@ def dense_forward(
         mean: the released form, mean(s/τ) − β·Σ(log τ + 1/τ); else log Σ exp(s/τ − β·Ω(τ)).
         tau_min, tau_max, beta: range of τ and weight of its regulariser.
         extra: (C, A), an exponent that joins the sum of its anchor, or None; not of a mean.
+        tau: (C, A), a temperature per anchor, without φ and with β = 0, or None.
+        needs_tau: whether ∂rows/∂τ are needed.
 
     Returns:
         rows (C, A), stats (5,) of `common.summarise`, shares (2, C, A) for `dense_backward`: the highest exponent of
-        each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top); and ∂rows/∂extra (C, A). All float32. Of a mean
-        there are no shares, (0,), without extra no slopes of it.
+        each row over ln 2, `top`, and 1/Σ exp2(exponent/ln 2 − top); and ∂rows/∂extra and ∂rows/∂τ (C, A). All
+        float32. Of a mean there are no shares, (0,), and no slopes of what is not there.
     """
     heads, count, dim = anchors.shape
     columns = candidates.shape[1]
@@ -223,27 +254,34 @@ def dense_forward(
     stats = torch.empty(5, device=device)
     shares = torch.empty(0 if mean else (2, heads, count), device=device)
     extra_shares = result.new_empty(0) if extra is None else torch.empty_like(result)
+    by_tau = torch.empty_like(result) if needs_tau else result.new_empty(0)
+    moments = torch.empty_like(totals) if needs_tau and not mean else totals
+    temperatures = totals if tau is None else tau.contiguous()
     _dense_forward[tiles, splits, heads](
         *inputs,
         totals if offset is None else offset,
+        temperatures,
         skip_of(skip, totals),
         totals,
         tops,
+        moments,
         partials,
         stretch,
         *settings_of(mean, columns - (0 if skip is None else skip.shape[1]), tau_min, tau_max, beta, dim),
         ADAPTIVE=phi_anchors is not None,
         HAS_OFFSET=offset is not None,
         MEAN=mean,
+        PER_ROW=tau is not None,
+        MOMENTS=needs_tau and not mean,
         **tiling,
         **FAITHFUL,
     )
     _dense_finish[1 + blocks(heads * count, 128),](
-        totals, tops, totals if extra is None else extra.contiguous(), result, shares, extra_shares, partials, stats,
-        heads * count, splits, parts,
-        MEAN=mean, HAS_EXTRA=extra is not None, ROWS=128, BLOCK=1024, num_warps=8,
+        totals, tops, moments, totals if extra is None else extra.contiguous(), temperatures,
+        result, shares, extra_shares, by_tau, partials, stats, heads * count, splits, parts,
+        MEAN=mean, HAS_EXTRA=extra is not None, BY_TAU=needs_tau, ROWS=128, BLOCK=1024, num_warps=8,
     )  # fmt: skip
-    return result, stats, shares, extra_shares
+    return result, stats, shares, extra_shares, by_tau
 
 
 def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str) -> dict[str, int | bool | str]:

@@ -9,7 +9,7 @@ from .. import common, tuning
 from ..common import FAITHFUL, negated_sum, pair_terms
 from ..launch import Rows, blocks, launched
 from ..tile import is_touched, load_tile, products, skip_of, touched_tiles
-from .call import key_of, many_or_few, operands, settings_of, split_of, without
+from .call import key_of, many_or_few, operands, settings_of, split_of, temperatures_of, without
 
 # Elements of a block of `_dense_collect`.
 _COLLECTED = 1024
@@ -67,11 +67,11 @@ def _accumulate(weights, table, result, PRECISION: tl.constexpr):
 @launched()  # for any size it spills a register
 @triton.jit
 def _dense_gradient(
-    gradient, shares, own, other, phi_own, phi_other, offset, skip, grad_own, grad_phi, scores,
+    gradient, shares, own, other, phi_own, phi_other, offset, temperatures, skip, grad_own, grad_phi, scores,
     stretch, tau_min, tau_span, beta, log_weight, share,
     BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, ADAPTIVE: tl.constexpr, HAS_OFFSET: tl.constexpr,
-    MEAN: tl.constexpr, SCORES: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr, CHUNKS: tl.constexpr,
-    OUT: tl.constexpr,
+    MEAN: tl.constexpr, PER_ROW: tl.constexpr, SCORES: tl.constexpr, X: tl.constexpr, PHI: tl.constexpr,
+    CHUNKS: tl.constexpr, OUT: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION: tl.constexpr, OUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +79,8 @@ def _dense_gradient(
 
     BY_ROW: `own` are anchors. BY_COLUMN: `own` are candidates and `other` the anchors. Both: they are one table. Of a
     log-sum-exp the weights come from the highest value and the sum, the shares of `dense_forward`: for large values
-    log Σ exp itself is rounded, and its exponential far off.
+    log Σ exp itself is rounded, and its exponential far off. PER_ROW: every pair has the temperature of its anchor, so
+    a pair of one table has one in each order; the weights hold 1/τ.
     """
     head = tl.program_id(2)
     row = tl.program_id(0) * M + tl.arange(0, M)
@@ -100,8 +101,13 @@ def _dense_gradient(
         phi_tile = load_tile(phi_own, head, row, depth)
     inside = row < own.rows
     touched = tl.zeros((), tl.int64)
+    tau_of = tau_min
     if BY_ROW:
         g, highest = _weights(gradient, shares, head, row, own.rows, MEAN)
+        if PER_ROW:
+            own_tau = temperatures_of(temperatures, head, row, own.rows)
+            tau_of = own_tau[:, None]
+            g *= share / own_tau
         touched |= touched_tiles(skip, row, own.rows, begin, N, N)
     if BY_COLUMN:
         touched |= _crossing_tiles(skip, tl.program_id(0) * M, M, begin, end, N)
@@ -118,7 +124,7 @@ def _dense_gradient(
             phi_other_tile = load_tile(phi_other, head, index, depth)
             r = products(phi_tile, phi_other_tile, phi_own, row, phi_other, index, head, DEPTH, WHOLE, PRECISION)
             r -= shift
-        value, by_s, by_r, _, _ = pair_terms(s, r, tau_min, tau_span, beta, log_weight, share, ADAPTIVE, fast)
+        value, by_s, by_r, _, _ = pair_terms(s, r, tau_of, tau_span, beta, log_weight, share, ADAPTIVE, fast)
         masked = (begin + (tile + 1) * N > end) | is_touched(touched, tile)
         if BY_ROW:
             weight = _weight(value, g[:, None], highest[:, None], MEAN)
@@ -127,6 +133,12 @@ def _dense_gradient(
                 weight = without(skip, weight, row[:, None], own.rows, index[None, :], 0.0)
         if BY_COLUMN:
             other_g, other_highest = _weights(gradient, shares, head, index, other.rows, MEAN)
+            if PER_ROW:
+                other_tau = temperatures_of(temperatures, head, index, other.rows)
+                other_g *= share / other_tau
+                value, _, _, _, _ = pair_terms(
+                    s, r, other_tau[None, :], tau_span, beta, log_weight, share, ADAPTIVE, fast
+                )
             reverse = _weight(value, other_g[None, :], other_highest[None, :], MEAN)
             if masked:
                 reverse = without(skip, reverse, index[None, :], end, row[:, None], 0.0)
@@ -134,7 +146,10 @@ def _dense_gradient(
         if X:
             if not WHOLE:
                 other_tile = load_tile(other, head, index, out_lanes)
-            out = _accumulate(weight * by_s, other_tile, out, OUT_PRECISION)
+            slope = weight
+            if not PER_ROW:
+                slope *= by_s
+            out = _accumulate(slope, other_tile, out, OUT_PRECISION)
         if PHI:
             weight *= by_r
             if not WHOLE:
@@ -197,6 +212,7 @@ def dense_backward(
     tau_max: float,
     beta: float,
     needs: tuple[bool, bool, bool, bool, bool],
+    tau: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of anchors, candidates, φ(anchors), φ(candidates) and the offset, each only if `needs` says so.
 
@@ -205,6 +221,7 @@ def dense_backward(
         shares: of `dense_forward`.
         candidates, phi_candidates: None if they are the anchors and φ(anchors); what these get is the sum of both then.
         needs: which of the five gradients are needed.
+        tau: (C, A), a temperature per anchor, or None.
 
         The rest is as in `dense_forward`.
     """
@@ -215,8 +232,8 @@ def dense_backward(
     count = candidates.shape[1] - (0 if skip is None else skip.shape[1])
     settings = settings_of(mean, count, tau_min, tau_max, beta, anchors.shape[2])
     inputs = operands(anchors, candidates, phi_anchors, phi_candidates)
-    flags = {"ADAPTIVE": phi_anchors is not None, "MEAN": mean}
-    shared = (gradient, shares, offset, skip, settings, flags)
+    flags = {"ADAPTIVE": phi_anchors is not None, "MEAN": mean, "PER_ROW": tau is not None}
+    shared = (gradient, shares, offset, None if tau is None else tau.contiguous(), skip, settings, flags)
     of_anchors = of_phi_anchors = of_candidates = of_phi_candidates = of_offset = None
     if needs[0] or needs[2] or needs[4]:
         sides = {"BY_ROW": True, "BY_COLUMN": one}
@@ -236,6 +253,7 @@ def _gradients(
     gradient: Tensor,
     shares: Tensor,
     offset: Tensor | None,
+    tau: Tensor | None,
     skip: Tensor | None,
     settings: tuple[float, ...],
     flags: dict[str, bool],
@@ -269,6 +287,7 @@ def _gradients(
         shares,
         *inputs,
         gradient if offset is None else offset,
+        gradient if tau is None else tau,
         skip_of(skip, gradient),
         x_parts,
         phi_parts,

@@ -248,11 +248,11 @@ def test_launch_parameters_are_asked_for():
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
 def test_is_a_well_formed_operator(form):
     tensors = [t.float().to(DEVICE).requires_grad_() for t in inputs(1, 4, 70, 16)[:5]]
-    settings = (False, 0.05, 2.0, 1e-2)
-    torch.library.opcheck(backend._contrast, (*tensors, None, None, form["top_k"] or 70, *settings))
+    of_tau, settings = (None, None, None, False), (False, 0.05, 2.0, 1e-2)
+    torch.library.opcheck(backend._contrast, (*tensors, None, None, *of_tau, form["top_k"] or 70, *settings))
     table = tensors[1].detach()[:, :12].clone().requires_grad_()
     extra = torch.zeros(1, 12, device=DEVICE, requires_grad=True)
-    one = (table, None, None, None, None, None, extra, form["top_k"] or 12)
+    one = (table, None, None, None, None, None, extra, *of_tau, form["top_k"] or 12)
     torch.library.opcheck(backend._contrast, (*one, *settings))
 
 

@@ -83,10 +83,15 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"align {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _align(d, t, a)
             for d in (400, 1000, 2048):
                 yield f"decorrelate {name} d={d} {kind}", lambda d=d, t=dtype, a=adaptive: _decorrelate(d, t, a)
+        for d, mean in ((64, False), (128, False), (512, False), (128, True)):
+            label = f"all {name} d={d}, τ per anchor{', mean' if mean else ''}"
+            yield label, lambda d=d, t=dtype, m=mean: _all_per_anchor(d, t, m, False)
+            yield f"{label}, one table", lambda d=d, t=dtype, m=mean: _all_per_anchor(d, t, m, True)
         for d in (128, 4096):
             yield f"rows {name} d={d}", lambda d=d, t=dtype: _rows(d, t)
     for d in (2048, 8192):
         yield f"top d={d}, one table", lambda d=d: _top(d, torch.bfloat16, True, one=True)
+    yield "top, τ per anchor", _top_per_anchor
     yield "φ of both views, and the total", _features
 
 
@@ -117,7 +122,7 @@ def _all(d: int, dtype: torch.dtype, adaptive: bool, mean: bool, queue: bool = F
     settings = (None, None) if queue else (_offset(adaptive), _skip(512))
     settings += (mean, 0.1, 2.0, 1e-4)
     extra = None if mean else gradient
-    _, _, shares, _ = dense.dense_forward(*tables, *settings, extra)
+    _, _, shares, *_ = dense.dense_forward(*tables, *settings, extra)
     needs = (True, not (queue or one), adaptive, adaptive and not one, adaptive and not queue)
     dense.dense_backward(gradient, shares, *_one(tables, one), *settings, needs)
 
@@ -128,9 +133,26 @@ def _top(d: int, dtype: torch.dtype, adaptive: bool, queue: bool = False, one: b
     offset = None if queue else _offset(adaptive)
     s, chosen = torch.empty(2, 512, 100), torch.zeros(2, 512, 100, dtype=torch.int32)
     for mean, extra in ((False, gradient), (False, None), (True, None)):
-        _, slope_s, slope_r, _, _ = topk.topk_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra)
+        _, slope_s, slope_r, *_ = topk.topk_forward(*tables[2:], offset, s, chosen, mean, 0.1, 2.0, 1e-4, d, extra)
     needs = (True, not (queue or one), adaptive, adaptive and not one, offset is not None)
     topk.topk_backward(gradient, slope_s, slope_r, chosen, *_one(tables, one), offset, needs)
+
+
+def _all_per_anchor(d: int, dtype: torch.dtype, mean: bool, one: bool) -> None:
+    # The weights need no gradient of τ where no parameter has one: PerplexityTemperature's.
+    tables, tau = _tables(d, dtype, False, 512 if one else 2048), torch.empty(2, 512)
+    settings = (None, _skip(512), mean, 0.1, 2.0, 0.0)
+    for needs_tau in (True, False):
+        _, _, shares, *_ = dense.dense_forward(*tables, *settings, None if mean else tau, tau, needs_tau)
+    needs = (True, not one, False, False, False)
+    dense.dense_backward(tau, shares, *_one(tables, one), *settings, needs, tau)
+
+
+def _top_per_anchor() -> None:
+    tau, s = torch.empty(2, 512), torch.empty(2, 512, 100)
+    chosen = torch.zeros(2, 512, 100, dtype=torch.int32)
+    for (mean, extra), needs_tau in product(((False, tau), (False, None), (True, None)), (True, False)):
+        topk.topk_forward(None, None, None, s, chosen, mean, 0.1, 2.0, 0.0, 128, extra, tau, needs_tau)
 
 
 def _one(tables: tuple[torch.Tensor | None, ...], one: bool) -> tuple[torch.Tensor | None, ...]:
