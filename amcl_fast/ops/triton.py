@@ -15,10 +15,10 @@ from torch import Tensor
 from ..kernels.align import BY_OFFSET, FACTORS, align_backward, align_forward
 from ..kernels.decorrelate import decorrelate as decorrelate_strips
 from ..kernels.dense import dense_backward, dense_forward
+from ..kernels.perplexity import perplexity_of_all, perplexity_of_chosen
 from ..kernels.select import hardest
 from ..kernels.topk import topk_backward, topk_forward
 from ..reference import Chosen, Stats
-from ..reference import calibrate as calibrate
 from . import registration
 from .tensors import named, needed, present, stand_ins
 
@@ -189,6 +189,72 @@ def _contrast_backward(
 _contrast = differentiable(
     "triton_contrast", _Contrast, _contrast_forward, _contrast_fake, _contrast_backward, saves=(2, 3, 4, 5, 6)
 )
+
+
+def calibrate(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    *,
+    tau_min: float,
+    tau_max: float,
+    negatives: str,
+    top_k: int | None,
+    perplexity: float,
+) -> tuple[Tensor, Chosen | None]:
+    """`amcl_fast.reference.calibrate`; T is None wherever it is all negatives."""
+    count = _count(candidates, skip, negatives, top_k)
+    tau, similarities, columns = _calibrate(*exact(anchors, candidates), skip, count, tau_min, tau_max, perplexity)
+    chosen = present(similarities)
+    return tau, None if chosen is None else Chosen(chosen, columns)
+
+
+def _all(candidates: Tensor, skip: Tensor | None, top_k: int) -> bool:
+    """Whether T is all negatives."""
+    return top_k == candidates.shape[1] - (0 if skip is None else skip.shape[1])
+
+
+@_on_its_device
+def _calibrated(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    top_k: int,
+    tau_min: float,
+    tau_max: float,
+    perplexity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """τ, and similarities and columns of T unless it is all negatives."""
+    if _all(candidates, skip, top_k):
+        tau = perplexity_of_all(anchors, candidates, skip, perplexity, tau_min, tau_max)
+        return tau, *_absent(tau)
+    similarities, columns = hardest(anchors, candidates, skip, top_k)
+    return perplexity_of_chosen(similarities, perplexity, tau_min, tau_max), similarities, columns
+
+
+def _calibrated_fake(
+    anchors: Tensor,
+    candidates: Tensor,
+    skip: Tensor | None,
+    top_k: int,
+    tau_min: float,
+    tau_max: float,
+    perplexity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tau = float32(anchors, anchors.shape[:2])
+    if _all(candidates, skip, top_k):
+        return tau, *_absent(tau)
+    pairs = (*tau.shape, top_k)
+    return tau, tau.new_empty(pairs), tau.new_empty(pairs, dtype=torch.int32)
+
+
+def _absent(tau: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = stand_ins(tau, (None, None))
+    return first, second
+
+
+_calibrate = registration.Operator("triton_calibrate", _calibrated)
+_calibrate.register_fake(_calibrated_fake)
 
 
 def align(
