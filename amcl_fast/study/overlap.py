@@ -9,6 +9,7 @@ average. The area under the ROC curve beside it needs no bins: the probability t
 negative, ties by half.
 """
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -149,7 +150,46 @@ def paired(rows: Sequence[Row], reference: Row, other: Row, value: Callable[[Row
     return {"seeds": seeds, "differences": [round(number, 4) for number in differences], **spread(differences)}
 
 
-def _by_head(measure: Callable[[Any, Any], float], positives: Sequence[Any], negatives: Sequence[Any]) -> list[float]:
+def _own(of: Row) -> float:
+    return statistics.fmean(of["all"]["heads"])
+
+
+VALUES: dict[str, Callable[[Row], float]] = {
+    "overlap": lambda row: row["after"]["overlap"]["all"]["mean"],
+    "head_overlap": lambda row: _own(row["after"]["overlap"]),
+    "auc": lambda row: row["after"]["auc"]["all"]["mean"],
+    "head_auc": lambda row: _own(row["after"]["auc"]),
+    "untrained_overlap": lambda row: row["before"]["overlap"]["all"]["mean"],
+    "untrained_head_overlap": lambda row: _own(row["before"]["overlap"]),
+}
+"""Numbers of a training's `looks`: of the heads' mean similarity; `head_…`: of each head by itself, on average."""
+
+
+def summary(rows: Sequence[Row], cells: Sequence[Row], reference: Callable[[Row], Row]) -> Row:
+    """What the `looks` of a study's trainings say.
+
+    Args:
+        rows: of trainings, with what names their cells.
+        cells: all of the study's, in order.
+        reference: the cell that one is compared with; itself: it is with none.
+
+    Returns:
+        `overlaps`: of each cell `seeds`, and a `spread` for each of `VALUES`; `differences`: `paired` overlaps of each
+        cell and its reference, the cell and `minus` beside.
+    """
+    found, above = [], []
+    for cell in cells:
+        if not (of_cell := list(by_seed(rows, **cell).values())):
+            continue
+        spreads = {name: spread([value(row) for row in of_cell]) for name, value in VALUES.items()}
+        found.append({**cell, "seeds": [row["seed"] for row in of_cell], **spreads})
+        first = reference(cell)
+        if first != cell and (difference := paired(rows, first, cell, VALUES["overlap"])):
+            above.append({**cell, "minus": first, **difference})
+    return {"overlaps": found, "differences": above}
+
+
+def _by_head(measure: Callable[[Any, Any], float], positives: Iterable[Any], negatives: Iterable[Any]) -> list[float]:
     return [round(measure(*of_head), 4) for of_head in zip(positives, negatives, strict=True)]
 
 
