@@ -23,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import common
 from .common import LOG2E
-from .dense.call import many_or_few, without
-from .dense.forward import LANES, _by_lanes, _forward_tiling, _lane_sums
+from .dense.call import without
+from .dense.forward import LANES, _by_lanes, _lane_sums
 from .launch import blocks, launched, power_of_two
 from .tile import is_touched, load_tile, products, rows_of, skip_of, touched_tiles
 
@@ -264,7 +265,7 @@ def perplexity_of_all(
     """
     heads, count, width = anchors.shape
     temperatures = torch.empty(heads, count, device=anchors.device)
-    tiling = _forward_tiling(anchors, width, False, many_or_few(heads * count))
+    tiling = _tiling(anchors, width)
     negatives = candidates.shape[1] - (0 if skip is None else skip.shape[1])
     _perplexity_tiles[blocks(count, int(tiling["M"])), heads](
         rows_of(anchors), rows_of(candidates), skip_of(skip, temperatures), temperatures, negatives, tau_min, tau_max,
@@ -281,3 +282,14 @@ def _settings_of(perplexity: float, count: int, tau_min: float, tau_max: float) 
     if perplexity * count <= 1:  # less than one negative: every τ is too large
         return (*bracket, math.inf, math.inf, math.inf, 0.0)
     return (*bracket, math.log2(2 * math.log(2) * goal), goal, math.log2(goal / (most - goal)), LOG2E.value / most)
+
+
+def _tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:
+    """Launch parameters of `_perplexity_tiles`: small blocks, of which three fit where products are warp groups'."""
+    whole = x.dtype != torch.float32 and width <= 128
+    groups = common.capability(x)[0] == 9
+    shape = {"M": 64, "N": 64 if whole and groups else 32, "DEPTH": 32 if x.dtype == torch.float32 else 64}
+    if whole and width > 64:
+        shape["DEPTH"] = 128
+    launch = {"num_warps": 4, "num_stages": 3, "maxnreg": 168 if groups else 255}
+    return {**shape, **launch, "WHOLE": whole, "PRECISION": common.dot_precision(x)}

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
-from amcl_fast.kernels import align, common, decorrelate, dense, launch, rows, select, topk, total
+from amcl_fast.kernels import align, common, decorrelate, dense, launch, perplexity, rows, select, topk, total
 from tests.helpers.kernels.standin import unfilled
 
 CUOBJDUMP = Path(nvidia_driver.__file__).parent / "bin" / "cuobjdump"
@@ -87,11 +87,14 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             label = f"all {name} d={d}, τ per anchor{', mean' if mean else ''}"
             yield label, lambda d=d, t=dtype, m=mean: _all_per_anchor(d, t, m, False)
             yield f"{label}, one table", lambda d=d, t=dtype, m=mean: _all_per_anchor(d, t, m, True)
+        for d in (64, 128, 512):
+            yield f"perplexity {name} d={d}", lambda d=d, t=dtype: _perplexity_of_all(d, t)
         for d in (128, 4096):
             yield f"rows {name} d={d}", lambda d=d, t=dtype: _rows(d, t)
     for d in (2048, 8192):
         yield f"top d={d}, one table", lambda d=d: _top(d, torch.bfloat16, True, one=True)
     yield "top, τ per anchor", _top_per_anchor
+    yield "perplexity of the hardest", _perplexity_of_chosen
     yield "φ of both views, and the total", _features
 
 
@@ -153,6 +156,17 @@ def _top_per_anchor() -> None:
     chosen = torch.zeros(2, 512, 100, dtype=torch.int32)
     for (mean, extra), needs_tau in product(((False, tau), (False, None), (True, None)), (True, False)):
         topk.topk_forward(None, None, None, s, chosen, mean, 0.1, 2.0, 0.0, 128, extra, tau, needs_tau)
+
+
+def _perplexity_of_all(d: int, dtype: torch.dtype) -> None:
+    x, y = torch.empty(2, 512, d, dtype=dtype), torch.empty(2, 2048, d, dtype=dtype)
+    for skip in (_skip(512), None):
+        perplexity.perplexity_of_all(x, y, skip, 0.25, 0.01, 1.0)
+
+
+def _perplexity_of_chosen() -> None:
+    for top_k in (1, 20, 100, 1000, 20000):
+        perplexity.perplexity_of_chosen(torch.empty(2, 512, top_k), 0.25, 0.01, 1.0)
 
 
 def _one(tables: tuple[torch.Tensor | None, ...], one: bool) -> tuple[torch.Tensor | None, ...]:
