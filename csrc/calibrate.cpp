@@ -8,7 +8,8 @@
 namespace amcl {
 
 template <class T>
-void calibrate_topk(const Contrast<T>& call, const Calibration<T>& calibration, T* tau, T* similarities, int32_t* columns) {
+void calibrate_topk(const Contrast<T>& call, const Calibration<T>& calibration, T* tau, T* similarities,
+                    int32_t* columns) {
   const int64_t top_k = call.top_k;
   const Kernels<T>& kernel = kernels<T>();
   const auto row = [&](int64_t head, int64_t anchor, const T* s, const int32_t* own, T* work, Sums*) {

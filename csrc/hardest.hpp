@@ -1,4 +1,4 @@
-// The frame of the operators that need the top_k hardest candidates of every anchor: products, selection, a row epilogue.
+// The frame of the operators that need the top_k hardest of every anchor: products, selection, a row epilogue.
 //
 // A tile of S at a time is formed in cache and at once reduced to the top_k largest of each row. Where the call knows
 // them from another one, nothing is formed and nothing is selected.
@@ -101,6 +101,7 @@ Sums for_hardest(const Contrast<T>& call, int64_t work_elements, const Row& row)
     for (int64_t item = 0; item < call.heads * blocks; ++item) {
       const int64_t head = item / blocks, first = item % blocks * block;
       const int64_t height = std::min(block, call.anchors - first);
+      Sums& sum = sums[static_cast<std::size_t>(item)];
       const T* similarities = memory.similarities;
       const int32_t* columns = memory.chosen;
       if (call.similarities) {
@@ -110,7 +111,7 @@ Sums for_hardest(const Contrast<T>& call, int64_t work_elements, const Row& row)
         select_hardest(call, head, first, height, tile_width, memory, &scratch);
       }
       for (int64_t i = 0; i < height; ++i)
-        row(head, first + i, similarities + i * top_k, columns + i * top_k, work, &sums[static_cast<std::size_t>(item)]);
+        row(head, first + i, similarities + i * top_k, columns + i * top_k, work, &sum);
     }
   }
   Sums result;

@@ -1,8 +1,8 @@
 // Row kernels: everything that is worth vectorising, one row of one head at a time, single-threaded.
 //
-// kernels.inc, selection.inc and calibration.inc implement them once; they are compiled for each instruction set, and `kernels<T>()`
-// returns the table of the best set that the processor at hand has. The operators (contrast_topk.cpp, ...) own threads,
-// blocks and memory.
+// kernels.inc, selection.inc and calibration.inc implement them once; they are compiled for each instruction set, and
+// `kernels<T>()` returns the table of the best set that the processor at hand has. The operators (contrast_topk.cpp,
+// ...) own threads, blocks and memory.
 #pragma once
 
 #include <cstdint>

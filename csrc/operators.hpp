@@ -35,7 +35,7 @@ struct Contrast {
   Temperature<T> temperature;
   Table<T> a, b, phi_a, phi_b;
   const int64_t* skip;  // (anchors, skips) or null
-  const T* tau;         // (heads, anchors), a temperature per anchor, or null; without φ
+  const T* tau;            // (heads, anchors), a temperature per anchor, or null; without φ
   const T* similarities;   // (heads, anchors, top_k), the hardest, where they are known, with their columns; or null
   const int32_t* columns;
   int threads;

@@ -78,8 +78,8 @@ class Call:
         anchors, candidates, *phi = tables
         assert anchors is not None and candidates is not None
         read = Tables(anchors, candidates, *phi)
-        more = [whole(t) for t in (skip, tau, similarities, columns)]
-        self._held = read, more
+        skip, tau, similarities, columns = held = [whole(t) for t in (skip, tau, similarities, columns)]
+        self._held = read, held
         self.is_double = read.is_double
         heads, count, dim = read.shape
         self.arguments = _native.Contrast(
@@ -87,7 +87,10 @@ class Call:
             form,
             settings,
             read.strided,
-            *map(address, more),
+            address(skip),
+            address(tau),
+            address(similarities),
+            address(columns),
             torch.get_num_threads(),
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _native
 from ..reference import Chosen, Stats
 from .engine import Call, Gradients, Tables, address, fake_by_head, summary, temperature, whole, width
-from .registration import Operator, differentiable, scaling
+from .registration import differentiable, scaling, underived
 from .tensors import masked, named, needed, scaled
 
 
@@ -142,7 +142,8 @@ class _TopK(NamedTuple):
 
 def _topk_call(a: _TopK) -> Call:
     form = _native.Form.topk_mean if a.mean else _native.Form.topk_softmax
-    return _contrast_call(a, form, a.top_k, a.similarities, a.columns)
+    settings = temperature(a.tau_min, a.tau_span, a.beta, a.offset)
+    return Call(a[:4], a.skip, form, a.top_k, settings, a.tau, a.similarities, a.columns)
 
 
 def _topk_forward(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -150,10 +151,11 @@ def _topk_forward(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | Non
 
     That is the columns chosen for it, unless they are known, and its slopes by their s and r, and by τ.
     """
-    rows, stats, *saved = _topk_fake(a)
+    rows, _, chosen, slope_s, slope_r, slope_tau = _topk_fake(a)
     call = _topk_call(a)
-    sums = _native.contrast_topk_forward(call.is_double, call.arguments, address(rows), *map(address, saved))
-    return rows, summary(sums, a.tau_min, rows), *saved
+    addresses = address(rows), address(chosen), address(slope_s), address(slope_r), address(slope_tau)
+    sums = _native.contrast_topk_forward(call.is_double, call.arguments, *addresses)
+    return rows, summary(sums, a.tau_min, rows), chosen, slope_s, slope_r, slope_tau
 
 
 def _topk_fake(a: _TopK) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -179,7 +181,7 @@ def _topk_backward(
     slope_tau: Tensor | None,
 ) -> list[Tensor | None]:
     made = Gradients(a[:5], needs)
-    of_tau = gradient * slope_tau if needs[6] else None
+    of_tau = gradient * slope_tau if needs[6] and slope_tau is not None else None
     if any(needs[:5]):
         gradient, columns = gradient.contiguous(), whole(a.columns) if chosen is None else chosen
         call = _topk_call(a)
@@ -215,7 +217,8 @@ def _softmax_pass(
     rows = a.anchors.new_empty(a.anchors.shape[:2])
     extra = whole(a.extra)
     made = Gradients(a[:5], needs)
-    call = _contrast_call(a, _native.Form.softmax, a.candidates.shape[1] - width(a.skip))
+    settings = temperature(a.tau_min, a.tau_span, a.beta, a.offset)
+    call = Call(a[:4], a.skip, _native.Form.softmax, a.candidates.shape[1] - width(a.skip), settings, a.tau)
     addresses = address(gradient), address(extra), address(rows), address(slope_tau)
     sums = _native.contrast_softmax(call.is_double, call.arguments, *addresses, *made.arguments())
     return rows, sums, made
@@ -272,55 +275,33 @@ _contrast_softmax = differentiable(
 )
 
 
-def _calibrated(
-    anchors: Tensor,
-    candidates: Tensor,
-    skip: Tensor | None,
-    all_negatives: bool,
-    top_k: int,
-    tau_min: float,
-    tau_max: float,
-    deficit: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+class _Calibrate(NamedTuple):
+    anchors: Tensor
+    candidates: Tensor
+    skip: Tensor | None
+    all: bool
+    top_k: int
+    tau_min: float
+    tau_max: float
+    deficit: float
+
+
+def _calibrate_forward(a: _Calibrate) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """τ of each anchor and, but for all negatives, similarities and columns of its hardest."""
-    made = _calibrated_fake(anchors, candidates, skip, all_negatives, top_k, tau_min, tau_max, deficit)
-    addresses = [address(made[0]), *(0 if all_negatives else address(t) for t in made[1:])]
-    form = _native.Form.softmax if all_negatives else _native.Form.topk_softmax
-    call = Call((anchors, candidates, None, None), skip, form, top_k, (tau_min, 0.0, 0.0, 0.0))
-    _native.calibrate(call.is_double, call.arguments, tau_max, deficit, *addresses)
+    made = _calibrate_fake(a)
+    form = _native.Form.softmax if a.all else _native.Form.topk_softmax
+    call = Call((a.anchors, a.candidates, None, None), a.skip, form, a.top_k, (a.tau_min, 0.0, 0.0, 0.0))
+    _native.calibrate(call.is_double, call.arguments, a.tau_max, a.deficit, *map(address, made))
     return made
 
 
-def _calibrated_fake(
-    anchors: Tensor,
-    candidates: Tensor,
-    skip: Tensor | None,
-    all_negatives: bool,
-    top_k: int,
-    tau_min: float,
-    tau_max: float,
-    deficit: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tau = anchors.new_empty(anchors.shape[:2])
-    pairs = (*tau.shape, top_k)
-    if all_negatives:
-        return tau, tau.new_empty(0), tau.new_empty(0)
-    return tau, tau.new_empty(pairs), tau.new_empty(pairs, dtype=torch.int32)
+def _calibrate_fake(a: _Calibrate) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    tau = a.anchors.new_empty(a.anchors.shape[:2])
+    pairs = (*tau.shape, a.top_k)
+    return (tau, None, None) if a.all else (tau, tau.new_empty(pairs), tau.new_empty(pairs, dtype=torch.int32))
 
 
-_calibrate = Operator("native_calibrate", _calibrated)
-_calibrate.register_fake(_calibrated_fake)
-
-
-def _contrast_call(
-    a: _TopK | _Softmax,
-    form: _native.Form,
-    top_k: int,
-    similarities: Tensor | None = None,
-    columns: Tensor | None = None,
-) -> Call:
-    settings = temperature(a.tau_min, a.tau_span, a.beta, a.offset)
-    return Call(a[:4], a.skip, form, top_k, settings, a.tau, similarities, columns)
+_calibrate = underived("native_calibrate", _Calibrate, _calibrate_forward, _calibrate_fake)
 
 
 class _Align(NamedTuple):

@@ -173,6 +173,11 @@ def scaling(
     return operator
 
 
+def underived(name: str, arguments: type[A], forward: Callable[[A], Tensors], fake: Callable[[A], Tensors]) -> Operator:
+    """As `differentiable`, of an operator whose results have no derivatives."""
+    return _forward(name, arguments, forward, fake, lambda function: function)[0]
+
+
 def _forward(
     name: str,
     arguments: type[A],

@@ -165,10 +165,11 @@ def test_are_well_formed_operators(constant):
     leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in tensors]
     temperature = (0.1, 0.0, 0.0) if constant else (0.1, 1.4, 0.01)
     needs = [t is not None for t in leaves[:5]]
-    torch.library.opcheck(native._contrast_topk, (*leaves, False, 3, *temperature, True))
-    torch.library.opcheck(native._contrast_topk, (*leaves[:5], None, True, 8, *temperature, True))
+    none = (None, None, None)
+    torch.library.opcheck(native._contrast_topk, (*leaves, *none, False, 3, *temperature, True))
+    torch.library.opcheck(native._contrast_topk, (*leaves[:5], None, *none, True, 8, *temperature, True))
     extra = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
     for more in (None, extra):
-        torch.library.opcheck(native._contrast_softmax, (*leaves, more, *temperature, needs))
+        torch.library.opcheck(native._contrast_softmax, (*leaves, more, None, *temperature, [*needs, False]))
     torch.library.opcheck(native._align, (*leaves[:5], 0.5, *temperature))
     torch.library.opcheck(native._decorrelate, (*leaves[:5], 5e-3, *temperature, needs))
