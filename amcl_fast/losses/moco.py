@@ -28,6 +28,9 @@ class MoCoLoss(Contrast):
     `include_positive`) as in the authors' released code. Constant temperature: MoCo's InfoNCE is
     `MoCoLoss(0.1, negatives="softmax", include_positive=True)`, made symmetric.
 
+    Where torch.distributed has several processes, all of them call the loss together: a `PerplexityTemperature` has its
+    mean over the anchors of them all. With the others a call is a process's own.
+
     Args: as `SimCLRLoss`, and what is said there of the defaults holds here.
     """
 
@@ -147,7 +150,7 @@ class MoCoLoss(Contrast):
 
     def _candidates(self, keys: Tensor, like: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The queue (C, K, d) as products read it, and its φ; `like` is q as (C, N, d)."""
-        of_phi = at_least_float32(keys) if self._learns else None
+        of_phi = at_least_float32(keys) if self._learns and not self._by_anchor else None
         phi_candidates = self._phi_of_candidates(of_phi, product)
         # Whole rows for what reads them one by one, transposed and rounded in one pass.
         if ops.fused(self.backend, like):

@@ -32,13 +32,15 @@ class SimCLRLoss(Contrast):
     the AMCL that trains whatever the head.
 
     Args:
-        temperature: constant τ, from 1e-18 to 3.4e38, an `AdaptiveTemperature` of dim d, or a `LearnedTemperature`, not
-            with `topk_mean`.
+        temperature: constant τ, from 1e-18 to 3.4e38, an `AdaptiveTemperature` of dim d, a `PerplexityTemperature`, or
+            a `LearnedTemperature`, not with `topk_mean`.
         negatives: `topk_mean` (the released code's form), `topk_softmax` (κ = 1 is Eq. 2.1 exactly) or
             `softmax` (all negatives).
         top_k: κ, number of hardest negatives per anchor and head; all if fewer exist. Ignored with `softmax`.
-        beta: β ≥ 0, weight of the adaptive temperature's regulariser.
-        include_positive: add the positive to the log-sum-exp (InfoNCE); not with `topk_mean`.
+        beta: β ≥ 0, weight of the adaptive temperature's regulariser. Where an anchor has one τ it is the same on both
+            sides of a log-sum-exp and cancels: then β counts with `topk_mean` alone.
+        include_positive: add the positive to the log-sum-exp (InfoNCE); not with `topk_mean`, nor with a temperature of
+            `objective="dro"`.
         gather: take the candidates from all processes of torch.distributed. The mean of what the processes
             return is the loss of the global batch, and gradients are right under DDP, which averages them. Batches
             may differ in size; the host waits for the sizes.

@@ -111,7 +111,7 @@ class AdaptiveTemperature(nn.Module):
             raise ValueError(f"offset must be finite, got {offset}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-        _check_sharing(share, objective, rho, score)
+        _check_sharing(share, objective, rho, score, precision)
         _check_init(init, tau_min, tau_max, share, score, offset)
         self.dim, self.hidden_dim = dim, hidden_dim
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
@@ -210,13 +210,17 @@ class AdaptiveTemperature(nn.Module):
         return f"tau_min={self.tau_min}, tau_max={self.tau_max}, score={self.score!r}{scale}{precision}{share}{rho}"
 
 
-def _check_sharing(share: str, objective: str, rho: float | None, score: str) -> None:
+def _check_sharing(share: str, objective: str, rho: float | None, score: str, precision: str) -> None:
     if share not in SHARES:
         raise ValueError(f"share must be one of {SHARES}, got {share!r}")
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
     if share == "row" and score != "dot":
         raise ValueError(f"score must be 'dot' with share='row', whose score is φ's only output, got {score!r}")
+    if share == "row" and precision != "auto":
+        raise ValueError(
+            f"precision must be 'auto' with share='row', whose φ multiplies as torch is set, got {precision!r}"
+        )
     if objective == "dro" and share != "row":
         raise ValueError(f"share must be 'row' with objective='dro', got {share!r}")
     if objective != "dro" and rho is not None:
