@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from ..data.scan.headers import NoImageLeftError
 from ..distributed import world
 from ..evaluate import encode
 from ..methods import Method
+from ..methods.pairs import Pairs, perplexities
 from ..models.modes import in_mode
 from ..progress import Progress
 from ..runs.snapshot import Snapshot
+from ..temperature import PerplexityTemperature
 from .neighbourhoods import NO_MAP, neighbourhoods
-
-if TYPE_CHECKING:
-    from ..methods.pairs import Pairs
 
 _SAMPLED = 4096
 """Negatives of each kind that are sampled from a batch; it has millions."""
@@ -81,6 +80,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0, ma
     # Methods of others need not have a criterion with a temperature.
     tau: Any = getattr(criterion, "temperature", parts[0]["positive_tau"].mean())
     tau_min, tau_max = (tau.tau_min, tau.tau_max) if hasattr(tau, "tau_min") else (float(tau), float(tau))
+    pinned = isinstance(tau, PerplexityTemperature)
     held_out = datamodule.held_out_sample(_CLASSES, _IMAGES)
     embedding, shares, labels = torch.zeros(0, 2), torch.zeros(2), torch.zeros(0, dtype=torch.int64)
     places, name = NO_MAP
@@ -105,6 +105,8 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0, ma
         classes=np.array([datamodule.classes[label] for label in shown], np.str_),
         map=places,
         map_name=name,
+        per_anchor=pinned or getattr(tau, "share", "pair") == "row",
+        pinned=pinned,
         **sampled,
     )
 
@@ -114,8 +116,14 @@ def has_pairs(method: Any) -> bool:
     return type(method).pairs is not Method.pairs
 
 
-def hardest(similarity: Tensor, tau: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Of negatives (C, n, m) the `top_k` most similar of every anchor and head, 0 for all: both (C, n, k)."""
+def hardest(pairs: Pairs, top_k: int) -> tuple[Tensor, Tensor]:
+    """Similarity and τ (C, n, k) of the most similar negatives of every anchor and head, as many as the loss takes.
+
+    `top_k`: how many where pairs do not say, 0 for all.
+    """
+    if pairs.taken_similarity is not None and pairs.taken_tau is not None:
+        return pairs.taken_similarity, pairs.taken_tau
+    similarity, tau = pairs.negative_similarity, pairs.negative_tau
     if not top_k:
         return similarity, tau
     similarity, index = similarity.topk(min(top_k, similarity.shape[-1]), dim=-1)
@@ -142,9 +150,10 @@ def _take(loader: Any, pairs: int, two_of: Callable[[Sequence[Tensor]], tuple[in
             return
 
 
-def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, Tensor]:
-    """Positives, and a sample of the selected and of all negatives: the same pairs in every head."""
-    selected = [values.flatten(1) for values in hardest(pairs.negative_similarity, pairs.negative_tau, top_k)]
+def _sample(pairs: Pairs, top_k: int, sampler: torch.Generator) -> dict[str, Tensor]:
+    """Positives, a sample of the selected and of all negatives, the same pairs in every head; perplexity of anchors."""
+    taken = hardest(pairs, top_k)
+    selected = [values.flatten(1) for values in taken]
     every = [values.flatten(1) for values in (pairs.negative_similarity, pairs.negative_tau)]
     drawn = [torch.randint(of[0].shape[1], (_SAMPLED,), generator=sampler).to(of[0].device) for of in (selected, every)]
     return {
@@ -154,6 +163,7 @@ def _sample(pairs: "Pairs", top_k: int, sampler: torch.Generator) -> dict[str, T
         "hardest_tau": selected[1][:, drawn[0]].cpu(),
         "random_similarity": every[0][:, drawn[1]].cpu(),
         "random_tau": every[1][:, drawn[1]].cpu(),
+        **({} if pairs.taken_tau is None else {"perplexity": perplexities(*taken).cpu()}),
     }
 
 

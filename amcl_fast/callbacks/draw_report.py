@@ -123,7 +123,7 @@ class Report(L.Callback):
         ):
             pairs = pl_module.pairs_of_views(views)
         top_k = getattr(pl_module.criterion, "top_k", None) or 0
-        _, negative = hardest(pairs.negative_similarity, pairs.negative_tau, top_k)
+        _, negative = hardest(pairs, top_k)
         means = {"positive": pairs.positive_tau.mean(1), "negative": negative.mean((1, 2))}
         metrics = {
             head_metric(kind, head): tau for kind, taus in means.items() for head, tau in enumerate(taus.tolist())

@@ -103,8 +103,15 @@ class MoCo(Method):
         keys = normalised_rows(self.key_encoder(attended)[-n:])
         y = torch.cat([keys, self.queue.keys[:, ::step].to(keys.dtype)], dim=1)
         negative = torch.arange(y.shape[1], device=x.device) >= n
-        top_k = self.criterion.top_k and -(-self.criterion.top_k // step)  # of as many of the queue
-        return pairs_of(x, y, self.criterion.temperature, negative.expand(x.shape[1], -1), top_k=top_k)
+        top_k = self.criterion.top_k
+        return pairs_of(
+            x,
+            y,
+            self.criterion.temperature,
+            negative.expand(x.shape[1], -1),
+            taken=top_k or y.shape[1],
+            pool=self.queue.keys.to(keys.dtype) if top_k and step > 1 else None,
+        )
 
     @property
     def _shuffles(self) -> bool:

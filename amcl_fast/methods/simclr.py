@@ -37,4 +37,5 @@ class SimCLR(Method):
         z1, z2 = (normalised_rows(z) for z in self.encode(views, self.embed))
         x, y = z1[:, :MOST_ANCHORS], torch.cat([z2, z1], dim=1)
         own = torch.eye(z1.shape[1], dtype=torch.bool, device=z1.device)[:MOST_ANCHORS]
-        return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1), top_k=self.criterion.top_k)
+        taken = self.criterion.top_k or y.shape[1]
+        return pairs_of(x, y, self.criterion.temperature, ~torch.cat([own, own], dim=1), taken=taken)

@@ -24,7 +24,7 @@ _CAPTIONS = {
     "knn.png": "kNN accuracy on held-out images after the share of each run's steps; the dot is the end.",
     "loss.png": "The loss of one batch. Losses of different frameworks do not compare: every panel has its own scale.",
     "temperature.png": "Mean temperature of positives (solid) and of selected negatives (dashed), ± one standard "
-    "deviation; one line: of all pairs. A run that is missing has a constant temperature.",
+    "deviation; one line: of all pairs, or of anchors. A run that is missing has a constant temperature.",
 }
 
 
@@ -150,7 +150,7 @@ def _temperatures(runs: list[Run]) -> Figure | None:
     x = _axis(adaptive)
     for axes, run in zip(panels, adaptive, strict=True):
         kinds = (("positive", BLUE, "-"), ("negative", RED, "--"))
-        for kind, colour, dashes in kinds[:1] if run.tau_kind == "learned" else kinds:
+        for kind, colour, dashes in kinds[:1] if run.tau_kind == "learned" or run.tau_per_anchor else kinds:
             steps, mean = run.series(f"tau_{kind}_mean")
             steps = x(run, steps)
             axes.plot(steps, mean, color=colour, linestyle=dashes, marker="o" if len(steps) == 1 else "")
@@ -188,7 +188,8 @@ def _panels(runs: list[Run], title: str) -> tuple[Figure, list[Any]]:
 
 
 def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:
-    heads = ("run", "framework", "heads", "kNN, %", "best kNN", "linear, %", "τ of positives", "τ of negatives")
+    heads = ["run", "framework", "heads", "kNN, %", "best kNN", "linear, %", "τ of positives", "τ of negatives"]
+    heads += ["perplexity", "agreement of heads"]
     rows = []
     for run, summary in zip(runs, summaries, strict=True):
         shot = run.after or run.before
@@ -201,13 +202,15 @@ def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:
             ", ".join(f"{value:.1f} ({name})" for name, value in summary["linear"].items()),
             _spread(summary, "positive"),
             _spread(summary, "negative"),
+            _number(summary["perplexity"], 3),
+            _number(summary["agreement"], 2),
         )
         rows.append([escape(str(cell)) for cell in cells])
     return grid(heads, rows)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _spread(summary: dict[str, Any], kind: str) -> str:

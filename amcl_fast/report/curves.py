@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..runs.read import Run
-from .style import BLUE, CYCLE, GREY, RED, WIDTH, curve_axes
+from .style import BLUE, CYCLE, GREY, RED, WIDE, WIDTH, curve_axes, logarithmic
 
 
 def loss(run: Run) -> Figure | None:
@@ -41,12 +41,11 @@ def _curve(run: Run, name: str, title: str, y_label: str) -> Figure | None:
 
 
 def _line(axes: Axes, run: Run, name: str) -> None:
-    """A metric over the training; what spans more than a decade has a logarithmic scale."""
+    """A metric over the training; what is wide has a logarithmic scale."""
     steps, values = run.series(name)
     axes.plot(run.x(steps), values, color=BLUE, marker="o" if len(steps) == 1 else "")
-    if 0 < 20 * values.min() < values.max():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")  # the scale's own writes formulas, which are not set here
+    if 0 < WIDE * values.min() < values.max():
+        logarithmic(axes, "y")
 
 
 def parts(run: Run) -> Figure | None:
@@ -131,12 +130,12 @@ def knn(run: Run) -> Figure | None:
 
 def temperature(run: Run) -> Figure | None:
     """Mean, spread and minimum of the temperatures that enter the loss, all heads together."""
+    kinds = [("positive", "positives", BLUE, "-"), ("negative", "selected negatives", RED, "--")]
+    if run.tau_per_anchor:
+        kinds = [("positive", "anchors", BLUE, "-")]
     lines = [
         (label, colour, dashes, f"tau_{name}")
-        for name, label, colour, dashes in (
-            ("positive", "positives", BLUE, "-"),
-            ("negative", "selected negatives", RED, "--"),
-        )
+        for name, label, colour, dashes in kinds
         if len(run.series(f"tau_{name}_mean")[0])
     ]
     if not lines:
@@ -151,7 +150,8 @@ def temperature(run: Run) -> Figure | None:
         axes.set_ylim(0, 2 * snapshot.tau_min)
         axes.set_xlim(0, max(run.x(np.ones(1))[0], *run.x(run.series(lines[0][3] + "_mean")[0])))
         return figure
-    figure, axes = curve_axes("Temperature: adaptive", "temperature τ", run)
+    title = "Temperature: adaptive" + (", one per anchor" if run.tau_per_anchor else "")
+    figure, axes = curve_axes(title, "temperature τ", run)
     top = 0.0
     for label, colour, dashes, name in lines:
         steps, mean = run.series(f"{name}_mean")
@@ -167,7 +167,7 @@ def temperature(run: Run) -> Figure | None:
         lowest_at, lowest = run.series(f"{name}_min")
         if len(lowest):
             axes.plot(run.x(lowest_at), lowest, color=colour, linestyle=":", linewidth=1.3, label=f"{label}, minimum")
-    if snapshot is not None:
+    if snapshot is not None and not snapshot.pinned:
         axes.axhline(snapshot.tau_min, color=GREY, linewidth=1.0)
         axes.annotate(
             f"lower bound {snapshot.tau_min:g}",
@@ -188,7 +188,9 @@ def temperature(run: Run) -> Figure | None:
 
 def head_temperatures(run: Run) -> Figure | None:
     """Mean temperature of every head, at the end of every epoch."""
-    kinds = {"positives": ("positive", "-"), "negatives": ("negative", "--")}
+    kinds = {", positives": ("positive", "-"), ", negatives": ("negative", "--")}
+    if run.tau_per_anchor:
+        kinds = {"": ("positive", "-")}
     heads = len(run.heads("positive"))
     if not heads:
         return None
@@ -202,7 +204,7 @@ def head_temperatures(run: Run) -> Figure | None:
                 linestyle=dashes,
                 marker="o",
                 markersize=3,
-                label=f"head {head + 1}, {label}",
+                label=f"head {head + 1}{label}",
             )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

@@ -24,6 +24,7 @@ def draw_figures(run: Run) -> dict[str, bytes]:
         "temperature.png": curves.temperature,
         "heads.png": curves.head_temperatures,
         "histograms.png": pictures.histograms,
+        "anchors.png": pictures.anchors,
         "agreement.png": pictures.agreement,
         "pairs.png": pictures.pairs,
         "made.png": pictures.made,

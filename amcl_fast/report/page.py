@@ -13,7 +13,7 @@ from ..runs.files import write_file
 from ..runs.read import Run, read_run
 from .figures import draw_figures
 from .html import document, figure, figures, table
-from .words import CAPTIONS, PHOTOGRAPHS, seen
+from .words import PHOTOGRAPHS, agreements, caption, seen
 
 _LISTED = 100
 """Skipped files that the page names; all of them are in the run's list."""
@@ -71,6 +71,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """The results of a run as plain numbers; None for what was not logged."""
     loss, knn = run.series("loss"), run.series("knn")
     speed, waiting = run.series("images_per_second")[1], run.series("wait_share")[1]
+    shot = run.after
     return {
         "run": run.folder.resolve().name,
         "finished": bool(run.facts.get("finished", False)),
@@ -90,6 +91,8 @@ def summarise(run: Run) -> dict[str, Any]:
             for who in ("positive", "negative")
             for name in (f"{who}_mean", f"{who}_std", f"{who}_min", f"{who}_at_bound")
         },
+        "perplexity": float(shot.perplexity.mean()) if shot is not None and shot.perplexity.size else None,
+        "agreement": float(agreements(shot).mean()) if shot is not None and len(shot.positive_tau) > 1 else None,
         "skipped_files": run.num_skipped,
         **run.facts,
     }
@@ -103,7 +106,7 @@ def _page(run: Run, summary: dict[str, Any], drawn: dict[str, bytes]) -> str:
         _results(summary),
         "<h2>Linear probe</h2>" + table(_probes(run)) if run.evaluations else "",
         figures(
-            figure(content, CAPTIONS[file], seen(file, run), photographs=file in PHOTOGRAPHS)
+            figure(content, caption(file, run), seen(file, run), photographs=file in PHOTOGRAPHS)
             for file, content in drawn.items()
         ),
         "<h2>Speed</h2>" + table(_speed(summary)),
@@ -213,9 +216,13 @@ def _heads(run: Run) -> str:
     columns = {
         "s of positives": shot.positive_similarity,
         f"s of {negatives}": shot.hardest_similarity,
-        "τ of positives": shot.positive_tau,
-        f"τ of {negatives}": shot.hardest_tau,
     }
+    if shot.per_anchor:
+        columns["τ of anchors"] = shot.positive_tau
+    else:
+        columns |= {"τ of positives": shot.positive_tau, f"τ of {negatives}": shot.hardest_tau}
+    if shot.perplexity.size:
+        columns["perplexity"] = shot.perplexity
     head = "".join(f"<th class=number>{label}</th>" for label in columns)
     rows = [
         f"<tr><td>{number + 1}</td>"

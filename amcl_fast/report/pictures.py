@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..runs.neighbours import Neighbours
 from ..runs.read import Run
 from ..runs.snapshot import Snapshot
-from .style import BLUE, CYCLE, GREY, ON_ANY, OTHER, RED, SAME, WIDTH
+from .style import BLUE, CYCLE, GREY, ON_ANY, OTHER, RED, SAME, WIDE, WIDTH, logarithmic
 from .style import label as shown
 
 
@@ -46,7 +46,7 @@ def histograms(run: Run) -> Figure | None:
     if not shots:
         return None
     quantities = {"similarity": "correlation of channels" if _of_channels(shots[0]) else "cosine similarity"}
-    if run.tau_kind == "adaptive":
+    if run.tau_kind == "adaptive" and not run.tau_per_anchor:
         quantities["tau"] = "temperature τ"
     figure = Figure(figsize=(WIDTH, 1.8 * len(shots) + 0.7), layout="constrained")
     grid = figure.subplots(len(shots), len(quantities), sharex="col", squeeze=False)
@@ -80,6 +80,48 @@ def _bins(shots: list[Snapshot], quantity: str) -> NDArray[np.float64]:
     values = [getattr(shot, f"{kind}_{quantity}") for shot in shots for kind in _kinds(shot)]
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     return np.linspace(low, max(high, low + 1e-6), 61)
+
+
+def anchors(run: Run) -> Figure | None:
+    """Of every head the perplexity of its anchors' softmax, and their τ where each has one of its own."""
+    shots = [shot for shot in _shots(run) if shot.perplexity.size]
+    if not shots:
+        return None
+    quantities = {"positive_tau": "temperature τ of an anchor"} if run.tau_per_anchor else {}
+    quantities["perplexity"] = "perplexity, share of the negatives"
+    figure = Figure(figsize=(WIDTH, 1.5 * len(shots) + 0.9), layout="constrained")
+    grid = figure.subplots(len(shots), len(quantities), sharex="col", squeeze=False)
+    for column, (quantity, label) in enumerate(quantities.items()):
+        values = [getattr(shot, quantity) for shot in shots]
+        low, high = min(of.min() for of in values), max(of.max() for of in values)
+        high = 1.0 if quantity == "perplexity" else 1.05 * high
+        log = 0 < WIDE * low < high
+        bins = np.geomspace(low, 1.001 * high, 61) if log else np.linspace(0, high, 61)
+        for axes, shot, of_heads in zip(grid[:, column], shots, values, strict=True):
+            for head, of_anchors in enumerate(of_heads):
+                share = np.histogram(of_anchors, bins)[0] / len(of_anchors)
+                colour, dashes = CYCLE[head % len(CYCLE)], _DASHES[head % len(_DASHES)]
+                axes.stairs(share, bins, fill=True, color=colour, alpha=0.12)
+                axes.stairs(share, bins, color=colour, linestyle=dashes, linewidth=1.3, label=f"head {head + 1}")
+            axes.set_title(_moment(run, shot) if column == 0 else "")
+            axes.set_ylabel("share of anchors" if column == 0 else "", fontsize=9)
+            axes.set_yticks([])
+            axes.set_ylim(bottom=0)
+            axes.grid(visible=False)
+        last = grid[-1, column]
+        last.set_xlabel(label, fontsize=9)
+        if log:
+            logarithmic(last, "x")
+        else:
+            last.set_xlim(0, high)
+            last.xaxis.set_major_locator(MaxNLocator(4))
+    if len(shots[0].perplexity) > 1:
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8.5)
+    return figure
+
+
+_DASHES = ("-", "--", ":", "-.")
 
 
 def pairs(run: Run) -> Figure | None:
@@ -129,7 +171,7 @@ def agreement(run: Run) -> Figure | None:
     heads = len(shots[0].random_similarity)
     figure = Figure(figsize=(WIDTH, 1.1 + WIDTH / (2 * max(len(shots), 2)) * 1.7), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
-        matrix = head_agreement(shot)
+        matrix = shot.agreement
         axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
             colour = "black" if value > 0.6 else "white"
@@ -141,15 +183,6 @@ def agreement(run: Run) -> Figure | None:
         axes.tick_params(length=0)
         axes.grid(visible=False)
     return figure
-
-
-def head_agreement(shot: Snapshot) -> NDArray[np.float64]:
-    """(C, C) correlation of the heads' similarities; 0 for a head that finds everything equally similar."""
-    similarity = shot.random_similarity.astype(np.float64)
-    centred = similarity - similarity.mean(1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
-    return unit @ unit.T
 
 
 def embedding(run: Run) -> Figure | None:

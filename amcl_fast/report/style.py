@@ -6,7 +6,7 @@ for a white one; what shows photographs is not, and has no ground of its own.
 """
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,6 +60,16 @@ def curve_axes(title: str, y_label: str, run: Run | None = None) -> tuple[Figure
         axes.set_xlabel(run.x_label)
     axes.set_ylabel(y_label)
     return figure, axes
+
+
+WIDE = 20
+"""Largest over smallest value from which on an axis of positive values is logarithmic."""
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with numbers: the scale's own writes formulas, which are not set here."""
+    axes.set(**{f"{which}scale": "log"})
+    getattr(axes, f"{which}axis").set_major_formatter("{x:g}")
 
 
 def label(name: str) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runs.read import Run
 from ..runs.snapshot import Snapshot
-from .pictures import head_agreement, ranked_classes
+from .pictures import ranked_classes
 
 CAPTIONS = {
     "knn.png": "A held-out image takes the class for which its nearest training images vote, by the encoder's "
@@ -29,6 +30,9 @@ CAPTIONS = {
     "heads.png": "At the end of every epoch, in the last batch: positives and the negatives that the loss selects.",
     "histograms.png": "All heads together. Positives are two views of an image (in Barlow Twins, a channel in both "
     "views); hardest negatives, where drawn, are those the loss selects. Areas are equal, scales of rows are not.",
+    "anchors.png": "Perplexity of the softmax of s/τ over the negatives that the loss takes of an anchor, as a share "
+    "of their number: 1 where all weigh the same, small where a few decide. Beside it the τ of anchors, where each has "
+    "one of its own.",
     "agreement.png": "Correlation between two heads of their similarities of the same negatives: heads that agree in "
     "everything (1) are one head.",
     "pairs.png": "What the encoder sees, without the normalisation of its inputs.",
@@ -37,7 +41,18 @@ CAPTIONS = {
     "largest standard deviation becomes that of the images' pixels.",
 }
 
+_ONE_HEAD, _OWN = 0.95, 0.5
+"""Mean correlation of heads above which they count as one, and below which each is said to be of its own kind."""
+
+_ALL, _FEW = 0.9, 0.1
+"""Share of the negatives above which the softmax tells nothing apart, and below which a few decide."""
+
 PHOTOGRAPHS = {"nearest.png", "pairs.png", "made.png"}
+
+
+def caption(name: str, run: Run) -> str:
+    """What a figure of a run is, and of some what it comes to."""
+    return " ".join(filter(None, [CAPTIONS[name], _COMES_TO[name](run) if name in _COMES_TO else ""]))
 
 
 def seen(name: str, run: Run) -> str:
@@ -132,6 +147,8 @@ def _throughput(run: Run) -> str:
 def _temperature(run: Run) -> str:
     if run.tau_kind == "learned":
         return _course(run, "tau_positive_mean", "Temperature of all pairs")
+    if run.tau_per_anchor:
+        return _course(run, "tau_positive_mean", "Temperature of anchors, mean")
     kinds = (("positive", "Temperature of positives, mean"), ("negative", "Of selected negatives, mean"))
     told = (_course(run, f"tau_{kind}_mean", what) for kind, what in kinds if len(run.series(f"tau_{kind}_mean")[0]))
     return " ".join(told)
@@ -139,7 +156,7 @@ def _temperature(run: Run) -> str:
 
 def _heads(run: Run) -> str:
     last = ", ".join(f"head {head + 1}: {values[-1]:.3g}" for head, (_, values) in enumerate(run.heads("positive")))
-    return f"Mean temperature of positives of each head at the end: {last}."
+    return f"Mean temperature of {'anchors' if run.tau_per_anchor else 'positives'} of each head at the end: {last}."
 
 
 def _histograms(run: Run) -> str:
@@ -156,10 +173,55 @@ def _agreement(run: Run) -> str:
     parts = []
     for shot in _shots(run):
         if (heads := len(shot.random_similarity)) > 1:
-            others = head_agreement(shot)[np.triu_indices(heads, 1)]
+            others = agreements(shot)
             of = f"{others.min():.2f} to {others.max():.2f}"
             parts.append(f"{_moment(run, shot).capitalize()} {heads} heads correlate by {of}.")
     return " ".join(parts)
+
+
+def _agree(run: Run) -> str:
+    shot = _shots(run)[-1]
+    mean = agreements(shot).mean()
+    if mean > _ONE_HEAD:
+        what = "nothing makes them differ"
+    else:
+        what = "they differ in part" if mean > _OWN else "each finds other images alike"
+    return f"{_moment(run, shot).capitalize()} heads agree to {mean:.2f} on average: {what}."
+
+
+def _anchors(run: Run) -> str:
+    parts = []
+    for shot in _shots(run):
+        if shot.perplexity.size:
+            taus = f"; their τ {_middle(shot.positive_tau)}" if run.tau_per_anchor else ""
+            told = f"the softmax of anchors has a perplexity of {_middle(shot.perplexity)} of its negatives{taus}"
+            parts.append(f"{_moment(run, shot).capitalize()} {told}.")
+    return "Histograms of anchors, by head. " + " ".join(parts)
+
+
+def _middle(values: NDArray[np.float32]) -> str:
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
+    return f"{median:.2g} in the median, {low:.2g} to {high:.2g} in nine of ten"
+
+
+def _spread(run: Run) -> str:
+    shot = [shot for shot in _shots(run) if shot.perplexity.size][-1]
+    median = float(np.median(shot.perplexity))
+    if median > _ALL:
+        what = ": nearly all weigh the same, none counts as hard"
+    else:
+        what = ": few of them decide" if median < _FEW else ""
+    if run.setting("model.init_args.criterion.init_args.negatives") == "topk_mean":
+        what = "; the loss has no softmax, it takes their mean"
+    when = _moment(run, shot).capitalize()
+    told = [f"{when} the softmax of the median anchor spreads over {median:.0%} of its negatives{what}."]
+    if shot.per_anchor:
+        low, high = np.quantile(shot.positive_tau, (0.05, 0.95), axis=1)
+        same = (high < 1.01 * low).all()
+        told.append(
+            "Anchors do not differ in τ." if same else f"τ differs between anchors by {(high / low).max():.2g}×."
+        )
+    return " ".join(told)
 
 
 def _pairs(run: Run) -> str:
@@ -172,6 +234,11 @@ def _made(run: Run) -> str:
     shot = run.after or run.before
     assert shot is not None
     return f"{shot.pictures.shape[1]} images, each as: {', '.join(shot.picture_names.tolist())}."
+
+
+def agreements(shot: Snapshot) -> NDArray[np.float64]:
+    """The heads' agreement, pair by pair of different ones, (C·(C − 1)/2,)."""
+    return shot.agreement[np.triu_indices(len(shot.random_similarity), 1)]
 
 
 def _shots(run: Run) -> list[Snapshot]:
@@ -196,7 +263,10 @@ _SEEN: dict[str, Callable[[Run], str]] = {
     "temperature.png": _temperature,
     "heads.png": _heads,
     "histograms.png": _histograms,
+    "anchors.png": _anchors,
     "agreement.png": _agreement,
     "pairs.png": _pairs,
     "made.png": _made,
 }
+
+_COMES_TO: dict[str, Callable[[Run], str]] = {"anchors.png": _spread, "agreement.png": _agree}

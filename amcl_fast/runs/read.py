@@ -106,6 +106,11 @@ class Run:
             return "constant"
         return "learned" if all(shot.one_tau for shot in shots) else "adaptive"
 
+    @property
+    def tau_per_anchor(self) -> bool:
+        """Whether an anchor has one temperature for all its pairs: what is said of positives holds of negatives."""
+        return any(shot.per_anchor for shot in (self.before, self.after) if shot is not None)
+
     def setting(self, path: str) -> Any:
         """A setting by its dotted path, None if there is none."""
         value: Any = self.settings

@@ -19,7 +19,7 @@ class Snapshot:
     Attributes:
         framework: name of the method's class.
         step: optimiser step at which it was taken.
-        tau_min, tau_max: range of the temperature, equal if it is constant.
+        tau_min, tau_max: range of the temperature, equal if it is constant; before its mean is pinned, if it is.
         top_k: hardest negatives that the loss selects per anchor and head, 0 if it takes all.
         positive_similarity, positive_tau: (C, N) of two views of an image.
         hardest_similarity, hardest_tau: (C, M) of a sample of the selected negatives.
@@ -37,6 +37,10 @@ class Snapshot:
         map: (E, 2) of the same features, by what keeps neighbours together; (0, 2) where nothing of the kind was
             installed, and in files of earlier versions.
         map_name: of what has made it, "t-SNE" or "UMAP".
+        perplexity: (C, N) of the softmax of s/τ over the negatives that the loss takes of each anchor, as a share of
+            their number; (0, 0) of a loss without negatives, and in files of earlier versions.
+        per_anchor: whether an anchor has one τ, `positive_tau`, for all its pairs.
+        pinned: whether the mean of τ is held, so that a single τ may lie beyond `tau_min` and `tau_max`.
     """
 
     framework: str
@@ -59,6 +63,9 @@ class Snapshot:
     picture_names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
     map: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
     map_name: str = ""
+    perplexity: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    per_anchor: bool = False
+    pinned: bool = False
 
     @property
     def constant_tau(self) -> bool:
@@ -69,7 +76,19 @@ class Snapshot:
     def one_tau(self) -> bool:
         """Whether it is the same for all pairs: a constant, or one number that learns."""
         taus = (self.positive_tau, self.hardest_tau, self.random_tau)
-        return all((tau == self.positive_tau.flat[0]).all() for tau in taus)
+        return not self.per_anchor and all((tau == self.positive_tau.flat[0]).all() for tau in taus)
+
+    @property
+    def agreement(self) -> NDArray[np.float64]:
+        """Correlation (C, C) of every two heads' similarities of the same negatives.
+
+        0 for a head that finds everything equally similar, its diagonal too.
+        """
+        similarity = self.random_similarity.astype(np.float64)
+        centred = similarity - similarity.mean(1, keepdims=True)
+        norm = np.linalg.norm(centred, axis=1, keepdims=True)
+        unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
+        return unit @ unit.T
 
     def save(self, path: Path) -> None:
         """Write it as .npz; the file appears when it is whole. Its folder is made, those above are not.
@@ -89,4 +108,5 @@ class Snapshot:
         """
         arrays = read_arrays(cls, path, "snapshot")
         scalars = {"framework": str, "map_name": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
+        scalars |= {"per_anchor": bool, "pinned": bool}
         return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items() if name in arrays}))

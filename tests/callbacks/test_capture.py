@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast import LearnedTemperature, SimCLRLoss
+from amcl_fast import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature, SimCLRLoss
 from amcl_fast.callbacks.capture import principal_components
 from amcl_fast.evaluate import encode
 from amcl_fast.report import Snapshot, capture
 from tests.helpers.fake_data import SIZE, FakeDataModule
 from tests.helpers.running import method
 from tests.helpers.shots import snapshot
+from tests.helpers.toy_methods import method as toy_method
 
 
 class Data(FakeDataModule):
@@ -57,6 +58,40 @@ def test_a_learned_temperature_is_one_number_of_its_range():
     found = capture(module, Data(), pairs=8)
     np.testing.assert_allclose([*found.positive_tau.flat, *found.random_tau.flat], 0.3, rtol=1e-6)
     assert (found.tau_min, found.tau_max, found.constant_tau) == (0.01, 10.0, False)
+    assert not found.per_anchor and not found.pinned
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "row"])
+def test_anchors_have_one_temperature_each_of_their_negatives(kind):
+    module = method()
+    pinned = kind == "perplexity"
+    of = PerplexityTemperature(0.2, 0.5, 0.001, 9.0) if pinned else AdaptiveTemperature(6, 4, 0.1, 1.0, share="row")
+    module.criterion = SimCLRLoss(of, negatives="topk_softmax", top_k=4)
+    found = capture(module, Data(), pairs=8)
+    assert (found.per_anchor, found.pinned, found.one_tau, found.constant_tau) == (True, pinned, False, False)
+    assert np.isin(found.hardest_tau, found.positive_tau).all() and np.isin(found.random_tau, found.positive_tau).all()
+    (z,) = projections(module)
+    for head in range(2):
+        for i in range(8):
+            others = [(z[head, i] @ z[head, j]).item() for j in range(16) if j not in (i, i + 8)]
+            weights = [math.exp(s / found.positive_tau[head, i]) for s in sorted(others)[-4:]]
+            shares = [weight / sum(weights) for weight in weights]
+            expected = math.exp(-sum(p * math.log(p) for p in shares)) / 4
+            assert found.perplexity[head, i] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_loss_without_negatives_has_no_perplexity():
+    found = capture(toy_method("simsiam"), Data(), pairs=8)
+    assert found.perplexity.size == 0 and found.agreement.shape == (2, 2)
+
+
+def test_agreement_is_the_correlation_of_similarities():
+    shot = snapshot(heads=3)
+    np.testing.assert_allclose(shot.agreement, np.corrcoef(shot.random_similarity), rtol=1e-9)
+    flat = shot.random_similarity.copy()
+    flat[1] = 0.5
+    found = snapshot(heads=3, random_similarity=flat).agreement
+    assert found[1].tolist() == [0, 0, 0] and found[0, 0] == pytest.approx(1)
 
 
 def test_hardest_negatives_are_the_most_similar_and_never_self_or_positive():
@@ -208,11 +243,15 @@ def test_pictures_of_views_of_two_sizes_are_equally_large():
 def test_a_snapshot_of_an_earlier_version_has_no_pictures(tmp_path):
     made = {"pictures": np.ones((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "noise"])}
     made |= {"map": np.ones((12, 2), np.float32), "map_name": "t-SNE"}
+    made |= {"perplexity": np.full((2, 16), 0.5, np.float32), "per_anchor": True, "pinned": True}
     path = tmp_path / "before.npz"
     snapshot(**made).save(path)
-    assert np.array_equal(Snapshot.load(path).pictures, made["pictures"])
+    new = Snapshot.load(path)
+    assert np.array_equal(new.pictures, made["pictures"]) and np.array_equal(new.perplexity, made["perplexity"])
+    assert new.per_anchor is True and new.pinned is True
     with np.load(path) as file:
         np.savez(path, **{name: file[name] for name in file.files if name not in made})
     old = Snapshot.load(path)
     assert old.map.shape == (0, 2) and old.map_name == ""
+    assert old.perplexity.shape == (0, 0) and not old.per_anchor and not old.pinned
     assert old.pictures.shape[0] == len(old.picture_names) == 0 and old.views.shape == (2, 3, 8, 8, 3)

@@ -46,7 +46,7 @@ def test_a_run_ends_with_a_report(tmp_path):
     assert summary["versions"]["torch"] == torch.__version__
     drawn = {path.stem for path in (tmp_path / "report").glob("*.png")} - {"neighbourhoods"}  # if t-SNE is installed
     training = {"loss", "learning_rate", "gradient_norm", "temperature", "heads"}
-    assert drawn == training | {"embedding", "histograms", "agreement", "pairs"}  # no kNN here
+    assert drawn == training | {"embedding", "histograms", "anchors", "agreement", "pairs"}  # no kNN here
     before, after = (Snapshot.load(RunDirectory(tmp_path).snapshot(moment)) for moment in ("before", "after"))
     assert (before.step, after.step) == (0, 8)
     assert (before.positive_similarity != after.positive_similarity).any()

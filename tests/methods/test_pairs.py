@@ -1,11 +1,16 @@
 """Method.pairs_of_views: the pairs that the losses form."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from amcl_fast.methods.pairs import MOST_ANCHORS
+from amcl_fast import MoCoLoss, PerplexityTemperature
+from amcl_fast.methods import pairs as pairs_module
+from amcl_fast.methods.pairs import MOST_ANCHORS, perplexities
 from amcl_fast.recipes import FRAMEWORKS
+from amcl_fast.reference import of_perplexity
 from tests.helpers.toy_methods import DIM, HEADS, KINDS, method
 
 N = 8
@@ -51,7 +56,7 @@ def test_pairs_one_by_one(framework, kind):
         a, b = (x if framework == "barlow" else F.normalize(x, dim=0) for x in (a, b))
         return module.criterion.temperature(a[None], b[None]).item()
 
-    for value in found:
+    for value in filter(lambda value: value is not None, found):
         assert value.dtype == torch.float32 and not value.requires_grad
     for c in range(HEADS):
         for i in range(len(anchors)):
@@ -80,6 +85,53 @@ def test_long_queues_are_sampled_all_along():
     found = module.pairs_of_views(views())
     assert found.negative_tau.shape == (HEADS, N, MOST_ANCHORS)
     torch.testing.assert_close(found.negative_similarity.std(dim=-1), torch.zeros(HEADS, N), rtol=0, atol=1e-6)
+
+
+def literal_perplexity(similarity, tau):
+    weights = [math.exp(s / t) for s, t in zip(similarity, tau, strict=True)]
+    shares = [weight / sum(weights) for weight in weights]
+    return math.exp(-sum(p * math.log(p) for p in shares)) / len(shares)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_negatives_that_the_loss_takes_and_their_perplexity_one_by_one(framework, kind):
+    module = method(framework, kind)
+    found = module.pairs_of_views(views())
+    if framework in ("simsiam", "barlow"):
+        assert found.taken_similarity is None and found.taken_tau is None
+        return
+    perplexity = perplexities(found.taken_similarity, found.taken_tau)
+    assert perplexity.shape == (HEADS, N)
+    for c in range(HEADS):
+        for i in range(N):
+            both = zip(found.negative_similarity[c, i].tolist(), found.negative_tau[c, i].tolist(), strict=True)
+            expected = sorted(both, reverse=True)[: 4 if kind == "amcl" else None]
+            taken = zip(found.taken_similarity[c, i].tolist(), found.taken_tau[c, i].tolist(), strict=True)
+            assert sorted(taken, reverse=True) == expected
+            assert perplexity[c, i].item() == pytest.approx(literal_perplexity(*zip(*expected, strict=True)), rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", ["pair", "perplexity", "constant"])
+def test_of_a_long_queue_the_hardest_are_found_in_all_of_it(monkeypatch, temperature):
+    monkeypatch.setattr(pairs_module, "MOST_PRODUCTS", 5 * MOST_ANCHORS * HEADS)  # anchors in parts
+    module = method("moco", queue_size=3 * MOST_ANCHORS - 2)
+    if temperature != "pair":
+        of = PerplexityTemperature(0.2, 0.5, 0.001, 9.0) if temperature == "perplexity" else 0.3
+        module.criterion = MoCoLoss(of, negatives="topk_softmax", top_k=4)
+    found = module.pairs_of_views(views())
+    anchors = F.normalize(expected_rows(module, "moco")[0], dim=-1)
+    for c in range(HEADS):
+        similarity = anchors[:, c] @ module.queue.keys[c].T
+        torch.testing.assert_close(found.taken_similarity[c], similarity.topk(4).values, rtol=0, atol=1e-5)
+        if temperature == "pair":
+            tau = module.criterion.temperature(anchors[:, c], module.queue.keys[c])
+            expected = tau.gather(1, similarity.topk(4).indices)
+            torch.testing.assert_close(found.taken_tau[c], expected, rtol=0, atol=1e-5)
+    if temperature == "perplexity":
+        assert torch.equal(found.taken_tau[..., 0], found.positive_tau)
+        tau = of_perplexity(found.taken_similarity, 0.5, 0.001, 9.0)
+        torch.testing.assert_close(found.positive_tau, 0.2 * tau * (1 / tau).mean(1, keepdim=True))
 
 
 def test_views_are_two():

@@ -2,17 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from amcl_fast.cli import main
-from amcl_fast.report import write_comparison
+from amcl_fast.report import compare, read_run, write_comparison
 from tests.helpers.shots import METRICS, run_directory, snapshot
 
 
 @pytest.fixture
 def runs(tmp_path):
     """A run with an adaptive temperature, one with a constant one, one that just began."""
-    first = run_directory(tmp_path / "simclr-1", before=snapshot(), after=snapshot(19))
+    perplexity = np.full((2, 16), 0.375, np.float32)
+    first = run_directory(tmp_path / "simclr-1", before=snapshot(), after=snapshot(19, perplexity=perplexity))
     constant = {"tau": (0.5, 0.5), "framework": "MoCo"}
     second = run_directory(tmp_path / "moco-1", before=snapshot(**constant), after=snapshot(19, **constant))
     third = run_directory(tmp_path / "barlow-1", metrics="step,loss\n1,2.5\n")
@@ -25,7 +27,8 @@ def test_all_runs_are_on_the_page(runs):
     path = write_comparison(runs)
     assert path == runs[0].parent / "comparison" / "index.html"
     text = path.read_text()
-    for cell in ("simclr-1 (not finished)", "MoCo", "62.8", "71.2 (cifar10)", "0.300 ± 0.100"):
+    agreement = f"{np.corrcoef(snapshot(19).random_similarity)[0, 1]:.2f}"
+    for cell in ("simclr-1 (not finished)", "MoCo", "62.8", "71.2 (cifar10)", "0.300 ± 0.100", "0.375", agreement):
         assert f"<td>{cell}</td>" in text
     assert text.count("<img") == 3
     summaries = json.loads((path.parent / "summary.json").read_text())
@@ -52,6 +55,14 @@ def test_settings_that_differ_are_a_table(runs, tmp_path):
 def test_figures_show_only_runs_that_have_the_numbers(runs, tmp_path):
     few = write_comparison([runs[2], run_directory(tmp_path / "late", metrics="step,loss\n1,3.5\n")], tmp_path / "few")
     assert {path.name for path in few.parent.iterdir()} == {"index.html", "summary.json", "loss.png"}
+
+
+def test_one_temperature_per_anchor_is_one_line(tmp_path):
+    def drawn(per_anchor):
+        folder = run_directory(tmp_path / str(per_anchor), after=snapshot(19, per_anchor=per_anchor))
+        return len(compare._temperatures([read_run(folder)]).axes[0].lines)
+
+    assert (drawn(True), drawn(False)) == (1, 2)
 
 
 def test_names_are_escaped(runs, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from amcl_fast.report import curves, pictures, read_run
 from amcl_fast.report import style as module
 from amcl_fast.report.figures import draw_figures
-from amcl_fast.report.words import seen
+from amcl_fast.report.words import caption, seen
 from tests.helpers.shots import neighbours, run_directory, snapshot
 
 pytestmark = pytest.mark.slow
@@ -136,13 +136,89 @@ def test_one_head_agrees_with_nobody(tmp_path):
     assert pictures.agreement(run(tmp_path, before=snapshot(heads=1))) is None
 
 
-def test_agreement_is_the_correlation_of_similarities():
-    shot = snapshot(heads=3)
-    np.testing.assert_allclose(pictures.head_agreement(shot), np.corrcoef(shot.random_similarity), rtol=1e-9)
-    flat = shot.random_similarity.copy()
-    flat[1] = 0.5
-    found = pictures.head_agreement(snapshot(heads=3, random_similarity=flat))
-    assert found[1].tolist() == [0, 0, 0] and found[0, 0] == pytest.approx(1)
+def anchored(step=0, tau=(0.05, 0.09), perplexity=(0.4, 0.6), **more):
+    """A snapshot of anchors with one τ each."""
+    spread = np.linspace(0, 1, 16, dtype=np.float32)
+    given = {"positive_tau": tau, "perplexity": perplexity}
+    arrays = {name: np.tile(low + (high - low) * spread, (2, 1)) for name, (low, high) in given.items()}
+    return snapshot(step, tau=(0.06, 0.08), **arrays, **{"per_anchor": True, "pinned": True, **more})
+
+
+def test_anchors_have_histograms_of_perplexity_and_where_they_have_one_of_tau(tmp_path):
+    assert pictures.anchors(run(tmp_path / "old", before=snapshot(), after=snapshot(19))) is None
+    perplexity = np.full((2, 16), 0.25, np.float32)
+    constant = run(tmp_path / "c", after=snapshot(19, tau=(0.2, 0.2), perplexity=perplexity))
+    assert [axes.get_xlabel() for axes in pictures.anchors(constant).axes] == ["perplexity, share of the negatives"]
+    assert pictures.anchors(constant).axes[0].get_xlim() == (0, 1)  # it does not look as if it varied
+    each = run(tmp_path / "a", before=anchored(), after=anchored(19))
+    figure = pictures.anchors(each)
+    assert [axes.get_xlabel() for axes in figure.axes[2:]] == [
+        "temperature τ of an anchor",
+        "perplexity, share of the negatives",
+    ]
+    assert legend(figure) == ["head 1", "head 2"]
+    low, high = figure.axes[0].get_xlim()
+    assert low == 0 and high > 0.09  # pinned values lie beyond tau_max
+    for drawn in figure.axes[0].patches:
+        assert drawn.get_data().values.sum() == pytest.approx(1)  # nothing is cut
+    assert [axes.get_xlabel() for axes in pictures.histograms(each).axes] == ["", "cosine similarity"]
+    module.png(figure)
+
+
+def test_what_is_wide_has_a_logarithmic_axis_on_which_nothing_is_cut(tmp_path):
+    wide = run(tmp_path, before=anchored(tau=(0.001, 0.9)), after=anchored(19, perplexity=(0.01, 0.9)))
+    figure = pictures.anchors(wide)
+    assert [axes.get_xscale() for axes in figure.axes] == ["log"] * 4
+    for axes in figure.axes:
+        assert all(drawn.get_data().values.sum() == pytest.approx(1) for drawn in axes.patches)
+    module.png(figure)
+    assert {"0.01", "0.1"} <= {text.get_text() for text in figure.axes[2].get_xticklabels()}
+
+
+def test_one_temperature_per_anchor_is_drawn_once(tmp_path):
+    pinned = curves.temperature(run(tmp_path / "p", before=anchored(), after=anchored(19)))
+    learned = curves.temperature(run(tmp_path / "r", before=anchored(pinned=False), after=anchored(19, pinned=False)))
+    assert legend(pinned) == legend(learned) == ["anchors, mean", "anchors, ± 1 std", "anchors, minimum"]
+    assert [len(figure.axes[0].lines) for figure in (pinned, learned)] == [2, 3]  # a pinned τ has no lower bound
+    one = run(tmp_path / "p")
+    assert legend(curves.head_temperatures(one)) == ["head 1", "head 2"]
+    assert seen("temperature.png", one).startswith("Temperature of anchors, mean: from 0.5 ")
+    assert "Of selected" not in seen("temperature.png", one)
+
+
+def test_an_anchors_temperature_that_has_not_moved_yet_is_not_called_one_that_learns(tmp_path):
+    same = {f"{kind}_tau": np.full((2, 16), 0.3, np.float32) for kind in ("positive", "hardest", "random")}
+    assert run(tmp_path, before=snapshot(tau=(0.1, 1.0), per_anchor=True, **same)).tau_kind == "adaptive"
+
+
+@pytest.mark.parametrize(
+    ("mixed", "told"),
+    [(0.1, "nothing makes them differ"), (0.7, "they differ in part"), (4.0, "each finds other images alike")],
+)
+def test_what_the_agreement_of_heads_comes_to(tmp_path, mixed, told):
+    random = np.random.default_rng(0)
+    both = random.standard_normal(4000) + mixed * random.standard_normal((2, 4000))
+    shot = snapshot(19, random_similarity=both.astype(np.float32))
+    expected = np.corrcoef(both)[0, 1]
+    words = caption("agreement.png", run(tmp_path, before=snapshot(), after=shot))
+    assert words.endswith(f"After 19 steps heads agree to {expected:.2f} on average: {told}.")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.95, "95% of its negatives: nearly all weigh the same, none counts as hard."),
+        (0.5, "50% of its negatives."),
+        (0.05, "5% of its negatives: few of them decide."),
+    ],
+)
+def test_what_the_perplexity_comes_to(tmp_path, value, told):
+    found = run(tmp_path, after=anchored(19, tau=(0.07, 0.07), perplexity=(value, value)))
+    words = caption("anchors.png", found)
+    assert words.endswith(f"the softmax of the median anchor spreads over {told} Anchors do not differ in τ.")
+    (tmp_path / "config.yaml").write_text("model: {init_args: {criterion: {init_args: {negatives: topk_mean}}}}\n")
+    assert "the loss has no softmax, it takes their mean" in caption("anchors.png", read_run(tmp_path))
+    assert "few of them" not in caption("anchors.png", read_run(tmp_path))
 
 
 @pytest.mark.parametrize("classes", [2, 10])

@@ -131,6 +131,24 @@ def test_summary(folder):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_perplexity_and_agreement_are_numbers(folder):
+    def written(**more):
+        run_directory(folder, before=snapshot(), after=snapshot(19, **more))
+        text = Page(write_report(folder).read_text()).text
+        return text, json.loads((folder / "report" / "summary.json").read_text())
+
+    text, summary = written()
+    assert "perplexity" not in text and summary["perplexity"] is None and "τ of positives" in text
+    expected = np.corrcoef(snapshot(19).random_similarity)[0, 1]
+    assert summary["agreement"] == pytest.approx(expected, rel=1e-6)
+    perplexity = np.array([[0.25] * 16, [0.75] * 16], np.float32)
+    text, summary = written(perplexity=perplexity, per_anchor=True)
+    assert summary["perplexity"] == 0.5
+    assert {"perplexity", "0.250", "0.750", "τ of anchors"} <= set(text) and "τ of positives" not in text
+    assert written(heads=1)[1]["agreement"] is None
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_linear_probes_that_were_measured_are_shown(folder):
     probe = {"top1": 71.25, "rate": 0.3, "epochs": 100, "training_images": "features computed once"}
     (folder / "evaluation-cifar10.json").write_text(json.dumps({"linear": probe}))
@@ -173,6 +191,7 @@ def test_every_figure_says_what_is_seen_with_its_numbers(folder, monkeypatch):
     )
     made = {"pictures": np.zeros((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "rebuilt"])}
     places = {"map": np.zeros((12, 2), np.float32), "map_name": "t-SNE"}
+    places["perplexity"] = np.full((2, 16), 0.25, np.float32)
     run_directory(folder, before=snapshot(), after=snapshot(19, **made, **places), metrics=metrics, found=neighbours())
     write_facts(folder, {"finished": True, "steps": 19, "steps_per_epoch": 5, "epochs": 4})
     drawn = {}
@@ -189,6 +208,7 @@ def test_every_figure_says_what_is_seen_with_its_numbers(folder, monkeypatch):
     assert "Probe, accuracy: from 50.5 %" in told["knn.png"]
     assert told["classes.png"].endswith("Worst: class 0 67 %, class 1 33 %, class 2 0 %.")
     assert "4 of 8 are of the same class. By class: class 0: 2 of 4; class 1: 2 of 4." in told["nearest.png"]
+    assert "a perplexity of 0.25 in the median, 0.25 to 0.25 in nine of ten of its" in told["anchors.png"]
     assert "by t-SNE of 12 held-out images" in told["neighbourhoods.png"]
     assert "3.8 of 4 epochs, 19 optimiser steps" in text
     kinds = [attributes["class"] for tag, attributes in page.tags if tag == "img"]
