@@ -104,8 +104,8 @@ def _line(axes: Axes, results: Mapping[str, Any], heads: int, name: str, colour:
     if not places:
         return
     axes.plot(places, list(map(statistics.fmean, values)), color=colour, label=_heads(heads))
-    for place, of_cell in zip(places, values, strict=True):
-        axes.plot([place] * len(of_cell), of_cell, mark, color=colour, markersize=4, alpha=0.7)
+    for place, of_seeds in zip(places, values, strict=True):
+        axes.plot([place] * len(of_seeds), of_seeds, mark, color=colour, markersize=4, alpha=0.7)
     if heads > 1:
         axes.plot(places, own, color=colour, linestyle="--", linewidth=1.2, label=f"one of {heads} by itself")
 

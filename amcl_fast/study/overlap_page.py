@@ -16,10 +16,10 @@ from .results import Row, by_seed
 
 WHAT = (
     "Similarities of pairs as the loss sees them, from the snapshots that every run keeps before and after training. "
-    f"Overlap: Σ min(p, q) over bins of {BIN_WIDTH:g} from −1 to 1, of the shares of positives and of negatives in each; 0 "
-    "apart, 1 equal. AUC: the probability that a positive is more similar than a negative, without bins. Of several "
-    "heads both are of a pair's mean similarity, and of each head by itself. In Barlow Twins pairs are of channels; "
-    "SimSiam's loss has no negatives: those here are other images"
+    f"Overlap: Σ min(p, q) over bins of {BIN_WIDTH:g} from −1 to 1, of the shares of positives and of negatives in "
+    "each; 0 apart, 1 equal. AUC: the probability that a positive is more similar than a negative, without bins. Of "
+    "several heads both are of a pair's mean similarity, and of each head by itself. In Barlow Twins pairs are of "
+    "channels; SimSiam's loss has no negatives: those here are other images"
 )
 
 

@@ -34,13 +34,13 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
     with mpl.rc_context(STYLE):
         figures = {"histograms.png": _histograms(results)}
         if adaptive := _recipes(results, [row for row in results["trainings"] if row["tau_kind"] == "adaptive"]):
-            figures["temperatures.png"] = _temperatures(adaptive)
+            figures["temperatures.png"] = _temperatures(adaptive, _recipes(results, results["trainings"]))
         return {name: png(figure) for name, figure in figures.items()}
 
 
 def _recipes(results: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Of recipes with anything finished among the rows, what has."""
-    found = {recipe: list(by_seed(rows, recipe=recipe).values()) for recipe in results["recipes"]}
+    found = {of["recipe"]: list(by_seed(rows, recipe=of["recipe"]).values()) for of in results["overlaps"]}
     return {recipe: of_recipe for recipe, of_recipe in found.items() if of_recipe}
 
 
@@ -77,7 +77,7 @@ def _histograms(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _temperatures(recipes: Mapping[str, Sequence[Row]]) -> Figure:
+def _temperatures(recipes: Mapping[str, Sequence[Row]], every: Mapping[str, Any]) -> Figure:
     figure, grid = _panels(len(recipes), alike=True)
     for line, (recipe, rows) in zip(grid, recipes.items(), strict=True):
         for axes, moment in zip(line, MOMENTS, strict=True):
@@ -85,7 +85,7 @@ def _temperatures(recipes: Mapping[str, Sequence[Row]]) -> Figure:
                 if kind in rows[0][moment]["tau"]:
                     _band(axes, temperatures(rows, kind, moment), name, colour, dashes)
             axes.set_title(f"{moment} training", fontsize=9)
-        line[0].set_ylabel(f"{_short(recipe, recipes)}\ntemperature τ", fontsize=9)
+        line[0].set_ylabel(f"{_short(recipe, every)}\ntemperature τ", fontsize=9)
     legend(figure)
     return figure
 
@@ -100,7 +100,7 @@ def _band(axes: Axes, found: Mapping[str, Any], name: str, colour: str, dashes: 
 
 
 def _short(recipe: str, recipes: Mapping[str, Any]) -> str:
-    """A recipe's name without what those of all have in front."""
+    """A recipe's name without what the names of all begin with."""
     parts = [name.split("-") for name in recipes]
     same = 0
     while len(parts) > 1 and len({tuple(name[: same + 1]) for name in parts}) == 1:
