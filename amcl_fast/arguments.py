@@ -18,13 +18,7 @@ Short names of those that everyone gives: --epochs --batch-size --lr --devices -
 
 recipes:
 """
-_EPOCHS = """\
-Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
-kNN is measured after every epoch of fewer than 40, and 20 times or more in longer trainings; --knn.every_n_epochs N.
-More --seeds, --variants or --backbones may be added later.
-CAN on ImageNet-1k, on paper: 4 h (vits16) or 7.4 h (vitb16) a training of 100 epochs on 8 H100 (docs/studies.md).
-"""
-_DATA = (
+DATA = (
     "folder of images, by class or not; text or CSV file of paths; folder, pattern ('train-{000000..001023}.tar') or "
     "list of WebDataset's tars; or builtin, cifar10, cifar100, stl10"
 )
@@ -40,11 +34,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of a command line; it tells the sub-command as `command`."""
+    from .study.arguments import declare_study  # which has use for this module
+
     whole = _Parser(prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     declarations = (
-        _declare_pretrain, _declare_recipes, _declare_evaluate, _declare_export, _declare_report, _declare_study,
+        _declare_pretrain, _declare_recipes, _declare_evaluate, _declare_export, _declare_report, declare_study,
         _declare_pack, _declare_bench, _declare_doctor,
     )  # fmt: skip
     for declare in declarations:
@@ -52,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _path(text: str) -> Path:
+def path(text: str) -> Path:
+    """A path of the command line, ~ expanded."""
     from .paths import expanded
 
     try:
@@ -71,7 +68,7 @@ def _declare_pretrain(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", metavar="NAME", help="one of the recipes below, or a YAML file of settings")
-    parser.add_argument("--data", metavar="PATH", help=_DATA)
+    parser.add_argument("--data", metavar="PATH", help=DATA)
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -81,7 +78,7 @@ def _declare_pretrain(commands: Any) -> None:
         "that of --run_dir, or begin it",
     )
     parser.add_argument(
-        "--run_dir", "--run-dir", type=_path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
+        "--run_dir", "--run-dir", type=path, metavar="DIR", help="folder of a new run (default: runs/<recipe>-<time>)"
     )
     parser.add_argument(
         "--trust",
@@ -109,8 +106,8 @@ def _declare_evaluate(commands: Any) -> None:
         "--fine_tune the encoder is trained as well, together with a linear classifier, once for every rate.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
-    parser.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: what it was measured or trained on)")
+    parser.add_argument("weights", type=path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("--data", metavar="PATH", help=f"{DATA} (default: what it was measured or trained on)")
     parser.add_argument(
         "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of the data is for that"
     )
@@ -140,7 +137,7 @@ def _declare_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--half", action="store_true", default=None, help="keep features in float16: half the memory")
     parser.add_argument(
-        "--output", type=_path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} or {FINE_TUNINGS} beside CKPT)"
+        "--output", type=path, metavar="FILE", help=f"JSON (default: {EVALUATIONS} or {FINE_TUNINGS} beside CKPT)"
     )
     tuning = parser.add_argument_group("fine-tuning")
     tuning.add_argument("--fine_tune", "--fine-tune", action="store_true", help="instead of kNN and linear probe")
@@ -168,7 +165,7 @@ def _declare_evaluate(commands: Any) -> None:
     )
     tuning.add_argument("--seed", type=int, metavar="N", help="of crops, and of what the encoder draws (0)")
     tuning.add_argument(
-        "--save_encoder", "--save-encoder", type=_path, metavar="FILE", help="safetensors of the best one, as of export"
+        "--save_encoder", "--save-encoder", type=path, metavar="FILE", help="safetensors of the best one, as of export"
     )
     _declare_trust(parser)
 
@@ -181,13 +178,13 @@ def _declare_export(commands: Any) -> None:
         "a folder that timm's hf-hub: loads.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", type=_path, metavar="CKPT", help=_WEIGHTS)
+    parser.add_argument("weights", type=path, metavar="CKPT", help=_WEIGHTS)
     parser.add_argument(
         "--format", choices=("safetensors", "onnx"), help="(default: that of --output's suffix, or safetensors)"
     )
     parser.add_argument(
         "--output",
-        type=_path,
+        type=path,
         metavar="PATH",
         help="ends in .FORMAT (default: backbone.FORMAT beside CKPT); with --hub a folder (default: hub beside CKPT)",
     )
@@ -211,54 +208,10 @@ def _declare_report(commands: Any) -> None:
         description="Draw the report of a run; of several runs, one page with all of them side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("run_dirs", type=_path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument("run_dirs", type=path, nargs="+", metavar="RUN_DIR")
     parser.add_argument(
-        "--output", type=_path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
+        "--output", type=path, metavar="DIR", help="folder of a comparison (default: comparison, beside the first run)"
     )
-
-
-def _declare_study(commands: Any) -> None:
-    study = commands.add_parser(
-        "study",
-        help="many trainings as one figure of the paper",
-        description="A figure of the paper from trainings of your own: STUDY --help says what each takes.",
-        allow_abbrev=False,
-    )
-    studies = study.add_subparsers(dest="study", required=True, metavar="STUDY")
-    epochs = studies.add_parser(
-        "epochs",
-        help="accuracy over epochs of several backbones, the baseline beside AMCL (Figure 4)",
-        description="Train <framework>-<dataset>-<variant>[-<backbone>] for all of these, seed by seed, and draw kNN "
-        "accuracy over epochs. Stopped, it goes on with the same command.",
-        epilog=_EPOCHS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    epochs.add_argument("--framework", required=True, metavar="NAME", help="of the recipes")
-    epochs.add_argument("--dataset", default="builtin", metavar="NAME", help="of the recipes (builtin)")
-    epochs.add_argument(
-        "--backbones",
-        nargs="+",
-        default=["default"],
-        metavar="NAME",
-        help="of the recipes, a panel each; default: the recipes' own",
-    )
-    epochs.add_argument(
-        "--variants",
-        nargs="+",
-        default=["baseline", "amcl"],
-        metavar="NAME",
-        help="of the recipes, a line each; the others are compared with the first (baseline amcl)",
-    )
-    epochs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of each (0 1 2)")
-    epochs.add_argument("--data", metavar="PATH", help=f"{_DATA} (default: the recipes')")
-    epochs.add_argument(
-        "--output",
-        type=_path,
-        metavar="DIR",
-        help="folder of runs, study.json, figure and page (default: runs/epochs-<framework>-<dataset>)",
-    )
-    epochs.add_argument("--trust", action="store_true", help="as for pretrain, of trainings that go on")
 
 
 def _declare_pack(commands: Any) -> None:
@@ -270,7 +223,7 @@ def _declare_pack(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, list, shards or a name, as --data of pretrain")
-    parser.add_argument("target", type=_path, metavar="TARGET", help="folder of the shards; empty or not there")
+    parser.add_argument("target", type=path, metavar="TARGET", help="folder of the shards; empty or not there")
     parser.add_argument(
         "--shorter_side",
         "--shorter-side",
@@ -308,12 +261,12 @@ def _declare_bench(commands: Any) -> None:
     parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
     parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 30 for kNN)")
     parser.add_argument(
-        "--data", type=_path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
+        "--data", type=path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
     )
     parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
     parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (50,000 for its target, or a pass)")
     parser.add_argument(
-        "--output", type=_path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
+        "--output", type=path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--list", action="store_true", help="names of the cases for this machine")

@@ -276,24 +276,14 @@ def _study(arguments: argparse.Namespace) -> int:
     require("training", *_TRAINING)
     from .benchmarks.results import machine, versions
     from .pretraining.command import SettingsError
-    from .study.epochs import Epochs, run
+    from .study.given import carry_out
     from .study.training import StopError
 
     arguments.begins()
     try:
-        study = Epochs(
-            framework=arguments.framework,
-            dataset=arguments.dataset,
-            backbones=tuple(arguments.backbones),
-            variants=tuple(arguments.variants),
-            seeds=tuple(arguments.seeds),
-            data=arguments.data,
-            settings=tuple(arguments.settings),
-            trust=arguments.trust,
-        )
         # Of this process, which uses no GPU; what each training ran on is told with it.
         about = {"machine": machine("cpu"), "environment": versions() | {"date": f"{date.today()}"}}
-        run(study, arguments.output, about)
+        carry_out(arguments, about)
     except SettingsError as error:
         return _refuse("study", error)
     except StopError as stop:

@@ -76,6 +76,11 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
+    def measures(self) -> Path:
+        """What a study has measured of the run when it had ended."""
+        return self.path / "measures.json"
+
+    @property
     def skipped(self) -> Path:
         """What `write_skipped` keeps."""
         return self.path / SKIPPED

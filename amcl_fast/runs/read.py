@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Run:
         evaluations: what `amcl-fast evaluate` left in the folder, by data set.
         before, after: snapshots, None where there is none.
         neighbours: what kNN found at the end, None where there is nothing.
+        measures: what a study has measured at the end, {} if nothing.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     before: Snapshot | None
     after: Snapshot | None
     neighbours: Neighbours | None = None
+    measures: dict[str, Any] = field(default_factory=dict)
 
     def series(self, name: str) -> Series:
         """Steps and values of a metric; empty if it was not logged."""
@@ -143,6 +145,7 @@ def read_run(run_dir: Path) -> Run:
         before=before,
         after=after,
         neighbours=Neighbours.load(files.neighbours) if files.neighbours.is_file() else None,
+        measures=_read_json(files.measures) if files.measures.is_file() else {},
     )
 
 

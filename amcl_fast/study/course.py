@@ -12,6 +12,83 @@ from ..runs.read import Run
 from .folder import moved, open_folder
 from .training import StopError, Training, train_all
 
+MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
+"""Of every training whose accuracy is compared."""
+
+NO_SEED = 2**32 - 1  # which nobody gives
+_LAST_SEED = NO_SEED
+"""NumPy's."""
+
+_OWN = ("--recipe", "--seed_everything", "--seed", "--run_dir", "--run-dir", "--resume", "--print_config")
+"""What a study says to its trainings, or has no use for."""
+
+
+def check_given(seeds: Sequence[int], settings: Sequence[str], own: Sequence[str] = ()) -> None:
+    """Raise ValueError for seeds, or settings for all trainings, that a study cannot have.
+
+    Args:
+        seeds: of its trainings.
+        settings: of `amcl-fast pretrain`.
+        own: settings that its cells have of their own, such as model.projector.heads; those below one too.
+    """
+    check_different("seeds", seeds)
+    for seed in seeds:
+        if not 0 <= seed <= _LAST_SEED:
+            raise ValueError(f"--seeds must be between 0 and {_LAST_SEED}, got {seed}")
+    for setting in settings:
+        if (name := setting.partition("=")[0]) in _OWN:
+            raise ValueError(f"{name} must be left out of a study, which has trainings of its own")
+        short = name.removeprefix("--").replace(".init_args", "")
+        if name.startswith("--") and any(f"{short}.".startswith(f"{of}.") for of in own):
+            raise ValueError(f"{name} must be left out of this study, whose trainings differ in it")
+
+
+def check_different(name: str, values: Sequence[Any]) -> None:
+    """Raise ValueError if the option `name` has a value twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"--{name} must be different ones, got {' '.join(map(str, values))}")
+
+
+def check_whole(whole: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError for settings with which trainings end elsewhere than at a last epoch, or unmeasured.
+
+    Args:
+        whole: all settings of each cell's trainings, seeded with `NO_SEED`.
+    """
+    for settings in whole.values():
+        if settings["seed_everything"] != NO_SEED:
+            seed = settings["seed_everything"]
+            raise ValueError(
+                f"seed_everything must be left out of the --config of a study, which has --seeds, got {seed}"
+            )
+        for name, usual in (("max_steps", -1), ("max_time", None)):
+            if settings["trainer"][name] not in (usual, None):
+                value = settings["trainer"][name]
+                raise ValueError(f"trainer.{name} must be left out of a study of whole epochs, got {value}")
+        if not isinstance(epochs := settings["trainer"]["max_epochs"], int) or epochs < 1:
+            raise ValueError(f"trainer.max_epochs must be at least 1 in a study, got {epochs}")
+        for name in ("every_n_epochs", "bank", "queries"):
+            if settings["knn"][name] == 0:
+                raise ValueError(f"knn.{name} must be at least 1 in a study of accuracies, got 0")
+
+
+def check_alike(whole: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if trainings that are compared end, or are measured, after other epochs."""
+    for group, name in (("trainer", "max_epochs"), ("knn", "every_n_epochs")):
+        values = {settings[group][name]: cell for cell, settings in whole.items()}
+        if len(values) > 1:
+            told = " and ".join(f"{value} of {cell}" for value, cell in values.items())
+            raise ValueError(f"--{group}.{name} must be given, for the recipes differ in it: {told}")
+
+
+def check_images(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if the rows of trainings, with `run` and the numbers of images, are of other images."""
+    for name in ("training_images", "measured_images"):
+        if odd := next((row for row in rows if row[name] != rows[0][name]), None):
+            raise ValueError(
+                f"{folder / odd['run']} must have {name} as {rows[0]['run']} has, {rows[0][name]}, got {odd[name]}"
+            )
+
 
 def refuse_launchers() -> None:
     """Raise ValueError if torchrun or srun has started this process beside others."""

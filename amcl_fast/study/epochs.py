@@ -12,26 +12,25 @@ from typing import Any
 from ..pretraining.command import settings_of
 from ..runs.directory import RUNS
 from ..runs.read import Run
-from .course import carry_out, refuse_launchers
+from .course import (
+    MEASURED,
+    NO_SEED,
+    carry_out,
+    check_alike,
+    check_different,
+    check_given,
+    check_images,
+    check_whole,
+    refuse_launchers,
+)
 from .epochs_page import draw, page
 from .folder import command_line, write_results
-from .results import DEFAULT, Row, accuracies, by_seed, differences, spread
+from .results import DEFAULT, Row, accuracies, at_the_end, by_seed, differences, spread
 from .training import Training
 
 NAME = "epochs"
 _POINTS = 20
 """How often at least kNN is measured in a training of as many epochs or more."""
-
-_LAST_SEED = 2**32 - 1
-"""NumPy's."""
-
-_NO_SEED = _LAST_SEED  # which nobody gives
-
-_MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
-"""What refuses data of which no accuracy can be measured."""
-
-_OWN = ("--recipe", "--seed_everything", "--seed", "--run_dir", "--run-dir", "--resume", "--print_config")
-"""What a study says to its trainings, or has no use for."""
 
 _WHAT = (
     "kNN accuracy in percent on held-out images while encoders are trained, of each recipe and seed: after `epochs`, "
@@ -64,16 +63,9 @@ class Epochs:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("backbones", "variants", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{name} must be different ones, got {' '.join(map(str, values))}")
-        for seed in self.seeds:
-            if not 0 <= seed <= _LAST_SEED:
-                raise ValueError(f"--seeds must be between 0 and {_LAST_SEED}, got {seed}")
-        for setting in self.settings:
-            if (name := setting.partition("=")[0]) in _OWN:
-                raise ValueError(f"{name} must be left out of a study, which has trainings of its own")
+        for name in ("backbones", "variants"):
+            check_different(name, getattr(self, name))
+        check_given(self.seeds, self.settings)
 
     @property
     def cells(self) -> dict[str, Row]:
@@ -113,9 +105,11 @@ def run(study: Epochs, output: Path | None, about: Mapping[str, Any]) -> None:
     data = () if study.data is None else ("--data.root", study.data)
     given, whole = {}, {}
     for recipe in study.cells:
-        given[recipe] = (*_MEASURED, *_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
-        whole[recipe] = settings_of(recipe, ("--seed_everything", str(_NO_SEED), *given[recipe]))
-    _check(study, whole)
+        given[recipe] = (*MEASURED, *_measuring(recipe, [*data, *study.settings]), *data, *study.settings)
+        whole[recipe] = settings_of(recipe, ("--seed_everything", str(NO_SEED), *given[recipe]))
+    check_whole(whole)
+    for backbone in study.backbones:
+        check_alike({recipe: whole[recipe] for recipe, cell in study.cells.items() if cell["backbone"] == backbone})
     # Seed by seed, so that a study that is cut has all cells of the first ones.
     trainings = [Training(recipe, seed, folder, given[recipe]) for seed in study.seeds for recipe in study.cells]
     redraw = partial(_redraw, study, folder, len(trainings), {"command": command, **about})
@@ -131,30 +125,6 @@ def _measuring(recipe: str, settings: Sequence[str]) -> list[str]:
     return ["--knn.every_n_epochs", str(max(1, min(own, epochs // _POINTS)))]
 
 
-def _check(study: Epochs, whole: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError for settings with which trainings end elsewhere than at the same last epoch, or unmeasured."""
-    for settings in whole.values():
-        if settings["seed_everything"] != _NO_SEED:
-            seed = settings["seed_everything"]
-            raise ValueError(
-                f"seed_everything must be left out of the --config of a study, which has --seeds, got {seed}"
-            )
-        for name, usual in (("max_steps", -1), ("max_time", None)):
-            if settings["trainer"][name] not in (usual, None):
-                value = settings["trainer"][name]
-                raise ValueError(f"trainer.{name} must be left out of a study of whole epochs, got {value}")
-        for name in ("every_n_epochs", "bank", "queries"):
-            if settings["knn"][name] == 0:
-                raise ValueError(f"knn.{name} must be at least 1 in a study of accuracies, got 0")
-    for backbone in study.backbones:
-        recipes = [recipe for recipe, cell in study.cells.items() if cell["backbone"] == backbone]
-        for group, name in (("trainer", "max_epochs"), ("knn", "every_n_epochs")):
-            values = {whole[recipe][group][name]: recipe for recipe in recipes}
-            if len(values) > 1:
-                told = " and ".join(f"{value} of {recipe}" for value, recipe in values.items())
-                raise ValueError(f"--{group}.{name} must be given, for the recipes differ in it: {told}")
-
-
 def _redraw(study: Epochs, folder: Path, total: int, about: Mapping[str, Any], done: Mapping[Training, Run]) -> None:
     """Write what there is so far."""
     rows = [
@@ -163,17 +133,15 @@ def _redraw(study: Epochs, folder: Path, total: int, about: Mapping[str, Any], d
             **study.cells[training.recipe],
             "seed": training.seed,
             "run": training.run_dir.name,
+            "measures": run.measures or None,
             **accuracies(run),
+            **at_the_end(run),
             **{name: run.facts.get(name) for name in ("seconds", "training_images", "measured_images")},
             **{name: run.facts.get(name) for name in ("machine", "versions")},
         }
         for training, run in done.items()
     ]
-    for name in ("training_images", "measured_images"):
-        if odd := next((row for row in rows if row[name] != rows[0][name]), None):
-            raise ValueError(
-                f"{folder / odd['run']} must have {name} as {rows[0]['run']} has, {rows[0][name]}, got {odd[name]}"
-            )
+    check_images(folder, rows)
     rows.sort(key=lambda row: (list(study.cells).index(row["recipe"]), study.seeds.index(row["seed"])))
     results = {
         "study": NAME,

@@ -2,10 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runs.read import Run
+
+MEASURES = ("knn", "ridge", "knn_recalibrated", "ridge_recalibrated")
+"""In percent on held-out images: by kNN and by ridge regression, with BatchNorm as it ran, and recalibrated."""
 
 Row = dict[str, Any]
 
@@ -50,20 +56,104 @@ def by_seed(rows: Iterable[Row], **cell: Any) -> dict[int, Row]:
     return {row["seed"]: row for row in rows if all(row[name] == value for name, value in cell.items())}
 
 
-def differences(rows: Iterable[Row], reference: Row, other: Row) -> Row | None:
+def last_knn(row: Row) -> float:
+    """kNN accuracy of a training at its last epoch."""
+    return float(row["knn"][-1])
+
+
+def differences(
+    rows: Iterable[Row], reference: Row, other: Row, value: Callable[[Row], float | None] = last_knn
+) -> Row | None:
     """What one cell's last accuracies are above another's, seed by seed; None without a seed that both have.
 
     Args:
-        rows: of trainings, with `seed`, `knn` and what names their cells.
+        rows: of trainings, with `seed`, and what names their cells.
         reference, other: cells, as `by_seed` takes them.
+        value: what is compared, of a row; None: it has none.
 
     Returns:
         `seeds`, `points` (of percent, as many), and their `spread`.
     """
-    rows = list(rows)
-    base, above = by_seed(rows, **reference), by_seed(rows, **other)
-    seeds = [seed for seed in base if seed in above]
+    found = {
+        name: {seed: of for seed, row in by_seed(rows, **cell).items() if (of := value(row)) is not None}
+        for rows in [list(rows)]
+        for name, cell in (("base", reference), ("above", other))
+    }
+    seeds = [seed for seed in found["base"] if seed in found["above"]]
     if not seeds:
         return None
-    points = [above[seed]["knn"][-1] - base[seed]["knn"][-1] for seed in seeds]
-    return {"seeds": seeds, "points": [round(value, 4) for value in points], **spread(points)}
+    points = [found["above"][seed] - found["base"][seed] for seed in seeds]
+    return {"seeds": seeds, "points": [round(of, 4) for of in points], **spread(points)}
+
+
+def measured(name: str) -> Callable[[Row], float | None]:
+    """What takes one of `measured.MEASURES` from a row of a training; None where it was not measured."""
+    return lambda row: (row["measures"] or {}).get(name)
+
+
+def of_measures(rows: Sequence[Row], cells: Sequence[Row], pairs: Iterable[tuple[Row, Row]]) -> Row:
+    """`means` of each cell, and `differences` of pairs of them, of each of the four measures, over seeds.
+
+    Args:
+        rows: of trainings, with `measures`.
+        cells: as `by_seed` takes them.
+        pairs: of a cell and the one that it is compared with.
+
+    Returns:
+        Rows with the cell's names, `measure`, `seeds`, `values` or `points`, `mean` and `standard_error`; of a
+        difference `minus` holds the names of the other cell.
+    """
+    means, above = [], []
+    for cell in cells:
+        for name in MEASURES:
+            found = {seed: of for seed, row in by_seed(rows, **cell).items() if (of := measured(name)(row)) is not None}
+            if found:
+                values = list(found.values())
+                means.append({**cell, "measure": name, "seeds": list(found), "values": values, **spread(values)})
+    for cell, minus in pairs:
+        for name in MEASURES:
+            if difference := differences(rows, minus, cell, measured(name)):
+                above.append({**cell, "minus": minus, "measure": name, **difference})
+    return {"means": means, "differences": above}
+
+
+def at_the_end(run: Run) -> Row:
+    """Of a finished run what else there is to compare.
+
+    Returns:
+        `metrics`: the last of each; `tau`: of positives and of the negatives that the loss selects, for each head mean,
+        standard deviation, extremes and quantiles; `agreement`: the mean correlation of two heads' similarities of the
+        same pairs, and `agreements`, the whole (C, C); None of one head. Both are of the report's sample of pairs as
+        it was after training, {} or None without one.
+    """
+    found: Row = {"metrics": {name: run.last(name) for name in run.metrics}, "tau": {}, "agreement": None}
+    found["agreements"] = None
+    if (after := run.after) is None:
+        return found
+    found["tau"] = {
+        kind: [_spread_of(head) for head in values]
+        for kind, values in (("positive", after.positive_tau), ("negative", after.hardest_tau))
+    }
+    found["similarity"] = {
+        kind: [_spread_of(head) for head in values]
+        for kind, values in (
+            ("positive", after.positive_similarity),
+            ("negative", after.hardest_similarity),
+            ("random", after.random_similarity),
+        )
+    }
+    heads = len(after.random_similarity)
+    if heads > 1:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlation = np.corrcoef(after.random_similarity.astype(np.float64))
+        if np.isfinite(correlation).all():
+            found["agreement"] = round(float(correlation[~np.eye(heads, dtype=bool)].mean()), 4)
+            found["agreements"] = np.round(correlation, 4).tolist()
+    return found
+
+
+def _spread_of(values: NDArray[np.float32]) -> Row:
+    names = ("min", "q05", "q25", "median", "q75", "q95", "max")
+    quantiles = np.quantile(values.astype(np.float64), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    both = {"mean": values.mean(dtype=np.float64), "std": values.std(dtype=np.float64)}
+    return {name: float(f"{value:.5g}") for name, value in (both | dict(zip(names, quantiles, strict=True))).items()}

@@ -310,7 +310,7 @@ def test_trainings_of_other_images_are_not_compared(here, untrained, capsys):
     folder = here / "study"
     for number, variant in enumerate(("baseline", "amcl")):
         run = finished(folder / f"simclr-builtin-{variant}-0", [30.0], training_images=16 + number)
-        settings = [*epochs._MEASURED, "--trainer.max_epochs", "1", "--knn.every_n_epochs", "1"]
+        settings = [*epochs.MEASURED, "--trainer.max_epochs", "1", "--knn.every_n_epochs", "1"]
         found = epochs.settings_of(f"simclr-builtin-{variant}", settings)
         RunDirectory(run).config.write_text(yaml.safe_dump(found))
     (folder / "study.json").write_text('{"study": "epochs", "command": ""}')
