@@ -105,7 +105,8 @@ def _adaptive(**given: Any) -> str:
     """An `AdaptiveTemperature` as a setting; all arguments, as above."""
     usual = {"hidden_dim": 128, "scale": 4.0, "offset": 0.0, "precision": "auto", "score": "dot", "share": "pair"}
     usual |= {"objective": "likelihood", "rho": None, "init": 0.1 if given.get("share") == "row" else None}
-    return json.dumps({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": {**usual, **given}})
+    settings = {name: value for name, value in {**usual, **given}.items() if value is not None}
+    return json.dumps({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": settings})
 
 
 def _oracle(simclr: bool, arguments: Mapping[str, Any], tau: float) -> str:
