@@ -18,6 +18,12 @@ One H100, estimates: ResNet-50 at 224 px trains 2,071 images/s (measured; docs/s
 ImageNet-1k, each cell and seed. ResNet-18 on CIFAR-10 (32 px, stem small): some 14,000 images/s on paper, 12 min for
 200 epochs, each cell and seed.
 """
+_SIMILAR = """\
+Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
+2,048 pairs are looked at before and after each training, or all if there are fewer; --report.pairs N.
+One H100, an estimate: ResNet-18 on CIFAR-10 (32 px, stem small) trains some 14,000 images/s on paper, 12 min for 200
+epochs, each cell and seed: {took}.
+"""
 
 
 def declare_study(commands: Any) -> None:
@@ -55,7 +61,9 @@ def declare_study(commands: Any) -> None:
         help="of the recipes, a line each; the others are compared with the first (baseline amcl)",
     )
     _add_of_trainings(epochs, [0, 1, 2], "epochs-<framework>-<dataset>")
-    for declare in (_declare_temperatures, _declare_heads, _declare_top_k):
+    for declare in (
+        _declare_augmentations, _declare_similarities, _declare_temperatures, _declare_heads, _declare_top_k,
+    ):  # fmt: skip
         declare(studies)
 
 
@@ -163,3 +171,64 @@ def _declare_top_k(studies: Any) -> None:
         help="of an anchor's negatives, a cell each; 1: all (0.05 0.1 0.2 0.5 1)",
     )
     _add_of_trainings(parser, [0, 1, 2, 3, 4], "top-k-<recipe>")
+
+
+def _add_similar(studies: Any, name: str, help: str, description: str, took: str) -> Any:
+    return studies.add_parser(
+        name,
+        help=help,
+        description=f"{description}Trainings go seed by seed; differences are of trainings of the same seed. "
+        "Stopped, it goes on with the same command.",
+        epilog=_SIMILAR.format(took=took),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _declare_augmentations(studies: Any) -> None:
+    parser = _add_similar(
+        studies,
+        "augmentations",
+        "similarities with one to five augmentations, one head and several (Figure 1)",
+        "Train a recipe with each of these sets of augmentations and numbers of heads, its loss as it is, and draw\n"
+        "histograms of the similarities of positives and negatives, with their overlap as a number.\n",
+        "30 by default, 6 hours",
+    )
+    sets = ["a", "ac", "acd", "acde", "abcde"]
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="that all build on, or a YAML file")
+    parser.add_argument(
+        "--augmentations",
+        nargs="+",
+        default=sets,
+        metavar="LETTERS",
+        help=f"a crop, b blur, c greyscale, d colour jitter, e flip, s solarisation: a column each ({' '.join(sets)})",
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        nargs="+",
+        default=[1, 3],
+        metavar="N",
+        help="a row each; the others are compared with the first (1 3)",
+    )
+    _add_of_trainings(parser, [0, 1, 2], "augmentations-<recipe>")
+
+
+def _declare_similarities(studies: Any) -> None:
+    parser = _add_similar(
+        studies,
+        "similarities",
+        "similarities and temperatures before and after training, by recipe (Figure 3)",
+        "Train all variants of a framework and a data set, or --recipes, and draw the similarities of positives, of\n"
+        "the hardest and of all negatives before and after training, and temperatures over similarity.\n",
+        "9 with three variants, 1.8 hours",
+    )
+    parser.add_argument("--framework", metavar="NAME", help="of the recipes, all of whose variants are trained")
+    parser.add_argument("--dataset", metavar="NAME", help="of the recipes, with --framework (builtin)")
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="NAME",
+        help="or YAML files, instead of --framework; the others are compared with the first",
+    )
+    _add_of_trainings(parser, [0, 1, 2], "similarities-<first recipe>")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from . import comparison, epochs
+from . import augmentations, comparison, epochs, similarities
 from .comparison import Comparison, Given
 from .heads import heads
 from .temperatures import temperatures
@@ -36,6 +36,13 @@ def carry_out(arguments: argparse.Namespace, about: Mapping[str, Any]) -> None:
             **of_trainings,
         )
         epochs.run(study, arguments.output, about)
+    elif arguments.study == augmentations.NAME:
+        sets, numbers = tuple(arguments.augmentations), tuple(arguments.heads)
+        of_sets = augmentations.Augmentations(arguments.recipe, sets, numbers, **of_trainings)
+        augmentations.run(of_sets, arguments.output, about)
+    elif arguments.study == similarities.NAME:
+        recipes = similarities.given_recipes(arguments.recipes, arguments.framework, arguments.dataset)
+        similarities.run(similarities.Similarities(recipes, **of_trainings), arguments.output, about)
     else:
         comparison.run(_compared(arguments, Given(arguments.recipe, **of_trainings)), arguments.output, about)
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..runs.read import Run
 from ..runs.snapshot import Snapshot
-from .results import Row, by_seed, spread
+from .results import Row, by_seed, differences, spread
 
 BINS = 40
 BIN_WIDTH = 2 / BINS
@@ -136,20 +136,6 @@ def temperatures(rows: Sequence[Row], kind: str, moment: str) -> dict[str, NDArr
     return found
 
 
-def paired(rows: Sequence[Row], reference: Row, other: Row, value: Callable[[Row], float]) -> Row | None:
-    """What a value of one cell's trainings is above another's, seed by seed; None without a seed that both have.
-
-    Returns:
-        `seeds`, `differences` (as many), and their `spread`.
-    """
-    base, above = by_seed(rows, **reference), by_seed(rows, **other)
-    seeds = [seed for seed in base if seed in above]
-    if not seeds:
-        return None
-    differences = [value(above[seed]) - value(base[seed]) for seed in seeds]
-    return {"seeds": seeds, "differences": [round(number, 4) for number in differences], **spread(differences)}
-
-
 def _own(of: Row) -> float:
     return statistics.fmean(of["all"]["heads"])
 
@@ -174,8 +160,8 @@ def summary(rows: Sequence[Row], cells: Sequence[Row], reference: Callable[[Row]
         reference: the cell that one is compared with; itself: it is with none.
 
     Returns:
-        `overlaps`: of each cell `seeds`, and a `spread` for each of `VALUES`; `differences`: `paired` overlaps of each
-        cell and its reference, the cell and `minus` beside.
+        `overlaps`: of each cell `seeds`, and a `spread` for each of `VALUES`; `differences` of overlap
+        between each cell and its reference, the cell and `minus` beside.
     """
     found, above = [], []
     for cell in cells:
@@ -184,7 +170,7 @@ def summary(rows: Sequence[Row], cells: Sequence[Row], reference: Callable[[Row]
         spreads = {name: spread([value(row) for row in of_cell]) for name, value in VALUES.items()}
         found.append({**cell, "seeds": [row["seed"] for row in of_cell], **spreads})
         first = reference(cell)
-        if first != cell and (difference := paired(rows, first, cell, VALUES["overlap"])):
+        if first != cell and (difference := differences(rows, first, cell, VALUES["overlap"])):
             above.append({**cell, "minus": first, **difference})
     return {"overlaps": found, "differences": above}
 

@@ -58,7 +58,7 @@ def numbers(results: Mapping[str, Any], cell: Row) -> dict[str, str]:
     return {
         "overlap of each seed": ", ".join(f"{VALUES['overlap'](row):.2f}" for row in rows),
         "mean": _mean(mean["overlap"]),
-        "above the first, by seed": ", ".join(f"{value:+.2f}" for value in above["differences"]) if above else "",
+        "above the first, by seed": ", ".join(f"{value:+.2f}" for value in above["points"]) if above else "",
         "mean difference": _mean(above, "+") if above else "",
         "each head by itself": told(mean["head_overlap"]),
         "AUC": told(mean["auc"]),

@@ -8,7 +8,7 @@ import pytest
 
 from amcl_fast.runs.read import read_run
 from amcl_fast.study import overlap as module
-from amcl_fast.study.overlap import BINS, EDGES, auc, counts, look, looks, overlap, paired, pooled, temperatures
+from amcl_fast.study.overlap import BINS, EDGES, auc, counts, look, looks, overlap, pooled, temperatures
 from tests.helpers.shots import run_directory, snapshot
 
 
@@ -107,17 +107,6 @@ def test_trainings_are_pooled_by_their_shares():
     one = pooled(rows, "positive", "after")
     assert {place: share for place, share in enumerate(one) if share} == {0: 1 / 8, 30: 1 / 8, 38: 6 / 8}
     assert pooled(rows, "positive", "after", mean=True)[38] == 0.5
-
-
-def test_differences_are_of_the_same_seed():
-    rows = [
-        {"heads": heads, "seed": seed, "x": x}
-        for heads, seed, x in [(1, 0, 0.5), (1, 1, 0.25), (1, 2, 0.9), (3, 1, 0.125), (3, 0, 0.25), (3, 5, 0.0)]
-    ]
-    found = paired(rows, {"heads": 1}, {"heads": 3}, lambda row: row["x"])
-    # −1/4 and −1/8: s² = 2 · (1/16)², s/√2 = 1/16.
-    assert found == {"seeds": [0, 1], "differences": [-0.25, -0.125], "mean": -0.1875, "standard_error": 0.0625}
-    assert paired(rows, {"heads": 1}, {"heads": 2}, lambda row: row["x"]) is None
 
 
 def test_a_run_is_looked_at_before_and_after(tmp_path):
