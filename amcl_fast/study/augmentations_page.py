@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..report.style import BLUE, CYCLE, RED, STYLE, png
+from ..report.style import BLUE, CYCLE, RED, STYLE, WIDTH, png
 from .overlap import EDGES, VALUES, pooled
 from .overlap_page import axis_of, legend, numbers, told
 from .overlap_page import page as page_of
@@ -39,7 +39,7 @@ def _histograms(results: Mapping[str, Any]) -> Figure:
     rows = results["trainings"]
     heads = [number for number in results["heads"] if by_seed(rows, heads=number)]
     letters = [name for name in results["augmentations"] if by_seed(rows, augmentation=name)]
-    figure = Figure(figsize=(max(4.8, 1.75 * len(letters) + 0.5), 1.6 * len(heads) + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(WIDTH, 1.4 * len(letters) + 0.4), 1.5 * len(heads) + 0.9), layout="constrained")
     grid = figure.subplots(len(heads), len(letters), sharex=True, squeeze=False)
     axis = axis_of(rows, "after", mean=True)
     for line, number in zip(grid, heads, strict=True):
@@ -74,19 +74,16 @@ def _filled(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _lines(results: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    for axes, (name, label) in zip(
-        figure.subplots(1, 2),
-        {"overlap": "overlap of positives and negatives", "auc": "P(positive above negative)"}.items(),
-        strict=True,
-    ):
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+    titles = {"overlap": "Overlap of positives and negatives", "auc": "How often a positive is above a negative"}
+    for axes, (name, title) in zip(figure.subplots(2, 1, sharex=True), titles.items(), strict=True):
         for number, heads in enumerate(results["heads"]):
             _line(axes, results, heads, name, CYCLE[number % len(CYCLE)], _MARKS[number % len(_MARKS)])
-        axes.set_title(label)
-        axes.set_xlabel("augmentations")
-        axes.set_xticks(range(len(results["augmentations"])), results["augmentations"], fontsize=9)
+        axes.set_title(title)
         axes.margins(x=0.08)
     figure.axes[0].set_ylim(bottom=0)
+    figure.axes[1].set_xticks(range(len(results["augmentations"])), results["augmentations"])
+    figure.axes[1].set_xlabel("augmentations")
     legend(figure)
     return figure
 

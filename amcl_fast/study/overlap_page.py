@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..report.html import document, figure, grid, table
 from ..runs.directory import RunDirectory
 from .overlap import BIN_WIDTH, EDGES, VALUES, pooled
-from .results import Row, by_seed
+from .results import Row, by_seed, spread
 
 WHAT = (
     "Similarities of pairs as the loss sees them, from the snapshots that every run keeps before and after training. "
@@ -55,12 +55,14 @@ def numbers(results: Mapping[str, Any], cell: Row) -> dict[str, str]:
     )
     assert mean is not None  # of a cell with anything finished
     knn = [row["knn"] for row in rows if row["knn"] is not None]
+    hardest = [np.mean(of["heads"]) for row in rows if (of := row["after"]["overlap"].get("hardest"))]
     return {
         "overlap of each seed": ", ".join(f"{VALUES['overlap'](row):.2f}" for row in rows),
         "mean": _mean(mean["overlap"]),
         "above the first, by seed": ", ".join(f"{value:+.2f}" for value in above["points"]) if above else "",
         "mean difference": _mean(above, "+") if above else "",
         "each head by itself": told(mean["head_overlap"]),
+        "with the hardest negatives": told(spread([float(value) for value in hardest])) if hardest else "",
         "AUC": told(mean["auc"]),
         "overlap before training": told(mean["untrained_overlap"]),
         "kNN, %": f"{np.mean(knn):.1f}" if knn else "",
@@ -112,16 +114,13 @@ def _notes(results: Mapping[str, Any]) -> str:
 
 
 def _trainings(rows: Sequence[Row]) -> str:
-    head = ["training", "pairs", "overlap", "AUC", "with the hardest negatives", "τ", "kNN, %", "seconds", "device"]
+    head = ["training", "pairs", "overlap", "AUC", "temperature", "kNN, %", "seconds", "device"]
     lines = []
     for row in rows:
-        after = row["after"]
-        hardest = after["overlap"].get("hardest")
         texts = [
-            str(after["pairs"]),
+            str(row["after"]["pairs"]),
             f"{VALUES['overlap'](row):.2f}",
             f"{VALUES['auc'](row):.3f}",
-            f"{np.mean(hardest['heads']):.2f}" if hardest else "",
             str(row["tau_kind"]),
             "" if row["knn"] is None else f"{row['knn']:.1f}",
             str(row["seconds"]),

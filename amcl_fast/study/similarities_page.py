@@ -46,7 +46,7 @@ def _recipes(results: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, list[
 
 def _panels(rows: int, *, alike: bool) -> tuple[Figure, Any]:
     """A row a recipe, a column a moment; `alike`: with the same heights in a row."""
-    figure = Figure(figsize=(7.2, 1.75 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(5.4, 1.6 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, len(MOMENTS), sharex=True, sharey="row" if alike else False, squeeze=False)
     for axes in grid[-1]:
         axes.set_xlabel("cosine similarity")

@@ -142,6 +142,8 @@ def test_the_table_and_the_page_by_recipes():
     lines = similarities_page.cells(found)
     assert [line["recipe"] for line in lines] == ["simclr-builtin-baseline", "simclr-builtin-amcl"]
     assert lines[1]["mean"].endswith("(one seed)") and lines[1]["mean difference"].endswith("(one seed)")
+    hardest = np.mean(found["trainings"][2]["after"]["overlap"]["hardest"]["heads"])
+    assert [line["with the hardest negatives"] for line in lines] == ["", f"{hardest:.2f}"]
     (difference,) = found["differences"]
     assert difference["seeds"] == [1] and difference["minus"] == {"recipe": "simclr-builtin-baseline"}
     text = similarities_page.page(found, {"histograms.png": b"PNG"})
