@@ -169,14 +169,15 @@ def temperature(run: Run) -> Figure | None:
             axes.plot(run.x(lowest_at), lowest, color=colour, linestyle=":", linewidth=1.3, label=f"{label}, minimum")
     if snapshot is not None and not snapshot.pinned:
         axes.axhline(snapshot.tau_min, color=GREY, linewidth=1.0)
+        above = snapshot.tau_min < 0.1 * top  # below it there is no room
         axes.annotate(
             f"lower bound {snapshot.tau_min:g}",
             (1, snapshot.tau_min),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, -4),
+            xytext=(-4, 4 if above else -4),
             textcoords="offset points",
             ha="right",
-            va="top",
+            va="bottom" if above else "top",
             color=GREY,
             fontsize=8.5,
         )
