@@ -17,6 +17,7 @@ from amcl_fast.models.decoder import DecoderConfig
 from amcl_fast.ops.backends import TABLE
 from amcl_fast.optim import OptimizerConfig
 from amcl_fast.pretraining.command import SettingsError, settings_of
+from amcl_fast.pretraining.given_settings import given_to_others
 from amcl_fast.pretraining.lightning_cli import parsed
 from amcl_fast.recipes import FOLDER, recipe_names
 from amcl_fast.recipes.shown import composed, written
@@ -209,6 +210,34 @@ def test_short_names_are_the_settings(dash):
 
 def test_settings_that_were_given_twice_under_one_name_are_the_last():
     assert settings_of("demo", ["--epochs", "3", "--epochs", "4"])["trainer"]["max_epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--t other.Perplexity", ("Perplexity", ["low", "high"])),
+        ("--t.class_path Perplexity --t.low 0.5", ("Perplexity", ["high"])),
+        ("--t.low 0.5 --t Perplexity", ("Perplexity", ["high"])),  # typed for it, if before it
+        ("--t '{class_path: Perplexity, init_args: {high: 2}}'", ("Perplexity", ["low"])),
+        ("--t '{class_path: Perplexity, init_args: 3}'", ("Perplexity", ["low", "high"])),
+        ("--t one.Adaptive", ("Adaptive", [])),
+        ("--t 0.07", ("07", ["low", "high"])),  # no class, whose settings these could be
+        ("--config {t: {class_path: Perplexity, init_args: {low: 1}}}", ("Perplexity", ["high"])),
+    ],
+)
+def test_what_files_gave_to_another_class_is_known(tmp_path, typed, expected):
+    file = tmp_path / "own.yaml"
+    file.write_text("t: {class_path: amcl_fast.Adaptive, init_args: {low: 0.1, high: 1.0}}\n")
+    words = shlex.split(typed) if "--config" not in typed else typed.split(" ", 1)
+    assert given_to_others(["--config", str(file), *words], "t") == expected
+
+
+def test_a_temperature_of_another_class_than_the_recipes_has_its_own_range():
+    args = ["--model.criterion.temperature", "PerplexityTemperature", "--model.criterion.temperature.tau_max", "0.5"]
+    criterion = settings_of("simclr-builtin-amcl", args)["model"]["init_args"]["criterion"]
+    temperature = criterion["init_args"]["temperature"]
+    assert temperature["class_path"] == "amcl_fast.PerplexityTemperature"
+    assert temperature["init_args"] == {"mean": 0.07, "perplexity": 0.25, "tau_min": 0.01, "tau_max": 0.5}
 
 
 def test_a_study_takes_short_names_and_refuses_its_own():

@@ -51,6 +51,26 @@ def given_classes(args: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def given_to_others(args: Sequence[str], name: str) -> tuple[str, list[str]]:
+    """The class that was given for a setting last, and what files gave to another class before, by its last name.
+
+    What stands on the command line is meant for the class that a run ends with, wherever it stands there.
+    """
+    kind, kind_of = "", dict[str, str]()
+    for given in _all(args, None):
+        value = parsed_text(given.value) if given.is_text else given.value
+        if given.name == name and isinstance(value, dict):
+            kind = str(value.get("class_path", kind))
+            inside = value.get("init_args")
+            kind_of |= dict.fromkeys(map(str, inside), "") if isinstance(inside, dict) else {}
+        elif given.name in (name, f"{name}.class_path"):
+            kind = str(value)
+        elif given.name.startswith(f"{name}."):
+            kind_of[given.name.removeprefix(f"{name}.")] = "" if given.is_text else kind
+    last = kind.rpartition(".")[2]
+    return last, [setting for setting, of in kind_of.items() if of and of.rpartition(".")[2] != last]
+
+
 def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[str]) -> list[Given]:
     """All settings that were given, in order.
 

@@ -1,14 +1,17 @@
 """The parser of a run's settings: read, refused in one line, and built."""
 
 import argparse
+import inspect
+import json
 import pydoc
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..methods import BarlowTwins
+from ..temperature import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature
 from .given import ParserOfGiven
-from .given_settings import given_classes
+from .given_settings import given_classes, given_to_others
 from .known_settings import known
 from .refusals import RefusedError, refuse_nothing, refused
 from .short_names import with_long_names
@@ -19,7 +22,8 @@ from .values import check_values
 class SettingsParser(ParserOfGiven):
     """Takes no abbreviation, those of settings within a class included.
 
-    Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked.
+    Takes temperature.dim of Barlow Twins from data.batch_size where nobody gives it, before settings are checked. A
+    temperature of another class than a recipe's or a file's has its own defaults, not the range of the other.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,7 +42,8 @@ class SettingsParser(ParserOfGiven):
             ValueError: one is unknown, has another type, or cannot be; it is told with what is accepted.
         """
         try:
-            settings = self.parse_args(_joined(with_long_names(args)))
+            args = with_long_names(args)
+            settings = self.parse_args(_joined([*args, *_defaults_again(args)]))
         except argparse.ArgumentError as error:
             raise RefusedError(refused(self, args, error.message)) from error
         refuse_nothing(settings.as_dict())
@@ -81,6 +86,24 @@ class Building:
         except (ValueError, TypeError) as error:
             self._failed = self._failed or (kind, error)
             raise
+
+
+_TEMPERATURE = "model.criterion.temperature"
+_KINDS = {kind.__name__: kind for kind in (AdaptiveTemperature, LearnedTemperature, PerplexityTemperature)}
+
+
+def _defaults_again(args: Sequence[str]) -> list[str]:
+    """Options with the defaults of the temperature's class where the parser would keep what another's was given.
+
+    tau_min of an AdaptiveTemperature as that of a PerplexityTemperature holds τ⁰ of all anchors at one end.
+    """
+    name, others = given_to_others(args, _TEMPERATURE)
+    of_kind = inspect.signature(_KINDS[name]).parameters if name in _KINDS else {}
+    return [
+        f"--{_TEMPERATURE}.{setting}={json.dumps(of_kind[setting].default)}"
+        for setting in others
+        if setting in of_kind and of_kind[setting].default is not inspect.Parameter.empty
+    ]
 
 
 def _joined(args: Sequence[str]) -> list[str]:
