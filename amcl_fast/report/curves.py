@@ -208,6 +208,6 @@ def head_temperatures(run: Run) -> Figure | None:
                 label=f"head {head + 1}{label}",
             )
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * max(line.get_ydata().max() for line in axes.lines))  # type: ignore[union-attr]
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return figure

@@ -181,7 +181,8 @@ def test_one_temperature_per_anchor_is_drawn_once(tmp_path):
     assert legend(pinned) == legend(learned) == ["anchors, mean", "anchors, ± 1 std", "anchors, minimum"]
     assert [len(figure.axes[0].lines) for figure in (pinned, learned)] == [2, 3]  # a pinned τ has no lower bound
     one = run(tmp_path / "p")
-    assert legend(curves.head_temperatures(one)) == ["head 1", "head 2"]
+    heads = curves.head_temperatures(one)
+    assert legend(heads) == ["head 1", "head 2"] and heads.axes[0].get_ylim() == (0, pytest.approx(1.06 * 0.4))
     assert seen("temperature.png", one).startswith("Temperature of anchors, mean: from 0.5 ")
     assert "Of selected" not in seen("temperature.png", one)
 
