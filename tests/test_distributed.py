@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, LearnedTemperature, SimCLRLoss
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, LearnedTemperature, PerplexityTemperature, SimCLRLoss
 from amcl_fast.distributed import row_counts
 from tests.helpers.processes import end_group, spawn
 
@@ -31,6 +31,15 @@ def losses(total, gather):
         "softmax, constant": SimCLRLoss(0.2, **softmax),
         "softmax, adaptive": SimCLRLoss(adaptive(6), **softmax),
         "softmax, learned": SimCLRLoss(LearnedTemperature(0.2).double(), **softmax),
+        "hardest, perplexity": SimCLRLoss(
+            PerplexityTemperature([0.1, 0.3], 0.6), negatives="topk_softmax", top_k=4, gather=gather
+        ),
+        "softmax, perplexity": SimCLRLoss(PerplexityTemperature(), **softmax),
+        "rows, robust": SimCLRLoss(
+            AdaptiveTemperature(6, 8, 0.1, 1.0, share="row", objective="dro", rho=0.5).double(),
+            negatives="softmax",
+            gather=gather,
+        ),
         "Barlow Twins, constant": BarlowTwinsLoss(0.2, gather=gather),
         "Barlow Twins, adaptive": BarlowTwinsLoss(adaptive(total), gather=gather),
     }

@@ -3,7 +3,14 @@
 import lightning as L
 import torch
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast import (
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    MoCoLoss,
+    PerplexityTemperature,
+    SimCLRLoss,
+    SimSiamLoss,
+)
 from amcl_fast.methods import CAN, BarlowTwins, MoCo, SimCLR, SimSiam
 from amcl_fast.methods.can import Drawn
 from amcl_fast.models import BackboneConfig, ProjectorConfig
@@ -19,10 +26,15 @@ VIT = BackboneConfig("timm/vit_tiny_patch16_224", size=8, arguments=_SMALL | {"d
 
 
 def method(framework, kind="amcl", *, batch=BATCH, **settings):
-    """A method on a tiny encoder, the same weights at every call; `batch` is the global one."""
+    """A method on a tiny encoder, the same weights at every call; `batch` is the global one.
+
+    `kind`: one of `KINDS`, or perplexity for a framework with negatives.
+    """
     torch.manual_seed(0)
 
     def temperature(constant, dim=DIM):
+        if kind == "perplexity":
+            return PerplexityTemperature(constant, 0.6)
         return constant if kind == "baseline" else AdaptiveTemperature(dim, 16, 0.1, 1.0, score="cosine")
 
     # A constant temperature takes all negatives, an adaptive one the hardest.

@@ -31,6 +31,7 @@ SETTINGS.append(("moco", "amcl", {"shuffle_batch_norm": True}, TWO))
 FIXED = {"can": {"backbone": replace(toy_methods.VIT, positions="fixed")}}
 SETTINGS += [(framework, "amcl", FIXED.get(framework, {}), SEVERAL) for framework in FRAMEWORKS]
 SETTINGS.append(("moco", "baseline", {"shuffle_batch_norm": True}, SEVERAL))
+SETTINGS += [("moco", "perplexity", {}, sizes) for sizes in (TWO, SEVERAL)]
 if find_spec("timm"):  # weights that have no gradient, and gradients that come of a second forward pass
     VIT = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
     FROZEN = {"positions": "fixed", "freeze_patch_projection": True, "gradient_checkpointing": True}
