@@ -3,20 +3,34 @@
 import torch
 import torch.nn.functional as F
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities
+from amcl_fast import (
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    MoCoLoss,
+    PerplexityTemperature,
+    SimCLRLoss,
+    SimSiamLoss,
+    capabilities,
+)
 
 N, HEADS, D = 6, 2, 8
 NATIVE = ["native"] if capabilities.native_status().available else []
 BACKENDS = ["reference", *NATIVE, "triton"]  # Triton's interpreter, without a GPU
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ["simclr", "nt_xent", "moco", "simsiam", "barlow"]
+OF_ANCHORS = [(name, kind) for name in ("simclr", "nt_xent", "moco") for kind in ("perplexity", "row")]
+"""Losses and kinds of temperatures of which an anchor has one."""
 TAU = 0.5
 
 
 def temperature_of(name, kind, dtype):
     if kind == "constant":
         return TAU
+    if kind == "perplexity":
+        return PerplexityTemperature(TAU, 0.6, 0.1, 1.0)
     torch.manual_seed(0)
+    if kind == "row":
+        return AdaptiveTemperature(D, 8, 0.1, 1.0, share="row").to(dtype)
     module = AdaptiveTemperature(N if name == "barlow" else D, 8, 0.1, 1.0, score=kind)
     return module.to(dtype)
 

@@ -16,6 +16,7 @@ from tests.helpers.small_losses import (
     HEADS,
     NAMES,
     NATIVE,
+    OF_ANCHORS,
     TAU,
     D,
     N,
@@ -59,10 +60,12 @@ SIZES = [
     *(("triton", "constant", power) for power in (63, -100)),
     ("triton", "cosine", 127),
 ]
+SIZES = [(name, *of) for name in NAMES for of in SIZES]
+SIZES += [(name, backend, kind, power) for name, kind in OF_ANCHORS for backend in ("reference", *NATIVE)
+          for power in (90, -50)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("backend", "kind", "power"), SIZES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend", "kind", "power"), SIZES)
 def test_rows_of_any_size(backend, name, kind, power, exact):
     """From 1e-30 to 1.7e38: squares, sums and 1/‖x‖ leave float32; values and gradients are float64's."""
     tensors = inputs_of(name)
@@ -137,10 +140,11 @@ ZEROS = [
     ("triton", "constant", "first"),
     ("triton", "cosine", "both"),
 ]
+ZEROS = [(name, *of) for name in NAMES for of in ZEROS]
+ZEROS += [(name, backend, kind, "both") for name, kind in OF_ANCHORS for backend in ("reference", *NATIVE)]
 
 
-@pytest.mark.parametrize(("backend", "kind", "where"), ZEROS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend", "kind", "where"), ZEROS)
 def test_zero_rows(backend, name, kind, where, exact):
     tensors = inputs_of(name)
     for i, t in enumerate(tensors[: 2 if name == "moco" else None]):

@@ -1,10 +1,12 @@
 """Tensors without values: a loss of them has its shape, dtype, device and gradients, and waits for no value."""
 
+import itertools
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests.helpers.small_losses import NAMES, NATIVE, N, inputs_of, loss_of
+from tests.helpers.small_losses import NAMES, NATIVE, OF_ANCHORS, N, inputs_of, loss_of
 
 DTYPES = {torch.float64: torch.float64, torch.bfloat16: torch.float32}
 
@@ -26,8 +28,7 @@ def check(name, loss, given, dtype, kind):
         assert loss.last_shape[0] == N and all(type(of) is kind for of in loss.last_stats.values())
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(NAMES, ["constant", "cosine"]), *OF_ANCHORS])
 def test_meta_tensors(name, kind):
     loss = loss_of(name, kind).to("meta")
     for dtype, expected in DTYPES.items():
@@ -36,10 +37,10 @@ def test_meta_tensors(name, kind):
 
 
 @pytest.mark.parametrize("backend", ["reference", *NATIVE])
-@pytest.mark.parametrize("name", NAMES)
-def test_fake_tensors(name, backend):
+@pytest.mark.parametrize(("name", "kind"), [*((name, "cosine") for name in NAMES), *OF_ANCHORS])
+def test_fake_tensors(name, kind, backend):
     """Of the CPU, whose real tensors are looked at."""
-    loss = loss_of(name, "cosine", backend)
+    loss = loss_of(name, kind, backend)
     with FakeTensorMode() as mode:
         for module in loss.modules():
             for key, p in module.named_parameters(recurse=False):
