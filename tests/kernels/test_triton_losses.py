@@ -7,7 +7,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast import (
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    MoCoLoss,
+    PerplexityTemperature,
+    SimCLRLoss,
+    SimSiamLoss,
+)
 from amcl_fast.losses import moco
 from amcl_fast.ops import triton as backend
 from tests.helpers.kernels.compare import DEVICE
@@ -24,11 +31,21 @@ def temperature(dim):
     return AdaptiveTemperature(dim, 8, 0.1, 1.0, score="cosine").to(DEVICE)
 
 
+def rows():
+    torch.manual_seed(0)
+    return AdaptiveTemperature(D, 8, 0.1, 1.0, share="row").to(DEVICE)
+
+
 LOSSES = {
     "topk_mean": lambda b: SimCLRLoss(temperature(D), top_k=4, backend=b),
     "infonce": lambda b: SimCLRLoss(temperature(D), negatives="softmax", include_positive=True, backend=b),
     "nt_xent": lambda b: SimCLRLoss(0.5, negatives="softmax", include_positive=True, backend=b),
     "moco": lambda b: MoCoLoss(temperature(D), top_k=4, backend=b),
+    "perplexity": lambda b: SimCLRLoss(
+        PerplexityTemperature([0.3, 0.5], 0.6), negatives="softmax", include_positive=True, backend=b
+    ),
+    "hardest, perplexity": lambda b: MoCoLoss(PerplexityTemperature(0.5, 0.6), top_k=4, backend=b),
+    "row": lambda b: SimCLRLoss(rows(), negatives="topk_softmax", top_k=4, backend=b),
     "simsiam": lambda b: SimSiamLoss(temperature(D), backend=b),
     "barlow": lambda b: BarlowTwinsLoss(temperature(N), backend=b),
 }
@@ -39,7 +56,7 @@ def inputs(name, dtype):
     count = 4 if name == "simsiam" else 2
     views = [torch.randn(N, HEADS, D, generator=generator).to(DEVICE, dtype) for _ in range(count)]
     views = [view.requires_grad_() for view in views]
-    if name == "moco":
+    if name in ("moco", "hardest, perplexity"):
         keys = torch.nn.functional.normalize(torch.randn(HEADS, 60, D, generator=generator), dim=-1)
         views.append(keys.mT.to(DEVICE, dtype))
     return views

@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, capabilities
+from amcl_fast import (
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    MoCoLoss,
+    PerplexityTemperature,
+    SimCLRLoss,
+    SimSiamLoss,
+    capabilities,
+)
 
 BACKENDS = ["reference"] + (["native"] if capabilities.native_status().available else [])
 NAMES = {
@@ -25,6 +33,10 @@ def loss_of(name, n, d, adaptive, backend, dtype):
     # Like φ in a half-precision model, except float64: the oracle's.
     width = n if name == "barlow" else d
     temperature = AdaptiveTemperature(max(width, 1), 8, 0.1, 1.0, score="cosine") if adaptive else 0.5
+    if adaptive == "perplexity":
+        temperature = PerplexityTemperature(0.5, 0.6, 0.1, 1.0)
+    if adaptive == "row":
+        temperature = AdaptiveTemperature(d, 8, 0.1, 1.0, share="row")
     if adaptive and dtype == torch.float64:
         temperature = temperature.double()
     settings = {"backend": backend}
@@ -44,6 +56,10 @@ def inputs_of(name, n, heads, d, dtype, seed):
         queue = torch.randn(heads, d, 20, generator=generator, dtype=torch.float64)
         tensors[2] = torch.nn.functional.normalize(queue, dim=1)
     return [t.to(dtype) for t in tensors]
+
+
+ADAPTIVE = [(name, adaptive) for name in NAMES for adaptive in (False, True)]
+ADAPTIVE += [(name, kind) for name in ("simclr", "infonce", "moco") for kind in ("perplexity", "row")]
 
 
 LAYOUTS = {
@@ -93,8 +109,7 @@ def test_shapes_dtypes_and_strides(name, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("adaptive", [False, True], ids=["constant", "adaptive"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "adaptive"), ADAPTIVE)
 def test_what_is_not_finite_is_named(name, adaptive, backend):
     loss = loss_of(name, 6, 8, adaptive, backend, torch.float32)
     for i, argument in enumerate(NAMES[name]):
@@ -115,14 +130,13 @@ def test_too_few_images(name, n, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("adaptive", [False, True], ids=["constant", "adaptive"])
 @pytest.mark.parametrize(
-    ("what", "name"),
+    ("what", "name", "adaptive"),
     [
-        (what, name)
-        for what, name in itertools.product(("zero rows", "all zero", "all equal", "huge", "tiny"), NAMES)
+        (what, *of)
+        for what, of in itertools.product(("zero rows", "all zero", "all equal", "huge", "tiny"), ADAPTIVE)
         # Channels without any spread have a test of their own below.
-        if not (name == "barlow" and what.startswith("all"))
+        if not (of[0] == "barlow" and what.startswith("all"))
     ],
 )
 def test_degenerate_projections(what, name, adaptive, backend):
