@@ -1,6 +1,7 @@
 import copy
 import sys
 import types
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from amcl_fast import AdaptiveTemperature, LearnedTemperature, capabilities
+from amcl_fast import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature, SimCLRLoss, capabilities
 from amcl_fast.models import MultiHeadProjector, ProjectorConfig
 from amcl_fast.optim import (
     LARS,
@@ -19,6 +20,7 @@ from amcl_fast.optim import (
     lr_factor,
     lr_scale,
 )
+from tests.helpers.toy_methods import method
 
 
 def quadratic_steps(optimizer, params, steps=3):
@@ -171,6 +173,77 @@ def test_constant_rates_come_last_and_escape_the_schedule():
         optimizer.step()
         scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.6, 0.6])
+
+
+def with_temperature(temperature):
+    """As a method has it."""
+    return nn.ModuleDict({"head": nn.Linear(2, 2), "criterion": SimCLRLoss(temperature, negatives="softmax")})
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_the_temperature_may_have_a_rate_and_a_decay_of_its_own(name):
+    module = with_temperature(AdaptiveTemperature(2, score="cosine"))
+    own = {"temperature_lr": 0.4, "temperature_weight_decay": 0.25}
+    config = OptimizerConfig(name, lr=0.1, bias_lr=0.2, weight_decay=0.5, decay_all=False, **own)
+    optimizer = build_optimizer(module, config, scale=2.0)
+    scheduler = build_scheduler(optimizer, ScheduleConfig(), steps=4, epochs=1)
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = [
+        ([names[id(p)].removeprefix("criterion.temperature.") for p in group["params"]], group["weight_decay"])
+        for group in optimizer.param_groups
+    ]
+    assert groups == [
+        (["head.weight"], 0.5),
+        (["head.bias"], 0.0),
+        (["phi.0.weight", "phi.2.weight"], 0.25),
+        (["offset", "phi.0.bias", "phi.2.bias"], 0.0),
+    ]
+    for share in (1.0, 0.8535533905932737):
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.2 * share, 0.4 * share, 0.8 * share, 0.8 * share]
+        )
+        optimizer.step()
+        scheduler.step()
+    alone = build_optimizer(module, replace(config, temperature_weight_decay=None)).param_groups
+    assert [group["weight_decay"] for group in alone] == [0.5, 0.0, 0.5, 0.0]
+    decay = build_optimizer(module, replace(config, temperature_lr=None, bias_lr=None)).param_groups
+    assert [group.get("lr") for group in decay] == [0.1] * 4
+
+
+def test_a_temperature_without_settings_of_its_own_is_one_of_the_others():
+    """So that the states of optimisers that were saved before there were these go on."""
+    module = with_temperature(AdaptiveTemperature(2))
+    for decay_all, groups in ((True, 1), (False, 2)):
+        assert len(build_optimizer(module, OptimizerConfig("adamw", decay_all=decay_all)).param_groups) == groups
+
+
+@pytest.mark.parametrize(
+    ("temperature", "setting", "message"),
+    [
+        (0.1, "temperature_lr", "a constant temperature, which has no parameters"),
+        (None, "temperature_lr", "a constant temperature, which has no parameters"),
+        (PerplexityTemperature(), "temperature_weight_decay", "a PerplexityTemperature, which has no parameters"),
+        (LearnedTemperature(), "temperature_weight_decay", "a LearnedTemperature, which is never decayed"),
+    ],
+)
+def test_settings_of_a_temperature_that_does_not_learn_are_refused(temperature, setting, message):
+    module = nn.Linear(2, 2) if temperature is None else with_temperature(temperature)
+    with pytest.raises(ValueError, match=rf"^optimizer\.{setting} must be unset with {message}, got 0\.3$"):
+        build_optimizer(module, OptimizerConfig(**{setting: 0.3}))
+    if isinstance(temperature, LearnedTemperature):
+        assert build_optimizer(module, OptimizerConfig(temperature_lr=0.3)).param_groups[-1]["lr"] == 0.3
+
+
+@pytest.mark.parametrize("framework", ["barlow", "can"])
+def test_the_settings_of_a_temperature_are_found_wrong_before_training(framework):
+    config = OptimizerConfig("sgd", lr=0.1, temperature_lr=0.2)
+    groups = build_optimizer(method(framework, "amcl", optimizer=config), config).param_groups
+    assert [(group["lr"], len(group["params"])) for group in groups][1:] == [(0.2, 5)]
+    with pytest.raises(ValueError, match=r"optimizer\.temperature_lr must be unset .* got 0\.2"):
+        method(framework, "baseline", optimizer=config)
+    for wrong in (-1.0, float("inf")):
+        with pytest.raises(ValueError, match=r"optimizer\.temperature_weight_decay must be finite and not negative"):
+            OptimizerConfig(temperature_weight_decay=wrong)
 
 
 def test_released_recipe_decays_everything():

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 N, D, RANKS, STEPS = 8, 5, 2, 2
 FRAMEWORKS = ["simclr", "moco", "simsiam", "barlow"]
 CASES = [*(("whole", framework) for framework in FRAMEWORKS), ("loss apart", "barlow"), ("FSDP1", "simclr")]
+CASES.append(("whole", "rows"))  # SimCLR with one τ for an anchor
 
 
 class Model(nn.Module):
@@ -30,10 +31,18 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.encoder = nn.Linear(D, 2 * 6)
         temperature = AdaptiveTemperature(N if framework == "barlow" else 6, 8, 0.1, 1.0, score="cosine")
-        settings = {"gather": gather} if framework in ("simclr", "barlow") else {}
-        if framework in ("simclr", "moco"):
+        if framework == "rows":
+            temperature = AdaptiveTemperature(6, 8, 0.1, 1.0, share="row")
+        settings = {"gather": gather} if framework in ("simclr", "rows", "barlow") else {}
+        if framework in ("simclr", "rows", "moco"):
             settings |= {"negatives": "softmax", "include_positive": True}
-        classes = {"simclr": SimCLRLoss, "moco": MoCoLoss, "simsiam": SimSiamLoss, "barlow": BarlowTwinsLoss}
+        classes = {
+            "rows": SimCLRLoss,
+            "simclr": SimCLRLoss,
+            "moco": MoCoLoss,
+            "simsiam": SimSiamLoss,
+            "barlow": BarlowTwinsLoss,
+        }
         self.criterion = classes[framework](temperature, **settings)
         self.framework = framework
         self.double()

@@ -97,6 +97,14 @@ WRONG = {
     "--model.schedule.warmup_epochs 15": "model.schedule.warmup_epochs must be .* than trainer.max_epochs, 1, got 15",
     "--model.projector.dim 64": "model.criterion.temperature.dim must be model.projector.dim, 64, .*got 8$",
     "--model.criterion.temperature.tau_min 2": "model.criterion.temperature: tau_min and tau_max must be .*tau_min=2.0",
+    "--model.criterion.temperature 0.2 --model.optimizer.temperature_lr 0.1": "model.optimizer.temperature_lr must be "
+    "unset with a constant temperature, which has no parameters, got 0.1$",
+    "--model.criterion.temperature PerplexityTemperature --model.criterion.temperature.mean '[0.1, 0.2, 0.3]'": "mean "
+    r"must be one number, or one for each of the 2 heads, got \[0.1, 0.2, 0.3\]$",
+    "--model.criterion.temperature PerplexityTemperature --model.criterion.temperature.perplexity 2": "perplexity must "
+    "be above 0 and below 1, a share of the negatives, got 2.0$",
+    "--model.criterion.temperature.share row": "score must be 'dot' with share='row', .*got 'cosine'$",
+    "--model.criterion.temperature.share rows": "--model.criterion.temperature.share must be pair or row, got rows$",
     "--model.backbone.name resnet19": "model.backbone.name must be one of resnet18, .* got 'resnet19'$",
     "--model.backbone.width 12": "model.backbone.width must be a positive multiple of 8, got 12$",
     "--devices 3": "data.batch_size must divide by the 3 processes of trainer.devices, got 8; close to it: 9$",
@@ -284,7 +292,7 @@ def test_the_help_of_a_group_has_a_line_a_setting(here, capsys):
         r"whole number or null +Stop training once", trainer["max_epochs (--epochs)"]
     )
     optimizer = help_of("--model.optimizer.help --recipe demo --lr 0.5", capsys)
-    assert len(optimizer) == 11
+    assert len(optimizer) == 13
     assert re.search(r"\) +0.5 +number +peak learning rate$", optimizer["lr (--lr)"])
     assert re.search(r"^name +sgd +sgd, lars, adamw, lamb ", optimizer["name"])
     data = help_of("--data.help --recipe own.yaml", capsys)
