@@ -11,7 +11,8 @@ from tests.helpers import literal_views as literal
 def run(section, **given):
     """What the program of a section leaves."""
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page.split(f"{section}\n")[1].split("\n## ")[0], re.DOTALL)
+    text = re.split(r"\n###? ", page.split(f"{section}\n")[1])[0]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, given)
     return given
 
@@ -24,6 +25,17 @@ def test_one_temperature_that_learns():
     shown["optimizer"].step()
     assert shown["optimizer"].param_groups[1]["weight_decay"] == 0
     assert shown["criterion"].temperature.log_tau != before
+
+
+def test_one_temperature_for_each_anchor():
+    torch.manual_seed(0)
+    shown = run("### One temperature for each anchor")
+
+    for loss in (shown["criterion"], shown["of_heads"]):
+        assert loss.last_stats["tau_positive_std"] > 1e-3 and loss.last_stats["tau_positive_at_bound"] < 0.5
+    assert all(loss.isfinite() for loss in shown["losses"])
+    x = torch.randn(4, 128)
+    torch.testing.assert_close(shown["robust"].of_rows(x), torch.full((4,), 0.1))
 
 
 def test_many_views():
