@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, diagnose
+from amcl_fast import (
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    MoCoLoss,
+    PerplexityTemperature,
+    SimCLRLoss,
+    SimSiamLoss,
+    diagnose,
+)
 
 
 def rows(spread, noise, n=32, heads=2, dim=16):
@@ -74,6 +82,32 @@ def test_temperatures_at_a_bound(make, bias, end):
     (finding,) = diagnose(criterion)
     assert finding.kind == "temperatures" and f"mean {end}" in finding.what
     assert "score='cosine'" in finding.remedy and f"{make.__name__}.recommended" in finding.remedy
+
+
+ROW = {"tau_min": 0.1, "tau_max": 1.0, "share": "row"}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "what", "remedy"),
+    [
+        (PerplexityTemperature(0.1, 0.5, 1.0, 2.0), "for a perplexity of 0.5 of their negatives", "Widen the temp"),
+        (PerplexityTemperature(0.1, 0.01), "from 0.01 to 1,", "whose product with the number of negatives"),
+        (AdaptiveTemperature(16, **ROW), "so they no longer adapt", "Set the temperature's objective='dro' with a rho"),
+        (AdaptiveTemperature(16, **ROW, objective="dro", rho=0.5), "at a bound", "a perplexity of 0.61 of the neg"),
+        (PerplexityTemperature(0.1, 0.5, 0.01, 1.0), None, None),
+    ],
+)
+def test_temperatures_of_anchors_at_a_bound(temperature, what, remedy):
+    if isinstance(temperature, AdaptiveTemperature):
+        with torch.no_grad():
+            temperature.phi[2].bias.fill_(9.0)
+    criterion = SimCLRLoss(temperature, negatives="topk_softmax", top_k=7)
+    criterion(*rows(0.5, 0.1))
+    if what is None:
+        assert diagnose(criterion) == []
+        return
+    (finding,) = diagnose(criterion)
+    assert finding.kind == "temperatures" and what in finding.what and remedy in finding.remedy
 
 
 def test_what_cannot_be_known_is_not_said():

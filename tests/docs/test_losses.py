@@ -30,7 +30,6 @@ def test_one_temperature_that_learns():
 def test_one_temperature_for_each_anchor():
     torch.manual_seed(0)
     shown = run("### One temperature for each anchor")
-
     for loss in (shown["criterion"], shown["of_heads"]):
         assert loss.last_stats["tau_positive_std"] > 1e-3 and loss.last_stats["tau_positive_at_bound"] < 0.5
     assert all(loss.isfinite() for loss in shown["losses"])

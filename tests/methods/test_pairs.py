@@ -11,6 +11,7 @@ from amcl_fast.methods import pairs as pairs_module
 from amcl_fast.methods.pairs import MOST_ANCHORS, perplexities
 from amcl_fast.recipes import FRAMEWORKS
 from amcl_fast.reference import of_perplexity
+from tests.helpers import literal
 from tests.helpers.toy_methods import DIM, HEADS, KINDS, method
 
 N = 8
@@ -67,6 +68,25 @@ def test_pairs_one_by_one(framework, kind):
         for values, function in ((found.negative_similarity, similarity), (found.negative_tau, tau)):
             expected = torch.tensor([float(function(anchors[2, c], b)) for b in negatives[2][:, c]])
             torch.testing.assert_close(values[c, 2].sort().values, expected.sort().values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["simclr", "moco"])
+def test_temperatures_of_a_given_perplexity_have_their_mean_over_the_anchors_that_are_looked_at(framework):
+    module = method(framework, "perplexity")
+    temperature, top_k = module.criterion.temperature, module.criterion.top_k
+    anchors, _, negatives = expected_rows(module, framework)
+    found = module.pairs_of_views(views())
+    for c in range(HEADS):
+        raw = []
+        for i in range(N):
+            s = F.cosine_similarity(anchors[i, c][None], negatives[i][:, c]).topk(top_k).values.tolist()
+            raw.append(literal.calibrated(s, temperature.perplexity, temperature.tau_min, temperature.tau_max))
+        raw = torch.tensor(raw)
+        expected = raw * temperature.mean * raw.reciprocal().mean()
+        torch.testing.assert_close(found.positive_tau[c], expected, rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            found.negative_tau[c], expected[:, None].expand_as(found.negative_tau[c]), rtol=1e-3, atol=0
+        )
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
