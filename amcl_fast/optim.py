@@ -21,7 +21,6 @@ __all__ = [
     "ScheduleConfig",
     "build_optimizer",
     "build_scheduler",
-    "check_temperature",
     "lr_factor",
     "lr_scale",
 ]
