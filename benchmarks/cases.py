@@ -36,7 +36,8 @@ class Case:
             to the scalar (`infonce`: from unit rows, one way, as libraries for two modalities have it).
         heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: as many as anchors, with SimCLR's
             skipped columns) and d (the batch for `decorrelate` and `barlow`).
-        settings: keyword arguments of the operator or, but for the range of τ, of the loss.
+        settings: keyword arguments of the operator or, but for the range of τ, of the loss. A contrast with a
+            `perplexity` is calibrated first, and gets what that found.
         gradients: which of x, y, φ(x), φ(y) take part in the backward pass of an operator.
         peers: names of `benchmarks.peers.PEERS` that run beside it, and `PRODUCTS`; what joins by itself has none here.
         targets: by device. Least speed-up over a peer, by its name; `memory`: least ratio of dense memory to ours;
@@ -63,7 +64,7 @@ class Case:
     @property
     def adaptive(self) -> bool:
         """Whether τ is learned."""
-        return self.settings["tau_min"] < self.settings["tau_max"]
+        return self.settings["tau_min"] < self.settings["tau_max"] and "perplexity" not in self.settings
 
     @property
     def columns(self) -> int:
@@ -159,6 +160,8 @@ _AMCL = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-4}
 _TOPK = _AMCL | {"negatives": "topk_mean", "top_k": 100}
 _ALL = _AMCL | {"negatives": "softmax", "top_k": None}
 _NT_XENT = {"tau_min": 0.5, "tau_max": 0.5, "beta": 0.0, "negatives": "softmax", "top_k": None}
+_CONSTANT = _NT_XENT | {"tau_min": 0.07, "tau_max": 0.07, "negatives": "topk_mean", "top_k": 100}
+_PERPLEXITY = {"tau_min": 0.005, "tau_max": 2.0, "perplexity": 0.24}
 _BARLOW = _AMCL | {"lambd": 5e-3, "beta": 1e-6}
 _WITH_CHUNKED = ("dense", "compiled", "chunked", PRODUCTS)
 
@@ -194,6 +197,15 @@ CASES = (
     ),
     Case(
         "SimCLR, N = 512, float64", "contrast", 3, 1024, 0, 128, _TOPK, peers=("dense", PRODUCTS), dtype="float64",
+    ),
+    Case(
+        "SimCLR, N = 2048, constant τ", "contrast", 3, 4096, 0, 128, _CONSTANT, peers=("dense", PRODUCTS),
+    ),
+    Case(
+        "SimCLR, N = 2048, perplexity", "contrast", 3, 4096, 0, 128, _CONSTANT | _PERPLEXITY, peers=(PRODUCTS,),
+    ),
+    Case(
+        "NT-Xent, N = 1024, perplexity", "contrast", 3, 2048, 0, 128, _NT_XENT | _PERPLEXITY, peers=(PRODUCTS,),
     ),
     Case(
         "NT-Xent, N = 1024", "contrast", 3, 2048, 0, 128, _NT_XENT, peers=("dense", PRODUCTS),

@@ -12,8 +12,23 @@ def ours(backend: str, case: Case) -> Run:
     """The operator or loss of `case`, from its operands to a tensor, by a backend of amcl_fast."""
     if case.operator in LOSSES:
         return _loss(backend, case)
+    if "perplexity" in case.settings:
+        return _calibrated(backend, case)
     operator = getattr(ops, case.operator)
     return lambda *operands: operator(*operands, backend=backend, **case.settings)[0]
+
+
+def _calibrated(backend: str, case: Case) -> Run:
+    shared = {key: value for key, value in case.settings.items() if key not in ("beta", "perplexity")}
+
+    def run(anchors: Tensor, candidates: Tensor, *operands: Tensor | None) -> Tensor:
+        *phi, skip = operands
+        given = {"perplexity": case.settings["perplexity"], "backend": backend, **shared}
+        tau, chosen = ops.calibrate(anchors, candidates, skip, **given)
+        more = {"beta": case.settings["beta"], "backend": backend, **shared}
+        return ops.contrast(anchors, candidates, *phi, skip, tau=tau, chosen=chosen, **more)[0]
+
+    return run
 
 
 def module_of(backend: str, case: Case) -> nn.Module:

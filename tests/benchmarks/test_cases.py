@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks.cases import CASES, named, select
+from benchmarks.peers import implementation
 
 # Issue by issue: what each device has to reach.
 TARGETS = {
@@ -59,6 +62,18 @@ def test_operands_differ_by_seed_alone():
     case = CASES[0]
     a, b, c = (case.operands("cpu", torch.float32, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_case_with_a_perplexity_has_it():
+    """Rows are mean(s)/τ, which tells τ; with it the softmax over the hardest has the perplexity."""
+    case = named("SimCLR, N = 2048, perplexity")
+    top_k, share = 100, case.settings["perplexity"]
+    case = replace(case, rows=120, width=16)
+    x, y, *rest = case.operands("cpu", torch.float64)
+    assert rest[:3] == [None, None, None]
+    s = (x @ y.mT).scatter(-1, rest[3].expand(len(x), -1, -1), -2).topk(top_k).values
+    p = (s / (s.mean(-1) / implementation("auto", case)(x, y, *rest)).unsqueeze(-1)).softmax(-1)
+    torch.testing.assert_close(torch.special.entr(p).sum(-1), torch.full(p.shape[:2], share * top_k).double().log())
 
 
 def test_a_case_by_its_name():
