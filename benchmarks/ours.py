@@ -22,11 +22,11 @@ def _calibrated(backend: str, case: Case) -> Run:
     shared = {key: value for key, value in case.settings.items() if key not in ("beta", "perplexity")}
 
     def run(anchors: Tensor, candidates: Tensor, *operands: Tensor | None) -> Tensor:
-        *phi, skip = operands
+        skip = operands[-1]
         given = {"perplexity": case.settings["perplexity"], "backend": backend, **shared}
         tau, chosen = ops.calibrate(anchors, candidates, skip, **given)
         more = {"beta": case.settings["beta"], "backend": backend, **shared}
-        return ops.contrast(anchors, candidates, *phi, skip, tau=tau, chosen=chosen, **more)[0]
+        return ops.contrast(anchors, candidates, None, None, None, skip, tau=tau, chosen=chosen, **more)[0]
 
     return run
 
