@@ -1,6 +1,7 @@
 """What a study measures of every training: found impossible before its first step, and done when it has ended."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,13 @@ class Measured(L.Callback):
             raise ValueError(f"data must be such that kNN can be measured, in a study of accuracies: {why}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        started = time.monotonic()
         with trainer.precision_plugin.forward_context():
             found = measure(trainer, pl_module)
+        found |= {"step": trainer.global_step, "seconds": round(time.monotonic() - started, 1)}
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).measures
-            write_file(path, json.dumps({**found, "step": trainer.global_step}, indent=1) + "\n")
+            write_file(path, json.dumps(found, indent=1) + "\n")
 
 
 def measure(trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .course import check_different
 NAME = "temperatures"
 
 _ORACLES = {True: "amcl_fast.study.oracle.SimCLROracle", False: "amcl_fast.study.oracle.MoCoOracle"}
+_DRO = {"share": "row", "objective": "dro", "rho": 0.87}
 _LABELS = "--trainer.callbacks+=amcl_fast.study.oracle.Labels"
 
 
@@ -102,12 +103,13 @@ def of_perplexity(
 
 
 def _adaptive(**given: Any) -> str:
-    """An `AdaptiveTemperature` as a setting; all arguments, as above."""
+    """An `AdaptiveTemperature` as a setting; all arguments, as above, but for those that would be null."""
     usual = {"hidden_dim": 128, "scale": 4.0, "offset": 0.0, "precision": "auto", "score": "dot", "share": "pair"}
-    usual |= {"objective": "likelihood", "rho": None, "init": 0.1 if given.get("share") == "row" else None}
-    settings = {name: value for name, value in {**usual, **given}.items() if value is not None}
-    return json.dumps({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": settings})
+    usual |= {"objective": "likelihood"}
+    return json.dumps({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": {**usual, **given}})
 
 
 def _oracle(simclr: bool, arguments: Mapping[str, Any], tau: float) -> str:
-    return json.dumps({"class_path": _ORACLES[simclr], "init_args": {**arguments, "temperature": tau}})
+    # jsonargparse refuses null here; where it is left out, the recipe's stays.
+    kept = {name: value for name, value in arguments.items() if value is not None}
+    return json.dumps({"class_path": _ORACLES[simclr], "init_args": {**kept, "temperature": tau}})
