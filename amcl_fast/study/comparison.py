@@ -241,8 +241,4 @@ def summary(names: Sequence[str], rows: Sequence[Row]) -> Row:
     """What rows of trainings say of cells: means, and differences to the first cell, then of all other pairs."""
     cells: list[Row] = [{"cell": name} for name in names]
     pairs = [(cell, minus) for place, minus in enumerate(cells) for cell in cells[place + 1 :]]
-    found = of_measures(rows, cells, pairs)
-    return {
-        "means": found["means"],
-        "differences": [{**row, "minus": row["minus"]["cell"]} for row in found["differences"]],
-    }
+    return of_measures(rows, cells, pairs)

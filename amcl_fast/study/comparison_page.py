@@ -22,10 +22,11 @@ TITLES = {
     "ridge_recalibrated": "ridge, recalibrated",
 }
 
-_DIFFERENCES = (
+DIFFERENCES = (
     "What each is above {reference}, in points of accuracy on held-out images, a panel a measure: a dot a seed, the "
     "diamond their mean, the line ± 2 standard errors. Of a single seed there is neither, and nothing is claimed."
 )
+"""Caption."""
 _MEANS = "The accuracies themselves: a dot a seed, the diamond their mean, the line ± 2 standard errors."
 
 Line = tuple[str, Sequence[float], Row]
@@ -141,12 +142,12 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         f"<h1>{title}</h1><p class=sub>{len(rows)} of {total} trainings have finished"
         + (f"; go on with <code>{escape(results['command'])}</code></p>" if results["left"] else "</p>"),
     ]
-    captions = {"differences": _DIFFERENCES.format(reference=results["cells"][0]["cell"]), "accuracies": _MEANS}
+    captions = {"differences": DIFFERENCES.format(reference=results["cells"][0]["cell"]), "accuracies": _MEANS}
     parts += [figure(content, captions[name]) for name, content in drawn.items()]
     if rows:
-        parts += ["<h2>Accuracies</h2>", _grid(cells(results))]
+        parts += ["<h2>Accuracies</h2>", as_grid(cells(results))]
         if results["differences"]:
-            parts += ["<h2>Differences of the same seed</h2>", _grid(differences(results))]
+            parts += ["<h2>Differences of the same seed</h2>", as_grid(differences(results))]
         parts += [f"<p>{escape(note)}</p>" for note in notes(results)]
     parts += ["<h2>What is compared</h2>", table({cell["cell"]: cell["about"] for cell in results["cells"]})]
     if rows:
@@ -158,7 +159,8 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     return document(title, parts)
 
 
-def _grid(texts: list[list[str]]) -> str:
+def as_grid(texts: list[list[str]]) -> str:
+    """A table as HTML: its head, then its rows, as text."""
     head, *lines = texts
     return grid(head, [map(escape, line) for line in lines])
 
@@ -184,7 +186,7 @@ def trainings(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         href = quote(str(RunDirectory(Path(row["run"])).page))
-        numbers = [*((row["measures"] or {}).get(name) for name in MEASURES), row["untrained"]]
+        numbers = [*((row.get("measures") or {}).get(name) for name in MEASURES), row["untrained"]]
         texts = ["" if value is None else f"{value:.2f}" for value in numbers]
         device = (row["machine"] or {}).get("device", "")
         link = f'<a href="{href}">{escape(row["run"])}</a>'

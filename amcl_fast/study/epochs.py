@@ -23,9 +23,9 @@ from .course import (
     check_whole,
     refuse_launchers,
 )
-from .epochs_page import draw, page
+from .epochs_page import draw, draw_differences, page
 from .folder import command_line, write_results
-from .results import DEFAULT, Row, accuracies, at_the_end, by_seed, differences, spread
+from .results import DEFAULT, Row, accuracies, at_the_end, by_seed, differences, of_measures, spread
 from .training import Training
 
 NAME = "epochs"
@@ -153,14 +153,17 @@ def _redraw(study: Epochs, folder: Path, total: int, about: Mapping[str, Any], d
         **summary(study, rows),
         "trainings": rows,
     }
-    drawn = draw(results) if rows else None
-    write_results(folder, results, {f"{NAME}.png": drawn} if drawn else {}, page(results, drawn))
+    drawn = {NAME: draw(results), **draw_differences(results)} if rows else {}
+    write_results(folder, results, {f"{name}.png": png for name, png in drawn.items()}, page(results, drawn))
 
 
 def summary(study: Epochs, rows: Sequence[Row]) -> Row:
-    """What the rows of trainings say: `accuracies` of every cell at its last epoch, `differences` to the first variant.
+    """What the rows of trainings say.
 
-    Each has its cell, the `epoch`, `seeds`, and `mean` and `standard_error` over them.
+    Returns:
+        `accuracies` of kNN of every cell at its last epoch, and `differences` to the first variant: each has its cell,
+        the `epoch`, `seeds`, and `mean` and `standard_error` over them. `measures`: the same of all that was measured
+        at the end, as `of_measures` has it.
     """
     means, above = [], []
     for cell in study.cells.values():
@@ -171,4 +174,6 @@ def summary(study: Epochs, rows: Sequence[Row]) -> Row:
         first = {**cell, "variant": study.variants[0]}
         if cell != first and (found := differences(rows, first, cell)):
             above.append({**cell, "minus": first["variant"], **epoch, **found})
-    return {"accuracies": means, "differences": above}
+    cells = list(study.cells.values())
+    pairs = [(cell, {**cell, "variant": study.variants[0]}) for cell in cells if cell["variant"] != study.variants[0]]
+    return {"accuracies": means, "differences": above, "measures": of_measures(rows, cells, pairs)}

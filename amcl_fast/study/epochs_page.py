@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from ..report.html import document, figure, grid, table
 from ..report.style import CYCLE, GREY, STYLE, png
 from ..runs.directory import RunDirectory
-from .results import DEFAULT, Row, by_seed
+from .comparison_page import DIFFERENCES, TITLES, as_grid, notes, panels, with_error
+from .results import DEFAULT, MEASURES, Row, by_seed
 
 _DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -48,6 +49,27 @@ def draw(results: Mapping[str, Any]) -> bytes:
         return png(picture)
 
 
+def draw_differences(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """The picture of the differences to the first variant, as PNG by its name; none as long as there are none."""
+    measured = results["measures"]["differences"]
+    lines = {
+        TITLES[name]: [(_line(results, row), row["points"], row) for row in measured if row["measure"] == name]
+        for name in MEASURES
+    }
+    if not measured:  # runs of before the measures, whose last kNN is known
+        lines = {
+            "kNN, last epoch": [(_line(results, row), row["points"], row) for row in results["differences"]],
+        }
+    if not all(lines.values()):
+        return {}
+    return {"differences": panels(lines, f"points above {results['variants'][0]}", zero=True)}
+
+
+def _line(results: Mapping[str, Any], row: Row) -> str:
+    several = len(results["backbones"]) > 1
+    return f"{row['variant']}, {_called(results, row['backbone'])}" if several else row["variant"]
+
+
 def _draw_variant(axes: Axes, variant: str, of_seeds: Sequence[Row], colour: str, dashes: Any) -> None:
     start = [row["untrained"] for row in of_seeds]
     epochs, values = of_seeds[0]["epochs"], [row["knn"] for row in of_seeds]
@@ -78,25 +100,39 @@ def cells(results: Mapping[str, Any]) -> list[list[str]]:
         cell = {name: mean[name] for name in ("backbone", "variant")}
         last = [row["knn"][-1] for row in by_seed(results["trainings"], **cell).values()]
         above = next((row for row in results["differences"] if cell.items() <= row.items()), None)
-        texts = [", ".join(f"{value:.1f}" for value in last), _with_error(mean, "")]
+        texts = [", ".join(f"{value:.1f}" for value in last), with_error(mean, digits=1)]
         texts += (
-            [", ".join(f"{value:+.1f}" for value in above["points"]), _with_error(above, "+")] if above else ["", ""]
+            [", ".join(f"{value:+.1f}" for value in above["points"]), with_error(above, "+", 1)] if above else ["", ""]
         )
         found.append([_called(results, mean["backbone"]), mean["variant"], str(mean["epoch"]), *texts])
     return found
-
-
-def _with_error(row: Row, sign: str) -> str:
-    error = row["standard_error"]
-    return f"{row['mean']:{sign}.1f}" + (" (one seed)" if error is None else f" ± {error:.1f}")
 
 
 def _called(results: Mapping[str, Any], backbone: str) -> str:
     return f"{results['framework']}-{results['dataset']}" if backbone == DEFAULT else backbone
 
 
-def page(results: Mapping[str, Any], drawn: bytes | None) -> str:
-    """The page, complete but for its links to the trainings' reports; `drawn`: the figure, if there is one."""
+def measures(results: Mapping[str, Any]) -> list[list[str]]:
+    """The table of all that was measured at the end, its head first: a row a backbone and variant, as text."""
+    first = results["variants"][0]
+    names = [TITLES[name] for name in MEASURES]
+    found = [["backbone", "variant", *(f"{name}, %" for name in names), *(f"{name}, above {first}" for name in names)]]
+    every = {
+        kind: {(row["backbone"], row["variant"], row["measure"]): row for row in results["measures"][kind]}
+        for kind in ("means", "differences")
+    }
+    for backbone, variant in dict.fromkeys((backbone, variant) for backbone, variant, _ in every["means"]):
+        texts = [
+            with_error(row, sign) if (row := every[kind].get((backbone, variant, name))) else ""
+            for kind, sign in (("means", ""), ("differences", "+"))
+            for name in MEASURES
+        ]
+        found.append([_called(results, backbone), variant, *texts])
+    return found
+
+
+def page(results: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
+    """The page, complete but for its links to the trainings' reports; `drawn`: the figures that there are."""
     rows = results["trainings"]
     title = escape(f"Accuracy over epochs: {results['framework']} on {results['dataset']}")
     total = len(rows) + results["left"]
@@ -105,27 +141,18 @@ def page(results: Mapping[str, Any], drawn: bytes | None) -> str:
         + (f"; go on with <code>{escape(results['command'])}</code></p>" if results["left"] else "</p>"),
     ]
     if drawn:
-        head, *lines = cells(results)
-        parts += [figure(drawn, _CAPTION), "<h2>Results</h2>", grid(head, [map(escape, row) for row in lines])]
-        parts += _notes(results)
+        captions = {"epochs": _CAPTION, "differences": DIFFERENCES.format(reference=results["variants"][0])}
+        parts += [figure(content, captions[name]) for name, content in drawn.items()]
+        parts += ["<h2>Results</h2>", as_grid(cells(results))]
+        if results["measures"]["means"]:
+            parts += ["<h2>Measured at the end</h2>", as_grid(measures(results))]
+        parts += [f"<p>{escape(note)}</p>" for note in notes(results)]
         parts += ["<h2>Trainings</h2>", _trainings(rows)]
     parts += [
         f"<h2>What was measured</h2><p>{escape(results['what'])}.</p>",
         "<h2>Made with</h2>" + table({"command": results["command"], **results["machine"], **results["environment"]}),
     ]
     return document(title, parts)
-
-
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if any(row["standard_error"] is None for row in results["differences"]):
-        notes.append("Of a single seed no difference is known from chance: give more --seeds.")
-    elif results["differences"]:
-        notes.append("± is a standard error over seeds; differences are of trainings of the same seed.")
-    images = results["trainings"][0]["measured_images"]
-    if images:
-        notes.append(f"Of {images['queries']:,} held-out images, by {images['bank']:,} training images.")
-    return [f"<p>{escape(note)}</p>" for note in notes]
 
 
 def _trainings(rows: Sequence[Row]) -> str:

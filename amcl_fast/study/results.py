@@ -88,7 +88,7 @@ def differences(
 
 def measured(name: str) -> Callable[[Row], float | None]:
     """What takes one of `measured.MEASURES` from a row of a training; None where it was not measured."""
-    return lambda row: (row["measures"] or {}).get(name)
+    return lambda row: (row.get("measures") or {}).get(name)
 
 
 def of_measures(rows: Sequence[Row], cells: Sequence[Row], pairs: Iterable[tuple[Row, Row]]) -> Row:
@@ -101,7 +101,7 @@ def of_measures(rows: Sequence[Row], cells: Sequence[Row], pairs: Iterable[tuple
 
     Returns:
         Rows with the cell's names, `measure`, `seeds`, `values` or `points`, `mean` and `standard_error`; of a
-        difference `minus` holds the names of the other cell.
+        difference `minus` is the name of the other cell, where one name alone tells them apart.
     """
     means, above = [], []
     for cell in cells:
@@ -113,7 +113,8 @@ def of_measures(rows: Sequence[Row], cells: Sequence[Row], pairs: Iterable[tuple
     for cell, minus in pairs:
         for name in MEASURES:
             if difference := differences(rows, minus, cell, measured(name)):
-                above.append({**cell, "minus": minus, "measure": name, **difference})
+                (other,) = (of for key, of in minus.items() if of != cell[key])
+                above.append({**cell, "minus": other, "measure": name, **difference})
     return {"means": means, "differences": above}
 
 

@@ -41,22 +41,22 @@ def test_the_figure_has_means_bands_and_baselines(monkeypatch):
 
 def test_a_study_that_is_cut_shows_what_it_has():
     found = results({("small", "baseline"): {0: [25.0, 30.0]}}, left=7)
-    text = page(found, draw(found))
+    text = page(found, {"epochs": draw(found)})
     assert "1 of 8 trainings have finished; go on with <code>amcl-fast study &lt;b&gt;</code>" in text
     assert text.count("<img") == 1 and "30.0 (one seed)" in text
-    none = page(results({}, left=8), None)
+    none = page(results({}, left=8), {})
     assert "0 of 8 trainings" in none and "<img" not in none
 
 
 @pytest.mark.parametrize(("knn", "single"), [(KNN, True), ({cell: KNN[cell] for cell in list(KNN)[:2]}, False)])
 def test_a_single_seed_is_no_claim(knn, single):
-    text = page(results(knn), b"PNG")
+    text = page(results(knn), {"epochs": b"PNG"})
     assert ("Of a single seed no difference is known from chance" in text) is single
     assert ("differences are of trainings of the same seed" in text) is not single
 
 
 def test_the_page_leads_to_the_reports_and_needs_nothing_else():
-    text = page(results(backbones=["small"]), b"PNG")
+    text = page(results(backbones=["small"]), {"epochs": b"PNG"})
     assert '<a href="can-builtin-amcl-small-1/report/index.html">can-builtin-amcl-small-1</a>' in text
     assert text.count("src=") == text.count('src="data:') == 1 and "<b>" not in text
     assert "Of 1,000 held-out images, by 5,000 training images." in text
