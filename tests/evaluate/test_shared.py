@@ -21,6 +21,8 @@ from amcl_fast.evaluate import (
     linear,
     linear_probe,
 )
+from amcl_fast.evaluate.ridge import ridge_probe
+from amcl_fast.study.measured import recalibrated
 from tests.helpers.processes import end_group, spawn
 
 CLASSES, WIDTH = 12, 8
@@ -101,6 +103,21 @@ def worker(rank, world_size, store, results):
         name: measured(own_part(rows(600, 1), bank, rank), own_part(rows(120, 2), queries, rank), True)
         for name, (bank, queries) in SHARES.items()
     }
+    # Of parts of whole tens, what both hold out is what one process does.
+    found["ridge"] = [
+        tuple(
+            ridge_probe(
+                *own_part(rows(600, 1), SHARES[name][0], rank),
+                *own_part(rows(120, 2), SHARES[name][1], rank),
+                num_classes=CLASSES,
+                shared=True,
+            )
+        )
+        for name in ("even", "none")
+    ]
+    module = backbone().eval()
+    part = own_part(images(40, 3), [30, 10], rank)[0]
+    found["recalibrated"] = recalibrated(module, part, "cpu", 10)(images(7, 4)[0]).detach()
     found["encoded"] = encode(backbone(), batches(own_part(images(40, 3), [9, 31], rank), 1), "cpu", shared=True)
     # One process has no image at all.
     none = [] if rank else batches(images(120, 2), 32)
@@ -124,6 +141,15 @@ def test_processes_measure_what_one_does(tmp_path):
         for by_rank in found:
             assert by_rank[name][0] == knn, name
             torch.testing.assert_close(by_rank[name][1], probe, rtol=1e-9, atol=1e-12)
+    expected = ridge_probe(*rows(600, 1), *rows(120, 2), num_classes=CLASSES)
+    assert all(by_rank["ridge"] == [expected] * 2 for by_rank in found)
+    # Four batches of ten, three of them of the first process.
+    module, parts = backbone().eval(), images(40, 3)[0].split([30, 10])
+    convolved = [module[0](batch).squeeze() for batch in (*(parts[0][place::3] for place in range(3)), parts[1])]
+    mean, variance = (torch.stack([of(batch) for batch in convolved]).mean(0) for of in (_mean, _variance))
+    expected = (module[0](images(7, 4)[0]).squeeze() - mean) / (variance + 1e-5).sqrt()
+    for by_rank in found:
+        torch.testing.assert_close(by_rank["recalibrated"], expected)
     features, labels = encode(backbone(), batches(images(40, 3), 7), "cpu")
     torch.testing.assert_close(torch.cat([by_rank["encoded"][0] for by_rank in found]), features)
     assert torch.equal(torch.cat([by_rank["encoded"][1] for by_rank in found]), labels)
@@ -134,6 +160,14 @@ def test_processes_measure_what_one_does(tmp_path):
     expected = tuned(augmented, queries, False)
     for by_rank in found:
         torch.testing.assert_close(by_rank["tuned"], expected, rtol=1e-4, atol=1e-6)
+
+
+def _mean(batch):
+    return batch.mean(0)
+
+
+def _variance(batch):
+    return batch.var(0)
 
 
 def failing(count, at):
