@@ -56,6 +56,9 @@ class Given:
     settings: tuple[str, ...] = ()
     trust: bool = False
 
+    def __post_init__(self) -> None:
+        check_given(self.seeds, self.settings)
+
     @property
     def shared(self) -> tuple[str, ...]:
         """Settings of all cells."""

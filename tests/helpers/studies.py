@@ -84,3 +84,29 @@ def results(knn=None, left=0, **options):
         "environment": {"torch": "2.11.0", "date": "2026-01-02", "commit": "0123456789", "dirty": False},
     }
     return {**about, **study.options(), "left": left, **summary(study, rows), "trainings": rows, **options}
+
+
+def compared(knn):
+    """Rows of a comparison's trainings: cell to seed to kNN; ridge is a point above, all of it recalibrated alike."""
+    return [
+        {
+            "cell": cell,
+            "seed": seed,
+            "run": f"{cell}-{seed}",
+            "measures": {
+                "knn": value,
+                "ridge": value + 1,
+                "knn_recalibrated": value,
+                "ridge_recalibrated": value + 1,
+                "batch_norms": 3,
+            },
+            "tau": {"negative": [{"mean": 0.1}]},
+            "agreement": 0.5,
+            "untrained": None,
+            "seconds": 60.0,
+            "measured_images": {"bank": 5000, "queries": 1000},
+            "machine": {"device": "cpu"},
+        }
+        for cell, seeds in knn.items()
+        for seed, value in seeds.items()
+    ]
