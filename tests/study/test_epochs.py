@@ -165,7 +165,14 @@ def copied(trained, tmp_path, monkeypatch):
 
 
 def without_seconds(results):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in results["trainings"]]
+    """Rows without what depends on clocks: `metrics` have images a second."""
+    return [
+        {
+            **{name: value for name, value in row.items() if name not in ("seconds", "metrics")},
+            "measures": {name: value for name, value in row["measures"].items() if name != "seconds"},
+        }
+        for row in results["trainings"]
+    ]
 
 
 @pytest.mark.slow
@@ -179,11 +186,17 @@ def test_a_study_from_end_to_end(trained):
         assert row["epochs"] == [1, 2] and len(row["knn"]) == 2 and row["untrained"] is not None
         assert row["measured_images"] == {"bank": 16, "queries": 24} and row["versions"]["torch"]
         assert (folder / row["run"] / "report" / "index.html").is_file()
+        assert row["measures"]["knn"] == row["knn"][-1]
     ends = {(row["variant"], row["seed"]): row["knn"][-1] for row in results["trainings"]}
     (above,) = results["differences"]
     assert above["points"] == [round(ends["amcl", seed] - ends["baseline", seed], 4) for seed in (0, 1)]
     assert results["left"] == 0 and results["machine"]["cores"] and results["environment"]["amcl_fast"]
-    assert (folder / "epochs.png").read_bytes().startswith(b"\x89PNG") and "<img" in (folder / "index.html").read_text()
+    by_measure = {row["measure"]: row["points"] for row in results["measures"]["differences"]}
+    assert len(by_measure) == 4 and by_measure["knn"] == above["points"]
+    pictures = {path.name: path.read_bytes()[:4] for path in folder.glob("*.png")}
+    assert pictures == dict.fromkeys(("epochs.png", "differences.png"), b"\x89PNG")
+    text = (folder / "index.html").read_text()
+    assert text.count("<img") == 2 and "Measured at the end" in text
 
 
 @pytest.mark.slow

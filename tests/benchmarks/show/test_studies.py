@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from amcl_fast.study.comparison import summary
+from amcl_fast.study.epochs import Epochs
+from amcl_fast.study.epochs import summary as epochs_summary
+from amcl_fast.study.results import MEASURES
 from benchmarks import results
 from benchmarks.show import studies
+from tests.helpers.studies import compared
 from tests.helpers.studies import results as study
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +55,38 @@ def test_a_page_has_each_study_and_its_figure(house):
     first = page.read_bytes()
     write(house)
     assert page.read_bytes() == first
+
+
+def test_a_comparison_has_its_tables_and_the_picture_of_its_differences(tmp_path):
+    rows = compared({"a": {0: 30.0, 1: 40.0}, "b": {0: 34.0, 1: 41.0}, "c": {0: 35.0, 1: 45.0}})
+    found = {
+        "title": "Temperatures",
+        "recipe": "demo",
+        "command": "amcl-fast study temperatures --recipe demo",
+        "cells": [{"cell": name, "about": name} for name in "abc"],
+        **{name: study()[name] for name in ("machine", "environment")},
+        **summary(list("abc"), rows),
+        "trainings": rows,
+    }
+    text, drawn = studies._comparison(found, "temperatures-demo")
+    assert list(drawn) == ["temperatures-demo-differences"]
+    assert "### Temperatures: demo\n" in text and "](pictures/temperatures-demo-differences.png)" in text
+    assert "| b | a | 2 | +2.50 ± 1.50 |" in text and "| c | b |" not in text
+    assert "differences are of trainings of the same seed. Of 1,000 held-out images, by 5,000 training images." in text
+    assert "A training took 60 s to 60 s, all of them 6 min" in text
+
+
+def test_measures_of_a_study_of_epochs_have_a_picture_of_their_differences():
+    found = study()
+    for row in found["trainings"]:
+        last = row["knn"][-1]
+        row["measures"] = {**dict.fromkeys(MEASURES, last), "batch_norms": 3}
+    options = Epochs("can", "builtin", ("small", "large"), ("baseline", "amcl"), (0, 1))
+    text, drawn = studies._epochs({**found, **epochs_summary(options, found["trainings"])}, "epochs-can")
+    assert list(drawn) == ["epochs-can", "epochs-can-differences"]
+    both = ["32.00 ± 2.00"] * 4 + [""] * 4, ["38.00 ± 3.00"] * 4 + ["+6.00 ± 1.00"] * 4
+    for variant, texts in zip(("baseline", "amcl"), both, strict=True):
+        assert f"| small | {variant} | {' | '.join(texts)} |" in text
 
 
 def test_a_page_without_a_place_is_refused(house):
