@@ -1,12 +1,13 @@
 """What the command line takes: the sub-commands of `amcl-fast` with their arguments. Nothing is run here."""
 
 import argparse
-from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .argument_types import DATA, path
 from .recipes import describe_recipes
 from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
+from .study.arguments import declare_study
 
 _PRETRAIN = """\
 Every setting of trainer, data and model can be given on top, with the name it has in the recipes:
@@ -18,10 +19,6 @@ Short names of those that everyone gives: --epochs --batch-size --lr --devices -
 
 recipes:
 """
-DATA = (
-    "folder of images, by class or not; text or CSV file of paths; folder, pattern ('train-{000000..001023}.tar') or "
-    "list of WebDataset's tars; or builtin, cifar10, cifar100, stl10"
-)
 _WEIGHTS = "run directory, checkpoint, or file written by export"
 
 
@@ -34,8 +31,6 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of a command line; it tells the sub-command as `command`."""
-    from .study.arguments import declare_study  # which has use for this module
-
     whole = _Parser(prog="amcl-fast", description="Adaptive multi-head contrastive learning.", allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"amcl-fast {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,16 +41,6 @@ def parser() -> argparse.ArgumentParser:
     for declare in declarations:
         declare(commands)
     return whole
-
-
-def path(text: str) -> Path:
-    """A path of the command line, ~ expanded."""
-    from .paths import expanded
-
-    try:
-        return Path(expanded(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _declare_pretrain(commands: Any) -> None:

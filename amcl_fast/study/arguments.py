@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..arguments import DATA, path
+from ..argument_types import DATA, path
 
 _EPOCHS = """\
 Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
