@@ -54,7 +54,10 @@ def temperatures(
         ),
         Cell(
             "row-dro",
-            (*(TEMPERATURE, _adaptive(dim=dim, tau_min=0.01, tau_max=1.0, share="row", objective="dro", rho=0.87)),),
+            (
+                TEMPERATURE,
+                _adaptive(dim=dim, tau_min=0.01, tau_max=1.0, share="row", objective="dro", rho=0.87, init=0.1),
+            ),
             "one of each anchor, learned by the distributionally robust objective, rho 0.87, from 0.1 on",
         ),
         Cell(
