@@ -36,8 +36,8 @@ class Case:
             to the scalar (`infonce`: from unit rows, one way, as libraries for two modalities have it).
         heads, rows, candidates, width: C, anchors (pairs, channels), candidates (0: as many as anchors, with SimCLR's
             skipped columns) and d (the batch for `decorrelate` and `barlow`).
-        settings: keyword arguments of the operator or, but for the range of τ, of the loss. A contrast with a
-            `perplexity` is calibrated first, and gets what that found.
+        settings: keyword arguments of the operator or, but for the range of τ, of the loss. With a `perplexity` each
+            anchor of a contrast has the temperature at which its negatives have it.
         gradients: which of x, y, φ(x), φ(y) take part in the backward pass of an operator.
         peers: names of `benchmarks.peers.PEERS` that run beside it, and `PRODUCTS`; what joins by itself has none here.
         targets: by device. Least speed-up over a peer, by its name; `memory`: least ratio of dense memory to ours;
@@ -160,8 +160,8 @@ _AMCL = {"tau_min": 0.05, "tau_max": 2.0, "beta": 1e-4}
 _TOPK = _AMCL | {"negatives": "topk_mean", "top_k": 100}
 _ALL = _AMCL | {"negatives": "softmax", "top_k": None}
 _NT_XENT = {"tau_min": 0.5, "tau_max": 0.5, "beta": 0.0, "negatives": "softmax", "top_k": None}
-_CONSTANT = _NT_XENT | {"tau_min": 0.07, "tau_max": 0.07, "negatives": "topk_mean", "top_k": 100}
-_PERPLEXITY = {"tau_min": 0.005, "tau_max": 2.0, "perplexity": 0.24}
+_CONSTANT = {"tau_min": 0.1, "tau_max": 0.1, "beta": 0.0, "negatives": "topk_softmax", "top_k": 100}
+_PERPLEXITY = _CONSTANT | {"tau_min": 0.01, "tau_max": 1.0, "perplexity": 0.25}
 _BARLOW = _AMCL | {"lambd": 5e-3, "beta": 1e-6}
 _WITH_CHUNKED = ("dense", "compiled", "chunked", PRODUCTS)
 
@@ -202,10 +202,11 @@ CASES = (
         "SimCLR, N = 2048, constant τ", "contrast", 3, 4096, 0, 128, _CONSTANT, peers=("dense", PRODUCTS),
     ),
     Case(
-        "SimCLR, N = 2048, perplexity", "contrast", 3, 4096, 0, 128, _CONSTANT | _PERPLEXITY, peers=(PRODUCTS,),
+        "SimCLR, N = 2048, perplexity", "contrast", 3, 4096, 0, 128, _PERPLEXITY, peers=(PRODUCTS,),
     ),
     Case(
-        "NT-Xent, N = 1024, perplexity", "contrast", 3, 2048, 0, 128, _NT_XENT | _PERPLEXITY, peers=(PRODUCTS,),
+        "NT-Xent, N = 1024, perplexity", "contrast", 3, 2048, 0, 128,
+        _PERPLEXITY | {"negatives": "softmax", "top_k": None}, peers=(PRODUCTS,),
     ),
     Case(
         "NT-Xent, N = 1024", "contrast", 3, 2048, 0, 128, _NT_XENT, peers=("dense", PRODUCTS),
@@ -253,6 +254,18 @@ CASES = (
     ),
     Case(
         "NT-Xent, N = 4096, one table", "contrast", 3, 8192, 0, 128, _NT_XENT, shared=True, targets={"cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 4096, constant τ, one table", "contrast", 3, 8192, 0, 128, _CONSTANT, peers=(), shared=True,
+        targets={"cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 4096, perplexity, one table", "contrast", 3, 8192, 0, 128, _PERPLEXITY, peers=(), shared=True,
+        targets={"cuda": {}},
+    ),
+    Case(
+        "SimCLR, N = 4096, perplexity over all, one table", "contrast", 3, 8192, 0, 128,
+        _PERPLEXITY | {"negatives": "softmax", "top_k": None}, peers=(), shared=True, targets={"cuda": {}},
     ),
     Case(
         "InfoNCE one way, N = 16,384, τ = 0.07", "infonce", 1, 16_384, 0, 128,

@@ -13,22 +13,9 @@ def ours(backend: str, case: Case) -> Run:
     if case.operator in LOSSES:
         return _loss(backend, case)
     if "perplexity" in case.settings:
-        return _calibrated(backend, case)
+        return _of_perplexity(backend, case)
     operator = getattr(ops, case.operator)
     return lambda *operands: operator(*operands, backend=backend, **case.settings)[0]
-
-
-def _calibrated(backend: str, case: Case) -> Run:
-    shared = {key: value for key, value in case.settings.items() if key not in ("beta", "perplexity")}
-
-    def run(anchors: Tensor, candidates: Tensor, *operands: Tensor | None) -> Tensor:
-        skip = operands[-1]
-        given = {"perplexity": case.settings["perplexity"], "backend": backend, **shared}
-        tau, chosen = ops.calibrate(anchors, candidates, skip, **given)
-        more = {"beta": case.settings["beta"], "backend": backend, **shared}
-        return ops.contrast(anchors, candidates, None, None, None, skip, tau=tau, chosen=chosen, **more)[0]
-
-    return run
 
 
 def module_of(backend: str, case: Case) -> nn.Module:
@@ -41,6 +28,19 @@ def module_of(backend: str, case: Case) -> nn.Module:
     if case.operator == "simclr":
         return SimCLRLoss(temperature, include_positive=True, **settings)
     return {"moco": MoCoLoss, "barlow": BarlowTwinsLoss}[case.operator](temperature, **settings)
+
+
+def _of_perplexity(backend: str, case: Case) -> Run:
+    """The contrast whose anchors have the temperature at which their negatives have a perplexity."""
+    settings = {key: value for key, value in case.settings.items() if key != "perplexity"} | {"backend": backend}
+    of_calibration = {key: value for key, value in settings.items() if key != "beta"}
+
+    def run(*operands: Tensor) -> Tensor:
+        tables = operands[0], operands[1], operands[5]
+        tau, chosen = ops.calibrate(*tables, perplexity=case.settings["perplexity"], **of_calibration)
+        return ops.contrast(*operands, tau=tau, chosen=chosen, **settings)[0]
+
+    return run
 
 
 def _loss(backend: str, case: Case) -> Run:

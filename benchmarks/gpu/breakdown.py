@@ -32,13 +32,19 @@ CASES = (
 )
 # With tables of their own, as they were measured before there was one table.
 _BEFORE = ("SimCLR, N = 4096", "SimCLR, N = 4096, softmax over all", "NT-Xent, N = 4096")
+# A temperature per anchor, beside one for all.
+_PER_ANCHOR = (
+    "SimCLR, N = 4096, constant τ, one table",
+    "SimCLR, N = 4096, perplexity, one table",
+    "SimCLR, N = 4096, perplexity over all, one table",
+)
 _EQUAL = ("SimCLR, N = 4096", "MoCo, N = 256, queue 65,536")
 
 
 def steps() -> dict[tuple[str, str], Callable[[], Step]]:
     """By (case, run) what makes the step of everything that is broken down."""
     found: dict[tuple[str, str], Callable[[], Step]] = {}
-    for run, names in (("ours", CASES + _BEFORE), ("dense", CASES)):
+    for run, names in (("ours", CASES + _PER_ANCHOR + _BEFORE), ("dense", CASES)):
         found |= {(name, run): partial(step_of_case, device.sized(named(name)), run) for name in names}
         if run == "ours":
             for name in _EQUAL:

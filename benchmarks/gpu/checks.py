@@ -85,6 +85,11 @@ def unusual_cases() -> list[Case]:
         cases.append(Case(f"τ from 1e-5, {negatives} {top_k}", "contrast", 2, 190, 0, 80, least))
         cases.append(EqualRows(f"equal rows, {negatives} {top_k}", "contrast", 2, 190, 0, 80, form))
         cases.append(Case(f"one table, {negatives} {top_k}", "contrast", 2, 190, 0, 80, form, shared=True))
+        perplexity = least | {"beta": 0.0, "perplexity": 0.25}
+        cases.append(Case(f"perplexity, {negatives} {top_k}", "contrast", 2, 190, 1111, 80, perplexity))
+        cases.append(
+            Case(f"perplexity of one table, {negatives} {top_k}", "contrast", 2, 190, 0, 80, perplexity, shared=True)
+        )
     cases.append(UnusualCase("unusual align", "align", 2, 77, 0, 300, _SETTINGS | {"weight": 0.5}))
     cases.append(UnusualCase("unusual decorrelate", "decorrelate", 2, 190, 0, 70, _SETTINGS | {"lambd": 5e-3}))
     return cases
@@ -139,6 +144,9 @@ def _smoke_cases() -> list[tuple[Case, torch.dtype]]:
         (cases["one table, topk_softmax 20"], float32),
         (cases["topk_softmax 100, 1111 candidates, d = 33, τ ≤ 2.0"], float16),
         (cases["unusual topk_softmax 1100"], bfloat16),
+        (cases["perplexity, softmax None"], bfloat16),
+        (cases["perplexity of one table, topk_softmax 20"], bfloat16),
+        (cases["perplexity of one table, softmax None"], float32),
         (cases["unusual align"], float16),
         (cases["unusual decorrelate"], float16),
         (named("SimCLR, N = 4096"), bfloat16),

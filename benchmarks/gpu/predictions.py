@@ -122,14 +122,31 @@ def _verdict(found: float, one: Prediction) -> str:
     return f"{found / (high if found > high else low):.2f} × the {'upper' if found > high else 'lower'} end"
 
 
-def _h100(section: str, case: str, value: str, low: float, high: float, basis: str, run: str = "ours") -> Prediction:
-    return Prediction(H100, "2026-11-26T17:00:00+00:00", section, (case, run), value, low, high, basis)
+def _h100(
+    section: str,
+    case: str,
+    value: str,
+    low: float,
+    high: float,
+    basis: str,
+    run: str = "ours",
+    written: str = "2026-11-26T17:00:00+00:00",
+) -> Prediction:
+    return Prediction(H100, written, section, (case, run), value, low, high, basis)
+
+
+def _per_anchor(case: str, value: str, low: float, high: float, basis: str) -> Prediction:
+    """Of a temperature per anchor, beside the constant."""
+    return _h100("breakdown", case, value, low, high, basis, written="2026-11-27T12:00:00+00:00")
 
 
 _SIMCLR, _MOCO = "SimCLR, N = 4096, one table", "MoCo, N = 256, queue 65,536"
 _ALL, _NT_XENT = "SimCLR, N = 4096, softmax over all, one table", "NT-Xent, N = 4096, one table"
 _BARLOW = "Barlow Twins, d = 8192, N = 1024"
 _COUNT, _SUM = "counts of instructions and bytes", "the sum of its kernels"
+
+_CONSTANT, _PERPLEXITY = "SimCLR, N = 4096, constant τ, one table", "SimCLR, N = 4096, perplexity, one table"
+_PERPLEXITY_OF_ALL = "SimCLR, N = 4096, perplexity over all, one table"
 
 PREDICTIONS = (
     _h100("breakdown", _SIMCLR, "busy_ms", 0.95, 1.1, _SUM),
@@ -151,4 +168,10 @@ PREDICTIONS = (
     _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "wall_ms", 1.2, 2.0, "launches and operators left"),
     _h100("losses", "Whole loss: AMCL-SimCLR, N = 256, InfoNCE", "graph_ms", 0.2, 0.3, "the work of its kernels"),
     _h100("operators", "SimCLR, N = 65,536", "ours", 75, 100, "256 times N = 4096", ""),
+    _per_anchor(_CONSTANT, "busy_ms", 0.7, 0.85, "adaptive less φ's scores, gathers and slopes"),
+    _per_anchor(_PERPLEXITY, "busy_ms", 0.71, 0.89, "the constant's, and one kernel"),
+    _per_anchor(_PERPLEXITY, "_perplexity_rows", 0.012, 0.025, _COUNT),
+    _per_anchor(_PERPLEXITY, "_topk_rows", 0.01, 0.02, _COUNT),
+    _per_anchor(_PERPLEXITY_OF_ALL, "_perplexity_tiles", 0.5, 0.9, _COUNT),
+    _per_anchor(_PERPLEXITY_OF_ALL, "busy_ms", 1.0, 1.6, "NT-Xent's, and one kernel"),
 )

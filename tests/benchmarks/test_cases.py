@@ -65,8 +65,9 @@ def test_operands_differ_by_seed_alone():
 
 
 def test_a_case_with_a_perplexity_has_it():
-    """Rows are mean(s)/τ, which tells τ; with it the softmax over the hardest has the perplexity."""
+    """Rows of topk_mean are mean(s)/τ, which tells τ; with it the softmax over the hardest has the perplexity."""
     case = named("SimCLR, N = 2048, perplexity")
+    case = replace(case, settings=case.settings | {"negatives": "topk_mean"})
     top_k, share = 100, case.settings["perplexity"]
     case = replace(case, rows=120, width=16)
     x, y, *rest = case.operands("cpu", torch.float64)
