@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import LOG2E
+from .common import LOG2E, log2, reciprocal
 from .dense.call import without
 from .dense.forward import LANES, _by_lanes, _lane_sums
 from .launch import blocks, launched, power_of_two
@@ -51,26 +51,27 @@ def _base(x, top, mean):
 
 
 @triton.jit
-def _stepped(x, low, high, low_open, high_open, last, total, first, second, share, goal, odds, scale):
+def _stepped(x, low, high, low_open, high_open, last, total, first, second, share, most, goal, odds, scale):
     """Rows one step on: log₂ τ, its bracket, whether its ends are yet to be looked at, and the size of the step.
 
     Args:
         total, first, second: Σ e, Σ e·l and Σ e·l² of the exponents l = log₂ e at x.
         share: 1/|T|.
-        goal, odds, scale: D*, log₂(D*/H*) and log₂(e)/log₂|T|.
+        most, goal, odds, scale: log₂|T|, D*, log₂(D*/H*) and log₂(e)/log₂|T|.
     """
     going = last > LAST
-    mean = first / total
+    inverse = reciprocal(total)
+    mean = first * inverse
     missing = mean - tl.log2(total * share)
-    entropy = tl.log2(total) - mean
-    variance = second / total - mean * mean
+    entropy = tl.maximum(most - missing, 0.0)
+    variance = second * inverse - mean * mean
     flat = missing > goal
     low = tl.where(going & flat, x, low)
     high = tl.where(going & (flat == 0), x, high)
     low_open = low_open & (flat == 0)
     high_open = high_open & flat
-    odds = tl.log2(tl.maximum(missing, 0.0) / entropy) - odds
-    to = x + odds * (missing * entropy * scale / variance)
+    odds = log2(tl.maximum(missing, 0.0) * reciprocal(entropy), True) - odds
+    to = x + odds * (missing * entropy * scale * reciprocal(variance))
     # There the side on which x lies is a matter of rounding.
     near = tl.abs(to - x) <= LAST
     to = tl.where(to > low, to, tl.where(near, x, low))  # and of NaN
@@ -100,7 +101,7 @@ def _moments(s, shown, base, scale):
 @launched("rows")
 @triton.jit
 def _perplexity_rows(
-    similarities, temperatures, rows, top_k, tau_min, tau_max, lowest, highest, start, goal, odds, scale,
+    similarities, temperatures, rows, top_k, tau_min, tau_max, lowest, highest, start, most, goal, odds, scale,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """τ of each row of κ similarities. ONE: BLOCK holds a row; else ROWS is 1."""
@@ -151,7 +152,7 @@ def _perplexity_rows(
                 first += tl.sum(by_l, axis=1)
                 second += tl.sum(by_square, axis=1)
         x, low, high, low_open, high_open, last = _stepped(
-            x, low, high, low_open, high_open, last, total, first, second, share, goal, odds, scale
+            x, low, high, low_open, high_open, last, total, first, second, share, most, goal, odds, scale
         )
         i += 1
     _store_temperatures(temperatures, row, inside, x, lowest, highest, tau_min, tau_max)
@@ -160,7 +161,7 @@ def _perplexity_rows(
 @launched("rows")
 @triton.jit
 def _perplexity_tiles(
-    anchors, candidates, skip, temperatures, count, tau_min, tau_max, lowest, highest, start, goal, odds, scale,
+    anchors, candidates, skip, temperatures, count, tau_min, tau_max, lowest, highest, start, most, goal, odds, scale,
     M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """τ of M anchors over their `count` negatives; the first of its passes finds mean, variance and maximum."""
@@ -224,7 +225,7 @@ def _perplexity_tiles(
             second += _lane_sums(_by_lanes(part * exponent))
         x, low, high, low_open, high_open, last = _stepped(
             x, low, high, low_open, high_open, last,
-            tl.sum(total, axis=1), tl.sum(first, axis=1), tl.sum(second, axis=1), share, goal, odds, scale,
+            tl.sum(total, axis=1), tl.sum(first, axis=1), tl.sum(second, axis=1), share, most, goal, odds, scale,
         )  # fmt: skip
         i += 1
     at = head.to(tl.int64) * anchors.rows + row
@@ -245,11 +246,12 @@ def perplexity_of_chosen(similarities: Tensor, perplexity: float, tau_min: float
     heads, count, top_k = similarities.shape
     temperatures = torch.empty(heads, count, device=similarities.device)
     block = min(1024, power_of_two(top_k))
-    rows = max(1, 1024 // block)
+    # Whole rows to a warp: what is done once a row is done by every thread that has of it.
+    rows = max(1, 512 // block)
     _perplexity_rows[blocks(heads * count, rows),](
         similarities, temperatures, heads * count, top_k, tau_min, tau_max,
         *_settings_of(perplexity, top_k, tau_min, tau_max),
-        ROWS=rows, BLOCK=block, ONE=top_k <= block, num_warps=4,
+        ROWS=rows, BLOCK=block, ONE=top_k <= block, num_warps=max(1, block // 256),
     )  # fmt: skip
     return temperatures
 
@@ -276,12 +278,13 @@ def perplexity_of_all(
 
 
 def _settings_of(perplexity: float, count: int, tau_min: float, tau_max: float) -> tuple[float, ...]:
-    """lowest, highest, start, goal, odds and scale, as the kernels take them."""
+    """lowest, highest, start, most, goal, odds and scale, as the kernels take them."""
     most, goal = math.log2(count), -math.log2(perplexity)
     bracket = math.log2(tau_min), math.log2(tau_max)
     if perplexity * count <= 1:  # less than one negative: every τ is too large
-        return (*bracket, math.inf, math.inf, math.inf, 0.0)
-    return (*bracket, math.log2(2 * math.log(2) * goal), goal, math.log2(goal / (most - goal)), LOG2E.value / most)
+        return (*bracket, math.inf, most, math.inf, math.inf, 0.0)
+    odds = math.log2(goal / (most - goal))
+    return (*bracket, math.log2(2 * math.log(2) * goal), most, goal, odds, LOG2E.value / most)
 
 
 def _tiling(x: Tensor, width: int) -> dict[str, int | bool | str]:

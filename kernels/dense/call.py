@@ -53,6 +53,7 @@ def many_or_few(count: int) -> str:
     return "many" if count >= 2**14 else "few"
 
 
-def key_of(x: Tensor, width: int, adaptive: bool, kind: str) -> str:
+def key_of(x: Tensor, width: int, adaptive: bool, kind: str, per_row: bool = False) -> str:
     """Of the tuning tables of both passes."""
-    return tuning.key(x, f"d={max(64, power_of_two(width))}", tuning.form(adaptive), kind)
+    form = "per anchor" if per_row else tuning.form(adaptive)
+    return tuning.key(x, f"d={max(64, power_of_two(width))}", form, kind)

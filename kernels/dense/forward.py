@@ -242,7 +242,8 @@ def dense_forward(
     heads, count, dim = anchors.shape
     columns = candidates.shape[1]
     inputs = operands(anchors, candidates, phi_anchors, phi_candidates)
-    tiling = _forward_tiling(anchors, max(dim, inputs[2].width), phi_anchors is not None, many_or_few(heads * count))
+    kind, width = many_or_few(heads * count), max(dim, inputs[2].width)
+    tiling = _forward_tiling(anchors, width, phi_anchors is not None, kind, tau is not None)
     tiles = blocks(count, int(tiling["M"]))
     stretch, splits = split_of(tiles * heads, columns, int(tiling["N"]))
     device = anchors.device
@@ -284,7 +285,7 @@ def dense_forward(
     return result, stats, shares, extra_shares, by_tau
 
 
-def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str) -> dict[str, int | bool | str]:
+def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str, per_row: bool) -> dict[str, int | bool | str]:
     """Launch parameters of `_dense_forward`: the largest tiles whose statistics fit in registers."""
     if x.dtype == torch.float32:
         shape = {"M": 64, "N": 32, "DEPTH": 32, "WHOLE": False}
@@ -299,4 +300,4 @@ def _forward_tiling(x: Tensor, width: int, adaptive: bool, kind: str) -> dict[st
     registers = 128 if shape["WHOLE"] and common.capability(x)[0] == 9 else 255
     launch = {"num_warps": 8, "num_stages": 3, "maxnreg": registers}
     default = {**shape, **launch, "PRECISION": common.dot_precision(x)}
-    return tuning.chosen("dense.forward", key_of(x, width, adaptive, kind), default, x)
+    return tuning.chosen("dense.forward", key_of(x, width, adaptive, kind, per_row), default, x)

@@ -265,7 +265,8 @@ def _gradients(
     device = gradient.device
     width = max(own.width, phi_own.width)
     side = "one table" if sides["BY_ROW"] and sides["BY_COLUMN"] else "columns" if sides["BY_COLUMN"] else "rows"
-    tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"], f"{side} {many_or_few(heads * own.rows)}")
+    kind = f"{side} {many_or_few(heads * own.rows)}"
+    tiling = _gradient_tiling(own.base, width, flags["ADAPTIVE"], kind, flags["PER_ROW"])
     chunks = blocks(width, int(tiling["OUT"]))
     tiles = blocks(own.rows, int(tiling["M"]))
     stretch, splits = split_of(tiles * heads * chunks, other.rows, int(tiling["N"]))
@@ -327,7 +328,7 @@ def _gradients(
     return of_x, of_phi, result
 
 
-def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[str, int | bool | str]:
+def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str, per_row: bool) -> dict[str, int | bool | str]:
     """Launch parameters of `_dense_gradient`: two sums of M × OUT and two tiles of M × N must fit in registers."""
     recent = common.capability(x) >= (9, 0)
     precision = common.dot_precision(x)
@@ -338,6 +339,8 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[
     else:
         half = x.dtype == torch.float16  # its second products are tf32, which take twice the registers
         columns = 32 if half else 64
+        if per_row and sides.startswith("one table") and common.capability(x) >= (10, 0):
+            columns = 32  # two weights of each pair beside sums that lie in registers
         if adaptive:
             columns = 16 if recent and (half or width > 128) else 32
         # Older tensor cores take both operands from registers. Rows that stay there leave no room for float16's wide
@@ -353,4 +356,4 @@ def _gradient_tiling(x: Tensor, width: int, adaptive: bool, sides: str) -> dict[
     out_precision = "tf32" if x.dtype == torch.float16 else precision
     launch = {"num_warps": warps, "num_stages": 3 if recent else 2, "maxnreg": 255}
     default = {**shape, **launch, "PRECISION": precision, "OUT_PRECISION": out_precision}
-    return tuning.chosen("dense.gradient", key_of(x, width, adaptive, sides), default, x)
+    return tuning.chosen("dense.gradient", key_of(x, width, adaptive, sides, per_row), default, x)

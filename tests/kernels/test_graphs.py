@@ -82,6 +82,21 @@ def test_the_forward_pass_brings_nothing_from_the_host(name, as_on_a_device, mon
     assert operations.waiting == []
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's launches are counted")
+@pytest.mark.parametrize(("negatives", "launches"), [("topk_softmax", 13), ("softmax", 4)])
+def test_a_temperature_per_anchor_waits_for_nothing(negatives, launches, as_on_a_device):
+    """Selection once, calibration, rows, their gradients."""
+    x = torch.nn.functional.normalize(torch.randn(HEADS, 40, D), dim=-1).requires_grad_()
+    settings = {"tau_min": 0.01, "tau_max": 1.0, "negatives": negatives, "top_k": 5, "backend": "triton"}
+    with Operations() as operations:
+        tau, chosen = ops.calibrate(x, x, None, perplexity=0.5, **settings)
+        tau = tau.detach().requires_grad_()
+        rows, _ = ops.contrast(x, x, None, None, None, None, tau=tau, chosen=chosen, beta=0.0, **settings)
+        torch.autograd.grad(rows.sum(), [x, tau])
+    assert operations.waiting == []
+    assert sum(as_on_a_device.values()) == launches
+
+
 @pytest.mark.parametrize(
     "call",
     [

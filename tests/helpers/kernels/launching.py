@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from triton.runtime.jit import JITFunction
 
-from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss
+from amcl_fast import AdaptiveTemperature, BarlowTwinsLoss, MoCoLoss, SimCLRLoss, SimSiamLoss, ops
 from amcl_fast.kernels.launch import Launched
 from tests.helpers.kernels.standin import StandIn, unfilled
 
@@ -45,6 +45,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Step]]]:
     for form in ("softmax", "topk_softmax"):
         yield f"MoCo N=256 K=262144 {form}", lambda f=form: moco(256, 262_144, torch.bfloat16, f)
     yield "MoCo N=256 K=65536", lambda: moco(256, 65_536, torch.bfloat16, "topk_softmax")
+    for n, form in ((256, "topk_softmax"), (256, "softmax"), (4096, "topk_mean"), (65_536, "softmax")):
+        yield f"perplexity N={n} {form}", lambda n=n, f=form: perplexity(n, torch.bfloat16, f)
+    yield "perplexity N=65536 top 2000", lambda: perplexity(65_536, torch.bfloat16, "topk_softmax", top_k=2000)
+    yield "τ per anchor N=256 softmax", lambda: perplexity(256, torch.bfloat16, "softmax", learned=True)
     for name, dtype in DTYPES.items():
         yield f"SimSiam N=4096 d=8192 {name}", lambda t=dtype: simsiam(4096, 8192, t)
         yield f"Barlow d=8192 N=1024 {name}", lambda t=dtype: barlow(1024, 8192, t)
@@ -69,6 +73,23 @@ def simclr(n, dtype, negatives, heads=3, dim=128, top_k=100, positive=False, tau
 def moco(n, keys, dtype, negatives, heads=3, dim=128, score="cosine") -> Step:
     criterion = MoCoLoss(temperature(dim, None, score), negatives=negatives, backend="triton")
     return stepping(criterion, [*projections(n, heads, dim, dtype), torch.empty(heads, dim, keys, dtype=dtype)])
+
+
+def perplexity(n, dtype, negatives, heads=3, dim=128, top_k=100, learned=False) -> Step:
+    """The operators alone, one table; `learned`: its temperatures are leaves, and not calibrated."""
+    table = torch.empty(heads, 2 * n, dim, dtype=dtype).requires_grad_()
+    skip = torch.zeros(2 * n, 2, dtype=torch.int64)
+    leaf = torch.ones(heads, 2 * n).requires_grad_()
+    settings = {"tau_min": 0.01, "tau_max": 1.0, "negatives": negatives, "top_k": top_k, "backend": "triton"}
+
+    def step() -> None:
+        tau, chosen = leaf, None
+        if not learned:
+            tau, chosen = ops.calibrate(table, table, skip, perplexity=0.25, **settings)
+        rows, _ = ops.contrast(table, table, None, None, None, skip, tau=tau, chosen=chosen, beta=0.0, **settings)
+        torch.autograd.grad(rows, [table, leaf] if learned else [table], rows.detach())
+
+    return step
 
 
 def simsiam(n, dim, dtype, heads=3) -> Step:
