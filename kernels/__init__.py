@@ -4,6 +4,7 @@
 - `align`: row-wise attraction, normalisation fused.
 - `select`, `topk`: contrast over the κ hardest candidates; which they are, then the work on those alone.
 - `dense`: contrast over all candidates, tile by tile.
+- `perplexity`: temperatures at which an anchor's negatives have a given perplexity, for both of these.
 - `decorrelate`: Barlow Twins, a strip of pairs of channels at a time.
 
 They share `common` and `tile`. `launch` is how a kernel is launched, `tuning` with which parameters on which device.

@@ -158,7 +158,7 @@ def _perplexity_rows(
     _store_temperatures(temperatures, row, inside, x, lowest, highest, tau_min, tau_max)
 
 
-@launched("rows")
+@launched("rows", "count")
 @triton.jit
 def _perplexity_tiles(
     anchors, candidates, skip, temperatures, count, tau_min, tau_max, lowest, highest, start, most, goal, odds, scale,

@@ -29,6 +29,31 @@ def _lane_sums(x):
 
 
 @triton.jit
+def _with_mean(tau, hidden, size):
+    """τ, where `hidden` the mean of the others of its lane, which neither moves it nor adds to the squares; nor, unless
+    there are none, to the minimum.
+    """
+    mean = _lane_sums(_by_lanes(tl.where(hidden, 0.0, tau))) * common.reciprocal(tl.maximum(size, 1.0))
+    mean = tl.broadcast_to(mean[:, None, :, None], (tau.shape[0], tau.shape[1] // (2 * LANES), LANES, 2))
+    return tl.where(hidden, tl.reshape(mean, (tau.shape[0], tau.shape[1])), tau)
+
+
+@triton.jit
+def _spread(tau, tau_mean, tau_m2, tau_lowest, elements, size, together):
+    """Mean, spread and minimum of a tile joined to those so far (Chan et al.): no difference of large sums."""
+    width: tl.constexpr = tau.shape[1]
+    tau = _by_lanes(tau)
+    mean = _lane_sums(tau) * (LANES / width)
+    deviation = tau - mean[:, None, :, None]
+    delta = mean - tau_mean
+    ratio = size * common.reciprocal(tl.maximum(together, 1.0))
+    tau_m2 += tl.fma(delta * delta, elements * ratio, _lane_sums(deviation * deviation))
+    tau_mean = tl.fma(delta, ratio, tau_mean)
+    lowest = tl.min(tl.min(tau, axis=3), axis=1)
+    return tau_mean, tau_m2, tl.where(size > 0, tl.minimum(tau_lowest, lowest), tau_lowest)
+
+
+@triton.jit
 def _store_lanes(partials, index, count, mask, elements, s_sum, tau_mean, tau_m2, tau_lowest, bounds):
     """`store_partial` of rows, from the summaries of their lanes, each (M, LANES)."""
     size = tl.sum(elements, axis=1)
@@ -70,8 +95,7 @@ def _dense_forward(
         phi_tile = load_tile(phi_anchors, head, row, depth)
     tau_of = tau_min
     if PER_ROW:
-        own = temperatures_of(temperatures, head, row, anchors.rows)
-        tau_of = own[:, None]
+        tau_of = temperatures_of(temperatures, head, row, anchors.rows)[:, None]
     touched = touched_tiles(skip, row, anchors.rows, begin, N, N)
     fast: tl.constexpr = anchors.base.dtype.element_ty != tl.float32
 
@@ -106,11 +130,7 @@ def _dense_forward(
             if MEAN:
                 value = tl.where(hidden, 0.0, value)
             if ADAPTIVE:
-                # The mean of the others neither moves it nor adds to the squares; nor, unless there are none, to the
-                # minimum.
-                mean = _lane_sums(_by_lanes(tl.where(hidden, 0.0, tau))) * common.reciprocal(tl.maximum(size, 1.0))
-                mean = tl.broadcast_to(mean[:, None, :, None], (M, N // (2 * LANES), LANES, 2))
-                tau = tl.where(hidden, tl.reshape(mean, (M, N)), tau)
+                tau = _with_mean(tau, hidden, size)
                 bound = tl.where(hidden, 0.0, bound)
         value = _by_lanes(value)
         if MEAN:
@@ -126,23 +146,14 @@ def _dense_forward(
         s_sum += _lane_sums(_by_lanes(s))
         together = elements + size
         if ADAPTIVE:
-            # Mean and spread of the tile joined to those so far (Chan et al.): no difference of large sums.
-            tau = _by_lanes(tau)
-            mean = _lane_sums(tau) * (LANES / N)
-            deviation = tau - mean[:, None, :, None]
-            delta = mean - tau_mean
-            ratio = size * common.reciprocal(tl.maximum(together, 1.0))
-            tau_m2 += tl.fma(delta * delta, elements * ratio, _lane_sums(deviation * deviation))
-            tau_mean = tl.fma(delta, ratio, tau_mean)
-            lowest = tl.min(tl.min(tau, axis=3), axis=1)
-            tau_lowest = tl.where(size > 0, tl.minimum(tau_lowest, lowest), tau_lowest)
+            tau_mean, tau_m2, tau_lowest = _spread(tau, tau_mean, tau_m2, tau_lowest, elements, size, together)
             bounds += _lane_sums(_by_lanes(bound))
         elements = together
     if not ADAPTIVE:
         tau_mean += tau_of
         tau_lowest = tl.where(elements > 0, tau_of, tau_lowest)
     if PER_ROW:
-        bounds = elements * near_bound(own, tau_min, tau_span)[:, None]
+        bounds = elements * near_bound(tau_of, tau_min, tau_span)
     parts = tl.num_programs(1) * tl.num_programs(2) * anchors.rows
     at = (tl.program_id(1) * tl.num_programs(2) + head).to(tl.int64) * anchors.rows + row
     inside = row < anchors.rows

@@ -146,10 +146,7 @@ def _dense_gradient(
         if X:
             if not WHOLE:
                 other_tile = load_tile(other, head, index, out_lanes)
-            slope = weight
-            if not PER_ROW:
-                slope *= by_s
-            out = _accumulate(slope, other_tile, out, OUT_PRECISION)
+            out = _accumulate(weight if PER_ROW else weight * by_s, other_tile, out, OUT_PRECISION)
         if PHI:
             weight *= by_r
             if not WHOLE:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from amcl_fast import reference
+from amcl_fast.kernels import tuning
 from amcl_fast.ops import triton as backend
 from amcl_fast.reference import Chosen
 from tests.helpers.contrast import pairs
@@ -98,6 +99,15 @@ def test_one_gradient_alone(form):
         alone = [t.detach().requires_grad_(i == number) for i, t in enumerate(leaves)]
         rows, _ = two_tables(backend.contrast)(*alone, None, **RANGE, **form)
         assert torch.equal(torch.autograd.grad(rows.sum(), alone[number])[0], expected[number])
+
+
+def test_launch_parameters_are_its_own():
+    """What a sweep found for a constant may spill here."""
+    x, y, tau, extra, _ = (None if t is None else t.float().to(DEVICE) for t in inputs(1, 5, 20, 16, FORMS[2]))
+    with tuning.trying("dense.forward", {}) as forward, tuning.trying("dense.gradient", {}) as gradient:
+        evaluate(two_tables(backend.contrast), [x, y, tau, extra, None], RANGE | FORMS[2])
+    assert forward == ["float32 d=64 per anchor few"]
+    assert gradient == [f"float32 d=64 per anchor {side} few" for side in ("rows", "columns")]
 
 
 @pytest.mark.parametrize("form", FORMS[1:3], ids=NAMES[1:3])
