@@ -245,9 +245,9 @@ def perplexity_of_chosen(similarities: Tensor, perplexity: float, tau_min: float
     """
     heads, count, top_k = similarities.shape
     temperatures = torch.empty(heads, count, device=similarities.device)
-    block = min(1024, power_of_two(top_k))
-    # Whole rows to a warp: what is done once a row is done by every thread that has of it.
-    rows = max(1, 512 // block)
+    block = min(1024, max(32, power_of_two(top_k)))
+    # Whole rows to a warp, since every thread that has of a row does what is done once a row; four, so that none waits.
+    rows = min(4, max(1, 512 // block))
     _perplexity_rows[blocks(heads * count, rows),](
         similarities, temperatures, heads * count, top_k, tau_min, tau_max,
         *_settings_of(perplexity, top_k, tau_min, tau_max),
