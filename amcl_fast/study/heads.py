@@ -39,7 +39,7 @@ def heads(
         numbers: of heads; the first is what the others are compared with.
         differing: of `DIFFERING`: cells whose heads have the same or different mean temperatures.
         differing_heads: how many heads these have; None: the recipe's, or 3 where that is 1.
-        mean: of their temperatures; None: the recipe's constant, or 0.1 where it has none.
+        mean: of their temperatures; None: the recipe's constant or mean, or 0.1 where it has neither.
 
     Raises:
         SettingsError, ValueError: the recipe has no heads, or they cannot be of that size.
@@ -110,6 +110,9 @@ def _differing(way: str, config: ProjectorConfig, mean: float) -> Cell:
 
 
 def _mean(temperature: Any) -> float:
+    """A constant, or the mean of one for each anchor; 0.1 where there is neither."""
+    if isinstance(temperature, dict):
+        temperature = temperature["init_args"].get("mean")
     return float(temperature) if isinstance(temperature, int | float) else 0.1
 
 

@@ -97,6 +97,19 @@ def test_projectors_of_all_numbers_of_heads_are_of_one_size(here, untrained):
     assert json.loads(untrained[4][-1])["init_args"]["tau_max"] == pytest.approx(0.2, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "mean"),
+    [
+        (0.2, 0.2),
+        ({"class_path": "amcl_fast.PerplexityTemperature", "init_args": {"mean": 0.07}}, 0.07),
+        ({"class_path": "amcl_fast.PerplexityTemperature", "init_args": {"mean": [0.1, 0.3]}}, 0.1),
+        ({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": {"tau_min": 0.2}}, 0.1),
+    ],
+)
+def test_heads_that_differ_do_so_around_the_recipes_temperature(temperature, mean):
+    assert heads._mean(temperature) == mean
+
+
 def test_a_constant_of_its_own_for_each_head_is_one():
     """As a range of no width gives it."""
     cell = heads._differing("constants", ProjectorConfig(heads=2), 0.2)
