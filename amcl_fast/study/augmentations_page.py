@@ -109,8 +109,12 @@ def _line(axes: Axes, results: Mapping[str, Any], heads: int, name: str, colour:
 
 def page(results: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     """The page, complete but for its links to the trainings' reports; `drawn`: the figures, if there are any."""
-    title = f"Similarities by augmentations: {results['recipe']}"
-    return page_of(results, title, drawn, CAPTIONS, cells(results))
+    return page_of(results, title(results), drawn, CAPTIONS, cells(results))
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """Of the page."""
+    return f"Similarities by augmentations: {results['recipe']}"
 
 
 def cells(results: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -19,7 +19,8 @@ WHAT = (
     f"Overlap: Σ min(p, q) over bins of {BIN_WIDTH:g} from −1 to 1, of the shares of positives and of negatives in "
     "each; 0 apart, 1 equal. AUC: the probability that a positive is more similar than a negative, without bins. Of "
     "several heads both are of a pair's mean similarity, and of each head by itself. In Barlow Twins pairs are of "
-    "channels; SimSiam's loss has no negatives: those here are other images"
+    "channels; MoCo's queue holds random keys before training; SimSiam's loss has no negatives: those here are other "
+    "images"
 )
 
 

@@ -1,5 +1,6 @@
 """Figures, table and page of `amcl-fast study similarities`, drawn from what its study.json holds."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,17 +101,22 @@ def _band(axes: Axes, found: Mapping[str, Any], name: str, colour: str, dashes: 
 
 
 def _short(recipe: str, recipes: Mapping[str, Any]) -> str:
-    """A recipe's name without what the names of all begin with."""
+    """A recipe's name without what the names of all begin with, in lines as long as a panel is high."""
     parts = [name.split("-") for name in recipes]
     same = 0
     while len(parts) > 1 and len({tuple(name[: same + 1]) for name in parts}) == 1:
         same += 1
-    return "-".join(recipe.split("-")[same:]) or recipe
+    return textwrap.fill("-".join(recipe.split("-")[same:]) or recipe, 16)
 
 
 def page(results: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     """The page, complete but for its links to the trainings' reports; `drawn`: the figures, if there are any."""
-    return page_of(results, "Similarities before and after training", drawn, CAPTIONS, cells(results))
+    return page_of(results, title(results), drawn, CAPTIONS, cells(results))
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """Of the page."""
+    return f"Similarities before and after training: {', '.join(results['recipes'])}"
 
 
 def cells(results: Mapping[str, Any]) -> list[dict[str, str]]:

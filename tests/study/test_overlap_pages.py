@@ -26,7 +26,8 @@ def by_augmentation(seeds=(0, 1), left=0):
 def by_recipe():
     cells = [{"recipe": f"simclr-builtin-{variant}"} for variant in ("baseline", "amcl")]
     rows = [row(cells[0], seed, 0.5) for seed in (0, 1)] + [row(cells[1], 1, 0.6, heads=2, adaptive=True)]
-    return results(rows, cells, lambda cell: cells[0], 1)
+    recipes = [cell["recipe"] for cell in cells]
+    return results(rows, cells, lambda cell: cells[0], 1, recipes=recipes)
 
 
 @pytest.fixture
@@ -147,4 +148,5 @@ def test_the_table_and_the_page_by_recipes():
     (difference,) = found["differences"]
     assert difference["seeds"] == [1] and difference["minus"] == {"recipe": "simclr-builtin-baseline"}
     text = similarities_page.page(found, {"histograms.png": b"PNG"})
+    assert "<h1>Similarities before and after training: simclr-builtin-baseline, simclr-builtin-amcl</h1>" in text
     assert "3 of 4 trainings" in text and "<td>adaptive</td>" in text and text.count("<img") == 1
