@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -92,12 +91,10 @@ def _temperatures(recipes: Mapping[str, Sequence[Row]], every: Mapping[str, Any]
 
 
 def _band(axes: Axes, found: Mapping[str, Any], name: str, colour: str, dashes: str) -> None:
-    """At the middle of every bin that has enough pairs."""
-    there = np.isfinite(found["mean"])
-    middle = ((EDGES[:-1] + EDGES[1:]) / 2)[there]
-    mean, low, high = (found[of][there] for of in ("mean", "low", "high"))
-    axes.plot(middle, mean, color=colour, linestyle=dashes, label=name, marker=".", markersize=3)
-    axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+    """At the middle of every bin that has enough pairs; of the others there is NaN, where lines have a gap."""
+    middle = (EDGES[:-1] + EDGES[1:]) / 2
+    axes.plot(middle, found["mean"], color=colour, linestyle=dashes, label=name, marker=".", markersize=3)
+    axes.fill_between(middle, found["low"], found["high"], color=colour, alpha=0.15, linewidth=0)
 
 
 def _short(recipe: str, recipes: Mapping[str, Any]) -> str:
