@@ -15,13 +15,13 @@ _COMPARISON = """\
 Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --data.limit 10000
 More --seeds may be added later. Measured of each: kNN and a ridge regression, as BatchNorm ran and recalibrated.
 One H100, estimates: ResNet-50 at 224 px trains 2,071 images/s (measured; docs/studies.md): 17 h for 100 epochs of
-ImageNet-1k, each cell and seed. ResNet-18 on CIFAR-10 (32 px, stem small): some 14,000 images/s on paper, 12 min for
+ImageNet-1k, each cell and seed. ResNet-18 on CIFAR-10 (32 px, stem small): some 15,000 images/s on paper, 11 min for
 200 epochs, each cell and seed.
 """
 _SIMILAR = """\
 Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
 2,048 pairs are looked at before and after each training, or all if there are fewer; --report.pairs N.
-One H100, an estimate: ResNet-18 on CIFAR-10 (32 px, stem small) trains some 14,000 images/s on paper, 12 min for 200
+One H100, an estimate: ResNet-18 on CIFAR-10 (32 px, stem small) trains some 15,000 images/s on paper, 11 min for 200
 epochs, each cell and seed: {took}.
 """
 
@@ -192,7 +192,7 @@ def _declare_augmentations(studies: Any) -> None:
         "similarities with one to five augmentations, one head and several (Figure 1)",
         "Train a recipe with each of these sets of augmentations and numbers of heads, its loss as it is, and draw\n"
         "histograms of the similarities of positives and negatives, with their overlap as a number.\n",
-        "30 by default, 6 hours",
+        "30 by default, 5.5 hours",
     )
     sets = ["a", "ac", "acd", "acde", "abcde"]
     parser.add_argument("--recipe", required=True, metavar="NAME", help="that all build on, or a YAML file")
@@ -221,7 +221,7 @@ def _declare_similarities(studies: Any) -> None:
         "similarities and temperatures before and after training, by recipe (Figure 3)",
         "Train all variants of a framework and a data set, or --recipes, and draw the similarities of positives, of\n"
         "the hardest and of all negatives before and after training, and temperatures over similarity.\n",
-        "9 with three variants, 1.8 hours",
+        "9 with three variants, 1.7 hours",
     )
     parser.add_argument("--framework", metavar="NAME", help="of the recipes, all of whose variants are trained")
     parser.add_argument("--dataset", metavar="NAME", help="of the recipes, with --framework (builtin)")

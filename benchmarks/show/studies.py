@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.progress import duration
-from amcl_fast.study import comparison_page, epochs_page
+from amcl_fast.study import augmentations_page, comparison_page, epochs_page, similarities_page
 
 from .pages import check_markers, put
 from .tables import table
@@ -77,9 +77,20 @@ def _comparison(found: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]
     return "\n\n".join([*parts, f"{' '.join(comparison_page.notes(found))} {_made_with(found, stem)}"]), kept
 
 
+def _similar(found: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
+    of: Any = {"augmentations": augmentations_page, "similarities": similarities_page}[found["study"]]
+    drawn = {name.removesuffix(".png"): png for name, png in of.draw(found).items()}
+    pictures = [f"![{of.CAPTIONS[f'{name}.png']}](pictures/{stem}-{name}.png)" for name in drawn]
+    lines = of.cells(found)
+    rows = table(list(lines[0]), [list(line.values()) for line in lines])
+    parts = [*_begin(of.title(found), found), *pictures, rows, _made_with(found, stem)]
+    return "\n\n".join(parts), {f"{stem}-{name}": png for name, png in drawn.items()}
+
+
 KINDS: dict[str, Callable[[dict[str, Any], str], tuple[str, dict[str, bytes]]]] = {
     "epochs": _epochs,
     **dict.fromkeys(("temperatures", "heads", "top-k"), _comparison),
+    **dict.fromkeys(("augmentations", "similarities"), _similar),
 }
 """By the beginning of a file's name what shows it: from study.json, and the file's name without suffix, to Markdown,
 in which figures are in a folder pictures/, and the figures as PNG by their names."""
