@@ -134,12 +134,12 @@ def choose(facts: Facts) -> Choice:
         size = next((size for limit, size in ((48, 32), (80, 64), (128, 96), (180, 128)) if facts.side <= limit), 224)
         large = facts.memory >= _LARGE_MEMORY
         if size <= 64:
-            recipe, backbone = f"simclr-{'cifar10' if size == 32 else 'stl10'}-amcl", "ResNet-18"
+            recipe, backbone = f"simclr-{'cifar10' if size == 32 else 'stl10'}-best", "ResNet-18"
             most = 512 if large else 256
         elif facts.images >= _MANY:
-            recipe, backbone, most = "simclr-imagenet1k-amcl", "ResNet-50", 128 * (1 + large) * facts.gpus
+            recipe, backbone, most = "simclr-imagenet1k-best", "ResNet-50", 128 * (1 + large) * facts.gpus
         else:
-            recipe, backbone, most = "simclr-imagenet100-amcl", "ResNet-18", 128 * (1 + large) * facts.gpus
+            recipe, backbone, most = "simclr-imagenet100-best", "ResNet-18", 128 * (1 + large) * facts.gpus
         epochs = _rounded(min(max(_SEEN / facts.images, 100), 800))
     if facts.epochs is not None:
         epochs = max(facts.epochs, 1)

@@ -152,7 +152,9 @@ def test_a_recipe_without_a_backbone_is_put_together_of_three_parts():
             parts += [f"datasets/{base}" for base in BASES.get(dataset, ())]
             parts += [f"datasets/{dataset}", f"combinations/{framework}-{dataset}"]
             parts += [f"variants/{framework}-baseline"] * (variant == "best" and framework in ("simsiam", "barlow"))
-            parts += [f"variants/{framework}-{variant}", f"combinations/{name}"]
+            parts.append(f"variants/{framework}-{variant}")
+            parts += ["variants/simclr-baseline"] * (name == "simclr-builtin-best")
+            parts.append(f"combinations/{name}")
             assert recipe_files(name) == [path for part in parts if (path := FOLDER / f"{part}.yaml").is_file()]
 
 
