@@ -204,10 +204,19 @@ class Contrast(Loss):
         return available if self.top_k is None else min(self.top_k, available)
 
     def _terms(self, away: Tensor, negative: Tensor, tau: Tensor, count: int, dim: int) -> Tensor:
-        """What each anchor (C, A) adds to the loss, of −s of its positive, its negative term, its τ, and |T|."""
+        """What each anchor (C, A) adds to the loss, of −s of its positive, its negative term, its τ, and |T|.
+
+        Raises:
+            ValueError: a ρ for which there are too few negatives.
+        """
         adaptive = self.adaptive
         if adaptive is not None and adaptive.objective == "dro":
             assert adaptive.rho is not None
+            if adaptive.rho >= math.log(count):
+                raise ValueError(
+                    f"temperature.rho must be below log |T| = {math.log(count):.3g} of the {count} negatives that "
+                    f"count, or every τ falls to tau_min, got {adaptive.rho}"
+                )
             return away + tau * (negative + (adaptive.rho - math.log(count)))
         terms = away / tau + negative
         if adaptive is not None and self.negatives == "topk_mean":  # in the others Ω(τ) of both sides is the same

@@ -259,6 +259,10 @@ REFUSED = {
         lambda: loss_of("moco", "dro", "the hardest"),
         r"temperature.rho must be below log\(top_k\) = 0, or every τ falls to tau_min, got 0.7",
     ),
+    "dro of few images": (
+        lambda: loss_of("simclr", rows(objective="dro", rho=1.5), "softmax")(*inputs_of("simclr", 2, None)[0]),
+        r"temperature.rho must be below log \|T\| = 1.39 of the 4 negatives that count, or every τ .*, got 1.5",
+    ),
 }
 
 
