@@ -43,7 +43,7 @@ def last(run):
 def test_one_of_a_given_perplexity(start, tmp_path, capsys):
     given = start(*PERPLEXITY)["criterion"]["init_args"]["temperature"]
     assert given["class_path"] == "amcl_fast.PerplexityTemperature"
-    assert given["init_args"] == {"mean": [0.1, 0.2], "perplexity": 0.25, "tau_min": 0.1, "tau_max": 1.0}
+    assert given["init_args"] == {"mean": [0.1, 0.2], "perplexity": 0.25, "tau_min": 0.01, "tau_max": 1.0}
     assert resume("--trainer.max_epochs", 2, f"{TEMPERATURE}.mean=0.2") == 2
     assert "temperature.init_args.mean from [0.1, 0.2] to 0.2" in error(capsys)
     assert resume("--trainer.max_epochs", 2) == 0
