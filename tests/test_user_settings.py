@@ -230,7 +230,10 @@ def test_settings_that_were_given_twice_under_one_name_are_the_last():
         ("--t '{class_path: Perplexity, init_args: 3}'", ("Perplexity", ["low", "high"])),
         ("--t one.Adaptive", ("Adaptive", [])),
         ("--t 0.07", ("07", ["low", "high"])),  # no class, whose settings these could be
+        ("--t.class_path Perplexity --t.init_args '{low: 0.5}'", ("Perplexity", ["high"])),
         ("--config {t: {class_path: Perplexity, init_args: {low: 1}}}", ("Perplexity", ["high"])),
+        ("--config {t: {init_args: {low: 1}, class_path: Perplexity}}", ("Perplexity", ["high"])),
+        ("--config {t: {class_path: Perplexity, init_args: null}}", ("Perplexity", ["low", "high"])),
     ],
 )
 def test_what_files_gave_to_another_class_is_known(tmp_path, typed, expected):
@@ -240,12 +243,36 @@ def test_what_files_gave_to_another_class_is_known(tmp_path, typed, expected):
     assert given_to_others(["--config", str(file), *words], "t") == expected
 
 
+def test_a_class_may_be_given_with_what_it_stands_in():
+    of_file = "{a: {t: {class_path: Adaptive, init_args: {low: 0.1, high: 1.0}}}}"
+    typed = "{class_path: A, init_args: {t: {class_path: Perplexity, init_args: {low: 1}}}}"
+    assert given_to_others(["--config", of_file, "--a", typed], "a.t") == ("Perplexity", ["high"])
+
+
 def test_a_temperature_of_another_class_than_the_recipes_has_its_own_range():
     args = ["--model.criterion.temperature", "PerplexityTemperature", "--model.criterion.temperature.tau_max", "0.5"]
     criterion = settings_of("simclr-builtin-amcl", args)["model"]["init_args"]["criterion"]
     temperature = criterion["init_args"]["temperature"]
     assert temperature["class_path"] == "amcl_fast.PerplexityTemperature"
     assert temperature["init_args"] == {"mean": 0.07, "perplexity": 0.25, "tau_min": 0.01, "tau_max": 0.5}
+
+
+def test_null_is_null_at_every_depth():
+    temperature = "--model.criterion.temperature"
+    typed = f"{temperature} LearnedTemperature --model.optimizer.bias_lr null --model.optimizer.layer_decay null"
+    of_file = "{model: {init_args: {criterion: {init_args: {temperature: {class_path: amcl_fast.LearnedTemperature, "
+    of_file += "init_args: {init: 0.2}}}}}}}"
+    json = '{"class_path": "amcl_fast.AdaptiveTemperature", "init_args": {"dim": 128, "rho": null}}'
+    for words in (
+        [temperature, json],
+        [*shlex.split(typed), temperature, json],
+        # The file gives `init`, which this class has too, with null for its default.
+        ["--config", of_file, temperature, "AdaptiveTemperature", f"{temperature}.dim", "128"],
+        ["--config", of_file, temperature, json, f"{temperature}.rho", "null", f"{temperature}.init=null"],
+    ):
+        found = settings_of("simclr-builtin-best", words)["model"]["init_args"]["criterion"]["init_args"]
+        of_class = found["temperature"]["init_args"]
+        assert (of_class["rho"], of_class["init"], of_class["tau_min"]) == (None, None, 1e-5)
 
 
 def test_a_study_takes_short_names_and_refuses_its_own():

@@ -59,14 +59,14 @@ def given_to_others(args: Sequence[str], name: str) -> tuple[str, list[str]]:
     kind, kind_of = "", dict[str, str]()
     for given in _all(args, None):
         value = parsed_text(given.value) if given.is_text else given.value
-        if given.name == name and isinstance(value, dict):
-            kind = str(value.get("class_path", kind))
-            inside = value.get("init_args")
-            kind_of |= dict.fromkeys(map(str, inside), "") if isinstance(inside, dict) else {}
-        elif given.name in (name, f"{name}.class_path"):
-            kind = str(value)
-        elif given.name.startswith(f"{name}."):
-            kind_of[given.name.removeprefix(f"{name}.")] = "" if given.is_text else kind
+        for path, item in list(_flat(value, "", None)) if isinstance(value, dict) else [("", value)]:
+            setting = _plain(f"{given.name}.{path}".removesuffix("."))
+            if (path or given.written).endswith("init_args"):  # no settings: a number, or null
+                continue
+            if setting in (name, f"{name}.class_path"):
+                kind = str(item)
+            elif setting.startswith(f"{name}."):
+                kind_of[setting.removeprefix(f"{name}.")] = "" if given.is_text else kind
     last = kind.rpartition(".")[2]
     return last, [setting for setting, of in kind_of.items() if of and of.rpartition(".")[2] != last]
 
@@ -119,7 +119,8 @@ def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
 
 
 def _flat(value: dict[Any, Any], path: str, tree: Tree | None) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
+    # The class before its settings, wherever it stands.
+    for key, item in sorted(value.items(), key=lambda entry: entry[0] != "class_path"):
         name = f"{path}.{key}" if path else str(key)
         if isinstance(item, dict) and item and (tree is None or key in _PARTS or _is_group(_plain(name), *tree)):
             yield from _flat(item, name, tree)

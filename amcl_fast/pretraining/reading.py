@@ -1,12 +1,13 @@
 """The parser of a run's settings: read, refused in one line, and built."""
 
 import argparse
+import ast
 import inspect
 import json
 import pydoc
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ..methods import BarlowTwins
 from ..temperature import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature
@@ -28,6 +29,24 @@ class SettingsParser(ParserOfGiven):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **kwargs})
+
+    def parse_args(self, args: Any = None, *more: Any, **settings: Any) -> Any:
+        # Parsers of classes within classes get values as Python writes them, and would read None as a text.
+        if args is not None and "defaults" in settings:
+            args = [self._as_yaml(argument) for argument in args]
+        return super().parse_args(args, *more, **settings)
+
+    def _as_yaml(self, argument: str) -> str:
+        option, _, value = argument.partition("=")
+        if "None" not in value:
+            return argument
+        try:
+            held = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return argument
+        action = self._option_string_actions.get(option)  # none of a setting further inside
+        may_be_null = action is None or type(None) in get_args(getattr(action, "_typehint", None))
+        return f"{option}={json.dumps(held)}" if isinstance(held, dict) or (held is None and may_be_null) else argument
 
     def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
         temperature = _of_channels(cfg)
