@@ -36,7 +36,7 @@ def write(folder: Path, page: Path, pictures: Path) -> list[Path]:
                 pictures.mkdir(parents=True, exist_ok=True)
                 picture.write_bytes(content)
                 written.append(picture)
-            parts.append(text.replace("pictures/", f"{pictures.relative_to(page.parent).as_posix()}/"))
+            parts.append(text.replace("](pictures/", f"]({pictures.relative_to(page.parent).as_posix()}/"))
     put(page, BEGIN, END, parts)
     return written
 

@@ -25,7 +25,7 @@ def house(tmp_path):
     command = (
         "amcl-fast study epochs --framework can --dataset builtin --backbones small large --variants baseline amcl"
     )
-    found = study(command=f"{command} --seeds 0 1 --trainer.max_epochs 10")
+    found = study(command=f"{command} --seeds 0 1 --data pictures/mine --trainer.max_epochs 10")
     found["trainings"][0]["seconds"] = 180.0
     (folder / "epochs-can.json").write_text(json.dumps(found))
     (folder / "machine.json").write_text("{}")
