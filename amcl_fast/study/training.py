@@ -173,9 +173,16 @@ def train_all(trainings: Sequence[Training], redraw: Callable[[dict[Training, Ru
                 raise StopError(f"the training of {training} was refused, as told above", _REFUSED)
             if training not in done:
                 failed.append(training)
-                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                print(f"the training of {training} {how} before its last epoch", file=sys.stderr, flush=True)
+                print(f"the training of {training} {_how(code, training)}", file=sys.stderr, flush=True)
     return failed
+
+
+def _how(code: int, training: Training) -> str:
+    """How a training has ended that has not finished."""
+    if not code and training.begun:  # nothing was left to train, and what comes after it no resume does
+        return f"has reached its end and was ended before all was measured: remove {training.run_dir} to train it again"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{how} before its last epoch"
 
 
 def _estimate(done: dict[Training, Run], left: Sequence[Training]) -> str:

@@ -73,6 +73,17 @@ def test_a_training_that_fails_ends_alone(three, told, capsys):
     ]
 
 
+def test_a_training_that_was_ended_while_it_was_measured_is_told_apart(three, monkeypatch, capsys):
+    """Nothing is left to train, so that it ends well at each try, and never finishes."""
+    finished(three[0].run_dir, [30.0], finished=False)
+    monkeypatch.setattr(Commands, "run", lambda self, arguments: 0)
+    assert train_all(three[:1], lambda done: None) == three[:1]
+    assert capsys.readouterr().err == (
+        "the training of demo, seed 0 has reached its end and was ended before all was measured: remove "
+        f"{three[0].run_dir} to train it again\n"
+    )
+
+
 def test_a_refusal_would_be_that_of_the_others(three, told):
     told[1].append(2)
     with pytest.raises(StopError, match="demo, seed 0 was refused") as stop:
