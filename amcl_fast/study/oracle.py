@@ -23,7 +23,7 @@ else:
     Contrast = object
 
 _AWAY = 8.0
-"""Squared, what similarities of the same class lose: e^(2 − 64)/τ of a weight is left, for τ up to 1 nothing."""
+"""Squared, what similarities of the same class lose: e^((2 − 64)/τ) of a weight is left, for τ up to 1 nothing."""
 
 LARGEST_TAU = 1.0
 
@@ -137,7 +137,7 @@ class Labels(L.Callback):
     """Tells an oracle the classes of each batch, and keeps those of the keys in MoCo's queue.
 
     Raises:
-        ValueError: the criterion is none.
+        ValueError: the criterion is none, or data.views are others than two of one size.
     """
 
     def __init__(self) -> None:
@@ -155,6 +155,8 @@ class Labels(L.Callback):
                 "model.criterion must be one that takes labels where amcl_fast.study.oracle.Labels is a callback, got "
                 f"{type(pl_module.criterion).__name__}"
             )
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        _refuse_more(len(data.views), data.target_views)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         criterion = pl_module.criterion

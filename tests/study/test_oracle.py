@@ -108,7 +108,8 @@ def method(kind, criterion, **settings):
 def test_the_queue_of_labels_turns_with_that_of_keys():
     """Seven keys' places, four keys a batch: the second batch goes round."""
     moco = method(MoCo, MoCoOracle(TAU, top_k=1), queue_size=7)
-    trainer, labels = SimpleNamespace(datamodule=SimpleNamespace(num_classes=9)), Labels()
+    data = SimpleNamespace(num_classes=9, views=[None, None], target_views=2)
+    trainer, labels = SimpleNamespace(datamodule=data), Labels()
     labels.setup(trainer, moco, "fit")
     for first in (1, 5):
         batch = None, torch.tensor([first, first + 1])
@@ -130,3 +131,9 @@ def test_the_queue_of_labels_turns_with_that_of_keys():
 def test_a_criterion_without_labels_is_refused():
     with pytest.raises(ValueError, match=r"model.criterion must be one that takes labels where .*, got SimCLRLoss"):
         Labels().setup(None, method(SimCLR, SimCLRLoss(TAU)), "fit")
+
+
+def test_more_views_are_refused_before_the_first_step():
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(views=[None] * 4, target_views=2))
+    with pytest.raises(ValueError, match=r"data.views must be two of one size .*, got 4, of which 2 of the largest"):
+        Labels().setup(trainer, method(SimCLR, SimCLROracle(TAU)), "fit")
