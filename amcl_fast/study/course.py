@@ -56,6 +56,7 @@ def check_whole(whole: Mapping[str, Mapping[str, Any]]) -> None:
         whole: all settings of each cell's trainings, seeded with `NO_SEED`.
     """
     for settings in whole.values():
+        check_kept(settings)
         if settings["seed_everything"] != NO_SEED:
             seed = settings["seed_everything"]
             raise ValueError(
@@ -70,6 +71,12 @@ def check_whole(whole: Mapping[str, Mapping[str, Any]]) -> None:
         for name in ("every_n_epochs", "bank", "queries"):
             if settings["knn"][name] == 0:
                 raise ValueError(f"knn.{name} must be at least 1 in a study of accuracies, got 0")
+
+
+def check_kept(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings of trainings that leave nothing to read."""
+    if tried := settings["trainer"]["fast_dev_run"]:
+        raise ValueError(f"trainer.fast_dev_run must be left out of a study, whose trainings are kept, got {tried}")
 
 
 def check_alike(whole: Mapping[str, Mapping[str, Any]]) -> None:

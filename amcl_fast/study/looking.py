@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pretraining.command import settings_of
 from ..runs.read import Run
-from .course import NO_SEED, carry_out, check_given, check_images, refuse_launchers
+from .course import NO_SEED, carry_out, check_given, check_images, check_kept, refuse_launchers
 from .folder import command_line, write_results
 from .overlap import BIN_WIDTH, PAIRS, looks, summary
 from .overlap_page import WHAT
@@ -122,6 +122,7 @@ def run(
 def _check(whole: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError for settings with which trainings end at different steps, or have no seeds of the study's."""
     for settings in whole.values():
+        check_kept(settings)
         if (seed := settings["seed_everything"]) != NO_SEED:
             raise ValueError(
                 f"seed_everything must be left out of the --config of a study, which has --seeds, got {seed}"

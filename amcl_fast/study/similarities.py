@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipes import VARIANTS, given_recipe, recipe_names
+from ..recipes.shown import composed
 from ..runs.directory import RUNS
 from .course import check_different
 from .looking import Cell, Looking
@@ -46,6 +47,8 @@ class Similarities:
 def given_recipes(recipes: Sequence[str] | None, framework: str | None, dataset: str | None) -> tuple[str, ...]:
     """Those that are given; of a framework and a data set, "builtin" by default, all variants, the baseline first.
 
+    A variant that is another one by a second name, as `best` of Barlow Twins is the baseline, is left out.
+
     Raises:
         ValueError: neither or both are given, or there are none.
     """
@@ -56,7 +59,13 @@ def given_recipes(recipes: Sequence[str] | None, framework: str | None, dataset:
     if framework is None:
         raise ValueError("--framework or --recipes must be given, got neither")
     known, dataset = set(recipe_names()), dataset or "builtin"
-    found = tuple(name for variant in VARIANTS if (name := f"{framework}-{dataset}-{variant}") in known)
+    settings: dict[str, dict[tuple[str, ...], Any]] = {}
+    for variant in VARIANTS:
+        if (name := f"{framework}-{dataset}-{variant}") in known:
+            values = {path: value for path, (value, _) in composed(name)[1].items()}
+            if values not in settings.values():
+                settings[name] = values
+    found = tuple(settings)
     if not found:
         raise ValueError(f"--framework and --dataset must be those of recipes, got {framework} and {dataset}")
     return found

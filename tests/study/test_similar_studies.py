@@ -9,6 +9,7 @@ import yaml
 
 from amcl_fast.arguments import parser
 from amcl_fast.cli import main
+from amcl_fast.recipes import VARIANTS
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.snapshot import Snapshot
 from amcl_fast.study import augmentations, looking, training
@@ -107,6 +108,7 @@ ONE_CELL = [*OF_AUGMENTATIONS, "--augmentations", "ac", "--heads", "3"]
         ),
         ([*ONE_CELL, "--data.views", "[{count: 2}]"], "data.augmentation must be left out where data.views lists .*"),
         ([*ONE_CELL, "--trainer.max_time", "00:01:00:00"], "trainer.max_time must be left out of a study .*"),
+        ([*ONE_CELL, "--trainer.fast_dev_run", "2"], "trainer.fast_dev_run must be left out of a study, .*, got 2"),
         (["augmentations", "--recipe", "simclr-best"], "recipe must be the name of one, got 'simclr-best'.*"),
         (["similarities", "--recipes", "demo", "demo"], "--recipes must be different ones, got demo demo"),
         (["similarities", "--recipes", "demo", "--seeds", "-1"], "--seeds must be between 0 and 4294967295, got -1"),
@@ -203,3 +205,9 @@ def test_the_defaults_are_those_of_the_figure():
     given = parser().parse_args(["study", *OF_AUGMENTATIONS])
     assert tuple(given.augmentations) == augmentations.SETS and given.heads == [1, 3]
     assert [len(letters) for letters in augmentations.SETS] == [1, 2, 3, 4, 5]
+
+
+def test_a_variant_that_is_another_by_a_second_name_is_trained_once():
+    """Of SimSiam and Barlow Twins `best` is the baseline."""
+    for framework, variants in (("barlow", ["baseline", "released", "amcl"]), ("moco", list(VARIANTS))):
+        assert given_recipes(None, framework, "cifar10") == tuple(f"{framework}-cifar10-{of}" for of in variants)
