@@ -180,6 +180,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         found.append("The encoders have no BatchNorm: there is nothing to recalibrate, and the numbers are the same.")
     if images := results["trainings"][0]["measured_images"]:
         found.append(f"Of {images['queries']:,} held-out images, by {images['bank']:,} training images.")
+    if any(row["standard_error"] is not None for row in results["differences"]):
+        found.append(
+            "Two standard errors hold the true difference in 82 % of studies of three seeds, in 88 % of five, in 92 % "
+            "of ten (Student's t, of normal errors); where many are compared some lie beyond by chance."
+        )
     return found
 
 

@@ -22,7 +22,7 @@ _DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 _CAPTION = (
     "kNN accuracy on held-out images over epochs, a panel a backbone: mean of the seeds, and from the lowest to the "
-    "highest of them. Epoch 0 is the encoder before training."
+    "highest of them. Epoch 0, where it is drawn, is the encoder before training."
 )
 
 

@@ -58,7 +58,10 @@ def _compared(arguments: argparse.Namespace, given: Given) -> Comparison:
             names=arguments.cells,
         )
     if arguments.study == "heads":
-        differing = [] if "none" in arguments.differing else arguments.differing
+        differing = arguments.differing
+        if "none" in differing and len(differing) > 1:
+            raise ValueError(f"--differing must be none alone, or others without it, got {' '.join(differing)}")
+        differing = [] if "none" in differing else differing
         return heads(
             given,
             numbers=arguments.heads,

@@ -46,6 +46,11 @@ def heads(
     """
     check_different("heads", numbers)
     check_different("differing", differing)
+    if differing_heads is not None and differing_heads < 1:
+        raise ValueError(f"--differing_heads must be at least 1, got {differing_heads}")
+    for name, value in (("differing_heads", differing_heads), ("mean", mean)):
+        if not differing and value is not None:
+            raise ValueError(f"--{name} must be left out where no heads differ (--differing none), got {value:g}")
     found = given.found()
     arguments = found["model"]["init_args"]
     own = ProjectorConfig(**arguments["projector"])
@@ -55,8 +60,8 @@ def heads(
     cells = [Cell(f"heads-{count}", _projector(config), _about(config, width)) for count, config in configs.items()]
     if differing:
         _, criterion = contrast_of(found, f"{NAME} that differ in temperature (--differing none leaves them out)")
-        count = differing_heads or (own.heads if own.heads > 1 else 3)
-        mean = mean or _mean(criterion["temperature"])
+        count = (own.heads if own.heads > 1 else 3) if differing_heads is None else differing_heads
+        mean = _mean(criterion["temperature"]) if mean is None else mean
         config = configs.get(count) or of_size(width, own, count, target)
         cells += [_differing(way, config, mean) for way in differing]
     return Comparison(

@@ -11,7 +11,6 @@ from .course import check_different
 NAME = "temperatures"
 
 _ORACLES = {True: "amcl_fast.study.oracle.SimCLROracle", False: "amcl_fast.study.oracle.MoCoOracle"}
-_DRO = {"share": "row", "objective": "dro", "rho": 0.87}
 _LABELS = "--trainer.callbacks+=amcl_fast.study.oracle.Labels"
 
 
@@ -37,20 +36,20 @@ def temperatures(
     Raises:
         SettingsError, ValueError: the recipe has no such temperature, or there are no such cells.
     """
-    check_different("constants", constants)
-    check_different("means", means)
+    for option, taus in (("constants", constants), ("means", means)):
+        check_different(option, [f"{tau:g}" for tau in taus])  # as cells are called
     found = given.found()
     kind, arguments = contrast_of(found, NAME)
     dim = found["model"]["init_args"]["projector"]["dim"]
     first = _constant(reference)
     every = [
         first,
-        *(_constant(tau) for tau in constants if tau != reference),
+        *(cell for cell in map(_constant, constants) if cell.name != first.name),
         *(_perplexity(mean, perplexity) for mean in means),
         Cell(
             "pairwise",
             (TEMPERATURE, _adaptive(dim=dim, tau_min=0.1, tau_max=1.0, score="cosine")),
-            "AMCL's, of each pair, by the bounded score of the amcl recipes, from 0.1 to 1",
+            "AMCL's, of each pair, by the bounded score of the amcl recipes, from 0.1 to 1, at a level of its own",
         ),
         Cell(
             "row-dro",
@@ -58,7 +57,8 @@ def temperatures(
                 TEMPERATURE,
                 _adaptive(dim=dim, tau_min=0.01, tau_max=1.0, share="row", objective="dro", rho=0.87, init=0.1),
             ),
-            "one of each anchor, learned by the distributionally robust objective, rho 0.87, from 0.1 on",
+            "one of each anchor, learned by the distributionally robust objective, rho 0.87, from 0.1 on, at a level "
+            "of its own",
         ),
         Cell(
             "oracle",
@@ -93,7 +93,7 @@ def _constant(tau: float) -> Cell:
 
 
 def _perplexity(mean: float, perplexity: float) -> Cell:
-    about = f"one of each anchor, of perplexity {perplexity:g} of its negatives, pinned to a mean of {mean:g}"
+    about = f"one of each anchor, of perplexity {perplexity:g} of its negatives, the mean of 1/τ pinned to 1/{mean:g}"
     return Cell(f"perplexity-{mean:g}", (TEMPERATURE, of_perplexity(mean, perplexity)), about)
 
 

@@ -30,9 +30,14 @@ def top_k(given: Given, *, shares: Sequence[float]) -> Comparison:
         available, what = 2 * batch - 2, f"both views of the other images of a batch of {batch}"
     else:
         available, what = arguments["queue_size"], "the queue"
+    counts = {share: max(1, round(share * available)) for share in sorted(shares, key=lambda share: share != 1)}
+    if len(set(counts.values())) < len(counts):
+        raise ValueError(
+            f"--shares must be of different numbers of {available:,} negatives, got {' '.join(map(str, shares))}, of "
+            "which two come to the same number"
+        )
     cells = []
-    for share in sorted(shares, key=lambda share: share != 1):
-        count = max(1, round(share * available))
+    for share, count in counts.items():
         cells.append(
             Cell(
                 "all" if share == 1 else f"top-{share:g}",

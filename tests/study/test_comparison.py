@@ -144,6 +144,7 @@ ALL = [*SIMCLR, "--shares", "1"]
     [
         (["temperatures", *SIMCLR, "--seeds", "0", "0"], "--seeds must be different ones, got 0 0"),
         (["temperatures", *SIMCLR, "--constants", "0.2", "0.2"], "--constants must be different ones, got 0.2 0.2"),
+        (["temperatures", *SIMCLR, "--means", "0.1", "0.1000001"], "--means must be different ones, got 0.1 0.1"),
         (
             ["temperatures", *SIMCLR, "--cells", "oracel"],
             r"--cells must be among constant-0.1 constant-0.05 .* oracle, got oracel",
@@ -169,12 +170,27 @@ ALL = [*SIMCLR, "--shares", "1"]
             "--model.init_args.projector.heads must be left out of this study, whose trainings differ in it",
         ),
         (["heads", *SIMCLR, "--heads", "0"], "--heads must be at least 1, got 0"),
+        (["heads", *SIMCLR, "--differing_heads", "0"], "--differing_heads must be at least 1, got 0"),
+        (["heads", *SIMCLR, "--mean", "0"], "perplexity-3 cannot be of this recipe: mean must be one number, .*"),
+        (["heads", *SIMCLR, "--differing", "none", "means"], "--differing must be none alone, or others without it,.*"),
+        (
+            ["heads", *SIMCLR, "--differing", "none", "--mean", "0.2"],
+            r"--mean must be left out where no heads differ \(--differing none\), got 0.2",
+        ),
         (
             ["heads", *SIMCLR, "--model.projector.hidden_dim", "1", "--heads", "9"],
             r"--heads must be such that projectors are of equal size, got 9, with which the nearest to [\d,]+ .*",
         ),
         (["top-k", *SIMCLR, "--shares", "0"], "--shares must be above 0 and at most 1, got 0"),
+        (
+            ["top-k", *SIMCLR, "--shares", "0.1", "0.1001"],
+            "--shares must be of different numbers of 1,022 negatives, got 0.1 0.1001, of which two come to .*",
+        ),
         (["top-k", *ALL, "--trainer.max_steps", "9"], "trainer.max_steps must be left out of a study.*"),
+        (
+            ["top-k", *ALL, "--trainer.fast_dev_run", "true"],
+            "trainer.fast_dev_run must be left out of a study, whose trainings are kept, got True",
+        ),
         (["top-k", *ALL, "--run_dir", "x"], "--run_dir must be left out of a study.*"),
         (["top-k", *ALL, "--knn.bank", "0"], "knn.bank must be at least 1 in a study of accuracies, got 0"),
     ],
@@ -271,6 +287,9 @@ def test_tables_and_page_are_what_comes_out_by_hand():
     assert "4 of 6 trainings have finished; go on with <code>amcl-fast study &lt;b&gt;</code>" in text
     assert text.count("<img") == 2 and "<b>" not in text and "&lt;a&gt;" in text
     assert "differences are of trainings of the same seed" in text
+    # P(|t| < 2) in closed form: 2/√6 of two degrees of freedom, of four (3u − u³)/2 with u = 2/√8.
+    three, five = (100 * share for share in (2 / 6**0.5, (3 * 0.5**0.5 - 0.5**1.5) / 2))
+    assert f"the true difference in {three:.0f} % of studies of three seeds, in {five:.0f} % of five" in text
     assert '<a href="b-1/report/index.html">b-1</a>' in text
 
 
@@ -280,6 +299,7 @@ def test_a_single_seed_is_no_claim_and_no_batch_norm_is_said():
         row["measures"]["batch_norms"] = 0
     text = page(found, draw(found))
     assert "Of a single seed no difference is known from chance" in text and "+4.00 (one seed)" in text
+    assert "Two standard errors" not in text
     assert "there is nothing to recalibrate, and the numbers are the same" in text
 
 
