@@ -23,18 +23,15 @@ from .course import (
     refuse_launchers,
 )
 from .folder import command_line, write_results
-from .results import MEASURES, Row, accuracies, at_the_end, of_measures
+from .results import MEASURES, OF_MEASURES, Row, accuracies, at_the_end, of_measures
 from .training import Training
 
 CRITERION = "--model.init_args.criterion"
 TEMPERATURE = f"{CRITERION}.init_args.temperature"
 
 _WHAT = (
-    "in percent on held-out images, of encoders after their last epoch: kNN accuracy, and that of a ridge regression "
-    "on one-hot targets (features standardised, penalty chosen on a held-out tenth of the training images), each with "
-    "BatchNorm as it ran, and with its running statistics computed anew on the training images by the final weights "
-    "(recalibrated). Differences are in points, of trainings of the same seed; standard errors are s/√n over seeds, "
-    "null for a single one"
+    f"in percent on held-out images, of encoders after their last epoch: {OF_MEASURES}. Differences are in points, of "
+    "trainings of the same seed; standard errors are s/√n over seeds, null for a single one"
 )
 
 

@@ -25,7 +25,7 @@ from .course import (
 )
 from .epochs_page import draw, draw_differences, page
 from .folder import command_line, write_results
-from .results import DEFAULT, Row, accuracies, at_the_end, by_seed, differences, of_measures, spread
+from .results import DEFAULT, OF_MEASURES, Row, accuracies, at_the_end, by_seed, differences, of_measures, spread
 from .training import Training
 
 NAME = "epochs"
@@ -35,7 +35,7 @@ _POINTS = 20
 _WHAT = (
     "kNN accuracy in percent on held-out images while encoders are trained, of each recipe and seed: after `epochs`, "
     "of the encoder before training and of raw pixels. Differences are in points, of trainings of the same seed at "
-    "their last epoch; standard errors are s/√n over seeds, null for a single one"
+    f"their last epoch; standard errors are s/√n over seeds, null for a single one. Measured at the end: {OF_MEASURES}"
 )
 
 
