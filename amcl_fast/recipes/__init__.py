@@ -40,7 +40,7 @@ VARIANTS = {
     "baseline": "one head, constant temperature",
     "released": "AMCL as its authors released it, for the data sets they released it for, and builtin",
     "amcl": "AMCL with temperatures that stay adaptive",
-    "best": "what measured best on small images: several heads, the hardest negatives; docs/temperatures.md",
+    "best": "what measured best on small images (docs/temperatures.md); for SimSiam and Barlow Twins the baseline",
 }
 
 DATASETS = {
