@@ -103,6 +103,14 @@ WRONG = {
     r"must be one number, or one for each of the 2 heads, got \[0.1, 0.2, 0.3\]$",
     "--model.criterion.temperature PerplexityTemperature --model.criterion.temperature.perplexity 2": "perplexity must "
     "be above 0 and below 1, a share of the negatives, got 2.0$",
+    "--model.criterion.temperature '{class_path: PerplexityTemperature, init_args: {mean: high}}'": "temperature"
+    ".init_args.mean must be a number or a list of numbers, got high$",
+    "--model.criterion.temperature '{class_path: PerplexityTemperature, init_args: {means: 0.1}}'": "temperature"
+    ".init_args.means is no setting, got 0.1; close to it: model.criterion.temperature.mean",
+    # not dim, which amcl.yaml gave to the class that was there
+    "--model.criterion.temperature PerplexityTemperature -c inside.yaml": "inside.yaml: .*learning_rate is no setting",
+    "--model.criterion.temperature '{class_path: Perplexity}'": "--model.criterion.temperature.class_path must "
+    "be a number, AdaptiveTemperature, .* got Perplexity$",
     "--model.criterion.temperature.share row": "score must be 'dot' with share='row', .*got 'cosine'$",
     "--model.criterion.temperature.share rows": "--model.criterion.temperature.share must be pair or row, got rows$",
     "--model.backbone.name resnet19": "model.backbone.name must be one of resnet18, .* got 'resnet19'$",

@@ -72,14 +72,16 @@ def given_to_others(args: Sequence[str], name: str) -> tuple[str, list[str]]:
 
 
 def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[str]) -> list[Given]:
-    """All settings that were given, in order.
+    """All settings that were given, in order, but what files gave to a class that another has taken the place of.
 
     Args:
         args: of the command line.
         known: the settings that there are.
         groups: what they have in common in front.
     """
-    return list(_all(args, (known, groups)))
+    chosen = [name for name in given_classes(args) if name in known and known[name].is_class]
+    gone = {f"{name}.{setting}" for name in chosen for setting in given_to_others(args, name)[1]} - known.keys()
+    return [given for given in _all(args, (known, groups)) if given.is_text or given.name not in gone]
 
 
 def parsed_text(text: str) -> Any:
@@ -105,7 +107,17 @@ def _all(args: Sequence[str], tree: Tree | None) -> Iterator[Given]:
             value, equals, place = args[place], "=", place + 1
         if equals:
             option = option.removesuffix("+")
-            yield Given(option, _plain((long_name(option) or option)[2:]), value, is_text=True)
+            yield from _of_option(option, _plain((long_name(option) or option)[2:]), value, tree)
+
+
+def _of_option(option: str, name: str, value: str, tree: Tree | None) -> Iterator[Given]:
+    """A class with its settings in one value is these, one by one, as in a file."""
+    held = parsed_text(value) if value.startswith("{") else None
+    if not (isinstance(held, dict) and "class_path" in held):
+        yield Given(option, name, value, is_text=True)
+        return
+    for path, inside in _flat(held, name, tree):
+        yield Given(f"{option}{path.removeprefix(name)}", _plain(path), inside, is_text=False)
 
 
 def _of_file(name: str, tree: Tree | None) -> Iterator[Given]:
