@@ -12,7 +12,8 @@ from ..runs.read import Run
 from .folder import moved, open_folder
 from .training import StopError, Training, train_all
 
-MEASURED = ("--trainer.callbacks+=amcl_fast.study.measured.Measured",)
+_MEASURING = "amcl_fast.study.measured.Measured"
+MEASURED = (f"--trainer.callbacks+={_MEASURING}",)
 """Of every training whose accuracy is compared."""
 
 NO_SEED = 2**32 - 1  # which nobody gives
@@ -57,6 +58,11 @@ def check_whole(whole: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for settings in whole.values():
         check_kept(settings)
+        if _MEASURING not in [callback["class_path"] for callback in settings["trainer"]["callbacks"] or ()]:
+            raise ValueError(
+                "trainer.callbacks must be given as --trainer.callbacks+ in a study, whose trainings have one that "
+                "measures them"
+            )
         if settings["seed_everything"] != NO_SEED:
             seed = settings["seed_everything"]
             raise ValueError(

@@ -191,6 +191,10 @@ ALL = [*SIMCLR, "--shares", "1"]
             ["top-k", *ALL, "--trainer.fast_dev_run", "true"],
             "trainer.fast_dev_run must be left out of a study, whose trainings are kept, got True",
         ),
+        (
+            ["top-k", *ALL, "--trainer.callbacks", "[{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]"],
+            r"trainer.callbacks must be given as --trainer.callbacks\+ in a study, .*",
+        ),
         (["top-k", *ALL, "--run_dir", "x"], "--run_dir must be left out of a study.*"),
         (["top-k", *ALL, "--knn.bank", "0"], "knn.bank must be at least 1 in a study of accuracies, got 0"),
     ],
