@@ -79,7 +79,8 @@ def given_settings(args: Sequence[str], known: dict[str, Setting], groups: set[s
         known: the settings that there are.
         groups: what they have in common in front.
     """
-    chosen = [name for name in given_classes(args) if name in known and known[name].is_class]
+    # Not of the method: a framework's criterion is no other one's, and that is told.
+    chosen = [name for name in given_classes(args) if name != "model" and name in known and known[name].is_class]
     gone = {f"{name}.{setting}" for name in chosen for setting in given_to_others(args, name)[1]} - known.keys()
     return [given for given in _all(args, (known, groups)) if given.is_text or given.name not in gone]
 

@@ -61,8 +61,8 @@ class SettingsParser(ParserOfGiven):
             ValueError: one is unknown, has another type, or cannot be; it is told with what is accepted.
         """
         try:
-            args = with_long_names(args)
-            settings = self.parse_args(_joined([*args, *_defaults_again(args)]))
+            named = with_long_names(args)
+            settings = self.parse_args(_joined([*named, *_defaults_again(named)]))
         except argparse.ArgumentError as error:
             raise RefusedError(refused(self, args, error.message)) from error
         refuse_nothing(settings.as_dict())
