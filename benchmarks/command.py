@@ -71,7 +71,10 @@ def draw(output: Path | None) -> None:
 
     folder = output or results.default_folder()
     files = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/benchmarks"), Path("docs/imagenet.md")
-    for path in (*pages.write(folder, *files), *studies.write(folder, Path("docs/studies.md"), Path("docs/studies"))):
+    for path in (
+        *pages.write(folder, *files),
+        *studies.write(folder, Path("docs/study-results.md"), Path("docs/studies")),
+    ):
         print(path)
 
 

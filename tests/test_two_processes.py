@@ -50,7 +50,7 @@ def test_two_processes_make_one_run(images, tmp_path):
     assert [len(series[0]) for series in run.heads("positive")] == [2, 2]
     assert [Path(file).name for file, _ in run.skipped] == ["3.png"]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "were not used: 1." in page and page.count("<img") == 13
+    assert "were not used: 1." in page and page.count("<img") == 14
     assert json.loads((tmp_path / "run" / "report" / "summary.json").read_text())["finished"] is True
     # The first save failed in the process that writes, and neither process waited for the other for ever.
     assert done.stderr.count("the checkpoint cannot be saved") >= 1 and "training goes on" in done.stderr

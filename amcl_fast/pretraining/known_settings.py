@@ -93,7 +93,14 @@ def subclasses(hint: Any) -> list[type]:
         kind = waiting.pop(0)
         found[kind] = None
         waiting += kind.__subclasses__()
-    made = [kind for kind in found if not inspect.isabstract(kind) and not kind.__name__.startswith("_")]
+    # A study's own are named by their paths alone, and are there only where it was imported.
+    made = [
+        kind
+        for kind in found
+        if not (
+            inspect.isabstract(kind) or kind.__name__.startswith("_") or kind.__module__.startswith("amcl_fast.study")
+        )
+    ]
     roots = tuple(classes(hint))
     # What the package itself builds on is for that alone; a class of a user's own makes none of its bases so.
     bases = {base for kind in made if kind.__module__.startswith("amcl_fast.") for base in kind.__mro__[1:]}

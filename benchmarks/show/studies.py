@@ -1,4 +1,4 @@
-"""The figures and tables of docs/studies.md, from the study.json of studies that lie beside the results of machines."""
+"""The figures and tables of docs/study-results.md, from the study.json of studies beside the results of machines."""
 
 import json
 import re
@@ -97,7 +97,7 @@ in which figures are in a folder pictures/, and the figures as PNG by their name
 
 
 def _begin(title: str, found: dict[str, Any]) -> list[str]:
-    return [f"### {title}", f"```\n{_broken(found['command'])}\n```"]
+    return [f"## {title}", f"```\n{_broken(found['command'])}\n```"]
 
 
 def _picture(title: str, name: str) -> str:

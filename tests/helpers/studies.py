@@ -19,6 +19,24 @@ Throughput.on_train_batch_end = lambda *given: (usual(*given), kill(*given[1:]))
 """What has a training killed within its second epoch, of two steps each."""
 
 
+def tiny(*more, epochs=1):
+    """Settings of trainings of forty images."""
+    return [
+        *("--data.size", "16", "--data.batch_size", "8", "--data.num_threads", "1", "--data.device", "cpu"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", str(epochs), "--trainer.log_every_n_steps", "1"),
+        *("--model.backbone.width", "8", "--model.projector.hidden_dim", "8", "--trainer.precision", "32-true"),
+        *more,
+    ]
+
+
+def refusal(capsys, code):
+    """The line in which a study that ended with this code was refused."""
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amcl-fast study: error: ")
+    return line.removeprefix("amcl-fast study: error: ")
+
+
 def finished(run_dir, knn, *, epochs=None, every=1, untrained=20.0, pixels=10.0, **facts):
     """A run directory with so many kNN accuracies; `facts` beside the usual ones."""
     run_dir.mkdir(parents=True)

@@ -15,28 +15,9 @@ from amcl_fast.study import heads, training
 from amcl_fast.study.comparison import summary
 from amcl_fast.study.comparison_page import cells, differences, draw, page
 from tests.helpers.command_line import environment, image_folder
-from tests.helpers.studies import Forked, compared
+from tests.helpers.studies import Forked, compared, refusal, tiny
 
-TINY = [
-    *("--data.size", "16", "--data.batch_size", "8", "--data.num_threads", "1", "--data.device", "cpu"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"),
-    *("--model.backbone.width", "8", "--model.projector.hidden_dim", "8", "--trainer.precision", "32-true"),
-    *("--knn.before_training", "false"),
-]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """The trainings that a study would begin; each fails at once."""
-    begun = []
-    monkeypatch.setattr(training.Commands, "run", lambda self, arguments: begun.append(arguments) or 1)
-    return begun
+TINY = tiny("--knn.before_training", "false")
 
 
 def study(*arguments):
@@ -45,9 +26,7 @@ def study(*arguments):
 
 def refused(capsys, *arguments):
     """The line in which a study is refused."""
-    assert study(*arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line.removeprefix("amcl-fast study: error: ")
+    return refusal(capsys, study(*arguments))
 
 
 def names(begun):

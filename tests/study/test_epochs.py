@@ -15,27 +15,9 @@ from amcl_fast.runs.read import read_run
 from amcl_fast.study import epochs, folder, training
 from amcl_fast.study.epochs import Epochs
 from tests.helpers.command_line import environment, image_folder
-from tests.helpers.studies import Forked, Killed, finished
+from tests.helpers.studies import Forked, Killed, finished, refusal, tiny
 
-TINY = [
-    *("--data.size", "16", "--data.batch_size", "8", "--data.num_threads", "1", "--data.device", "cpu"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"),
-    *("--model.backbone.width", "8", "--model.projector.hidden_dim", "8", "--trainer.precision", "32-true"),
-]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """The trainings that a study would begin; each fails at once."""
-    begun = []
-    monkeypatch.setattr(training.Commands, "run", lambda self, arguments: begun.append(arguments) or 1)
-    return begun
+TINY = tiny(epochs=2)
 
 
 def study(*arguments):
@@ -44,10 +26,7 @@ def study(*arguments):
 
 def refused(capsys, *arguments):
     """The line in which a study is refused."""
-    assert study(*arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("amcl-fast study: error: ")
-    return line.removeprefix("amcl-fast study: error: ")
+    return refusal(capsys, study(*arguments))
 
 
 def test_seeds_come_one_after_the_other(here, untrained, capsys):
@@ -96,7 +75,7 @@ def test_accuracy_is_measured_often_enough(settings, every, here, untrained):
     ("arguments", "message"),
     [
         (["--seeds", "0", "0"], "--seeds must be different ones, got 0 0"),
-        (["--variants", "amcl", "best"], "recipe must be the name of one, got 'simclr-builtin-best'; close to it: .*"),
+        (["--variants", "amcl", "bets"], "recipe must be the name of one, got 'simclr-builtin-bets'; close to it: .*"),
         (["--sedes", "3"], "--sedes is no setting, got 3; .*"),
         (["--recipe", "demo"], "--recipe must be left out of a study, which has trainings of its own"),
         (["--seed_everything=3"], "--seed_everything must be left out of a study.*"),

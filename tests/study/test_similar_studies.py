@@ -17,28 +17,9 @@ from amcl_fast.study.overlap import auc, counts, overlap
 from amcl_fast.study.similarities import given_recipes
 from tests.helpers.command_line import environment, image_folder
 from tests.helpers.shots import run_directory, snapshot
-from tests.helpers.studies import Forked
+from tests.helpers.studies import Forked, refusal, tiny
 
-TINY = [
-    *("--data.size", "16", "--data.batch_size", "8", "--data.num_threads", "1", "--data.device", "cpu"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"),
-    *("--model.backbone.width", "8", "--model.projector.hidden_dim", "8", "--trainer.precision", "32-true"),
-    *("--knn.every_n_epochs", "0"),
-]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """The trainings that a study would begin; each fails at once."""
-    begun = []
-    monkeypatch.setattr(training.Commands, "run", lambda self, arguments: begun.append(arguments) or 1)
-    return begun
+TINY = tiny("--knn.every_n_epochs", "0")
 
 
 def study(*arguments):
@@ -47,10 +28,7 @@ def study(*arguments):
 
 def refused(capsys, *arguments):
     """The line in which a study is refused."""
-    assert study(*arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("amcl-fast study: error: ")
-    return line.removeprefix("amcl-fast study: error: ")
+    return refusal(capsys, study(*arguments))
 
 
 def test_every_set_of_augmentations_is_trained_with_every_number_of_heads(here, untrained, capsys):

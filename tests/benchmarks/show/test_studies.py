@@ -1,4 +1,4 @@
-"""docs/studies.md is drawn from the JSON of studies."""
+"""docs/study-results.md is drawn from the JSON of studies."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_page_has_each_study_and_its_figure(house):
     text = page.read_text()
     assert picture == house / "docs" / "studies" / "epochs-can.png" and picture.read_bytes().startswith(b"\x89PNG")
     assert text.startswith("# before\n") and text.endswith(f"{studies.END}\nafter\n") and "old" not in text
-    assert "### can on builtin\n" in text and "](studies/epochs-can.png)" in text
+    assert "## can on builtin\n" in text and "](studies/epochs-can.png)" in text
     assert "| small | amcl | 10 | 35.0, 41.0 | 38.0 ± 3.0 | +5.0, +7.0 | +6.0 ± 1.0 |\n" in text
     # Six trainings: 180 s and five of 60 s.
     assert "A training took 60 s to 3 min, all of them 8 min, on Some Processor 1, 2 cores; 2026-01-02, commit " in text
@@ -70,7 +70,7 @@ def test_a_comparison_has_its_tables_and_the_picture_of_its_differences(tmp_path
     }
     text, drawn = studies._comparison(found, "temperatures-demo")
     assert list(drawn) == ["temperatures-demo-differences"]
-    assert "### Temperatures: demo\n" in text and "](pictures/temperatures-demo-differences.png)" in text
+    assert "## Temperatures: demo\n" in text and "](pictures/temperatures-demo-differences.png)" in text
     assert "| b | a | 2 | +2.50 ± 1.50 |" in text and "| c | b |" not in text
     assert "differences are of trainings of the same seed. Of 1,000 held-out images, by 5,000 training images." in text
     assert "A training took 60 s to 60 s, all of them 6 min" in text
@@ -96,9 +96,9 @@ def test_a_page_without_a_place_is_refused(house):
 
 
 def test_the_committed_page_is_that_of_the_committed_studies(tmp_path):
-    page = tmp_path / "docs" / "studies.md"
+    page = tmp_path / "docs" / "study-results.md"
     page.parent.mkdir()
-    page.write_text((ROOT / "docs" / "studies.md").read_text())
+    page.write_text((ROOT / "docs" / "study-results.md").read_text())
     written = studies.write(Path(results.__file__).parent / "results", page, page.parent / "studies")
-    assert page.read_text() == (ROOT / "docs" / "studies.md").read_text(), "amcl-fast bench --report"
+    assert page.read_text() == (ROOT / "docs" / "study-results.md").read_text(), "amcl-fast bench --report"
     assert {path.name for path in written[1:]} == {path.name for path in (ROOT / "docs" / "studies").glob("*.png")}
