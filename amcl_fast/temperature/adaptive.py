@@ -118,8 +118,9 @@ class AdaptiveTemperature(nn.Module):
         self.score, self.scale = score, float(scale)
         self.precision = precision
         self.share, self.objective, self.rho = share, objective, rho
-        last = nn.Linear(hidden_dim, dim if share == "pair" else 1)
-        self.phi = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), last)
+        # In this order: a seed has the weights that it always had.
+        first, last = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim if share == "pair" else 1)
+        self.phi = nn.Sequential(first, nn.ReLU(), last)
         if init is not None:
             # σ(start) is where init lies in the range.
             start = math.log((init - tau_min) / (tau_max - init))

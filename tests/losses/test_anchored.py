@@ -352,3 +352,12 @@ def test_compiles_whole(kind):
         results.append([value.detach(), views[0].grad, *loss.last_stats.values()])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_seed_has_the_phi_that_it_always_had():
+    """That of runs from before anchors had one."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 5))
+    torch.manual_seed(0)
+    for mine, theirs in zip(AdaptiveTemperature(5, 3).phi.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
