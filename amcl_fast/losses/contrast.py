@@ -177,7 +177,6 @@ class Contrast(Loss):
         self, anchors: Tensor, candidates: Tensor, skip: Tensor | None, anchored: Anchored, away: Tensor | None
     ) -> tuple[Tensor, Stats]:
         """Negative terms (C, A) and their statistics; with `away`, −s of the positives, these join them if they may."""
-        joins = self.include_positive and away is not None
         negative, stats = ops.contrast(
             anchors,
             candidates,
@@ -189,7 +188,7 @@ class Contrast(Loss):
             negatives=self.negatives,
             top_k=self.top_k,
             beta=0.0,
-            extra=-away / anchored.tau if joins and away is not None else None,
+            extra=None if away is None or not self.include_positive else -away / anchored.tau,
             tau=anchored.tau,
             chosen=anchored.chosen,
             backend=self.backend,

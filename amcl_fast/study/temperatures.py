@@ -100,19 +100,17 @@ def _perplexity(mean: float, perplexity: float) -> Cell:
 def of_perplexity(
     mean: float | list[float], perplexity: float = 0.25, tau_min: float = 0.01, tau_max: float = 1.0
 ) -> str:
-    """A `PerplexityTemperature` as a setting; all arguments, since those of the recipe's stay where none is given."""
+    """A `PerplexityTemperature` as a setting; all arguments, for those of a recipe's own stay where none is given."""
     arguments = {"mean": mean, "perplexity": perplexity, "tau_min": tau_min, "tau_max": tau_max}
     return json.dumps({"class_path": "amcl_fast.PerplexityTemperature", "init_args": arguments})
 
 
 def _adaptive(**given: Any) -> str:
-    """An `AdaptiveTemperature` as a setting; all arguments, as above, but for those that would be null."""
+    """An `AdaptiveTemperature` as a setting; all arguments, as above."""
     usual = {"hidden_dim": 128, "scale": 4.0, "offset": 0.0, "precision": "auto", "score": "dot", "share": "pair"}
-    usual |= {"objective": "likelihood"}
+    usual |= {"objective": "likelihood", "rho": None, "init": None}
     return json.dumps({"class_path": "amcl_fast.AdaptiveTemperature", "init_args": {**usual, **given}})
 
 
 def _oracle(simclr: bool, arguments: Mapping[str, Any], tau: float) -> str:
-    # jsonargparse refuses null here; where it is left out, the recipe's stays.
-    kept = {name: value for name, value in arguments.items() if value is not None}
-    return json.dumps({"class_path": _ORACLES[simclr], "init_args": {**kept, "temperature": tau}})
+    return json.dumps({"class_path": _ORACLES[simclr], "init_args": {**arguments, "temperature": tau}})
