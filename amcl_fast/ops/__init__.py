@@ -161,8 +161,8 @@ def calibrate(
         perplexity: share of the negatives that count, above 0 and below 1.
 
     Returns:
-        (tau, chosen): tau (C, A), float32 or better, detached; the hardest negatives for `contrast`, None with
-        `softmax`, which takes all.
+        (tau, chosen): tau (C, A), float32 or better, detached; the hardest negatives for `contrast`, in an order of the
+        backend's, None with `softmax`, which takes all; `triton` has none either where `top_k` takes all.
 
     Raises:
         ValueError, TypeError: as `contrast`.
