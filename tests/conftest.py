@@ -24,6 +24,12 @@ if not torch.cuda.is_available():
 os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: many tests wait for processes of their own."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """What is imported and found here stays: nobody looks through it for garbage, now or later, until a test forks."""

@@ -16,7 +16,7 @@ def browser(tmp_path_factory):
         yield browser
 
 
-@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1280, False)])
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (1280, True)])
 def test_every_page_opens_from_a_disk(site, browser, width, dark):
     with browser.tab(width, dark=dark):
         for page in sorted(site.rglob("*.html")):

@@ -5,8 +5,8 @@ import signal
 import pytest
 import torch
 
-from tests.helpers import forks
-from tests.helpers.command_line import AMCL, CAN, PRETRAIN, environment, image_folder, pretrain
+from amcl_fast.cli import main
+from tests.helpers.command_line import AMCL, CAN, image_folder, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -37,15 +37,16 @@ def metrics(run):
 
 
 @pytest.mark.parametrize("method", [AMCL, CAN], ids=["simclr", "can"])
-def test_killed_run_resumes_to_the_same_weights(method, images, tmp_path):
-    """CAN draws masks and noise in every step."""
+def test_killed_run_resumes_to_the_same_weights(method, images, tmp_path, monkeypatch, capsys, undrawn):
+    """CAN draws masks and noise in every step. A process of its own has the run that is killed alone."""
+    monkeypatch.chdir(tmp_path)
     settings = tmp_path / "settings.yaml"
     settings.write_text(method + _SETTINGS)
-    start = ("--config", settings, "--data", images)
+    start = ("--config", str(settings), "--data", str(images))
 
-    whole = forks.run([*PRETRAIN, *start, "--run_dir", "whole"], cwd=tmp_path, env=environment(tmp_path))
-    assert whole.returncode == 0, whole.stderr
-    assert "raw pixels" in whole.stdout and "checkpoints/last.ckpt" in whole.stdout
+    assert main(["pretrain", *start, "--run_dir", "whole"]) == 0
+    told = capsys.readouterr().out
+    assert "raw pixels" in told and "checkpoints/last.ckpt" in told
 
     kill = ("--trainer.callbacks", "tests.helpers.killing.Kill", "--trainer.callbacks.step", "6")
     killed = pretrain(tmp_path, *start, "--run_dir", "killed", *kill)
@@ -53,8 +54,7 @@ def test_killed_run_resumes_to_the_same_weights(method, images, tmp_path):
     # Step 4 is inside the second epoch of three steps.
     assert checkpoint(tmp_path / "killed")["global_step"] == 4
 
-    resumed = pretrain(tmp_path, "--resume", "killed", "--trainer.callbacks", "null")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main(["pretrain", "--resume", "killed", "--trainer.callbacks", "null"]) == 0
 
     expected, found = (checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert found["global_step"] == expected["global_step"] == _STEPS
