@@ -14,6 +14,7 @@ from .models.resnet import RESNETS, STANDARD_WIDTH
 from .models.timm_models import TIMM_PREFIX
 from .runs.directory import RunDirectory
 from .runs.files import write_file
+from .runs.in_place import refuse_links
 from .runs.read import Run, read_run
 
 __all__ = ["push_to_hub", "write_for_hub"]
@@ -59,8 +60,10 @@ def write_for_hub(
     check_hub_name(name)
     if license is not None and not re.fullmatch(r"[\w][\w.-]*", license, re.ASCII):
         raise ValueError(f"--license must be a name of the hub's, such as apache-2.0 or cc-by-nc-4.0, got {license!r}")
-    encoder = load_encoder(weights, trust=trust)
     folder = output or (weights / "hub" if weights.is_dir() else weights.with_name(f"{weights.stem}-hub"))
+    if output is None:
+        refuse_links(folder)
+    encoder = load_encoder(weights, trust=trust)
     folder.mkdir(parents=True, exist_ok=True)
     config = timm_config(encoder)
     write_file(folder / WEIGHTS, as_safetensors(encoder))

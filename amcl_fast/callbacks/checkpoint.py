@@ -18,6 +18,7 @@ from .. import __version__
 from ..methods.trainer import at_logging_step, at_step_boundary, begins, epoch_is_over, stepped
 from ..runs.directory import RunDirectory
 from ..runs.files import NewFile, copy_file, move_into_place, of_place, partial_name
+from ..runs.in_place import make_within
 from ..runs.settings import read_settings
 from .guard import check_finite_weights
 from .knn import OnlineKNN
@@ -56,9 +57,12 @@ class LocalCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        if path.absolute().is_relative_to(self.run_dir) and not self.run_dir.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.absolute().is_relative_to(self.run_dir):
+            if not self.run_dir.exists():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_dir))
+            make_within(self.run_dir, path.absolute().parent)
+        else:  # of a ModelCheckpoint of the user's, or of a run directory that was renamed
+            path.parent.mkdir(parents=True, exist_ok=True)
         with NewFile(path, durable=True) as file:
             target = _Target(file)
             try:

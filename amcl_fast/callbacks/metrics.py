@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import socket
+import stat
 import struct
 import time
 from argparse import Namespace
@@ -22,7 +23,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..runs.directory import RunDirectory
-from ..runs.files import Unwritten, append_whole, flush_to_disk, write_file
+from ..runs.files import Unwritten, flush_to_disk, write_file
+from ..runs.in_place import append_whole, make_within
 from ..runs.settings import flattened
 from .throughput import Throughput
 
@@ -152,14 +154,16 @@ class MetricsFile(_RunLogger):
 
     def _is_as_it_was(self) -> bool:
         """Whether nobody but this logger has written the file."""
-        return self.path.is_file() and self.path.stat().st_size == self._end
+        with suppress(OSError):
+            status = self.path.lstat()
+            return stat.S_ISREG(status.st_mode) and status.st_size == self._end
+        return False
 
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and rows of the file so far, without those that are written again after a resume."""
-        try:
-            text = self.path.read_text("utf-8", errors="replace")
-        except FileNotFoundError:
+        if not self.path.is_file():
             return ["step"], []
+        text = self.path.read_text("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]  # the last line of a run that was killed while it wrote may be half
         reader = csv.DictReader(io.StringIO(whole, newline=""), restval="")
         columns = list(reader.fieldnames or ["step"])
@@ -243,7 +247,7 @@ class EventsFile(_RunLogger):
 
     def _write(self) -> None:
         path = self._target()
-        path.parent.mkdir(exist_ok=True)
+        make_within(self.folder, path.parent)
         append_whole(path, bytes(self._waiting))
         self._waiting.clear()
 

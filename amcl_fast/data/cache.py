@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,12 +11,15 @@ from pathlib import Path
 
 from amcl_fast.home import cache_home
 from amcl_fast.runs.files import write_file
+from amcl_fast.runs.in_place import refuse_links
 
 log = logging.getLogger(__name__)
 
 _DAY = 86_400.0  # seconds
 # After which what nobody has asked for since is removed.
 _KEPT = 60 * _DAY
+# Of what is kept: digests, with an ending or half written. Other files are the user's.
+_NAME = re.compile(r"\.?[0-9a-f]{32}")
 _UNWRITABLE: set[Path] = set()  # of which it has been told
 
 
@@ -46,6 +50,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], *, re
     Raises:
         OSError: the file cannot be written.
     """
+    refuse_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, content, replace=replace)
 
@@ -78,9 +83,11 @@ def remove_old() -> None:
     Data sets, which were generated or downloaded, stay.
     """
     before = time.time() - _KEPT
-    for folder in ("lists", "scans", "shards"):
-        with suppress(OSError), os.scandir(cache_folder() / folder) as entries:
+    for folder in (cache_folder() / name for name in ("lists", "scans", "shards")):
+        if folder.is_symlink():  # nothing of ours is written there
+            continue
+        with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 with suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                    if _NAME.match(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
                         os.unlink(entry.path)

@@ -15,6 +15,7 @@ from amcl_fast.data.scan.walk import list_files
 from amcl_fast.extras import require
 from amcl_fast.progress import Progress
 from amcl_fast.runs.files import NewFile
+from amcl_fast.runs.in_place import make_within
 
 _USAGE = "usage: python -m amcl_fast.data.convert SOURCE TARGET"
 
@@ -43,6 +44,7 @@ def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tupl
         raise ValueError(f"{source} is not a folder; {_USAGE}")
     if os.path.commonpath([source, target]) in (source, target):
         raise ValueError(f"TARGET must lie beside {source}, neither in it nor above it, got {target}")
+    os.makedirs(target, exist_ok=True)
     files = list_files([source], {"": source})[0][""]
     converted, linked, failed = 0, 0, []
     with Progress("converting images", len(files)) as progress:
@@ -50,11 +52,11 @@ def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tupl
             place = os.path.join(target, os.path.relpath(path, source))
             try:
                 check_header(path)
-                _link(path, place)
+                _link(path, Path(place), Path(target))
                 linked += 1
             except BadImage as problem:
                 if unsupported(str(problem)):
-                    reason = _write_png(path, f"{place}.png")
+                    reason = _write_png(path, Path(f"{place}.png"), Path(target))
                     converted += not reason
                     failed += [(path, reason)] if reason else []
             progress.add(1)
@@ -79,13 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _link(path: str, place: str) -> None:
+def _link(path: str, place: Path, target: Path) -> None:
     if not os.path.lexists(place):
-        os.makedirs(os.path.dirname(place), exist_ok=True)
+        make_within(target, place.parent)
         os.symlink(path, place)
 
 
-def _write_png(path: str, place: str) -> str:
+def _write_png(path: str, place: Path, target: Path) -> str:
     """Write an image as PNG; returns why that cannot be, "" if it is there."""
     from PIL import Image, ImageOps
 
@@ -102,8 +104,8 @@ def _write_png(path: str, place: str) -> str:
             elif whole.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
                 whole = whole.convert("RGB")
             whole.load()
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            with NewFile(Path(place)) as file:
+            make_within(target, place.parent)
+            with NewFile(place) as file:
                 whole.save(file, format="PNG")
     except (Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.filename not in (None, path):

@@ -15,6 +15,7 @@ import yaml
 from ..launch import by_others, rank, told_by_first
 from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import CHECKPOINT_SUFFIX, RunDirectory
+from ..runs.files import read_file
 from ..runs.lock import RunLock
 from ..runs.resuming import Resumed, check_writable, find_run, read_resumed
 from ..runs.settings import read_settings
@@ -65,11 +66,11 @@ def _find(run_dir: Path, lock: RunLock) -> Resumed | None:
     if not files.config.exists() and not any(files.checkpoints.glob(f"*{CHECKPOINT_SUFFIX}")):
         return None
     run_dir, checkpoint = find_run(str(run_dir), None)
-    check_writable(run_dir, files.checkpoints)
+    check_writable(run_dir)
     lock.acquire(run_dir)
     facts = {}
     with suppress(OSError, ValueError):
-        facts = json.loads(files.facts.read_text("utf-8"))
+        facts = json.loads(read_file(files.facts))
     if checkpoint is None and not facts.get("finished"):
         print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, {})

@@ -33,7 +33,7 @@ from ..methods.trainer import out_of_time
 from ..paths import expanded
 from ..progress import doing
 from ..recipes import given_recipe, recipe_files, recipe_names
-from ..runs.directory import AUTO, LATEST, RUNS, NewFolder, RunDirectory, told_run_dir
+from ..runs.directory import AUTO, LATEST, RUNS, NewFolder, told_run_dir
 from ..runs.files import is_full
 from ..runs.lock import RunLock
 from ..runs.resuming import (
@@ -315,7 +315,7 @@ def _prepare(
             )
         run_dir, checkpoint = find_run(resume, recipe)
         if not rank():
-            check_writable(run_dir, RunDirectory(run_dir).checkpoints)
+            check_writable(run_dir)
             lock.acquire(run_dir)
         resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
         refuse_another(recipe, resumed, run_dir, by_name=resume == LATEST)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..runs.directory import PAGE, SUMMARY
 from ..runs.files import write_file
+from ..runs.in_place import make_within
 from ..runs.read import Run, read_run
 from ..runs.settings import flattened
 from .html import document, figure, grid
@@ -48,7 +49,9 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise ValueError(f"run_dirs must be different runs, got {', '.join(map(str, run_dirs))}")
     runs = [read_run(path) for path in run_dirs]
-    folder = folder or run_dirs[0].resolve().parent / "comparison"
+    if folder is None:
+        beside = run_dirs[0].resolve().parent
+        folder = make_within(beside, beside / "comparison")
     folder.mkdir(parents=True, exist_ok=True)
     figures = _draw(runs)
     summaries = [summarise(run) for run in runs]

@@ -10,6 +10,7 @@ import yaml
 
 from ..runs.directory import CONFIG, PAGE, SKIPPED, SUMMARY, RunDirectory
 from ..runs.files import write_file
+from ..runs.in_place import make_within, refuse_links
 from ..runs.read import Run, read_run
 from .figures import draw_figures
 from .html import document, figure, figures, table
@@ -55,10 +56,11 @@ def write_report(run_dir: Path) -> Path:
         OSError: the report cannot be written.
     """
     run = read_run(run_dir)
+    folder = RunDirectory(run.folder).report
+    refuse_links(folder)
     drawn = draw_figures(run)
     summary = summarise(run)
-    folder = RunDirectory(run.folder).report
-    folder.mkdir(exist_ok=True)
+    make_within(run.folder, folder)
     for name, content in drawn.items():
         write_file(folder / name, content)
     write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .files import write_file
+from .in_place import make_within
 
 
 def save_arrays(record: Any, path: Path) -> None:
@@ -15,7 +16,7 @@ def save_arrays(record: Any, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(exist_ok=True)
+    make_within(path.parents[1], path.parent)
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
     write_file(path, lambda file: np.savez_compressed(file, **arrays))
 

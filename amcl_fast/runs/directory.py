@@ -145,12 +145,17 @@ class RunDirectory:
     def evaluations(self) -> dict[str, Path]:
         """Those that are there, by data set."""
         before, after = _EVALUATION
-        found = sorted(self.path.glob(EVALUATIONS))
+        found = sorted(filter(Path.is_file, self.path.glob(EVALUATIONS)))
         return {path.name.removeprefix(before).removesuffix(after): path for path in found}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those within it, in which a training writes."""
+        return self.checkpoints, self.events, self.neighbours.parent, self.report
 
     def clear(self) -> None:
         """Remove what processes that were killed have left half written."""
-        remove_partial(self.path, self.checkpoints, self.snapshot("before").parent, self.report)
+        remove_partial(self.path, *self.folders)
 
 
 def aside(path: Path, step: int) -> Path:

@@ -200,11 +200,16 @@ def _locked_new(path: Path) -> int:
 
 def _remove_left(path: Path) -> None:
     """Remove what writers that were killed have left for a place, and links at such names."""
+    for left in left_for(path):
+        _remove_unlocked(left)
+
+
+def left_for(path: Path) -> list[Path]:
+    """What writers that were killed, or are at work, have left for a place."""
     left = re.compile(re.escape(_stem(path)) + _TOKEN.pattern)
     with suppress(OSError), os.scandir(path.parent) as found:
-        names = [entry.name for entry in found if left.fullmatch(entry.name)]
-        for name in names:
-            _remove_unlocked(path.with_name(name))
+        return [path.with_name(entry.name) for entry in found if left.fullmatch(entry.name)]
+    return []
 
 
 def _remove_unlocked(path: Path) -> None:
@@ -252,8 +257,21 @@ def remove_partial(*folders: Path) -> None:
     """Remove what writers that were killed have left in folders in which nobody else writes now."""
     for folder in folders:
         for path in folder.glob(f"*{PARTIAL}"):
-            with suppress(OSError):
-                path.unlink()
+            if _TOKEN.search(path.name):  # of ours, and no download that somebody has not finished
+                with suppress(OSError):
+                    path.unlink()
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file. Nothing is waited for, as an open FIFO would have it.
+
+    Raises:
+        FileNotFoundError: there is no regular file, nor a link to one.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "No such regular file", str(path))
+    return path.read_bytes()
 
 
 def check_output(path: Path) -> None:
@@ -280,54 +298,13 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def append_whole(path: Path, content: bytes, *, instead_of: int = 0) -> None:
-    """Append to a file, which is made if there is none, all of the content or nothing.
-
-    Args:
-        path: of a file that nobody else writes.
-        content: what it will end with.
-        instead_of: so many of its last bytes are replaced, in one write where the system can.
-
-    Raises:
-        OSError: it cannot be written, or a link lies there. The file ends as it did.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP or not path.is_symlink():
-            raise
-        raise OSError(error.errno, "a link lies there and is not followed: remove it", str(path)) from None
-    try:
-        end = os.fstat(descriptor).st_size
-        begin = max(end - instead_of, 0)
-        before = os.pread(descriptor, end - begin, begin)
-        try:
-            _write_at(descriptor, content, begin)
-            if begin + len(content) < end:
-                os.ftruncate(descriptor, begin + len(content))
-        except OSError as error:
-            with suppress(OSError):
-                _write_at(descriptor, before, begin)
-                os.ftruncate(descriptor, end)
-            raise named(error, path) from None
-    finally:
-        os.close(descriptor)
-
-
-def _write_at(descriptor: int, content: bytes, begin: int) -> None:
-    rest = memoryview(content)
-    while rest:
-        count = os.pwrite(descriptor, rest, begin)
-        rest, begin = rest[count:], begin + count
-
-
 def flush_to_disk(path: Path) -> None:
     """Have the system write a file, or the entries of a folder, to the disk now.
 
     Raises:
         OSError: it cannot be.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
     try:
         os.fsync(descriptor)
     finally:

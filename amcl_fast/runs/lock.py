@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .in_place import is_ones_own, open_in_place
+
 LOCK = ".lock"
 _ATTEMPTS = 10
 
@@ -59,7 +61,7 @@ class RunLock:
 
         Raises:
             RunInUseError: another run has it.
-            OSError: the lock file cannot be made, or a link lies at its place.
+            OSError: the lock file cannot be made, or something else lies at its place.
         """
         try:
             self._descriptor = _take(run_dir / LOCK, run_dir, "start no second run in it")
@@ -73,7 +75,7 @@ def locked(path: Path) -> Iterator[None]:
     """Within the block no other process is in one of the same file, which is made and stays; waits until it may begin.
 
     Raises:
-        OSError: the file cannot be made, or a link lies at its place.
+        OSError: the file cannot be made, or something else lies at its place.
     """
     descriptor = _take(path, path.parent, "start nothing else there meanwhile", wait=True)
     try:
@@ -97,10 +99,10 @@ def _take(path: Path, what: Path, beware: str, *, wait: bool = False) -> int:
 
     Raises:
         _HeldError: another one has it, unless `wait`.
-        OSError: the file cannot be made, or a link lies at its place.
+        OSError: the file cannot be made, or something else lies at its place.
     """
     for last in (False,) * (_ATTEMPTS - 1) + (True,):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = open_in_place(path)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -114,9 +116,10 @@ def _take(path: Path, what: Path, beware: str, *, wait: bool = False) -> int:
             if certain or last:
                 if not certain:  # a file system whose files have no lasting numbers
                     warnings.warn(f"{what} cannot be locked for certain: {beware}", stacklevel=3)
-                with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                if is_ones_own(descriptor):
+                    with suppress(OSError):  # who holds it is a courtesy: a full disk has no room for it
+                        os.ftruncate(descriptor, 0)
+                        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
                 return descriptor
         except BaseException:
             os.close(descriptor)

@@ -12,6 +12,7 @@ import yaml
 
 from .checkpoint import EXACT_RESUME, load_checkpoint
 from .directory import CHECKPOINT_SUFFIX, CHECKPOINTS, CONFIG, LAST, LATEST, RUNS, RunDirectory
+from .in_place import refuse_links
 from .settings import TRUSTED, LimitError, foreign_names, lacking, may_change, read_settings, refused_changes
 
 
@@ -48,9 +49,14 @@ class FinishedError(Exception):
     """A run that is not made longer has nothing left to train."""
 
 
-def check_writable(*folders: Path) -> None:
-    """Raise PermissionError if a folder, of those that are there, cannot be written."""
-    for folder in folders:
+def check_writable(run_dir: Path) -> None:
+    """Raise OSError, in one line, if a folder of a run, of those that are there, cannot be written or is a link.
+
+    The run directory itself may be one.
+    """
+    files = RunDirectory(run_dir)
+    refuse_links(*files.folders)
+    for folder in (run_dir, *files.folders):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 

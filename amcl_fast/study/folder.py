@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.directory import PAGE, RunDirectory
-from ..runs.files import PARTIAL, write_file
+from ..runs.files import PARTIAL, read_file, write_file
+from ..runs.in_place import refuse_links
 from ..runs.lock import LOCK, RunLock
 from ..runs.settings import changes, read_settings
 from .training import Training
@@ -25,12 +26,14 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
         FileExistsError: something else is in it.
         ValueError: another study is in it, or this one with trainings that are not among these.
         RunInUseError: a study goes on there.
+        PlaceError: the folder of a training that is not finished is a link.
         OSError: it cannot be made or read.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is no folder; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     lock.acquire(folder, "carries on a study there, and two never share a folder")
+    refuse_links(*(of.run_dir for of in trainings if of.run_dir.is_symlink() and of.result() is None))
     names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != PARTIAL)
     if not names:
         return
@@ -40,9 +43,7 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
     if RESULTS not in names and not runs & planned:
         raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     try:
-        before = (
-            json.loads(path.read_text("utf-8")) if RESULTS in names else {"command": "as it was begun", "study": study}
-        )
+        before = json.loads(read_file(path)) if RESULTS in names else {"command": "as it was begun", "study": study}
         command, found = str(before["command"]), before["study"]
     except (ValueError, KeyError, TypeError, RecursionError):
         helps = "remove it, and it is written again" if runs & planned else "give another --output"

@@ -265,12 +265,28 @@ def test_of_two_that_write_a_list_at_once_the_first_one_stays(everything, own_ca
     assert not [*(own_cache / LISTS).glob(".*")]
 
 
+def test_nothing_of_a_folder_that_is_linked_into_the_cache_goes(everything, own_cache, tmp_path):
+    theirs = tmp_path / "theirs" / ("0" * 32)
+    theirs.parent.mkdir()
+    theirs.touch()
+    os.utime(theirs, (0, 0))
+    own_cache.mkdir(exist_ok=True)
+    for name in ("scans", "shards", LISTS):
+        (own_cache / name).symlink_to(theirs.parent)
+    kept.keep("set", find_sources(everything))
+    (own_cache / LISTS).unlink()
+    kept.keep("set", find_sources(everything))
+    assert kept.kept("set") is not None and [*theirs.parent.iterdir()] == [theirs]
+
+
 def test_old_lists_go_some_day(everything, own_cache):
     found = find_sources(everything)
     kept.keep("old", found)
     (left,) = (own_cache / LISTS).glob("*.images")
-    killed = own_cache / LISTS / ".half.images.xyz"
-    others = [own_cache / "scans" / "0", own_cache / "shards" / "0.index", own_cache / "datasets" / "one"]
+    digest = "0123456789abcdef" * 2
+    killed = own_cache / LISTS / f".{digest}.images.xyz"
+    others = [own_cache / "scans" / digest, own_cache / "shards" / f"{digest}.index", own_cache / "datasets" / digest]
+    others.append(own_cache / LISTS / "train.txt")  # of a user whose own folder this is
     long_ago = time.time() - 70 * 86_400
     for path in (killed, *others):
         path.parent.mkdir(exist_ok=True)
@@ -280,7 +296,7 @@ def test_old_lists_go_some_day(everything, own_cache):
     kept.keep("old", found)  # in use again
     (everything / "train" / "ant" / "000.png").unlink()
     kept.keep("new", find_sources(everything))
-    assert left.exists() and not killed.exists() and [path.exists() for path in others] == [False, False, True]
+    assert left.exists() and not killed.exists() and [path.exists() for path in others] == [False, False, True, True]
     os.utime(left, (long_ago, long_ago))
     (everything / "train" / "ant" / "001.png").unlink()
     kept.keep("new", find_sources(everything))

@@ -96,17 +96,6 @@ def test_a_file_system_without_lasting_numbers_of_files_is_a_warning(tmp_path, m
         assert lock.run_dir == tmp_path
 
 
-def test_a_link_in_the_place_of_a_lock_is_refused(tmp_path):
-    theirs = tmp_path / "theirs"
-    theirs.write_text("untouched")
-    (tmp_path / ".lock").symlink_to(theirs)
-    with pytest.raises(OSError, match=r"symbolic links.*\.lock"), RunLock() as own:
-        own.acquire(tmp_path)
-    with pytest.raises(OSError, match=r"symbolic links.*\.lock"), locked(tmp_path / ".lock"):
-        pass
-    assert theirs.read_text() == "untouched"
-
-
 def test_whoever_waits_begins_when_the_other_has_ended(tmp_path):
     began, order = threading.Event(), []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.data.scan.walk import Tree
-from amcl_fast.runs.files import PARTIAL, write_file
+from amcl_fast.runs.files import PARTIAL, read_file, write_file
 
 MANIFEST = "manifest.json"
 
@@ -36,7 +36,7 @@ class Shard:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What is known of a folder in which packing has begun; {} of one that is empty or not there."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_file(folder / MANIFEST))
         if manifest["format"] != _FORMAT:
             raise ValueError
         return dict(manifest)

@@ -17,6 +17,7 @@ from amcl_fast.data.shards.index import Index
 from amcl_fast.data.sources.numbered import Found
 from amcl_fast.left_out import few
 from amcl_fast.progress import Progress
+from amcl_fast.runs.files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def _cached(shard: str) -> Path:
 def _load(shard: str) -> Index | None:
     try:
         status = os.stat(shard)
-        index = Index.decoded(_cached(shard).read_bytes())
+        index = Index.decoded(read_file(_cached(shard)))
         in_use(_cached(shard))
     except (OSError, ValueError, TypeError):
         return None

@@ -1,6 +1,5 @@
 """The built-in data set: textures that are drawn once and kept as JPEG files, so that nothing is downloaded."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image
 
 from amcl_fast.data.cache import cache_folder, make_folder
 from amcl_fast.data.sources.textures import TEXTURES, draw
-from amcl_fast.runs.files import PARTIAL
+from amcl_fast.runs.in_place import new_folder
 from amcl_fast.runs.lock import LOCK, locked
 
 VERSION = 3
@@ -38,10 +37,8 @@ def prepare_builtin(cache_dir: Path | None = None) -> Path:
     make_folder(parent)
     with locked(parent / f".{target.name}{LOCK}"):
         if not target.is_dir():
-            partial = parent / f".{target.name}{PARTIAL}"
-            shutil.rmtree(partial, ignore_errors=True)
-            _write(partial)
-            partial.rename(target)
+            with new_folder(target) as partial:
+                _write(partial)
     return target
 
 

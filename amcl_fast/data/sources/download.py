@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.data.cache import cache_folder, make_folder
+from amcl_fast.runs.in_place import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def prepare_download(name: str) -> Path:
     target = cache_folder() / "datasets" / name
     if target.is_dir():
         return target
+    refuse_links(target)
     make_folder(target.parent)
     log.info("fetching %s into %s", name, target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:

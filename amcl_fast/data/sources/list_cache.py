@@ -21,6 +21,7 @@ from amcl_fast.data.cache import cache_folder, in_use, remove_old, write_whole
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.sources.folder import Sources
+from amcl_fast.runs.files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def kept(data_set: str) -> Sources | None:
     """
     try:
         pointer = _pointer(data_set)
-        name = pointer.read_text("utf-8")
+        name = read_file(pointer).decode()
         if not _NAME.fullmatch(name):
             return None
         found = _load(name)
