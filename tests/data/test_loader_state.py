@@ -219,7 +219,7 @@ def test_a_state_is_small_whatever_went_bad(tmp_path):
     many = Images([f"{images.files[0]}/{number}" for number in range(100_000)], [0] * 100_000, ["a"])
     data = loader(many, EVERYTHING)
     reasons = [f"found during the run: not an image: it starts with b'{number:08}'" for number in range(1000)]
-    data._replace(dict(zip(range(0, 100_000, 100), reasons, strict=True)))
+    data._note(dict(zip(range(0, 100_000, 100), reasons, strict=True)))
     data._checkpoint = loaded = bytes(range(256)) * 10
     assert min(timeit.repeat(data.state_dict, number=1, repeat=5)) < 0.05
     state = data.state_dict()
@@ -230,7 +230,7 @@ def test_a_state_is_small_whatever_went_bad(tmp_path):
     other = loader(many, EVERYTHING, on_bad_file=lambda *entry: listed.append(entry))
     other.load_state_dict(torch.load(path, weights_only=True))
     assert listed == [(many.files[100 * number], reason) for number, reason in enumerate(reasons)]
-    assert other._checkpoint == loaded and other._source == data._source
+    assert other._checkpoint == loaded and other._stand_ins.bad == data._stand_ins.bad
 
 
 def test_a_state_of_many_processes_is_small(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.graph import Output, training_pipeline, with_seeds, without_seeds
-from amcl_fast.data.loader.bad_files import BadFileHandler, tell
+from amcl_fast.data.loader.bad_files import BadFileHandler, StandIns, tell
 from amcl_fast.data.loader.batches import labels_at, loosely
 from amcl_fast.data.loader.checked import Checked
 from amcl_fast.data.loader.order import Order
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _UNSOLARISED = ", solarise=0.0, solarise_threshold=128"
 
+# Files that are read at once where many in a row are bad.
+_TOGETHER = 32
 _NONE_LEFT = "no file of the data set can be read and decoded any more"
 
 
@@ -104,13 +106,11 @@ class ContrastiveLoader:
         self._images = images
         # It is part of every state, and computed of millions of names.
         self._fingerprint = images.fingerprint
-        # Which file stands at a place of the list instead of a bad one.
-        self._source: dict[int, int] = {}
+        self._stand_ins = StandIns(len(images.files))
         self._views = each_view(views, output.size)
         self._output = output
         self._seed, self._shard, self._num_shards = seed, shard, num_shards
         self._on_bad_file = on_bad_file
-        self._bad: dict[int, str] = {}
         self._pipeline: Any = None
         self._checkpoint: bytes | None = None
         # The smallest crop is not enlarged for it.
@@ -152,7 +152,7 @@ class ContrastiveLoader:
         own = {
             "shard": self._shard,
             "checkpoint": without_seeds((self._checkpoint or b"").decode("latin-1"), *self._seeds),
-            "bad": [*self._bad.items()],
+            "bad": [*self._stand_ins.bad.items()],
         }
         shards: list[Any] = [own]
         if self._num_shards > 1 and dist.is_available() and dist.is_initialized():
@@ -197,7 +197,7 @@ class ContrastiveLoader:
                 )
             )
         self._stop()
-        self._bad, self._source = {}, {}
+        self._stand_ins = StandIns(len(self._images.files))
         self._yielded = state["yielded"]
         self._resuming = self._yielded < self._batches
         self._checkpoint, self._done, self._begun = None, 0, 0
@@ -212,14 +212,14 @@ class ContrastiveLoader:
         self._order.take_over(self._done, state.get("order_of", shards))
         if divided_anew:
             self._begun = self._done
-            self._replace(dict(entry for shard in found for entry in shard["bad"]))
+            self._note(dict(entry for shard in found for entry in shard["bad"]))
             return
         own = [shard for shard in found if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
         self._begun = state.get("begun", 0)
         self._checkpoint = with_seeds(own[0]["checkpoint"], *self._seeds).encode("latin-1") or None
-        self._replace(dict(own[0]["bad"]))
+        self._note(dict(own[0]["bad"]))
 
     @property
     def _seeds(self) -> tuple[int, int, int]:
@@ -292,7 +292,7 @@ class ContrastiveLoader:
         """The next batch of encoded images for DALI, which copies them before it asks for more."""
         checked = self._checked
         while self._asked <= self._fed + checked.reader.ahead - 1:
-            sources = [self._source.get(place, place) for place in self._order.places(self._asked).tolist()]
+            sources = [self._stand_ins.of(place) for place in self._order.places(self._asked).tolist()]
             checked.reader.request([self._images.files[source] for source in sources], self._coming())
             self._asked_sources.append(sources)
             self._asked += 1
@@ -312,31 +312,35 @@ class ContrastiveLoader:
         return [self._images.files[place] for place in self._order.lying(first, self._expected).tolist()]
 
     def _mend(self, sources: list[int], encoded: Encoded) -> None:
-        """Replace the bad images of a batch."""
-        while encoded.bad:
-            self._replace({sources[place]: f"found during the run: {reason}" for place, reason in encoded.bad.items()})
-            places = list(encoded.bad)
-            for place in places:
-                sources[place] = self._source[sources[place]]
-            substitutes = self._checked.read([self._images.files[sources[place]] for place in places])
-            for place, image in zip(places, substitutes.images, strict=True):
-                encoded.images[place] = image
-            encoded.bad = {places[place]: reason for place, reason in substitutes.bad.items()}
+        """Replace the bad images of a batch; no file is read twice, and of bad ones in a row ever more at once."""
+        self._note({sources[place]: _found(reason) for place, reason in encoded.bad.items()})
+        left, reach = [*encoded.bad], 1
+        while left:
+            wanted: dict[int, int] = {}  # places in the list to those among what is read
+            for start in dict.fromkeys(self._stand_ins.of(sources[place]) for place in left):
+                for source in self._stand_ins.following(start, reach):
+                    wanted.setdefault(source, len(wanted))
+            read = self._checked.read([self._images.files[source] for source in wanted])
+            for place in left:
+                while (source := self._stand_ins.of(sources[place])) in wanted and wanted[source] in read.bad:
+                    self._note({source: _found(read.bad[wanted[source]])})
+                sources[place] = source
+                if source in wanted:
+                    encoded.images[place] = read.images[wanted[source]]
+            left = [place for place in left if sources[place] not in wanted]
+            reach = max(1, min(2 * reach, _TOGETHER // max(len(left), 1)))
 
-    def _replace(self, bad: dict[int, str]) -> None:
-        """Put the next good file of the list in the place of each bad one."""
+    def _note(self, bad: dict[int, str]) -> None:
+        """Put the next good file of the list in the place of each bad one, and tell of it."""
         for place, reason in bad.items():
-            if place not in self._bad:
-                self._bad[place] = reason
-                tell(self._images.files[place], reason, len(self._bad), self._on_bad_file)
-        total = len(self._images.files)
-        if len(self._bad) == total:
+            if self._stand_ins.add(place, reason):
+                tell(self._images.files[place], reason, len(self._stand_ins.bad), self._on_bad_file)
+        if len(self._stand_ins.bad) == len(self._images.files):
             raise NoImageLeftError(_NONE_LEFT)
-        good = next(place for place in range(total) if place not in self._bad)
-        for place in sorted(self._bad, reverse=True):
-            if (place + 1) % total not in self._bad:
-                good = (place + 1) % total
-            self._source[place] = good
+
+
+def _found(reason: str) -> str:
+    return f"found during the run: {reason}"
 
 
 def _of_all(settings: dict[str, Any]) -> dict[str, Any]:
