@@ -1,5 +1,6 @@
 """Candidates from every process, with the gradient that this needs; processes that keep in step and fail together."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,8 +20,8 @@ __all__ = ["gather_rows", "row_counts", "world"]
 
 T = TypeVar("T")
 
-_MEETING = 8
-"""Items between two meetings of `in_step`: batches of images, seconds each at the most."""
+_SECONDS = 1.0
+"""Between two meetings of processes that keep in step."""
 
 
 class ElsewhereError(RuntimeError):
@@ -109,6 +110,40 @@ def exchange(value: Any, group: Any = None) -> list[Any]:
     return found
 
 
+class Pace:
+    """When processes meet that keep in step: after the same item in all of them, about once a second.
+
+    A clock would tell them different items. So at each meeting they tell each other how long the longest item since the
+    last one took; the longest of all says after how many they meet again. Time beside the items counts as theirs: what
+    follows a long pause is one item.
+
+    Args:
+        most: items between two meetings, for should all of a sudden each take long.
+
+    Attributes:
+        items: until the next meeting.
+        longest: seconds of the longest item since the last meeting, of this process.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.items = 1
+        self.longest = 0.0
+        self._since = time.monotonic()
+
+    def done(self) -> bool:
+        """Count an item; whether the processes meet after it."""
+        now = time.monotonic()
+        self.longest, self._since = max(self.longest, now - self._since), now
+        self.items -= 1
+        return self.items <= 0
+
+    def met(self, longest: float) -> None:
+        """Count anew, after a meeting at which the greatest `longest` of all processes was this."""
+        self.items = int(min(max(_SECONDS / max(longest, 1e-6), 1), self._most))
+        self.longest, self._since = 0.0, time.monotonic()
+
+
 @contextmanager
 def together(group: Any = None) -> Iterator[None]:
     """A block without collectives that all processes enter and leave together: where one fails, none goes on.
@@ -159,16 +194,18 @@ def alike() -> Iterator[None]:
         raise
 
 
-def in_step(items: Iterable[T], meet: Callable[[], object] = lambda: None) -> Iterator[T]:
+def in_step(items: Iterable[T], meet: Callable[[], object] = lambda: None, most: int = 8) -> Iterator[T]:
     """Items of this process, while other processes take theirs, however many each has.
 
-    After every few they meet, so that none waits for another longer than these take, and an error in one ends it in
-    all; those that have no item left go on meeting the others. All processes call this, and take all items.
+    About once a second they meet, so that none waits for another longer than that, or than an item takes, and an error
+    in one ends it in all; those that have no item left go on meeting the others. All processes call this, and take all
+    items.
 
     Args:
-        items: may fail; what takes them may not use collectives.
+        items: may fail; what takes them may not use collectives, unless all processes have equally many.
         meet: called at every meeting, in all processes; in a single one, with every item. What it raises it must raise
             in all of them.
+        most: items between two meetings.
 
     Raises:
         ElsewhereError: another process has failed. The first that has failed raises its own error.
@@ -178,11 +215,11 @@ def in_step(items: Iterable[T], meet: Callable[[], object] = lambda: None) -> It
             meet()
             yield item
         return
-    iterator = iter(items)
+    iterator, pace = iter(items), Pace(most)
     over = False
     while True:
         error: Exception | None = None
-        for _ in range(0 if over else _MEETING):
+        while not over:
             try:
                 item = next(iterator)
             except StopIteration:
@@ -192,11 +229,14 @@ def in_step(items: Iterable[T], meet: Callable[[], object] = lambda: None) -> It
                 error = caught
                 break
             yield item
-        met = exchange((_message(error), over))
-        _agree(error, [message for message, _ in met])
+            if pace.done():
+                break
+        met = exchange((_message(error), over, pace.longest))
+        _agree(error, [message for message, *_ in met])
         meet()
-        if all(ended for _, ended in met):
+        if all(ended for _, ended, _ in met):
             return
+        pace.met(max(longest for *_, longest in met))
 
 
 def _message(error: Exception | None) -> str | None:

@@ -27,4 +27,4 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # One that fails ends the others, which would wait for it.
 export SLURM_KILL_BAD_EXIT=1
 exec srun "$PYTHON" -m amcl_fast.cli pretrain --recipe "$RECIPE" --data "$DATA" --run_dir "$RUN" --resume auto \
-    --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.num_nodes "$SLURM_NNODES" --trainer.log_every_n_steps 10 "$@"
+    --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.num_nodes "$SLURM_NNODES" "$@"

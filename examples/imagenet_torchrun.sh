@@ -25,7 +25,7 @@ else
     where=(--nnodes "$NODES" --node_rank "$NODE" --master_addr "${HEAD%:*}" --master_port "${HEAD##*:}")
 fi
 
-# torchrun gives its processes 30 s after a SIGTERM, in which a step that is logged must end and be saved.
+# torchrun gives its processes 30 s after a SIGTERM, in which a step must end and be saved.
 exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node "$GPUS" --max-restarts "${RESTARTS:-3}" \
     -m amcl_fast.cli pretrain --recipe "$RECIPE" --data "$DATA" --run_dir "$RUN" --resume auto \
-    --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" --trainer.log_every_n_steps 10 "$@"
+    --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" "$@"

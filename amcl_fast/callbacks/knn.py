@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
-from ..distributed import apart, exchange, world
+from ..distributed import apart, exchange, in_step, world
 from ..evaluate import ShuffledFeatures, knn_accuracy, linear_probe
 from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvaluateError, collect, encoding, pixels
 from ..methods.trainer import NonFiniteError, begins, epoch_is_over
@@ -30,7 +30,7 @@ _MOST_PIXEL_BYTES = 1 << 30
 
 _PROBE_BATCH = 256
 _PROBE_MEETING = 64
-"""Steps of the probe between two calls of `between_batches`."""
+"""Steps of the probe between two calls of `between_batches` in several processes, at the most: some take 1 ms."""
 
 
 class _Accuracies(NamedTuple):
@@ -330,7 +330,7 @@ class OnlineKNN(L.Callback):
                     temperature=self.temperature,
                     num_classes=datamodule.num_classes,
                     shared=True,
-                    progress=lambda loop, what: _shown(loop, what, lines),
+                    progress=lambda loop, what: _met(_shown(loop, what, lines), meet),
                     by_class=by_class,
                 )
             )
@@ -349,12 +349,6 @@ class OnlineKNN(L.Callback):
         num_classes: int,
         meet: Callable[[], None],
     ) -> float:
-        def meeting(steps: Iterable[Any], title: str) -> Iterator[Any]:
-            for number, step in enumerate(steps):
-                if number % _PROBE_MEETING == 0:
-                    meet()
-                yield step
-
         found = linear_probe(
             ShuffledFeatures(bank, bank_labels, _PROBE_BATCH, shared=True),
             queries,
@@ -364,9 +358,14 @@ class OnlineKNN(L.Callback):
             batch_size=_PROBE_BATCH,
             device=bank.device,
             shared=True,
-            progress=meeting,
+            progress=lambda steps, _: in_step(steps, meet, _PROBE_MEETING),
         )
         return found.top1[found.best]
+
+
+def _met(tiles: Iterable[Any], meet: Callable[[], None]) -> Iterable[Any]:
+    """Tiles of the bank, of which each process has its own number: seconds in all where there are several."""
+    return in_step(tiles, meet) if world()[1] == 1 else tiles
 
 
 def _shown(loop: Any, what: str, lines: bool) -> Any:

@@ -11,8 +11,10 @@ from typing import Any, Self
 
 import lightning as L
 import torch
+import torch.distributed as dist
 
-from ..methods.trainer import at_logging_step, at_step_boundary
+from ..distributed import Pace
+from ..methods.trainer import at_step_boundary
 from .checkpoint import Checkpoint
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -28,6 +30,9 @@ _UNHEARD = 1.0
 """Seconds after which a signal that no handler has seen ends a process that has not begun to train."""
 
 _NO_SIGNAL = b"\0"
+
+_BATCHES = 16
+"""Between two times that processes agree on signals, at the most."""
 
 _waiting: set[int] = set()
 """Descriptors through which this process tells a thread of its own of signals."""
@@ -187,6 +192,9 @@ class SaveOnSignal(L.Callback):
     In the closing work of an epoch the save comes at its end, or when `poll` is called. A second SIGINT, SIGTERM or
     SIGQUIT has its usual effect at once. Before the first step there is nothing to save.
 
+    Several processes stop after the same step, within a second or a batch of a signal to any of them, and the rest of
+    that step.
+
     Args:
         checkpoint: what saves.
         signals: whose handlers are set already; None: they are set while training lasts.
@@ -197,6 +205,9 @@ class SaveOnSignal(L.Callback):
         self._own = signals is None
         self.signals = signals or StopSignals()
         self._saved_last = False
+        self._agreed = 0  # a signal that several processes know of
+        self._pace = Pace(_BATCHES)
+        self._group: Any = None  # None: the default one
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_last = False
@@ -206,16 +217,21 @@ class SaveOnSignal(L.Callback):
         # Lightning has set handlers of its own by now: for SIGTERM, which would stop without a save, and under SLURM
         # for the warning, which would save to another file and requeue the job.
         self.signals.take()
+        self._agreed, self._pace = 0, Pace(_BATCHES)
+        if trainer.world_size > 1 and "gloo" not in dist.get_backend():
+            self._group = dist.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if at_step_boundary(trainer):
-            self._stop_if_asked(trainer, outputs)
+        # Within an accumulated step too, which then ends it.
+        if (received := self._received(trainer)) and at_step_boundary(trainer):
+            self._stop(trainer, received, outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not _ends(trainer):  # or no resume would do the closing work, which saves
-            self._stop_if_asked(trainer, ends_epoch=True)
+        # Nor at the very end, or no resume would do the closing work, which saves.
+        if not _ends(trainer) and (received := self._received(trainer, now=True)):
+            self._stop(trainer, received, ends_epoch=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end()
@@ -229,7 +245,7 @@ class SaveOnSignal(L.Callback):
         Several processes call this at the same time, and agree. A run whose last epoch this is stops at the work's end,
         once it has saved: no resume would do the rest of the work.
         """
-        received = self._received(trainer)
+        received = self._received(trainer, now=True)
         if not received:
             return
         if not _ends(trainer):
@@ -240,25 +256,39 @@ class SaveOnSignal(L.Callback):
             self._saved_last = True
 
     def _end(self) -> None:
+        if self._group is not None:
+            with suppress(RuntimeError):  # what has ended the training is what to tell
+                dist.destroy_process_group(self._group)
+            self._group = None
         if self._own:
             self.signals.give_back()
             self.signals = StopSignals()  # what has stopped this training does not stop the next one
 
-    def _stop_if_asked(self, trainer: L.Trainer, outputs: Any = None, *, ends_epoch: bool = False) -> None:
-        if trainer.world_size > 1 and not at_logging_step(trainer):
-            return  # to agree is to wait for the GPU
-        if received := self._received(trainer):
-            self.checkpoint.save(trainer, outputs)
-            if ends_epoch:
-                self.checkpoint.keep_if_due(trainer)
-            raise Interrupted(received)
+    def _stop(self, trainer: L.Trainer, received: int, outputs: Any = None, *, ends_epoch: bool = False) -> None:
+        self.checkpoint.save(trainer, outputs)
+        if ends_epoch:
+            self.checkpoint.keep_if_due(trainer)
+        raise Interrupted(received)
 
-    def _received(self, trainer: L.Trainer) -> int:
-        """The signal that has come, to any of the processes: schedulers signal all, but not between the same steps."""
+    def _received(self, trainer: L.Trainer, *, now: bool = False) -> int:
+        """The signal that has come, to any of the processes: schedulers signal all, but not between the same steps.
+
+        Processes agree at their pace: one sum of two numbers on the CPU a second. That waits for no GPU, which may be
+        some steps behind, and for no other host longer than the next step does; so it is not begun early and waited for
+        later, by which it would be late by one step more.
+
+        Args:
+            trainer: calls this in all processes equally often.
+            now: agree whatever the pace.
+        """
         if trainer.world_size == 1:
             return self.signals.received
-        agreed = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(agreed, reduce_op="max"))  # type: ignore[arg-type]
+        if not self._agreed and (self._pace.done() or now):
+            met = torch.tensor([self.signals.received, self._pace.longest], dtype=torch.float64)
+            dist.all_reduce(met, dist.ReduceOp.MAX, group=self._group)
+            self._agreed = int(met[0])
+            self._pace.met(met[1].item())
+        return self._agreed
 
 
 def _ends(trainer: L.Trainer) -> bool:
