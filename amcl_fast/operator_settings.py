@@ -3,12 +3,14 @@
 All of it may be traced by torch.compile, which takes numbers for symbols with dynamic=True (hence no math.isfinite).
 """
 
-import math
-from numbers import Real
+import sys
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from .setting_types import LARGEST_WHOLE, one_of, written
 
 Negatives = Literal["topk_mean", "topk_softmax", "softmax"]
 NEGATIVES: tuple[str, ...] = get_args(Negatives)
@@ -34,7 +36,7 @@ def contrast(
     if extra is not None and negatives == "topk_mean":
         raise ValueError("extra must be None with negatives='topk_mean', which has no log-sum-exp, got a tensor")
     if tau is not None and beta != 0:
-        raise ValueError(f"beta must be 0 with a temperature per anchor, tau, got {beta}")
+        raise ValueError(f"beta must be 0 with a temperature per anchor, tau, got {written(beta)}")
 
 
 def calibrate(
@@ -48,7 +50,7 @@ def calibrate(
     numbers(anchors, tau_min, tau_max, perplexity=perplexity)
     selection(negatives, top_k)
     if not 0 < perplexity < 1:
-        raise ValueError(f"perplexity must be above 0 and below 1, a share of the negatives, got {perplexity}")
+        raise ValueError(f"perplexity must be above 0 and below 1, a share of the negatives, got {written(perplexity)}")
 
 
 def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> None:
@@ -60,16 +62,17 @@ def numbers(first: Tensor, tau_min: float, tau_max: float, **more: float) -> Non
             number is not finite.
     """
     are_numbers(tau_min=tau_min, tau_max=tau_max, **more)
+    tau_min, tau_max = plain(tau_min), plain(tau_max)
     # Half precision is for products: τ is float32 then.
     normal = torch.finfo(torch.float64 if first.dtype == torch.float64 else torch.float32)
     if not normal.tiny <= tau_min <= tau_max <= normal.max:
         raise ValueError(
             f"tau_min and tau_max must be in order from {normal.tiny:.3g} to {normal.max:.3g}, normal numbers of "
-            f"{normal.dtype}, got tau_min={tau_min} and tau_max={tau_max}"
+            f"{normal.dtype}, got tau_min={written(tau_min)} and tau_max={written(tau_max)}"
         )
     for name, number in more.items():
-        if not -math.inf < number < math.inf:
-            raise ValueError(f"{name} must be finite, got {number}")
+        if not -sys.float_info.max <= plain(number) <= sys.float_info.max:
+            raise ValueError(f"{name} must be finite, got {written(number)}")
 
 
 def are_numbers(**values: Any) -> None:
@@ -79,10 +82,21 @@ def are_numbers(**values: Any) -> None:
         TypeError: one is not.
     """
     for name, value in values.items():
-        if type(value) in (float, int):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (torch.SymInt, torch.SymFloat, Real)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+        if type(value) not in (float, int):
+            is_number(name, value)
+
+
+def is_number(name: str, value: Any, accepted: str = "a number") -> None:
+    """`are_numbers` of one value."""
+    if isinstance(value, bool) or not isinstance(value, (torch.SymInt, torch.SymFloat, Real)):
+        is_one = getattr(value, "ndim", None) == 0 and "bool" not in str(getattr(value, "dtype", ""))
+        instead = "; its .item() is one" if is_one else ""
+        raise TypeError(f"{name} must be {accepted}, got {written(value)}{instead}")
+
+
+def plain(number: float) -> float:
+    """A number as Python has it, of numpy's and others; what torch.compile takes for a symbol stays one."""
+    return number if isinstance(number, float | int) or not isinstance(number, Real) else float(number)
 
 
 def selection(negatives: str, top_k: int | None) -> None:
@@ -92,11 +106,12 @@ def selection(negatives: str, top_k: int | None) -> None:
         ValueError: unknown `negatives`, or top_k below 1.
         TypeError: top_k is no int where it is needed.
     """
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives must be one of {NEGATIVES}, got {negatives!r}")
+    one_of("negatives", negatives, NEGATIVES)
     if negatives == "softmax":
         return
-    if top_k is None or isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {top_k!r}")
+    if type(top_k) is not int and (isinstance(top_k, bool) or not isinstance(top_k, (torch.SymInt, Integral))):
+        raise TypeError(f"top_k must be an int with negatives={negatives!r}, got {written(top_k)}")
     if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+        raise ValueError(f"top_k must be at least 1, got {written(top_k)}")
+    if top_k > LARGEST_WHOLE:
+        raise ValueError(f"top_k must be at most {LARGEST_WHOLE}, got {written(top_k)}")

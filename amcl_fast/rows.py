@@ -32,6 +32,13 @@ def may_look(x: Tensor) -> bool:
     return not isinstance(x, FakeTensor)
 
 
+def savable(x: Tensor) -> Tensor:
+    """`x`, or a copy where it was made in inference mode and autograd, which is on, could not save it."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    return x.clone()
+
+
 def bounded(x: Tensor) -> Tensor:
     """Rows x (..., d), those that hold a larger number than `LONGEST` scaled down to it; others keep their bits.
 

@@ -1,9 +1,10 @@
-"""Types of settings: in words, and whether a value is of one."""
+"""Types of settings: in words, whether a value is of one, and how an error writes what was given."""
 
 import math
 import re
 from collections import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -16,6 +17,12 @@ _WORDS: dict[Any, str] = {
     dict: "a group of values by name, {name: value}",
     Any: "anything",
 }
+LARGEST_WHOLE = 2**63 - 1
+"""The largest whole number that a setting may be."""
+WIDEST = 2**31 - 1
+"""The largest size of a tensor in one dimension: kernels count columns in 32 bits."""
+_LONGEST = 30
+"""Digits of a whole number that an error writes."""
 _SEVERAL = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
 
 
@@ -80,9 +87,65 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         # A text among others that was not meant is a wrong value, as 0 would be.
         kinds = [type(arg) for arg in get_args(hint)] if get_origin(hint) is Literal else []
         error = ValueError if type(value) in kinds else TypeError
-        raise error(f"{name} must be {in_words(hint)}, got {value!r}")
+        raise error(f"{name} must be {in_words(hint)}, got {written(value)}")
     if has_nan(value):
         raise ValueError(f"{name} must be {in_words(hint)}, got {shown(value)}")
+    check_held(name, value)
+
+
+def check_held(name: str, value: Any) -> None:
+    """Raise ValueError for a whole number that no 64 bits hold, or a list with one: torch, DALI and files would fail.
+
+    What is a number of any kind may be as large as a float.
+    """
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if type(number) is int and abs(number) > LARGEST_WHOLE:
+            raise ValueError(f"{name} must be at most {LARGEST_WHOLE} in size, got {written(number)}")
+
+
+def whole(name: str, value: Any, least: int, most: int = LARGEST_WHOLE, of: str = "") -> int:
+    """A whole number from `least` to `most`, of numpy's too, as int.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        least, most: range.
+        of: what the error says of the range beside it.
+
+    Raises:
+        TypeError: it is no whole number; a truth value is none.
+        ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int{of}, got {written(value)}")
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}{of}, got {written(number)}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}{of}, got {written(number)}")
+    return number
+
+
+def one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """Raise ValueError for what is none of the words that are accepted, whatever it is."""
+    if not isinstance(value, str) or value not in accepted:
+        raise ValueError(f"{name} must be one of {accepted}, got {written(value)}")
+
+
+@contextmanager
+def fits_memory(**sizes: int) -> Iterator[None]:
+    """A block that makes tensors of such sizes, by name, the first of which the error begins with.
+
+    Raises:
+        ValueError: there is no memory for them.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow", str(error)):
+            raise
+        given = ", ".join(f"{name}={written(size)}" for name, size in sizes.items())
+        raise ValueError(f"{next(iter(sizes))} must be such that there is memory for it, got {given}") from error
 
 
 def has_nan(value: Any) -> bool:
@@ -95,9 +158,26 @@ def has_nan(value: Any) -> bool:
 def shown(value: Any) -> str:
     """A value as settings have it, in one line of at most 80 characters."""
     if value is None or isinstance(value, bool):
-        text = {None: "null", True: "true", False: "false"}[value]
-    else:
-        text = " ".join((value if isinstance(value, str) and value.strip() else repr(value)).split())
+        return {None: "null", True: "true", False: "false"}[value]
+    return _in_a_line(value) if isinstance(value, str) and value.strip() else written(value)
+
+
+def written(value: Any) -> str:
+    """A value as Python writes it, in one line of at most 80 characters, whatever it is: for "got …" of errors."""
+    try:
+        if isinstance(value, int) and abs(value) >= 10**_LONGEST:
+            return f"a whole number of about {math.log10(abs(value)):.0f} digits"
+        if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
+            return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+        return _in_a_line(repr(value))
+    except (
+        Exception
+    ):  # of a class of one's own, a nested tensor, a list of numbers that are too long for Python to write
+        return f"a value of type {type(value).__name__}"
+
+
+def _in_a_line(text: str) -> str:
+    text = " ".join(text[:1000].split())
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

@@ -13,6 +13,7 @@ from ..ops.backends import BackendName
 from ..ops.phi import phi
 from ..reference import Stats
 from ..rows import Prepared, at_least_float32, widened
+from ..setting_types import one_of
 from ..temperature import SMALLEST_TAU, AdaptiveTemperature, LearnedTemperature, PerplexityTemperature, Temperature
 from .inputs import number
 
@@ -40,8 +41,7 @@ class Loss(nn.Module):
 
     def __init__(self, temperature: Temperature, backend: BackendName) -> None:
         super().__init__()
-        if backend not in ops.BACKENDS:
-            raise ValueError(f"backend must be one of {ops.BACKENDS}, got {backend!r}")
+        one_of("backend", backend, ops.BACKENDS)
         accepted = (
             "a float or an AdaptiveTemperature"
             if self._no_scalar

@@ -58,7 +58,7 @@ class Contrast(Loss):
                 "proportional to 1/τ and would only carry τ to an end of its range"
             )
         self.negatives = negatives
-        self.top_k = None if negatives == "softmax" else top_k
+        self.top_k = None if negatives == "softmax" or top_k is None else int(top_k)
         if self.adaptive is not None and self.adaptive.objective == "dro":
             self._check_robust(self.adaptive.rho, include_positive)
         self.beta = number("beta", beta)

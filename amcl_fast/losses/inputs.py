@@ -6,8 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from .. import rows
-from ..ops import checks
+from ..operator_settings import is_number
+from ..ops import backends, checks
+from ..setting_types import written
 from ..temperature import LARGEST_FLOAT32
+
+_DTYPES = backends.TABLE["reference"].dtypes
 
 
 class NonFiniteInputError(ValueError):
@@ -19,8 +23,9 @@ def heads_first(**inputs: Tensor) -> list[Tensor]:
     (first_name, first), *others = inputs.items()
     for name, z in inputs.items():
         checks.tensor(name, z)
-        if not z.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        checks.unnamed(name, z)
+        if z.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be one of {backends.named(_DTYPES)}, got {z.dtype}")
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} must have shape (N, C, d) or (N, d), got {tuple(z.shape)}")
         if 0 in z.shape[1:]:
@@ -29,13 +34,15 @@ def heads_first(**inputs: Tensor) -> list[Tensor]:
         if z.shape != first.shape:
             raise ValueError(f"{name} must have the shape of {first_name}, {tuple(first.shape)}, got {tuple(z.shape)}")
         checks.of_one_kind(name, z, first_name, first)
-    heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in inputs.values()]
+    heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in map(rows.savable, inputs.values())]
     return [z.transpose(0, 1) for z in heads]
 
 
 def queue_rows(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
     """A checked queue, (C, d, K) or (d, K), as (C, K, d) without gradient, a view; `like` is q as (C, N, d)."""
     checks.of_one_kind("queue", queue, "q", q)
+    checks.unnamed("queue", queue)
+    queue = rows.savable(queue)
     heads, _, dim = like.shape
     keys = queue.unsqueeze(0) if queue.dim() == 2 else queue
     if keys.dim() != 3 or keys.shape[:2] != (heads, dim) or keys.shape[2] < 1:
@@ -47,11 +54,10 @@ def queue_rows(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
 
 
 def number(name: str, value: Any, smallest: float = 0.0, accepted: str = "a float") -> float:
-    """A float from `smallest` to what float32, in which most losses are evaluated, can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be {accepted}, got {type(value).__name__}")
+    """A float from `smallest` to what float32, in which most losses are evaluated, can hold; of any kind of number."""
+    is_number(name, value, accepted)
     if not smallest <= value <= LARGEST_FLOAT32:
-        raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST_FLOAT32:.3g}, got {value}")
+        raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST_FLOAT32:.3g}, got {written(value)}")
     return float(value)
 
 

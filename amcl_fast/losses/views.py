@@ -6,6 +6,9 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
+from ..ops import checks
+from ..rows import savable
+from ..setting_types import written
 from .inputs import heads_first
 
 Views = Sequence[Tensor] | Tensor
@@ -51,6 +54,8 @@ def view_pairs(name: str, views: Views, targets: Sequence[int] | None) -> ViewPa
         ValueError: fewer than two views, or targets that are not views, each once.
         TypeError: either is of another kind.
     """
+    if isinstance(views, Tensor):
+        checks.tensor(name, views)
     if not isinstance(views, Sequence | Tensor) or (isinstance(views, Tensor) and views.dim() == 0):
         raise TypeError(f"{name} must be a sequence of tensors, one a view, got {type(views).__name__}")
     count = len(views)
@@ -59,9 +64,11 @@ def view_pairs(name: str, views: Views, targets: Sequence[int] | None) -> ViewPa
     if targets is None:
         targets = range(count)
     if not isinstance(targets, Sequence) or any(type(t) is not int for t in targets):
-        raise TypeError(f"targets must be a sequence of int, or None for all views, got {targets!r}")
+        raise TypeError(f"targets must be a sequence of int, or None for all views, got {written(targets)}")
     if not targets or len({*targets} & {*range(count)}) < len(targets):
-        raise ValueError(f"targets must be views from 0 to {count - 1}, each once and at least one, got {[*targets]}")
+        raise ValueError(
+            f"targets must be views from 0 to {count - 1}, each once and at least one, got {written([*targets])}"
+        )
     attended = sorted(targets)
     return ViewPairs(
         [(q, t) for q in attended for t in attended if q < t],
@@ -76,6 +83,9 @@ def by_name(**given: Views) -> dict[str, Tensor]:
 
 def views_first(**given: Views) -> list[list[Tensor]]:
     """Checked projections of views, (N, C, d) or (N, d) each, as (C, N, d): a list of each argument's."""
+    for name, views in given.items():
+        if isinstance(views, Tensor):
+            checks.tensor(name, views)
     heads = iter(heads_first(**by_name(**given)))
     return [[next(heads) for _ in views] for views in given.values()]
 
@@ -89,7 +99,7 @@ def joined(*given: tuple[Views, Sequence[Tensor]]) -> Tensor:
     parts: list[Tensor] = []
     for views, heads in given:
         if isinstance(views, Tensor):
-            whole = views.flatten(0, 1)
+            whole = savable(views).flatten(0, 1)
             parts.append((whole if whole.dim() == 3 else whole.unsqueeze(1)).transpose(0, 1))
         else:
             parts += heads

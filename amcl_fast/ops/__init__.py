@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from .. import rows
+from ..operator_settings import plain
 from ..reference import Chosen, Stats
 from ..rows import Prepared, transformed, widened
+from ..setting_types import one_of
 from . import backends, checks
 
 __all__ = ["BACKENDS", "Chosen", "align", "calibrate", "contrast", "decorrelate", "resolve"]
@@ -49,8 +51,7 @@ def resolve_widened(backend: str, tensor: Tensor) -> str:
 
 def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     """`resolve`, for operators that get the argument `name` in `dtype`."""
-    if backend not in ("auto", *backends.TABLE):  # a tuple, that anything can be compared with
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    one_of("backend", backend, BACKENDS)
     if backend == "auto":
         first = None if transformed() else _first_that_fits(tensor.device.type, dtype)
         if first is not None:
@@ -127,15 +128,16 @@ def contrast(
     tensors = (anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra)
     resolved = _resolved(backend, "anchors", anchors)
     checks.contrast(tensors, tau_min, tau_max, negatives, top_k, beta, tau, chosen)
+    *tables, extra = _savable(tensors)
     result: tuple[Tensor, Stats] = _implementation(resolved, anchors).contrast(
-        *tensors[:6],
-        tau_min=tau_min,
-        tau_max=tau_max,
+        *tables,
+        tau_min=plain(tau_min),
+        tau_max=plain(tau_max),
         negatives=negatives,
         top_k=top_k,
-        beta=beta,
+        beta=plain(beta),
         extra=extra,
-        tau=tau,
+        tau=None if tau is None else rows.savable(tau),
         chosen=chosen,
     )
     return result
@@ -173,11 +175,11 @@ def calibrate(
         anchors.detach(),
         candidates.detach(),
         skip,
-        tau_min=tau_min,
-        tau_max=tau_max,
+        tau_min=plain(tau_min),
+        tau_max=plain(tau_max),
         negatives=negatives,
         top_k=top_k,
-        perplexity=perplexity,
+        perplexity=plain(perplexity),
     )
     return result
 
@@ -213,7 +215,7 @@ def align(
     resolved = _resolved(backend, "x", x)
     checks.paired(tensors, tau_min, tau_max, weight=weight, beta=beta)
     result: tuple[Tensor, Stats] = _implementation(resolved, x).align(
-        *tensors, tau_min=tau_min, tau_max=tau_max, weight=weight, beta=beta
+        *_savable(tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), weight=plain(weight), beta=plain(beta)
     )
     return result
 
@@ -249,7 +251,7 @@ def decorrelate(
     resolved = _resolved(backend, "x", x)
     checks.paired(tensors, tau_min, tau_max, lambd=lambd, beta=beta)
     result: tuple[Tensor, Stats, Stats] = _implementation(resolved, x).decorrelate(
-        *tensors, tau_min=tau_min, tau_max=tau_max, lambd=lambd, beta=beta
+        *_savable(tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), lambd=plain(lambd), beta=plain(beta)
     )
     return result
 
@@ -277,6 +279,10 @@ def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, ba
 def fused(backend: str, x: Tensor) -> bool:
     """Whether `backend` has kernels of its own for what surrounds an operator on `x` (C, N, d)."""
     return x.shape[1] > 0 and resolve_widened(backend, x) == "triton"
+
+
+def _savable(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [None if tensor is None else rows.savable(tensor) for tensor in tensors]
 
 
 def _resolved(backend: str, name: str, first: Tensor) -> str:

@@ -99,10 +99,51 @@ def paired(
     _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
 
 
+# Classes of torch whose numbers are elsewhere or not all there, and what holds them.
+_ELSEWHERE = {"MaskedTensor": ".get_data()", "DTensor": ".full_tensor()"}
+
+
 def tensor(name: str, value: Any) -> None:
-    """That it is one."""
+    """That it is one, with its numbers in strides, which operators read.
+
+    Raises:
+        TypeError: it is not.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    kind = type(value)
+    if value.is_nested:
+        said = f"got a nested one; torch.stack({name}.unbind()) is one where all its parts have one shape"
+    elif value.layout is not torch.strided:
+        said = f"got the layout {value.layout}; {name}.to_dense() is one"
+    elif kind is not Tensor and kind.__name__ in _ELSEWHERE:
+        said = f"got a {kind.__name__}; {name}{_ELSEWHERE[kind.__name__]} is one"
+    else:
+        return
+    raise TypeError(f"{name} must be a dense tensor, {said}")
+
+
+def table(name: str, value: Any, width: int | None) -> None:
+    """That it holds rows of `width` (None: of any), (..., rows, width), in floating point.
+
+    Raises:
+        TypeError, ValueError: it does not.
+    """
+    tensor(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if value.dim() < 2 or (width is not None and value.shape[-1] != width):
+        raise ValueError(f"{name} must have the shape (..., rows, {width or 'd'}), got {tuple(value.shape)}")
+
+
+def unnamed(name: str, value: Tensor) -> None:
+    """That its dimensions have no names, which few of torch's operators take.
+
+    Raises:
+        TypeError: they have.
+    """
+    if not torch.compiler.is_compiling() and value.has_names():
+        raise TypeError(f"{name} must have no names, got {value.names}; {name}.rename(None) has none")
 
 
 def _first(name: str, first: Tensor) -> torch.Size:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..operator_settings import are_numbers
-from ..rows import unit
+from ..ops import checks
+from ..rows import savable, unit
+from ..setting_types import WIDEST, fits_memory, one_of, whole, written
 from .bounds import LARGEST_FLOAT32, SMALLEST_TAU
 
 Score = Literal["dot", "cosine"]
@@ -92,25 +94,19 @@ class AdaptiveTemperature(nn.Module):
         init: float | None = None,
     ) -> None:
         super().__init__()
-        for name, width in (("dim", dim), ("hidden_dim", hidden_dim)):
-            if not isinstance(width, int) or isinstance(width, bool):
-                raise TypeError(f"{name} must be an int, got {type(width).__name__}")
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
+        dim, hidden_dim = whole("dim", dim, 1, WIDEST), whole("hidden_dim", hidden_dim, 1, WIDEST)
         are_numbers(tau_min=tau_min, tau_max=tau_max, scale=scale, offset=offset)
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
-                f"got tau_min={tau_min}, tau_max={tau_max}"
+                f"got tau_min={written(tau_min)}, tau_max={written(tau_max)}"
             )
-        if score not in SCORES:
-            raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-        if not 0 < scale <= LARGEST_FLOAT32:
-            raise ValueError(f"scale must be positive and at most {LARGEST_FLOAT32:.3g}, got {scale}")
-        if not math.isfinite(offset):
-            raise ValueError(f"offset must be finite, got {offset}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        one_of("score", score, SCORES)
+        if not SMALLEST_TAU <= scale <= LARGEST_FLOAT32:
+            raise ValueError(f"scale must be from {SMALLEST_TAU} to {LARGEST_FLOAT32:.3g}, got {written(scale)}")
+        if not -LARGEST_FLOAT32 <= offset <= LARGEST_FLOAT32:
+            raise ValueError(f"offset must be finite in float32, got {written(offset)}")
+        one_of("precision", precision, PRECISIONS)
         _check_sharing(share, objective, rho, score, precision)
         _check_init(init, tau_min, tau_max, share, score, offset)
         self.dim, self.hidden_dim = dim, hidden_dim
@@ -119,7 +115,8 @@ class AdaptiveTemperature(nn.Module):
         self.precision = precision
         self.share, self.objective, self.rho = share, objective, rho
         # In this order: a seed has the weights that it always had.
-        first, last = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim if share == "pair" else 1)
+        with fits_memory(dim=dim, hidden_dim=hidden_dim):
+            first, last = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim if share == "pair" else 1)
         self.phi = nn.Sequential(first, nn.ReLU(), last)
         if init is not None:
             # σ(start) is where init lies in the range.
@@ -137,6 +134,7 @@ class AdaptiveTemperature(nn.Module):
 
         Computed in the dtype of `x`, whatever φ's own: 1/τ amplifies every rounding.
         """
+        x = savable(x)
         if self.phi[0].weight.dtype == x.dtype:
             hidden = self.phi(x)
         else:
@@ -195,7 +193,12 @@ class AdaptiveTemperature(nn.Module):
         """τ (..., A, B) of every pair of rows of x (..., A, dim) and y (..., B, dim).
 
         Rows are what φ reads: L2-normalised projections; for Barlow Twins, raw channel vectors.
+
+        Raises:
+            ValueError, TypeError: x or y are no such tensors.
         """
+        checks.table("x", x, self.dim)
+        checks.table("y", y, self.dim)
         if self.share == "row":
             return self.of_rows(x).unsqueeze(-1).expand(*x.shape[:-1], y.shape[-2])
         r = self.features(x) @ self.features(y).mT
@@ -212,10 +215,8 @@ class AdaptiveTemperature(nn.Module):
 
 
 def _check_sharing(share: str, objective: str, rho: float | None, score: str, precision: str) -> None:
-    if share not in SHARES:
-        raise ValueError(f"share must be one of {SHARES}, got {share!r}")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+    one_of("share", share, SHARES)
+    one_of("objective", objective, OBJECTIVES)
     if share == "row" and score != "dot":
         raise ValueError(f"score must be 'dot' with share='row', whose score is φ's only output, got {score!r}")
     if share == "row" and precision != "auto":
@@ -225,11 +226,11 @@ def _check_sharing(share: str, objective: str, rho: float | None, score: str, pr
     if objective == "dro" and share != "row":
         raise ValueError(f"share must be 'row' with objective='dro', got {share!r}")
     if objective != "dro" and rho is not None:
-        raise ValueError(f"rho must be None with objective={objective!r}, got {rho}")
+        raise ValueError(f"rho must be None with objective={objective!r}, got {written(rho)}")
     if objective == "dro":
         are_numbers(rho=rho)
         if not 0 < rho <= LARGEST_FLOAT32:  # type: ignore[operator]
-            raise ValueError(f"rho must be positive and at most {LARGEST_FLOAT32:.3g}, got {rho}")
+            raise ValueError(f"rho must be positive and at most {LARGEST_FLOAT32:.3g}, got {written(rho)}")
 
 
 def _check_init(init: float | None, tau_min: float, tau_max: float, share: str, score: str, offset: float) -> None:
@@ -237,7 +238,7 @@ def _check_init(init: float | None, tau_min: float, tau_max: float, share: str, 
         return
     are_numbers(init=init)
     if not tau_min < init < tau_max:
-        raise ValueError(f"init must be above tau_min={tau_min} and below tau_max={tau_max}, got {init}")
+        raise ValueError(f"init must be above tau_min={tau_min} and below tau_max={tau_max}, got {written(init)}")
     if share == "pair" and score == "dot":
         raise ValueError(f"init must be None with score='dot' over pairs, whose score has no offset, got {init}")
     if offset != 0:
@@ -249,5 +250,5 @@ def cosine_temperature(
 ) -> AdaptiveTemperature:
     """τ from `tau_min` to `tau_max`, with `per_width` both divided by `dim`; the score does not see φ's lengths."""
     # A width that is none is AdaptiveTemperature's to name.
-    width = dim if per_width and isinstance(dim, int) and dim > 0 else 1
+    width = dim if per_width and isinstance(dim, int) and 0 < dim <= WIDEST else 1
     return AdaptiveTemperature(dim, tau_min=tau_min / width, tau_max=tau_max / width, score="cosine", offset=offset)

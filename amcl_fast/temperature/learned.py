@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..operator_settings import are_numbers
+from ..ops import checks
 from ..reference import BOUND_SHARE
 from ..rows import transformed, widened
+from ..setting_types import written
 from .bounds import SMALLEST_TAU
 
 
@@ -36,10 +38,10 @@ class LearnedTemperature(nn.Module):
         if not SMALLEST_TAU <= tau_min < tau_max <= 1 / SMALLEST_TAU:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {1 / SMALLEST_TAU:.0e}, "
-                f"got tau_min={tau_min}, tau_max={tau_max}"
+                f"got tau_min={written(tau_min)}, tau_max={written(tau_max)}"
             )
         if not tau_min <= init <= tau_max:
-            raise ValueError(f"init must be from tau_min={tau_min} to tau_max={tau_max}, got {init}")
+            raise ValueError(f"init must be from tau_min={tau_min} to tau_max={tau_max}, got {written(init)}")
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
         # Of one dimension, since FSDP shards no scalar.
         self.log_tau = nn.Parameter(torch.tensor([math.log(init)]))
@@ -75,7 +77,13 @@ class LearnedTemperature(nn.Module):
         return ((log_tau < low + margin) | (log_tau > high - margin)).float()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """τ (..., A, B) of every pair of rows of x (..., A, d) and y (..., B, d): the same number."""
+        """τ (..., A, B) of every pair of rows of x (..., A, d) and y (..., B, d): the same number.
+
+        Raises:
+            ValueError, TypeError: x or y are no such tensors.
+        """
+        checks.table("x", x, None)
+        checks.table("y", y, None)
         return self.tau.to(widened(x.dtype)).expand(*x.shape[:-1], y.shape[-2])
 
     def __float__(self) -> float:

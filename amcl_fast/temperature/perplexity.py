@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..operator_settings import are_numbers
 from ..reference import BOUND_SHARE
+from ..setting_types import written
 from .bounds import LARGEST_FLOAT32, SMALLEST_TAU
 
 
@@ -46,15 +47,17 @@ class PerplexityTemperature(nn.Module):
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
-                f"got tau_min={tau_min}, tau_max={tau_max}"
+                f"got tau_min={written(tau_min)}, tau_max={written(tau_max)}"
             )
         if not means or not all(SMALLEST_TAU <= value <= LARGEST_FLOAT32 for value in means):
             raise ValueError(
                 f"mean must be one number, or one for each head, from {SMALLEST_TAU} to {LARGEST_FLOAT32:.3g}, "
-                f"got {mean}"
+                f"got {written(mean)}"
             )
         if not 0 < perplexity < 1:
-            raise ValueError(f"perplexity must be above 0 and below 1, a share of the negatives, got {perplexity}")
+            raise ValueError(
+                f"perplexity must be above 0 and below 1, a share of the negatives, got {written(perplexity)}"
+            )
         self.mean = [float(value) for value in means] if isinstance(mean, list | tuple) else float(mean)
         self.perplexity = float(perplexity)
         self.tau_min, self.tau_max = float(tau_min), float(tau_max)
