@@ -13,6 +13,7 @@ from pathlib import Path
 from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
 from amcl_fast.data.scan.walk import list_files
 from amcl_fast.extras import require
+from amcl_fast.left_out import FOLDER_UNREADABLE
 from amcl_fast.progress import Progress
 from amcl_fast.runs.files import NewFile
 from amcl_fast.runs.in_place import make_within
@@ -31,7 +32,8 @@ def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tupl
         target: folder; it is made.
 
     Returns:
-        How many images were converted, how many are links, and (path, reason) of those that could not be converted.
+        How many images were converted, how many are links, and (path, reason) of those that could not be converted,
+        folders that cannot be read among them.
 
     Raises:
         ValueError: `source` is no folder, or one lies in the other.
@@ -45,8 +47,9 @@ def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tupl
     if os.path.commonpath([source, target]) in (source, target):
         raise ValueError(f"TARGET must lie beside {source}, neither in it nor above it, got {target}")
     os.makedirs(target, exist_ok=True)
-    files = list_files([source], {"": source})[0][""]
-    converted, linked, failed = 0, 0, []
+    found, left_out = list_files([source], {"": source})
+    files, converted, linked = found[""], 0, 0
+    failed = [entry for entry in left_out if entry[1].startswith(FOLDER_UNREADABLE)]
     with Progress("converting images", len(files)) as progress:
         for path in files:
             place = os.path.join(target, os.path.relpath(path, source))

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from amcl_fast.data.sources.folder import (
     Sources,
     find_sources,
     may_hold_images,
+    not_entered,
 )
 from amcl_fast.data.sources.lists import Listed, read_lines, read_list
-from amcl_fast.left_out import few
+from amcl_fast.left_out import FOLDER_UNREADABLE, few
 
 _IN_SHARDS = f"samples KEY.jpg and, if they have a class, KEY.cls, {SUPPORTED}"
 _IN_LISTS = f"a path a line, and its label if it has one, {SUPPORTED}"
@@ -104,7 +104,8 @@ def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[I
     elif given is not None:
         found = read_list(root, given, tell)
     else:
-        return scan_classes(_held_out_part(root, classes), classes, tell=tell), "", []
+        images = scan_classes(_held_out_part(root, classes), classes, tell=tell)
+        return images, "", not_entered(images.skipped)
     images, why = found.measured(classes)
     return images, why, found.notes
 
@@ -177,6 +178,9 @@ def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
     """The shards in a folder, or in folders of its parts; which part they are of their names say.
 
     None if there are none, or if images lie in it or in folders beside them.
+
+    Raises:
+        OSError: it cannot be read, or its part for training.
     """
     tree = Tree()
     tars, folders = _tars(folder, tree)
@@ -186,10 +190,16 @@ def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
     for path in tars:
         words = [word.lower() for word in _WORDS.findall(os.path.basename(path))]
         parts.setdefault(next((word for word in words if word in _PARTS), ""), []).append(path)
-    others = []
+    others, unreadable = [], []
     for path in folders:
         if (name := os.path.basename(path).lower()) in _PARTS:
-            inside, _ = _tars(path, tree)
+            try:
+                inside, _ = _tars(path, tree)
+            except OSError as error:
+                if name in TRAINING:
+                    raise
+                unreadable.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
+                continue
             parts.setdefault(name, []).extend(inside or ())
             others += [] if inside else [path]
     parts = {name: paths for name, paths in parts.items() if paths}
@@ -200,7 +210,8 @@ def _shards_of_folder(folder: str, choose: _Choice) -> _Shards | None:
         parts[name], repeated = once(paths, folder)
         notes += repeated
     shards = choose(folder, parts)
-    shards.notes += notes
+    shards.notes += notes + not_entered(unreadable)
+    shards.missing += unreadable
     if others:
         shards.notes.append(f"no shards in {few(others)}: given as data.held_out, it may be of another kind")
     return shards
@@ -211,9 +222,10 @@ def _tars(folder: str, tree: Tree) -> tuple[list[str] | None, list[str]]:
 
     Raises:
         ValueError: nothing but compressed tars is there.
+        OSError: it cannot be read.
     """
     tars, folders, packed = [], [], []
-    with suppress(OSError), os.scandir(folder) as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue

@@ -132,7 +132,7 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
         parts.notes += _other_part(folder, parts, train.classes, tree)
     parts.notes += [f"{path} {UNUSED}: {why}" for path, why in unused.items()]
     told = {starts["", name] for name in parts.classes}
-    parts.notes += _not_entered([entry for entry in left_out if entry[0] not in told])
+    parts.notes += not_entered([entry for entry in left_out if entry[0] not in told])
     skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
     parts.notes += filter(None, [converting(skipped, folder)])
     return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes, places=places)
@@ -325,7 +325,7 @@ def _joined(parts: list[Images]) -> Images | None:
     )
 
 
-def _not_entered(left_out: list[tuple[str, str]]) -> list[str]:
+def not_entered(left_out: list[tuple[str, str]]) -> list[str]:
     """A line on links that were not followed, and one on folders that cannot be read."""
     links = [entry for entry in left_out if entry[1].startswith((LINK, SAME))]
     unreadable = [entry for entry in left_out if entry[1].startswith(FOLDER_UNREADABLE)]
