@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from amcl_fast.runs.files import write_file
+
 from .. import results
 from . import plots
 from .tables import TABLES, headline, peers
@@ -76,7 +78,7 @@ def check_markers(page: Path, begin: str, end: str) -> None:
 def put(page: Path, begin: str, end: str, parts: list[str]) -> None:
     """Put parts between the markers of a page, in place of what is there."""
     before, rest = page.read_text().split(begin)
-    page.write_text(f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.split(end)[1]}")
+    write_file(page, f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.split(end)[1]}")
 
 
 def _headline(documents: list[Document]) -> list[str]:

@@ -1,8 +1,11 @@
 """Plots of one machine's results."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from amcl_fast.runs.files import write_file
 
 from .. import results
 from ..cases import PRODUCTS
@@ -27,7 +30,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
             figure = Figure(figsize=(8, 4.5), layout="constrained")
             plot(figure.add_subplot(), rows)
             paths.append(folder / f"{name}-{title}.png")
-            figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+            write_file(paths[-1], partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
     return paths
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.progress import duration
+from amcl_fast.runs.files import write_file
 from amcl_fast.study import augmentations_page, comparison_page, epochs_page, similarities_page
 
 from .pages import check_markers, put
@@ -34,7 +35,7 @@ def write(folder: Path, page: Path, pictures: Path) -> list[Path]:
             for name, content in drawn.items():
                 picture = pictures / f"{name}.png"
                 pictures.mkdir(parents=True, exist_ok=True)
-                picture.write_bytes(content)
+                write_file(picture, content)
                 written.append(picture)
             parts.append(text.replace("](pictures/", f"]({pictures.relative_to(page.parent).as_posix()}/"))
     put(page, BEGIN, END, parts)

@@ -4,11 +4,9 @@ import errno
 import fcntl
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -238,15 +236,6 @@ def test_links_among_what_was_left_are_removed_not_followed(tmp_path):
     write_file(folder / "file", "whole")
     assert theirs.read_text() == "untouched" and {*folder.iterdir()} == {folder / "file", pipe}
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_no_other_source_replaces_or_locks_files():
-    """What writes a file anew calls this module; folders, which are made beside their place too, are renamed."""
-    told = re.compile(r"\bos\.(replace|rename)\(|\bmkstemp\(|\bNamedTemporaryFile\(|\bfcntl\.|\bfilelock\b")
-    root = Path(__file__).parents[2]
-    sources = [path for folder in ("amcl_fast", "kernels", "benchmarks") for path in (root / folder).rglob("*.py")]
-    found = {str(path.relative_to(root)) for path in sources if told.search(path.read_text())}
-    assert found == {"amcl_fast/runs/files.py", "amcl_fast/runs/lock.py"}
 
 
 class Lost(io.StringIO):

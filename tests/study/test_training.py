@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from amcl_fast.runs.directory import VARIABLE
+from amcl_fast.runs.in_place import PlaceError
+from amcl_fast.runs.lock import RunLock
 from amcl_fast.study import training as module
+from amcl_fast.study.folder import open_folder
 from amcl_fast.study.training import Commands, StopError, Training, train_all
 from tests.helpers.studies import finished
 
@@ -145,3 +149,22 @@ def test_a_training_in_a_job_of_slurm_starts_its_own_processes(monkeypatch):
     environment = module._environment()
     assert environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert not {"SLURM_NTASKS", "SLURM_JOB_ID", VARIABLE} & environment.keys()
+
+
+def test_a_training_whose_folder_is_a_link_is_read_and_never_trained(tmp_path):
+    elsewhere = finished(tmp_path / "elsewhere" / "run", [30.0])
+    study = Training("demo", 0, tmp_path / "study")
+    study.study.mkdir()
+    (tmp_path / "link").symlink_to(study.study)  # as the whole study may be
+    study.run_dir.symlink_to(elsewhere)
+    for folder in (study.study, tmp_path / "link"):
+        with RunLock() as lock:
+            open_folder(folder, "epochs", [replace(study, study=folder)], lock)
+    finished_not = finished(tmp_path / "elsewhere" / "other", [30.0], finished=False)
+    study.run_dir.unlink()
+    for target in (finished_not, tmp_path / "nowhere"):
+        study.run_dir.symlink_to(target)
+        message = f"^{study.run_dir} is a link to {target}, and nothing is written through it: remove it$"
+        with pytest.raises(PlaceError, match=message), RunLock() as lock:
+            open_folder(study.study, "epochs", [study], lock)
+        study.run_dir.unlink()

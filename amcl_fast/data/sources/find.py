@@ -104,8 +104,8 @@ def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[I
     elif given is not None:
         found = read_list(root, given, tell)
     else:
-        images = scan_classes(_held_out_part(root, classes), classes, tell=tell)
-        return images, "", not_entered(images.skipped)
+        scanned = scan_classes(_held_out_part(root, classes), classes, tell=tell)
+        return scanned, "", not_entered(scanned.skipped)
     images, why = found.measured(classes)
     return images, why, found.notes
 
