@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .argument_types import DATA, path
+from .data.scan.limits import DEFAULT_LIMITS
 from .recipes import describe_recipes
 from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
 from .study.arguments import declare_study
@@ -231,6 +232,15 @@ def _declare_pack(commands: Any) -> None:
         "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    for unit, most in (("bytes", DEFAULT_LIMITS.bytes), ("pixels", DEFAULT_LIMITS.pixels)):
+        parser.add_argument(
+            f"--max_image_{unit}",
+            f"--max-image-{unit}",
+            type=int,
+            default=most,
+            metavar="N",
+            help=f"of an image; a larger one is left out and listed ({most:,})",
+        )
 
 
 def _declare_bench(commands: Any) -> None:

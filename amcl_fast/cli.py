@@ -309,6 +309,8 @@ def _pack(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             held_out=arguments.held_out and absolute_data(arguments.held_out),
             workers=arguments.workers,
+            max_image_bytes=arguments.max_image_bytes,
+            max_image_pixels=arguments.max_image_pixels,
         )
     except OSError as error:
         if not is_full(error):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .data.scan.limits import DEFAULT_LIMITS, Limits
 from .extras import extras_named
 from .models import BackboneConfig, build_backbone
 from .models.resnet import RESNETS
@@ -38,6 +39,7 @@ class Encoder:
         data: the training data, as the run's data.root; None for an exported file.
         held_out: what was measured on, as the run's data.held_out; None for a part of `data`.
         evaluation: a data set of its own that was measured on, as the run's data.evaluation.
+        limits: above which images were left out.
     """
 
     backbone: nn.Module
@@ -50,6 +52,7 @@ class Encoder:
     data: str | None = None
     held_out: str | None = None
     evaluation: str | None = None
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def published(self) -> nn.Module:
@@ -153,6 +156,10 @@ def _from_checkpoint(file: Path, trust: bool, own: nn.Module | None) -> Encoder:
         data=data["root"],
         held_out=data.get("held_out"),
         evaluation=data.get("evaluation"),
+        limits=Limits(
+            int(data.get("max_image_bytes", DEFAULT_LIMITS.bytes)),
+            int(data.get("max_image_pixels", DEFAULT_LIMITS.pixels)),
+        ),
     )
 
 

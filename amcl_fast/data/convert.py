@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
+from amcl_fast.data.scan.limits import Limits
 from amcl_fast.data.scan.walk import list_files
 from amcl_fast.extras import require
 from amcl_fast.left_out import FOLDER_UNREADABLE
@@ -18,6 +19,8 @@ from amcl_fast.progress import Progress
 from amcl_fast.runs.files import NewFile
 from amcl_fast.runs.in_place import make_within
 
+# A link costs nothing; what it leads to is judged where it is read.
+_NO_LIMITS = Limits(sys.maxsize, sys.maxsize)
 _USAGE = "usage: python -m amcl_fast.data.convert SOURCE TARGET"
 
 
@@ -54,7 +57,7 @@ def convert(source: str | Path, target: str | Path) -> tuple[int, int, list[tupl
         for path in files:
             place = os.path.join(target, os.path.relpath(path, source))
             try:
-                check_header(path)
+                check_header(path, _NO_LIMITS)
                 _link(path, Path(place), Path(target))
                 linked += 1
             except BadImage as problem:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.views import side
 from amcl_fast.extras import extras_named
 
@@ -45,6 +46,7 @@ class Output:
         crop_pct: share of the shorter side that images without augmentation show, above 0 and up to 1.
         reduce_above: images of more pixels than this are decoded at a smaller scale if the crops do not need
             all of it; None: never.
+        limits: images above these are left out.
         dtype: of the images that come out; float16 is the nearest to the same values.
         reader: makes what reads the images, of how far to reduce them and the threads to use; None: files are read.
     """
@@ -59,6 +61,7 @@ class Output:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 1.0
     reduce_above: int | None = 2_000_000
+    limits: Limits = DEFAULT_LIMITS
     dtype: Dtype = "float32"
     reader: Callable[[Any, int], Any] | None = None
 

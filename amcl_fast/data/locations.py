@@ -8,6 +8,8 @@ Neither torch nor numpy is imported here.
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 NUL = "\0"
@@ -54,3 +56,34 @@ def absolute(location: str) -> str:
         return location
     path, nul, rest = location.partition(NUL)
     return os.path.abspath(path) + nul + rest
+
+
+def size_of(location: str) -> int:
+    """Bytes of the encoded image; 0 of one that is not there any more."""
+    if (found := member(location)) is not None:
+        return found.length
+    with suppress(OSError):
+        return os.stat(location).st_size
+    return 0
+
+
+def spans(sizes: Sequence[int], most: int, most_bytes: int, start: int = 0) -> list[tuple[int, int]]:
+    """Divide images into groups of one, or of more up to a number and to bytes.
+
+    Args:
+        sizes: bytes of each.
+        most: images of a group.
+        most_bytes: of a group that has more than one image.
+        start: place of the first image.
+
+    Returns:
+        Places of each group, from and to.
+    """
+    found, begin, held = [], start, 0
+    for place, size in enumerate(sizes, start):
+        if place > begin and (place - begin == most or held + size > most_bytes):
+            found.append((begin, place))
+            begin, held = place, 0
+        held += size
+    end = start + len(sizes)
+    return [*found, (begin, end)] if begin < end else found

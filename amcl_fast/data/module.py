@@ -20,6 +20,7 @@ from amcl_fast.data.locations import member
 from amcl_fast.data.measured import MeasuredImages
 from amcl_fast.data.pixels import check_of_pixels, dtype_of_views
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.list_cache import keep, kept
@@ -30,6 +31,11 @@ from amcl_fast.distributed import together, world
 from amcl_fast.launch import patient
 
 log = logging.getLogger(__name__)
+
+_POSITIVE = (
+    *("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"),
+    *("max_image_bytes", "max_image_pixels"),
+)
 
 
 class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
@@ -73,6 +79,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         dtype: Literal["auto", "float32", "float16"] = "auto",
         shuffle_pool: int | None = None,
         evaluation: str | None = None,
+        max_image_bytes: int = DEFAULT_LIMITS.bytes,
+        max_image_pixels: int = DEFAULT_LIMITS.pixels,
     ) -> None:
         """Describe the data; nothing is read before `prepare_data` and `setup`.
 
@@ -111,6 +119,9 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             evaluation: a data set to measure on, with classes of its own, where `root` has none or others: a path or a
                 name as `root` may be. kNN and probes learn from its training part, and what it holds out is asked. All
                 of `root` is trained on, but for a part that is held out there by its name.
+            max_image_bytes: of an encoded image; a larger one is left out and listed.
+            max_image_pixels: of an image; a larger one is left out and listed, and so is a JPEG of so many scans that
+                decoding it takes as long (docs/hostile-images.md).
 
         Raises:
             ValueError: a setting out of range, or both `held_out` and `evaluation`.
@@ -121,7 +132,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.num_threads, self.prefetch, self.device, self.limit = num_threads, prefetch, device, limit
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
         self.held_out, self.evaluation, self.dtype, self.shuffle_pool = held_out, evaluation, dtype, shuffle_pool
-        for name in ("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"):
+        self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
+        for name in _POSITIVE:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if device not in ("auto", "cpu", "gpu"):
@@ -160,6 +172,11 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
     def target_views(self) -> int:
         """Number of the largest views, to which the others are drawn."""
         return self.view_sizes.count(self.size)
+
+    @property
+    def limits(self) -> Limits:
+        """Above which an image is left out."""
+        return Limits(self.max_image_bytes, self.max_image_pixels)
 
     @property
     def num_classes(self) -> int:
@@ -320,14 +337,18 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
 
     def _kept(self) -> list[Sources] | None:
         """The lists that another process of this machine has kept; None where one is missing."""
-        lists = [kept(_data_set(places)) for places in self._places()]
+        lists = [kept(_data_set(places, self.limits)) for places in self._places()]
         whole = [found for found in lists if found is not None]
         return whole if len(whole) == len(lists) else None
 
     def _find(self) -> list[Sources]:
         """Look for the images, which is told if it takes long, and keep the lists for the other processes."""
         first = not rank_zero_only.rank  # type: ignore[attr-defined]
-        return [keep(_data_set(places), find_images(*places, tell=first)) for places in self._places()]
+        limits = self.limits
+        return [
+            keep(_data_set(places, limits), find_images(*places, tell=first, limits=limits))
+            for places in self._places()
+        ]
 
     def _places(self) -> list[tuple[Path, Path | None]]:
         """Where the images lie, and those to measure on, if they lie elsewhere; the same of `evaluation`."""
@@ -358,12 +379,13 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             std=self.std,
             crop_pct=self.crop_pct,
             reduce_above=self.reduce_above,
+            limits=self.limits,
         )
 
 
-def _data_set(places: tuple[Path, Path | None]) -> str:
+def _data_set(places: tuple[Path, Path | None], limits: Limits) -> str:
     """What tells images from those of other settings."""
-    return "\0".join(os.path.abspath(path) for path in places if path is not None)
+    return "\0".join(os.path.abspath(path) for path in places if path is not None) + limits.key
 
 
 def _to_measure(found: Sources, path: str) -> tuple[Images, Images]:

@@ -242,6 +242,8 @@ def _data_module(
         seed=seed,
         num_threads=threads(),
         device="gpu" if device.type == "cuda" else "cpu",
+        max_image_bytes=encoder.limits.bytes,
+        max_image_pixels=encoder.limits.pixels,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from ..data.choice import held_out_part
 from ..data.reading.contents import Contents
 from ..data.scan.headers import BadImage
+from ..data.scan.limits import DEFAULT_LIMITS, Limits
 from ..data.sources.find import find_images
 from ..data.sources.named import data_path
 from ..launch import by_others, rank, threads
@@ -177,12 +178,19 @@ def _rounded(number: float) -> int:
 
 def _facts(root: str, settings: Sequence[str]) -> Facts:
     held_out = _given(settings, "data.held_out")
+    limits = Limits(
+        _number(settings, "data.max_image_bytes") or DEFAULT_LIMITS.bytes,
+        _number(settings, "data.max_image_pixels") or DEFAULT_LIMITS.pixels,
+    )
     found = find_images(
-        data_path(absolute_data(root)), data_path(absolute_data(held_out)) if held_out else None, tell=not rank()
+        data_path(absolute_data(root)),
+        data_path(absolute_data(held_out)) if held_out else None,
+        tell=not rank(),
+        limits=limits,
     )
     images = _count(found)
     images = min(images, _number(settings, "data.limit") or images)
-    side, grey = _looks(found)
+    side, grey = _looks(found, limits)
     gpus = _gpus(settings)
     memory = min((torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)), default=0)
     epochs = _number(settings, "trainer.max_epochs")
@@ -195,11 +203,11 @@ def _count(found: "Sources") -> int:
     return len(found.train.files) - held_out + (len(found.unlabelled.files) if found.unlabelled else 0)
 
 
-def _looks(found: "Sources") -> tuple[int, bool]:
+def _looks(found: "Sources", limits: Limits) -> tuple[int, bool]:
     """Median of the shorter sides, in pixels, and whether images are grey: of a few spread over all of them."""
     from PIL import Image
 
-    contents, sides, grey = Contents(), [], 0
+    contents, sides, grey = Contents(limits), [], 0
     files = found.train.files or found.unlabelled.files  # type: ignore[union-attr]  # one of them has images
     for place in np.linspace(0, len(files) - 1, min(_LOOKED_AT, len(files))).astype(int).tolist():
         content = bytearray()

@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "data.num_threads",
     "data.prefetch",
     "data.crop_pct",
+    "data.max_image_bytes",
+    "data.max_image_pixels",
     "knn",
     "checkpoint",
     "guard",

@@ -25,10 +25,10 @@ from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.contrastive import SingleViewLoader
 from amcl_fast.data.loader.evaluation import _Pass
-from amcl_fast.data.scan import headers
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS
 from tests.helpers import damage, forks
 from tests.helpers.command_line import NT_XENT, environment
 from tests.helpers.damaged_files import BMP, JPEG, MAY_DECODE, PNG, WEBP, contents, kinds
@@ -181,7 +181,7 @@ def test_what_passes_the_look_is_parsed_by_dali():
     (shapes,) = peek().run()
     pixels = shapes.as_array()[:, :2].prod(-1)
     assert pixels.min() >= 1
-    assert pixels.max() <= headers.MAX_PIXELS
+    assert pixels.max() <= DEFAULT_LIMITS.pixels
 
 
 @pytest.mark.skipif(not version("nvidia-dali-cuda130").startswith("2.4."), reason="of another DALI nothing is known")

@@ -143,15 +143,22 @@ def test_small_images_keep_their_bytes_and_their_place_beside_large_ones(save):
     reader.close()
 
 
-def test_what_the_reducer_cannot_decode_is_handed_on_as_it_is(save):
-    path = save("cut.jpg", _picture(900, 640), quality=95)
-    with open(path, "r+b") as file:
-        file.truncate(5_000)
-        content = file.read()
-    assert reduce(content, 4) == content
+def test_what_the_reducer_cannot_decode_is_handed_on_as_it_is_unless_it_is_too_large(save):
+    small, large = save("small.jpg", _picture(380, 400), quality=95), save("large.jpg", _picture(900, 640), quality=95)
+    contents = []
+    for path in (small, large):
+        with open(path, "r+b") as file:
+            file.truncate(5_000)
+            contents.append(file.read())
+        assert reduce(contents[-1], 4) == contents[-1]
+    assert 380 * 400 <= Reduction(ABOVE, 32).most_pixels < 900 * 640
     reader = Reader(reduction=Reduction(ABOVE, 32))
-    reader.request([path])
-    assert reader.take().images[0].tobytes() == content
+    reader.request([small, large])
+    encoded = reader.take()
+    assert encoded.images[0].tobytes() == contents[0]
+    assert [*encoded.bad.items()] == [
+        (1, "too large: 900 x 640 pixels in 5,000 bytes, and Pillow, which would make it smaller, cannot decode it")
+    ]
     reader.close()
 
 

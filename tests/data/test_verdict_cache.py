@@ -14,6 +14,7 @@ from amcl_fast.data.cache import remove_old
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan import check, header_process
 from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS
 from amcl_fast.data.scan.verdict_cache import Verdicts
 
 
@@ -27,7 +28,7 @@ def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, 
 
     looked_at = []
     look = header_process.check_header
-    monkeypatch.setattr(header_process, "check_header", lambda path: looked_at.append(path) or look(path))
+    monkeypatch.setattr(header_process, "check_header", lambda path, *more: looked_at.append(path) or look(path, *more))
     assert scan_classes(root) == first
     assert looked_at == []
 
@@ -204,7 +205,7 @@ def test_verdicts_are_not_mapped_and_stay_as_long_as_they_are_asked_for(make_fol
     (cache,) = (own_cache / "scans").iterdir()
     long_ago = time.time() - 70 * 86_400
     os.utime(cache, (long_ago, long_ago))
-    verdicts = Verdicts(str(root))
+    verdicts = Verdicts(str(root), DEFAULT_LIMITS)
     assert str(cache) not in Path("/proc/self/maps").read_text()
     assert (verdicts.known(f"{root}/ant/", b"000.png\x00001.png\x00002.png\0").sizes > 0).all()
     remove_old()

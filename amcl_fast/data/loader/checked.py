@@ -25,10 +25,6 @@ _MOST_FAILURES = 8
 _DAMAGED = Damaged()
 
 
-def _of_files(reduction: Reduction | None, threads: int) -> Reader:
-    return Reader(reduction=reduction, threads=threads)
-
-
 class Checked:
     """Encoded images that DALI's decoder survives: read, checked and, where that leaves doubts, tried out."""
 
@@ -42,8 +38,10 @@ class Checked:
         reduction = None
         if output.reduce_above is not None:
             reduction = Reduction(output.reduce_above, shorter)
-        read = output.reader or _of_files
-        self.reader: Any = read(reduction, output.num_threads)
+        if output.reader is None:
+            self.reader: Any = Reader(reduction=reduction, threads=output.num_threads, limits=output.limits)
+        else:
+            self.reader = output.reader(reduction, output.num_threads)
         self._trial = Trial(output.device, output.device_id)
         self._passed: set[bytes] = set()
         self._rest = 0

@@ -22,6 +22,7 @@ from amcl_fast.data.reading.reader import Encoded
 from amcl_fast.data.scan.headers import NoImageLeftError
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.views import each_view, shorter_side
+from amcl_fast.left_out import DURING
 
 log = logging.getLogger(__name__)
 
@@ -340,7 +341,7 @@ class ContrastiveLoader:
 
 
 def _found(reason: str) -> str:
-    return f"found during the run: {reason}"
+    return DURING + reason
 
 
 def _of_all(settings: dict[str, Any]) -> dict[str, Any]:

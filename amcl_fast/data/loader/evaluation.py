@@ -16,6 +16,7 @@ from amcl_fast.data.loader.batches import labels_at, loosely
 from amcl_fast.data.loader.checked import Checked
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.scan.images import Images
+from amcl_fast.left_out import DURING
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class _Pass:
                 break
             places, encoded = self._asked_places.popleft(), self._checked.take()
             for number, reason in encoded.bad.items():
-                self.bad[places[number]] = f"found during the run: {reason}"
+                self.bad[places[number]] = DURING + reason
             images = zip(places, encoded.images, strict=True)
             good = [(place, image) for place, image in images if place not in self.bad]
             # What fills no batch by itself waits for the next list, whose bytes may take the place of its own.

@@ -84,7 +84,7 @@ class DatasetModule(ContrastiveDataModule):
         return None
 
     def _output(self, batch_size: int) -> Output:
-        return replace(super()._output(batch_size), reader=reader_of(self._items, self._queries))
+        return replace(super()._output(batch_size), reader=reader_of(self._items, self._queries, limits=self.limits))
 
 
 class AugmentedLoader:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from amcl_fast.data.reading.reader import Encoded
 from amcl_fast.data.reading.reduction import Reduction, plain
+from amcl_fast.data.scan.headers import BadImage
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "png")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target")
@@ -61,13 +63,24 @@ class Items:
         """What a place is called among files: data[7]."""
         return f"{self._argument}[{place}]"
 
-    def picture(self, place: int) -> Image.Image:
+    def picture(self, place: int, limits: Limits | None = None) -> Image.Image:
         """The image at a place, in RGB or grey.
+
+        Args:
+            place: in the dataset.
+            limits: what is too large to be decoded, unless the dataset itself has done so; None: nothing is.
 
         Raises:
             ValueError: what is there is no image.
+            BadImage: it is too large.
         """
-        return plain(_picture(_image_of(self._dataset[place]), self._argument))
+        image = _image_of(self._dataset[place])
+        picture = _picture(image, self._argument)
+        if limits is not None:
+            encoded = len(image["bytes"]) if isinstance(image, Mapping) else 0
+            if reason := limits.refuse_bytes(encoded) or limits.refuse_pixels(*picture.size):
+                raise BadImage(reason)
+        return plain(picture)
 
     def label(self, place: int) -> int:
         """Its label, -1 without one."""
@@ -77,8 +90,10 @@ class Items:
 class ItemReader:
     """What `Reader` is for files, for images of datasets: read ahead by threads, as bytes that DALI decodes."""
 
-    def __init__(self, parts: Sequence[Items], reduction: Reduction | None, threads: int, ahead: int = 2) -> None:
-        self.ahead = ahead
+    def __init__(
+        self, parts: Sequence[Items], limits: Limits, reduction: Reduction | None, threads: int, ahead: int = 2
+    ) -> None:
+        self.ahead, self._limits = ahead, limits
         self._parts = {_part(items.location(0)): items for items in parts}
         self._reduction, self._threads = reduction, threads
         self._pool: ThreadPoolExecutor | None = None
@@ -109,7 +124,7 @@ class ItemReader:
         return [self._pool.submit(self._one, location) for location in files]
 
     def _one(self, location: str) -> np.ndarray:
-        picture = self._parts[_part(location)].picture(place_of(location))
+        picture = self._parts[_part(location)].picture(place_of(location), self._limits)
         factor = self._reduction.factor(*picture.size) if self._reduction else 1
         if factor > 1:
             picture = picture.reduce(factor)
@@ -118,9 +133,9 @@ class ItemReader:
         return np.frombuffer(b"P6 %d %d 255\n" % rgb.size + rgb.tobytes(), np.uint8)
 
 
-def reader_of(*parts: Items | None) -> Callable[[Reduction | None, int], ItemReader]:
+def reader_of(*parts: Items | None, limits: Limits = DEFAULT_LIMITS) -> Callable[[Reduction | None, int], ItemReader]:
     """What makes the reader of these."""
-    return partial(ItemReader, [items for items in parts if items is not None])
+    return partial(ItemReader, [items for items in parts if items is not None], limits)
 
 
 def place_of(location: str) -> int:
@@ -145,7 +160,8 @@ def _ended(futures: "Sequence[Future[np.ndarray]]") -> Encoded:
             images.append(future.result())
         except Exception as error:  # of any code of others: that image is left out
             images.append(np.empty(0, np.uint8))
-            bad[place] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            name = "" if isinstance(error, BadImage) else f"{type(error).__name__}: "
+            bad[place] = f"{name}{' '.join(str(error).split())[:200]}"
     return Encoded(images, bad, [])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from amcl_fast.data.scan.headers import BadImage, check_size, open_image, unreadable
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.shards.tar import BLOCK, TarError, header, header_name
 
 CHANGED = "the tar has changed: it is not where it was"
@@ -28,7 +29,9 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN,
 class Contents:
     """Reads what is at a location. Tars stay open after the first use, those that were used last."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Open nothing yet; what is above the limit of bytes is not read."""
+        self._limits = limits
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = _MOST_OPEN if soft == resource.RLIM_INFINITY else max(min(_MOST_OPEN, soft // 2), 1)
         self._shards: OrderedDict[bytes, int] = OrderedDict()
@@ -46,7 +49,7 @@ class Contents:
         shard, nul, rest = location.partition(b"\0")
         for attempt in range(_ATTEMPTS):
             try:
-                return self._read_member(shard, rest, room) if nul else _read_file(location, room)
+                return self._read_member(shard, rest, room) if nul else _read_file(location, room, self._limits)
             except OSError as error:
                 self._close(shard)
                 if error.errno not in _PASSING or attempt == _ATTEMPTS - 1:
@@ -63,7 +66,7 @@ class Contents:
 
     def _read_member(self, shard: bytes, rest: bytes, room: Callable[[int], memoryview]) -> int:
         offset, length, name = rest.split(b"\0", 2)
-        at, size = int(offset), check_size(int(length))
+        at, size = int(offset), check_size(int(length), self._limits)
         before, content, done = bytearray(BLOCK), room(size), 0
         descriptor = self._open(shard)
         # The header comes along: it alone tells that what lies here is still what was found here.
@@ -106,8 +109,8 @@ class Contents:
             os.close(descriptor)
 
 
-def _read_file(path: bytes, room: Callable[[int], memoryview]) -> int:
-    descriptor, size = open_image(path)
+def _read_file(path: bytes, room: Callable[[int], memoryview], limits: Limits) -> int:
+    descriptor, size = open_image(path, limits)
     try:
         content, done = room(size), 0
         while done < size and (count := os.readv(descriptor, [content[done:]])):

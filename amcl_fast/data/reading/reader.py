@@ -17,6 +17,7 @@ import numpy as np
 from amcl_fast.data.locations import absolute
 from amcl_fast.data.processes.worker import Worker, WorkerError
 from amcl_fast.data.reading.reduction import Reduction
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 
 _ATTEMPTS = 3
 
@@ -40,16 +41,24 @@ class Encoded:
 class Reader:
     """Reads lists of files, given by their locations, in the order in which they are requested."""
 
-    def __init__(self, ahead: int = 2, *, reduction: Reduction | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        ahead: int = 2,
+        *,
+        reduction: Reduction | None = None,
+        threads: int = 1,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         """Make a reader; its process starts with the first request.
 
         Args:
             ahead: lists of files that are read before they are wanted.
             reduction: which images are reduced, and how far; None: none are.
             threads: how many of them at once.
+            limits: what is too large to be read at all.
         """
         self.ahead = ahead
-        self._reduction, self._threads = reduction, threads
+        self._reduction, self._threads, self._limits = reduction, threads, limits
         # Those ahead, the one in use, and one that is wanted out of turn.
         self._memories = [_Memory(os.memfd_create("amcl-fast", os.MFD_CLOEXEC)) for _ in range(ahead + 2)]
         self._free = deque(range(len(self._memories)))
@@ -112,8 +121,8 @@ class Reader:
         for attempt in range(_ATTEMPTS):
             try:
                 if self._worker is None:
-                    # Should an image be what ends it, the last attempt is without a decoder.
-                    self._worker = self._start(self._reduction if attempt < _ATTEMPTS - 1 else None)
+                    # Should an image be what ends it, the last attempt decodes none.
+                    self._worker = self._start(self._threads if attempt < _ATTEMPTS - 1 else 0)
                     for asked in self._asked:
                         self._worker.send(_message(*asked))
                 answer = self._worker.receive()
@@ -124,10 +133,10 @@ class Reader:
                     raise OSError(f"the process that reads images does not stay: {error}") from None
         self._arrived.append((self._asked.popleft()[0], answer))
 
-    def _start(self, reduction: Reduction | None) -> Worker:
+    def _start(self, threads: int) -> Worker:
         descriptors = [memory.descriptor for memory in self._memories]
-        above, shorter = (reduction.above, reduction.shorter) if reduction else ("", "")
-        arguments = [str(a) for a in (self._threads, above, shorter, *descriptors)]
+        above, shorter = self._reduction or ("", "")
+        arguments = [str(a) for a in (*self._limits, threads, above, shorter, *descriptors)]
         return Worker("reading.reader_process", arguments, descriptors)
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 FACTORS = (2, 4, 8)
 """What libjpeg divides by while it decodes."""
+_RUN_LENGTHS = (1, 2)
+"""Compressions of BMP that Pillow unpacks byte by byte, to any size."""
 _QUALITY = 95
 # Pixels by which an image may exceed `Reduction.above` for the sake of its detail.
 _DETAILED = 4
@@ -29,12 +31,22 @@ class Reduction(NamedTuple):
     above: int
     shorter: float
 
+    @property
+    def most_pixels(self) -> int:
+        """Pixels up to which an image stays as it is, where its detail or its damage asks for that."""
+        return _DETAILED * self.above
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes up to which an encoded image stays as it is: those of `above` pixels of 16 bit RGBA."""
+        return 8 * self.above
+
     def factor(self, width: int, height: int) -> int:
         """By what an image of this size is divided: 1, or one of `FACTORS`."""
         pixels, chosen = width * height, 1
         if pixels > self.above:
             for factor in FACTORS:
-                if min(width, height) >= factor * self.shorter or pixels * 4 > _DETAILED * self.above * factor**2:
+                if min(width, height) >= factor * self.shorter or pixels * 4 > self.most_pixels * factor**2:
                     chosen = factor
         return chosen
 
@@ -42,14 +54,16 @@ class Reduction(NamedTuple):
 def reduce(content: bytes, factor: int) -> bytes:
     """An encoded image at 1/factor of its size, upright, as a JPEG of high quality.
 
-    JPEGs are decoded at that scale, others whole and averaged. What cannot be decoded here comes back as it is:
-    whether it is bad is not for this function to say.
+    JPEGs are decoded at that scale, others whole and averaged; a factor of 1 drops what is no pixel. What cannot be
+    decoded here comes back as it is: whether it is bad is not for this function to say.
     """
     from PIL import Image, ImageOps
 
-    Image.MAX_IMAGE_PIXELS = None  # the limit is headers.MAX_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
+            if file.info.get("compression") in _RUN_LENGTHS:
+                return content
             whole = file.width
             file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
             rest = factor // round(whole / file.width)

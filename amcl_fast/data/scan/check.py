@@ -12,6 +12,7 @@ from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
 from amcl_fast.data.scan import header_process
 from amcl_fast.data.scan.images import Group
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.verdict_cache import Known, Verdicts
 from amcl_fast.progress import Progress
 
@@ -20,7 +21,9 @@ _MANY = 16_384  # files for which processes pay
 _KEPT_EVERY = 120.0  # seconds of a long scan
 
 
-def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = True) -> dict[str, Group]:
+def check_files(
+    folder: str, groups: Mapping[str, PackedPaths], tell: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> dict[str, Group]:
     """Judge files, from the cache where one has not changed. Many are shared by processes.
 
     Verdicts are kept every few minutes, and where it is interrupted: the next scan goes on there.
@@ -29,11 +32,12 @@ def check_files(folder: str, groups: Mapping[str, PackedPaths], tell: bool = Tru
         folder: in which they lie, or the list that names them: the cache has a file for each.
         groups: files by any name.
         tell: show how far it has come, should it take long.
+        limits: what is too large; other limits have other verdicts.
 
     Raises:
         OSError: the processes do not stay, or DALI decodes nothing at all.
     """
-    judgement = _Judgement(PackedPaths.join(groups.values()), Verdicts(folder), tell)
+    judgement = _Judgement(PackedPaths.join(groups.values()), Verdicts(folder, limits), tell, limits)
     kept_at = time.monotonic()
     try:
         with closing(judgement.check()) as steps:
@@ -58,8 +62,8 @@ class _Judgement:
         changed: whether there is anything to keep.
     """
 
-    def __init__(self, files: PackedPaths, verdicts: Verdicts, tell: bool) -> None:
-        self._files, self._verdicts, self._tell = files, verdicts, tell
+    def __init__(self, files: PackedPaths, verdicts: Verdicts, tell: bool, limits: Limits) -> None:
+        self._files, self._verdicts, self._tell, self._limits = files, verdicts, tell, limits
         self._reasons = {reason: code for code, reason in enumerate(verdicts.reasons, 1)}
         self._units = [*_units(files, verdicts)]
         count = len(files)
@@ -107,11 +111,11 @@ class _Judgement:
             count += len(places)
             if count >= _TOGETHER:
                 self._pending.append(places_of)
-                yield header_process.job(parts)
+                yield header_process.job(parts, self._limits)
                 parts, places_of, count = [], [], 0
         if parts:
             self._pending.append(places_of)
-            yield header_process.job(parts)
+            yield header_process.job(parts, self._limits)
 
     def _note(self, places: np.ndarray, known: Known, found: header_process.Checked) -> bool:
         """Take over what has changed; whether it is to be kept."""
@@ -139,7 +143,7 @@ class _Judgement:
         with Progress("decoding doubtful images", len(where), shown=self._tell) as progress:
             for first in range(0, len(paths), _TOGETHER):
                 group = paths[first : first + _TOGETHER]
-                undecodable = find_undecodable(group, progress.add)
+                undecodable = find_undecodable(group, progress.add, self._limits)
                 for path in group:
                     place = where[path]
                     if path in undecodable:

@@ -6,6 +6,7 @@ from pathlib import Path
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.headers import SUPPORTED
 from amcl_fast.data.scan.images import Images, in_one_spelling, labelled, not_empty
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, list_files
 from amcl_fast.progress import Progress
 
@@ -14,7 +15,9 @@ AS_LIST = "a CSV file with a path and a class a line"
 """In place of folders."""
 
 
-def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bool = True) -> Images:
+def scan_classes(
+    root: str | Path, classes: list[str] | None = None, *, tell: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> Images:
     """Find and check the images of root/CLASS/..., sub-folders included.
 
     Files and folders whose name begins with a dot are ignored, and folders that systems leave behind (`Tree`). Each
@@ -27,6 +30,7 @@ def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bo
         classes: the classes' names, to number the labels by; images of other classes are left out and listed.
             Default: the names of the folders that hold at least one good image, sorted.
         tell: show how far it has come, should it take long.
+        limits: what is too large.
 
     Raises:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
@@ -38,7 +42,7 @@ def scan_classes(root: str | Path, classes: list[str] | None = None, *, tell: bo
         if not names:
             raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}, or {AS_LIST}")
         files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
-    images = labelled(check_files(folder, in_one_spelling(files, classes or ()), tell), classes)
+    images = labelled(check_files(folder, in_one_spelling(files, classes or ()), tell, limits), classes)
     images.skipped.extend(left_out)
     return not_empty(images, folder, _LAYOUT)
 

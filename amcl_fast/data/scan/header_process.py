@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.scan.headers import UNREADABLE, BadImage, check_header
+from amcl_fast.data.scan.limits import Limits
 
 NO_STAMP = -1
 """Size of a file of which no verdict is kept, and of one that is not known."""
@@ -56,9 +57,9 @@ class Checked(NamedTuple):
     bad: list[tuple[int, str]]
 
 
-def job(folders: Iterable[Folder]) -> bytes:
+def job(folders: Iterable[Folder], limits: Limits) -> bytes:
     """A job for `answer`."""
-    return marshal.dumps([tuple(folder) for folder in folders])
+    return marshal.dumps((tuple(limits), [tuple(folder) for folder in folders]))
 
 
 def checked(answer: bytes) -> list[Checked]:
@@ -68,7 +69,8 @@ def checked(answer: bytes) -> list[Checked]:
 
 def answer(request: bytes) -> bytes:
     """Check the files of a job."""
-    folders = [_Check(Folder(*parts)) for parts in marshal.loads(request)]
+    limits, asked = marshal.loads(request)
+    folders = [_Check(Folder(*parts), Limits(*limits)) for parts in asked]
     files = [(folder, place) for folder in folders for place in range(len(folder.names))]
 
     def check(some: Sequence[tuple[_Check, int]]) -> None:
@@ -97,7 +99,8 @@ def main(arguments: list[str]) -> None:
 class _Check:
     """The files of a folder while they are checked."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, limits: Limits) -> None:
+        self._limits = limits
         self._prefix = os.fsdecode(folder.prefix)
         self.names = os.fsdecode(folder.names).split("\0")[:-1]
         self._sizes, self._times = array("q", folder.sizes), array("q", folder.times)
@@ -118,7 +121,7 @@ class _Check:
         self._sizes[place], self._times[place] = size, changed
         try:
             path.encode()
-            (self._good if check_header(path) else self._doubtful).append(place)
+            (self._good if check_header(path, self._limits) else self._doubtful).append(place)
         except UnicodeEncodeError:
             self._bad.append((place, NOT_UTF8))
         except BadImage as problem:

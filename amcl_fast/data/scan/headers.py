@@ -10,11 +10,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-MAX_PIXELS = 100_000_000
-"""Larger images are left out: decoded, one takes more than 300 MB."""
-
-MAX_BYTES = 8 * MAX_PIXELS + 2**20
-"""Larger files are left out: they hold more than 16 bit RGBA without compression."""
+from amcl_fast.data.scan.formats import CONVERTIBLE, other_format
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 
 SUPPORTED = "JPEG, PNG, WebP and BMP"
 
@@ -27,40 +24,11 @@ IMAGE_NAMES = (
 Read = Callable[[int, int], bytes]
 """`read(at, count)`: bytes of an encoded image; fewer, or none, beyond its end."""
 
-_OTHER_FORMATS = {
-    b"GIF8": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-    b"\0\0\0\x0cjP": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\xff\x0a": "JPEG XL",
-    b"II\xbc\x01": "JPEG XR",
-    b"\0\0\1\0": "ICO",
-    b"\0\0\2\0": "CUR",
-    b"%PDF": "PDF",
-    b"8BPS": "Photoshop",
-    b"v/1\1": "OpenEXR",
-    b"\x93NUMPY": "NumPy's format",
-    b"PK\3\4": "ZIP",
-    b"\x1f\x8b": "gzip",
-    b"version https://git-lfs": "Git LFS's pointer to a file",
-}
-# What `amcl_fast.data.convert` takes, HEIC with a package of its own.
-_CONVERTIBLE = {"GIF", "TIFF", "JPEG 2000", "AVIF", "HEIC", "HEIF", "ICO", "PNM", "Photoshop"}
-# Of ISO base media files: what the first of their brands that is known stands for.
-_BRANDS = {
-    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
-    b"crx ": "CR3",
-}
-_CONTAINERS = {b"mif1", b"mif2", b"msf1", b"miaf"}
-# Markup, by how it begins but for white space and capitals.
-_MARKUP = {b"<!doctype html": "HTML (a failed download?)", b"<html": "HTML (a failed download?)", b"<svg": "SVG"}
-_PROLOGUE = 1024  # bytes of markup in which its kind is looked for
 _START_OF_SCAN = 0xDA
+_SCAN = bytes([0xFF, _START_OF_SCAN])
+_SHORTEST_SCAN = 10  # bytes: a marker and a header, without data
+_MANY_PIXELS = 10  # share of the most pixels, from which a scan of files reads a whole JPEG to count its scans
+_PIECE = 1 << 20  # bytes that are read at once for that
 _SEGMENT = 22  # bytes of a segment that are looked at: a frame header of four components
 UNREADABLE = "cannot be read"
 """How the reason begins of a file that the system does not give out; it may tomorrow."""
@@ -70,13 +38,18 @@ _WINDOW = 1024  # bytes that are read at once
 _MOST_MARKERS = 200_000  # of a JPEG's before its scan, and a PNG's chunks; erased flash reads as a padding without end
 # Baseline, extended, progressive. Every decoder knows these.
 _COMMON_FRAMES = {0xC0, 0xC1, 0xC2}
+# All coefficients of a scan are there before the next one.
+_SEQUENTIAL = {0xC0, 0xC1, 0xC3, 0xC9, 0xCB}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that no length follows; none belongs before the scan.
 _BARE = {0x01, *range(0xD0, 0xDA)}
 _SAMPLING = bytes(horizontal << 4 | vertical for horizontal in range(1, 5) for vertical in range(1, 5))
 # Bit depths by colour type.
 _PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_ROOM = 1 << 16  # bytes, for pieces of few pixels each, and what an interlaced one of few pixels has more
 _WEBP_EXIF = 0x08
+_OLD_BMP = 12  # bytes of the header whose numbers have 16 bits
 
 _UNSUPPORTED = f" is not supported; {SUPPORTED} are"
 
@@ -101,14 +74,22 @@ class Look(Enum):
 
 
 class Sight(NamedTuple):
-    """What a look at an image has found: how it looks, and its size in pixels, 0 where that is not known."""
+    """What a look at an image has found: how it looks, and its size in pixels, 0 where that is not known.
+
+    Attributes:
+        looks: as far as headers and end tell.
+        width: in pixels.
+        height: in pixels.
+        streams: whether it is decoded row by row: at a smaller scale it is never whole in memory.
+    """
 
     looks: Look
     width: int = 0
     height: int = 0
+    streams: bool = False
 
 
-def check_header(path: str) -> bool:
+def check_header(path: str, limits: Limits = DEFAULT_LIMITS) -> bool:
     """Judge a file by its size, its headers (never its name) and its end. What is no regular file is not opened.
 
     Returns:
@@ -118,55 +99,53 @@ def check_header(path: str) -> bool:
         BadImage: the file is missing, empty, truncated, too large or of another kind.
     """
     try:
-        descriptor, size = open_image(path)
+        descriptor, size = open_image(path, limits)
         try:
-            return look(lambda at, count: os.pread(descriptor, count, at), size).looks is Look.WHOLE
+            return look(lambda at, count: os.pread(descriptor, count, at), size, limits).looks is Look.WHOLE
         finally:
             os.close(descriptor)
     except OSError as error:
         raise unreadable(path, error) from None
 
 
-def open_image(path: str | bytes) -> tuple[int, int]:
+def open_image(path: str | bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Open a regular file of acceptable size for reading; returns its descriptor and its size in bytes.
 
     Raises:
         BadImage: it is no regular file, empty, or too large.
         OSError: it cannot be opened.
     """
-    _check_status(os.stat(path))
+    _check_status(os.stat(path), limits)
     # If something else has taken its place since, opening that must not wait for it (a FIFO) or be steered by it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        return descriptor, _check_status(os.fstat(descriptor))
+        return descriptor, _check_status(os.fstat(descriptor), limits)
     except BadImage:
         os.close(descriptor)
         raise
 
 
-def _check_status(status: os.stat_result) -> int:
+def _check_status(status: os.stat_result, limits: Limits) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise BadImage("not a regular file")
-    return check_size(status.st_size)
+    return check_size(status.st_size, limits)
 
 
-def check_size(size: int) -> int:
+def check_size(size: int, limits: Limits = DEFAULT_LIMITS) -> int:
     """The number of bytes itself.
 
     Raises:
-        BadImage: an image cannot have so many.
+        BadImage: there are none, or too many.
     """
-    if not size:
-        raise BadImage("empty file")
-    if size > MAX_BYTES:
-        raise BadImage(f"too large: {size:,} bytes; at most {MAX_BYTES:,} are accepted")
+    if reason := "empty file" if not size else limits.refuse_bytes(size):
+        raise BadImage(reason)
     return size
 
 
 def unsupported(reason: str) -> str:
     """The name of the image format of a file that is left out for it, "" of others and of what is no image."""
     name = reason.removesuffix(_UNSUPPORTED)
-    return name if name != reason and name in _CONVERTIBLE else ""
+    return name if name != reason and name in CONVERTIBLE else ""
 
 
 def unreadable(path: str | bytes, error: OSError) -> BadImage:
@@ -176,10 +155,16 @@ def unreadable(path: str | bytes, error: OSError) -> BadImage:
     return BadImage(f"{UNREADABLE}: {error.strerror or error}")
 
 
-def look(read: Read, size: int) -> Sight:
+def look(read: Read, size: int, limits: Limits = DEFAULT_LIMITS, *, at_hand: bool = False) -> Sight:
     """Judge an encoded image of `size` bytes.
 
     Whatever is not UNKNOWN, DALI can parse; its pixels may still be damaged.
+
+    Args:
+        read: of its bytes.
+        size: how many there are.
+        limits: what is too large, or may take too long.
+        at_hand: reading all of it costs little; else that is done for JPEGs of many pixels and scans alone.
 
     Raises:
         BadImage: it is empty, truncated, too large or of another kind.
@@ -188,57 +173,28 @@ def look(read: Read, size: int) -> Sight:
     if not head:
         raise BadImage("empty file")
     if head.startswith(b"\xff\xd8\xff"):
-        return _look_at_jpeg(read, size)
+        return _look_at_jpeg(read, size, limits, at_hand)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _look_at_png(read, head, size)
+        return _look_at_png(read, head, size, limits)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _look_at_webp(read, head, size)
+        return _look_at_webp(read, head, size, limits)
     if head.startswith(b"BM") and head[6:10] == bytes(4):
-        return _look_at_bmp(head, size)
-    if name := _other_format(read, head):
+        return _look_at_bmp(head, size, limits)
+    if name := other_format(read, head):
         raise BadImage(f"{name}{_UNSUPPORTED}")
     raise BadImage(f"{NO_IMAGE} ({SUPPORTED} are supported): it starts with {head[:8]!r}")
 
 
-def _other_format(read: Read, head: bytes) -> str | None:
-    """Name of a format that is not supported, None if it is not known."""
-    for magic, name in _OTHER_FORMATS.items():
-        if head.startswith(magic):
-            return name
-    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
-        return "PNM"
-    if head[4:8] == b"ftyp":
-        return _media_format(head)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"<"):
-        text = read(0, _PROLOGUE).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        for beginning, name in _MARKUP.items():
-            if text.startswith(beginning) or (
-                text.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and beginning in text
-            ):
-                return name
-        return "XML" if text.startswith(b"<?xml") else None
-    return None
-
-
-def _media_format(head: bytes) -> str:
-    """Name of what an ISO base media file holds, by its brands: the major one, then the compatible ones."""
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
-    known = next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
-    return known or ("HEIF" if _CONTAINERS & set(brands) else "video (MP4, QuickTime and the like)")
-
-
-def _check_pixels(width: int, height: int) -> tuple[int, int]:
+def _check_pixels(width: int, height: int, limits: Limits) -> tuple[int, int]:
     if width < 1 or height < 1:
         raise BadImage(f"impossible size: {width} x {height}")
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"too large: {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
+    if reason := limits.refuse_pixels(width, height):
+        raise BadImage(reason)
     return width, height
 
 
-def _look_at_jpeg(read: Read, size: int) -> Sight:
-    position, frames, common = 2, 0, True
+def _look_at_jpeg(read: Read, size: int, limits: Limits, at_hand: bool) -> Sight:
+    position, frames, common, sequential, components = 2, 0, True, True, 0
     window, start = b"", 0
     width = height = 0
     for _ in range(_MOST_MARKERS):
@@ -252,24 +208,42 @@ def _look_at_jpeg(read: Read, size: int) -> Sight:
             position += 1
             continue
         if marker == _START_OF_SCAN and frames:
+            streams = sequential and window[at + 4 : at + 5] == bytes([components])
+            pixels = width * height
+            if not streams and (at_hand or pixels > limits.pixels // _MANY_PIXELS):
+                _check_scans(read, position, size, pixels, limits)
             if frames > 1 or not common:
                 return Sight(Look.UNKNOWN, width, height)
             # Some writers put data after the end marker, so a missing one is no proof of truncation.
             whole = read(size - 2, 2) == b"\xff\xd9"
-            return Sight(Look.WHOLE if whole else Look.PARSED, width, height)
+            return Sight(Look.WHOLE if whole else Look.PARSED, width, height, streams)
         if marker in _BARE or marker == _START_OF_SCAN or length < 2 or position + 2 + length > size:
             break
         if marker in _FRAMES:
             segment = window[at : at + _SEGMENT]
             if len(segment) < 10:
                 break
-            width, height = _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6])
+            width, height = _check_pixels(segment[7] << 8 | segment[8], segment[5] << 8 | segment[6], limits)
             frames += 1
+            sequential, components = marker in _SEQUENTIAL, segment[9]
             common &= marker in _COMMON_FRAMES and _is_common_frame(segment, length)
         elif marker == 0xE1 or marker == 0xEE:  # Exif, Adobe
             common &= length >= 8
         position += 2 + length
     raise BadImage(f"truncated or corrupt JPEG: no {'pixels' if frames else 'frame header'}")
+
+
+def _check_scans(read: Read, at: int, size: int, pixels: int, limits: Limits) -> None:
+    """Count the scans of a JPEG, the first of which begins at `at`, if there is room for too many."""
+    if not limits.may_take_long(pixels, (size - at) // _SHORTEST_SCAN):
+        return
+    scans, before = 0, b""
+    while piece := read(at, _PIECE):
+        # Within a scan an FF is followed by a zero or the number of a restart.
+        scans += (before + piece).count(_SCAN)
+        at, before = at + len(piece), piece[-1:]
+    if limits.may_take_long(pixels, scans):
+        raise BadImage(limits.refuse_scans(pixels, scans))
 
 
 def _is_common_frame(segment: bytes, length: int) -> bool:
@@ -283,40 +257,44 @@ def _is_common_frame(segment: bytes, length: int) -> bool:
     )
 
 
-def _look_at_png(read: Read, head: bytes, size: int) -> Sight:
+def _look_at_png(read: Read, head: bytes, size: int, limits: Limits) -> Sight:
     if len(head) < 33 or head[8:16] != b"\0\0\0\x0dIHDR":
         raise BadImage("truncated or corrupt PNG: no header")
-    extent = _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
+    width, height = _check_pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), limits)
     common = head[24] in _PNG_DEPTHS.get(head[25], ())
+    # Of pixels that cannot be packed at all. What is beyond them a decoder unpacks all the same, to a thousand times.
+    left = (1 + width * head[24] * _PNG_CHANNELS.get(head[25], 4) // 8) * height * 9 // 8 + _PNG_ROOM
     position = 33
     for _ in range(_MOST_MARKERS):
         chunk = read(position, 8)
         if len(chunk) < 8:
             break
-        position += 12 + int.from_bytes(chunk[:4], "big")
+        length = int.from_bytes(chunk[:4], "big")
+        position += 12 + length
+        if chunk[4:] == b"IDAT" and (left := left - length) < 0:
+            raise BadImage(f"corrupt PNG: more data than {width} x {height} pixels have")
         if chunk[4:] == b"IEND":
             whole = Look.WHOLE if position == size else Look.PARSED
-            return Sight(whole if common else Look.UNKNOWN, *extent)
+            return Sight(whole if common else Look.UNKNOWN, width, height)
     raise BadImage("truncated or corrupt PNG: no end")
 
 
-def _look_at_webp(read: Read, head: bytes, size: int) -> Sight:
+def _look_at_webp(read: Read, head: bytes, size: int, limits: Limits) -> Sight:
     if size < 8 + int.from_bytes(head[4:8], "little") or len(head) < 30:
         raise BadImage("truncated WebP")
     if head[12:16] == b"VP8X":
-        pixels = _check_pixels(1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"))
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
         common = not head[20] & _WEBP_EXIF or _exif_is_found(read, size)
     elif head[12:16] == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
-        pixels = _check_pixels(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
         common = head[20] == 0x2F
     elif head[12:16] == b"VP8 ":
         width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-        pixels = _check_pixels(width, height)
         common = head[23:26] == b"\x9d\x01\x2a"
     else:
         return Sight(Look.UNKNOWN)
-    return Sight(Look.WHOLE if common else Look.UNKNOWN, *pixels)
+    return Sight(Look.WHOLE if common else Look.UNKNOWN, *_check_pixels(width, height, limits))
 
 
 def _exif_is_found(read: Read, size: int) -> bool:
@@ -332,14 +310,15 @@ def _exif_is_found(read: Read, size: int) -> bool:
     return False
 
 
-def _look_at_bmp(head: bytes, size: int) -> Sight:
+def _look_at_bmp(head: bytes, size: int, limits: Limits) -> Sight:
     if size < int.from_bytes(head[2:6], "little") or len(head) < 50:
         raise BadImage("truncated BMP")
     pixels, header = int.from_bytes(head[10:14], "little"), int.from_bytes(head[14:18], "little")
+    step = 2 if header == _OLD_BMP else 4
+    width, height = (int.from_bytes(head[at : at + step], "little", signed=step == 4) for at in (18, 18 + step))
+    unknown = Sight(Look.UNKNOWN, *_check_pixels(abs(width), abs(height), limits))
     if header < 40:
-        return Sight(Look.UNKNOWN)
-    width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
-    unknown = Sight(Look.UNKNOWN, *_check_pixels(abs(width), abs(height)))
+        return unknown
     depth, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
     colours = int.from_bytes(head[46:50], "little") or 1 << depth
     palette = 4 * colours if depth <= 8 else 0

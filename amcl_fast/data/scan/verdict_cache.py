@@ -12,8 +12,9 @@ import numpy as np
 from amcl_fast.data import array_files
 from amcl_fast.data.cache import cache_folder, in_use, unkept, write_whole
 from amcl_fast.data.scan.header_process import NO_STAMP
+from amcl_fast.data.scan.limits import Limits
 
-_KIND = "verdicts 1"
+_KIND = "verdicts 2"
 
 
 class Known(NamedTuple):
@@ -37,14 +38,16 @@ class Verdicts:
         is_current: whether all folders that were asked for are known, with just those files.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, limits: Limits) -> None:
         """Look up what is kept.
 
         Args:
             folder: its path, or the list's.
+            limits: by which the files were judged: of others there are other verdicts.
         """
         self._folder = folder
-        self._path = cache_folder() / "scans" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(folder + limits.key)).hexdigest()[:32]
+        self._path = cache_folder() / "scans" / name
         self.reasons: list[str] = []
         self._columns = Known(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int32)))
         self._names = memoryview(b"")

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.scan.headers import IMAGE_NAMES, BadImage, Look, check_size, look, unreadable
+from amcl_fast.data.scan.limits import Limits
 from amcl_fast.data.shards.tar import Entry, TarError, compression, entries
 from amcl_fast.left_out import SECOND
 
-_MAGIC = b"amcl-fast index 1\n"
+_MAGIC = b"amcl-fast index 2\n"
 _DIGEST = 16
 _WINDOW = 4096  # bytes that are read at once: a header, the end of what is before it, the beginning of what follows
 _KEY = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
@@ -118,7 +119,7 @@ class _Window:
         return self._content[place : place + count]
 
 
-def index(path: str) -> Index:
+def index(path: str, limits: Limits) -> Index:
     """Find the samples of a tar, and judge their images by their headers and ends.
 
     A tar that cannot be read is one without images, and says why.
@@ -129,7 +130,7 @@ def index(path: str) -> Index:
         try:
             status = os.fstat(descriptor)
             found.size, found.mtime = status.st_size, status.st_mtime_ns
-            _find(_Window(descriptor), status, found)
+            _find(_Window(descriptor), status, found, limits)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -138,7 +139,7 @@ def index(path: str) -> Index:
     return found
 
 
-def _find(read: _Window, status: os.stat_result, found: Index) -> None:
+def _find(read: _Window, status: os.stat_result, found: Index, limits: Limits) -> None:
     if not stat.S_ISREG(status.st_mode):
         found.left_out.append(("", "not a regular file"))
         return
@@ -162,7 +163,7 @@ def _find(read: _Window, status: os.stat_result, found: Index) -> None:
     # The one that is named KEY.jpg goes before KEY.mask.png, whichever comes first.
     chosen = {key: min(named, key=lambda image: (image[0], image[1].offset)) for key, named in images.items()}
     for key, (_, entry) in sorted(chosen.items(), key=lambda item: item[1][1].offset):
-        _judge(read, entry, labels.get(key, NO_LABEL), found)
+        _judge(read, entry, labels.get(key, NO_LABEL), found, limits)
     for key, named in images.items():
         compound, entry = chosen[key]
         for other in named:
@@ -186,17 +187,17 @@ def _read_label(read: _Window, key: bytes, entry: Entry, labels: dict[bytes, int
         found.not_numbers.append(_text(entry))
 
 
-def _judge(read: _Window, entry: Entry, label: int, found: Index) -> None:
+def _judge(read: _Window, entry: Entry, label: int, found: Index, limits: Limits) -> None:
     try:
         if entry.problem:
             raise BadImage(entry.problem)
-        check_size(entry.size)
+        check_size(entry.size, limits)
         entry.name.decode()
 
         def within(at: int, count: int) -> bytes:
             return read(entry.offset + at, max(min(count, entry.size - at), 0))
 
-        if look(within, entry.size).looks is not Look.WHOLE:
+        if look(within, entry.size, limits).looks is not Look.WHOLE:
             found.doubtful.append(len(found.lengths))
         found.add(entry, label)
     except BadImage as bad:
@@ -210,5 +211,6 @@ def _text(entry: Entry) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve a pool: the path of a tar in, its index out."""
-    serve_jobs(lambda path: index(os.fsdecode(path)).encoded())
+    """Serve a pool, with limits as arguments: the path of a tar in, its index out."""
+    limits = Limits.of(arguments)
+    serve_jobs(lambda path: index(os.fsdecode(path), limits).encoded())

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from amcl_fast.data.loader.order import permutation
-from amcl_fast.data.locations import member, shown
+from amcl_fast.data.locations import shown, size_of, spans
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.shards import pack_process
 from amcl_fast.data.shards.manifest import Shard, check_same, read_manifest, whole_shards, write_manifest
 from amcl_fast.data.shards.read import CLASSES
@@ -84,6 +85,8 @@ def pack(
     seed: int = 0,
     held_out: str | Path | None = None,
     workers: int | None = None,
+    max_image_bytes: int = DEFAULT_LIMITS.bytes,
+    max_image_pixels: int = DEFAULT_LIMITS.pixels,
 ) -> Packed:
     """Write the images of a source as tars of samples, train-000000.tar and so on, and the held-out ones as val-….
 
@@ -99,22 +102,26 @@ def pack(
         seed: of that.
         held_out: as data.held_out.
         workers: processes; None: one for each core.
+        max_image_bytes, max_image_pixels: as of `ContrastiveDataModule`: larger images are left out and listed.
 
     Raises:
         ValueError: a setting is out of range, the source holds no usable image, or the target something else.
         OSError: something cannot be read or written.
         ImportError: Pillow is missing, which scales.
     """
-    for what, value in (("shorter_side", shorter_side), ("workers", workers)):
+    positive = {"shorter_side": shorter_side, "workers": workers}
+    positive |= {"max_image_bytes": max_image_bytes, "max_image_pixels": max_image_pixels}
+    for what, value in positive.items():
         if value is not None and value < 1:
             raise ValueError(f"{what} must be at least 1, got {value}")
     most_images, most_bytes = _limits(shard_size)
+    limits = Limits(max_image_bytes, max_image_pixels)
     if shorter_side is not None:
         require("packing to a shorter side", "PIL")
     source, held_out = data_path(source), data_path(held_out) if held_out else None
     folder = _target(target, source, held_out)
     read_manifest(folder)
-    found = find_images(source, held_out)
+    found = find_images(source, held_out, limits=limits)
     parts, images = _parts(found, seed if shuffle else None)
     settings: dict[str, Any] = {
         "shorter_side": shorter_side,
@@ -142,7 +149,8 @@ def pack(
         if found.train.classes:
             write_file(folder / CLASSES, _lines(found.train.classes))
         left = sum(len(part.files) - part.taken for part in parts)
-        with Progress("packing images", left) as progress, Pool("shards.pack_process", processes=workers) as pool:
+        pool = Pool("shards.pack_process", limits.arguments, workers)
+        with Progress("packing images", left) as progress, pool:
             for part in parts:
                 _write_part(folder, part, pool, shorter_side, most_images, most_bytes, keep, progress)
         shards = [shard for part in parts for shard in part.shards]
@@ -227,7 +235,7 @@ def _sizes(files: PackedPaths) -> np.ndarray:
     """Bytes of each image, (n,) int64; 0 of one that is not there any more."""
 
     def asked(start: int) -> np.ndarray:
-        return np.array([_size(location) for location in files[start : start + _ASKED]], np.int64)
+        return np.array([size_of(location) for location in files[start : start + _ASKED]], np.int64)
 
     starts = range(0, len(files), _ASKED)
     found = [np.empty(0, np.int64)]
@@ -240,14 +248,6 @@ def _sizes(files: PackedPaths) -> np.ndarray:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     return np.concatenate(found)
-
-
-def _size(location: str) -> int:
-    if (found := member(location)) is not None:
-        return found.length
-    with suppress(OSError):
-        return os.stat(location).st_size
-    return 0
 
 
 def _digest(content: bytes) -> str:
@@ -265,15 +265,15 @@ def _write_part(
     progress: Progress,
 ) -> None:
     """Write the shards that are missing of a part, one after the other."""
-    spans = _spans(part.sizes[part.taken :].tolist(), part.taken)
+    jobs_of = spans(part.sizes[part.taken :].tolist(), _TOGETHER, _JOB_BYTES, part.taken)
 
     def jobs() -> Iterator[bytes]:
-        return (pack_process.job([*part.files[start:end]], shorter_side) for start, end in spans)
+        return (pack_process.job([*part.files[start:end]], shorter_side) for start, end in jobs_of)
 
     digits = max(8, len(str(len(part.files))))
     file: Writer | None = None
     try:
-        for (start, _), answer in zip(spans, pool.map(jobs()), strict=True):
+        for (start, _), answer in zip(jobs_of, pool.map(jobs()), strict=True):
             found = pack_process.images(answer)
             for place, (content, ending, reason) in enumerate(found, start):
                 location = shown(part.files[place])
@@ -298,18 +298,6 @@ def _write_part(
     finally:
         if file is not None:
             file.give_up()
-
-
-def _spans(sizes: Sequence[int], start: int) -> list[tuple[int, int]]:
-    """Places, from and to, of the images of each job, that of the first being `start`."""
-    spans, begin, held = [], start, 0
-    for place, size in enumerate(sizes, start):
-        if place > begin and (place - begin == _TOGETHER or held + size > _JOB_BYTES):
-            spans.append((begin, place))
-            begin, held = place, 0
-        held += size
-    end = start + len(sizes)
-    return [*spans, (begin, end)] if begin < end else spans
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.reading.contents import Contents
 from amcl_fast.data.reading.reduction import encoded, plain
 from amcl_fast.data.scan.headers import BadImage, look
+from amcl_fast.data.scan.limits import Limits
 
 Image = tuple[bytes, str, str | None]
 """Bytes, ending of the name without a dot, why it cannot be used."""
@@ -35,8 +36,9 @@ def images(answer: bytes) -> list[Image]:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve a pool."""
-    contents = Contents()
+    """Serve a pool, with limits as arguments."""
+    limits = Limits.of(arguments)
+    contents = Contents(limits)
 
     def answer(request: bytes) -> bytes:
         shorter_side, locations = marshal.loads(request)
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> None:
         parts = []
         for location in locations:
             try:
-                content = _made(contents, location, shorter_side)
+                content = _made(contents, location, shorter_side, limits)
                 told.append((len(content), _ending(content), None))
                 parts.append(content)
             except BadImage as problem:
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> None:
     serve_jobs(answer)
 
 
-def _made(contents: Contents, location: bytes, shorter_side: int | None) -> bytes:
+def _made(contents: Contents, location: bytes, shorter_side: int | None, limits: Limits) -> bytes:
     room = bytearray()
 
     def made(size: int) -> memoryview:
@@ -64,7 +66,7 @@ def _made(contents: Contents, location: bytes, shorter_side: int | None) -> byte
 
     length = contents.read(location, made)
     content = bytes(room[:length])
-    sight = look(lambda at, count: content[at : at + count], length)
+    sight = look(lambda at, count: content[at : at + count], length, limits, at_hand=True)
     known = min(sight.width, sight.height)
     if shorter_side is None or 0 < known <= shorter_side:
         return content
@@ -79,7 +81,7 @@ def scaled(content: bytes, shorter_side: int) -> bytes:
     """
     from PIL import Image, ImageOps
 
-    Image.MAX_IMAGE_PIXELS = None  # the limit is headers.MAX_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
             width, height = file.size

@@ -12,6 +12,7 @@ from amcl_fast.data.cache import cache_folder, in_use, unkept, write_whole
 from amcl_fast.data.locations import NUL
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.undecodable import UNDECODABLE, find_undecodable
 from amcl_fast.data.shards.index import Index
 from amcl_fast.data.sources.numbered import Found
@@ -46,19 +47,22 @@ def class_names(shards: Sequence[str]) -> list[str] | None:
     return None
 
 
-def read_shards(shards: Sequence[str], name: Callable[[int], str] = str, tell: bool = True) -> Found:
+def read_shards(
+    shards: Sequence[str], name: Callable[[int], str] = str, tell: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> Found:
     """The images of some tars, in their order. What is in a tar that has not changed, the cache tells.
 
     Args:
         shards: absolute paths.
         name: of the class of a number, where no names lie beside the shards.
         tell: show how far it has come, should it take long.
+        limits: what is too large.
 
     Raises:
         ValueError: a number has no name among those that lie beside the shards.
         OSError: DALI decodes nothing at all in a new process, or the names cannot be read.
     """
-    indices = _indices(shards, tell)
+    indices = _indices(shards, tell, limits)
     names = class_names(shards) if shards else None
     files = [
         PackedPaths.in_shard(shard, index.rests, np.frombuffer(index.lengths, np.int32))
@@ -93,28 +97,28 @@ def _naming(names: Sequence[str]) -> Callable[[int], str]:
     return name
 
 
-def _indices(shards: Sequence[str], tell: bool) -> list[Index]:
-    indices = [_load(shard) for shard in shards]
+def _indices(shards: Sequence[str], tell: bool, limits: Limits) -> list[Index]:
+    indices = [_load(shard, limits) for shard in shards]
     new = [place for place, index in enumerate(indices) if index is None]
     if new:
         with (
-            Pool("shards.index", processes=min(len(new), len(os.sched_getaffinity(0)))) as pool,
+            Pool("shards.index", limits.arguments, processes=min(len(new), len(os.sched_getaffinity(0)))) as pool,
             Progress("indexing shards", len(new), shown=tell) as progress,
         ):
             for place, answer in zip(new, pool.map(os.fsencode(shards[place]) for place in new), strict=True):
                 indices[place] = index = Index.decoded(answer)
                 if not index.doubtful:  # at once: an interrupted run goes on there
-                    _save(shards[place], index)
+                    _save(shards[place], index, limits)
                 progress.add(1)
     found = [index for index in indices if index is not None]
     undecided = [(shards[place], found[place]) for place in new if found[place].doubtful]
-    _try_doubtful(undecided, tell)
+    _try_doubtful(undecided, tell, limits)
     for shard, index in undecided:
-        _save(shard, index)
+        _save(shard, index, limits)
     return found
 
 
-def _try_doubtful(new: list[tuple[str, Index]], tell: bool) -> None:
+def _try_doubtful(new: list[tuple[str, Index]], tell: bool, limits: Limits) -> None:
     """Leave out what only decoding could judge, and what it did not decode."""
     doubtful = {}
     for shard, index in new:
@@ -123,7 +127,7 @@ def _try_doubtful(new: list[tuple[str, Index]], tell: bool) -> None:
     bad: dict[int, set[int]] = {}
     if doubtful:
         with Progress("decoding doubtful images", len(doubtful), shown=tell) as progress:
-            undecodable = find_undecodable(list(doubtful), progress.add)
+            undecodable = find_undecodable(list(doubtful), progress.add, limits)
         for location, certain in undecodable.items():
             index, place = doubtful[location]
             bad.setdefault(id(index), set()).add(place)
@@ -133,24 +137,24 @@ def _try_doubtful(new: list[tuple[str, Index]], tell: bool) -> None:
         index.drop(bad.get(id(index), set()))
 
 
-def _cached(shard: str) -> Path:
-    return cache_folder() / "shards" / f"{hashlib.sha256(os.fsencode(shard)).hexdigest()[:32]}.index"
+def _cached(shard: str, limits: Limits) -> Path:
+    return cache_folder() / "shards" / f"{hashlib.sha256(os.fsencode(shard + limits.key)).hexdigest()[:32]}.index"
 
 
-def _load(shard: str) -> Index | None:
+def _load(shard: str, limits: Limits) -> Index | None:
     try:
         status = os.stat(shard)
-        index = Index.decoded(read_file(_cached(shard)))
-        in_use(_cached(shard))
+        index = Index.decoded(read_file(_cached(shard, limits)))
+        in_use(_cached(shard, limits))
     except (OSError, ValueError, TypeError):
         return None
     return index if (index.size, index.mtime) == (status.st_size, status.st_mtime_ns) else None
 
 
-def _save(shard: str, index: Index) -> None:
+def _save(shard: str, index: Index, limits: Limits) -> None:
     if not index.lasting:
         return
     try:
-        write_whole(_cached(shard), index.encoded())
+        write_whole(_cached(shard, limits), index.encoded())
     except OSError as error:
         unkept(f"what is in {shard}", error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
 from amcl_fast.data.shards.read import read_shards
@@ -56,24 +57,27 @@ class _Shards:
 _Choice = Callable[[str, dict[str, list[str]]], _Shards]
 
 
-def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: bool = True) -> Sources:
+def find_images(
+    root: str | Path, held_out: str | Path | None = None, *, tell: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> Sources:
     """Find and check the images of a folder, a list or shards.
 
     Args:
         root: a folder, a list of files or of tars, a tar, or a pattern of tars.
         held_out: the same, of images to measure on, in place of what `root` has for that.
         tell: show how far it has come, should it take long.
+        limits: what is too large.
 
     Raises:
         ValueError: it holds no usable image, is not to be understood, or leaves open which part of it is for what.
         OSError: it cannot be read.
     """
-    found, name = _find(os.fspath(root), tell)
+    found, name = _find(os.fspath(root), tell, limits)
     if held_out is None:
         return found
     if not found.train.classes:
         raise ValueError(f"data.held_out must be of the classes of {root}, which has none: {found.no_labels}")
-    images, why, notes = _measured(os.fspath(held_out), found.train.classes, name, tell)
+    images, why, notes = _measured(os.fspath(held_out), found.train.classes, name, tell, limits)
     if images is None:
         raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
     notes[:0] = [note for note in found.notes if UNUSED not in note]
@@ -81,30 +85,32 @@ def find_images(root: str | Path, held_out: str | Path | None = None, *, tell: b
     return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places)
 
 
-def _find(root: str, tell: bool) -> tuple[Sources, _Name]:
+def _find(root: str, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
     """The images of a path, and what numbers of classes are called there."""
     given = _given(root, _to_train)
     if isinstance(given, _Shards):
-        return _of_shards(given, tell)
+        return _of_shards(given, tell, limits)
     if given is None:
-        return find_sources(root, tell=tell), str
-    found = read_list(root, given, tell)
+        return find_sources(root, tell=tell, limits=limits), str
+    found = read_list(root, given, tell, limits)
     train, no_labels = found.training()
     not_empty(train, root, _IN_LISTS)
     return Sources(train, None, None, no_labels, found.notes, places={"train": _last(root)}), str
 
 
-def _measured(root: str, classes: list[str], name: _Name, tell: bool) -> tuple[Images | None, str, list[str]]:
+def _measured(
+    root: str, classes: list[str], name: _Name, tell: bool, limits: Limits
+) -> tuple[Images | None, str, list[str]]:
     """The images of some classes at a path of any kind; None and why if there are none; lines for the user."""
     given = _given(root, _to_measure)
     if isinstance(given, _Shards):
-        found = read_shards(given.train, name, tell)
+        found = read_shards(given.train, name, tell, limits)
         found.left_out.extend(given.missing)
         found.notes[:0] = given.notes
     elif given is not None:
-        found = read_list(root, given, tell)
+        found = read_list(root, given, tell, limits)
     else:
-        scanned = scan_classes(_held_out_part(root, classes), classes, tell=tell)
+        scanned = scan_classes(_held_out_part(root, classes), classes, tell=tell, limits=limits)
         return scanned, "", not_entered(scanned.skipped)
     images, why = found.measured(classes)
     return images, why, found.notes
@@ -126,19 +132,21 @@ def _last(path: str | Path) -> str:
     return f"{os.path.basename(os.path.abspath(path))}{'/' * os.path.isdir(path)}"
 
 
-def _of_shards(shards: _Shards, tell: bool) -> tuple[Sources, _Name]:
-    found = read_shards(shards.train, tell=tell)
+def _of_shards(shards: _Shards, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
+    found = read_shards(shards.train, tell=tell, limits=limits)
     train, no_labels = found.training()
     train.skipped.extend(shards.missing)
     notes = [*shards.notes, *found.notes]
-    extra = read_shards(shards.unlabelled, tell=tell).unlabelled(train.classes) if shards.unlabelled else None
+    extra = None
+    if shards.unlabelled:
+        extra = read_shards(shards.unlabelled, tell=tell, limits=limits).unlabelled(train.classes)
     if extra is None or not extra.files:
         not_empty(train, shards.where, _IN_SHARDS)
     places = {"train": _shards(shards.train), "unlabelled": _shards(shards.unlabelled)}
     images, why = None, "the training has no classes"
     for part, paths in shards.held_out.items():
         if train.classes:
-            held = read_shards(paths, found.name, tell)
+            held = read_shards(paths, found.name, tell, limits)
             images, why = held.measured(train.classes)
             notes += held.notes
         if images is not None:

@@ -14,6 +14,7 @@ from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.classes import AS_LIST, existing_folder, listing
 from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header, unsupported
 from amcl_fast.data.scan.images import Group, Images, converting, in_one_spelling, labelled, not_empty, unlabelled
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
 from amcl_fast.data.sources.numbered import no_labels
 from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, LOOSE, NO_IMAGES, SAME, few
@@ -77,12 +78,13 @@ class _Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
+def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAULT_LIMITS) -> Sources:
     """Find and check the images of a folder.
 
     Args:
         root: the folder.
         tell: show how far it has come, should it take long.
+        limits: what is too large.
 
     Raises:
         ValueError: it is no folder, holds no usable image, or leaves open which part of it is for what.
@@ -99,7 +101,7 @@ def find_sources(root: str | Path, *, tell: bool = True) -> Sources:
         files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
 
     def check(path: str, groups: Mapping[str, PackedPaths]) -> dict[str, Group]:
-        return check_files(path, groups, tell)
+        return check_files(path, groups, tell, limits)
 
     train, unlabelled_why = _training(
         parts, _in_one_spelling(parts, {name: files["", name] for name in parts.classes}), dict(left_out), tree, check

@@ -13,6 +13,7 @@ import numpy as np
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.images import composed
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.shards.patterns import is_tar, refuse_compressed
 from amcl_fast.data.sources.numbered import Found
 from amcl_fast.left_out import few
@@ -87,13 +88,14 @@ def read_lines(file: str) -> Listed:
     return Listed(packed, names, np.frombuffer(labels, np.int32), np.frombuffer(lines, np.int32), tars)
 
 
-def read_list(file: str, listed: Listed, tell: bool = True) -> Found:
+def read_list(file: str, listed: Listed, tell: bool = True, limits: Limits = DEFAULT_LIMITS) -> Found:
     """The usable images of a list, in its order. A line that is there already is passed over, and told.
 
     Args:
         file: the list.
         listed: what it says.
         tell: show how far it has come, should it take long.
+        limits: what is too large.
 
     Raises:
         ValueError: two lines give a file different labels, or a label is no class.
@@ -106,7 +108,7 @@ def read_list(file: str, listed: Listed, tell: bool = True) -> Found:
     names, numbers = _numbered(file, listed)
     places = np.delete(np.arange(len(listed.paths)), again)
     files = listed.paths.take(places).compact() if again else listed.paths
-    judged = check_files(os.path.abspath(file), {"": files}, tell)[""]
+    judged = check_files(os.path.abspath(file), {"": files}, tell, limits)[""]
     good = np.delete(places, [*judged.bad])
     return Found(judged.good(), numbers[good], names.__getitem__, judged.left_out(), notes)
 
