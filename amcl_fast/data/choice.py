@@ -3,6 +3,7 @@
 import numpy as np
 
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.sources.folder import Sources
 
 _HELD_OUT = 0.1
 
@@ -70,3 +71,15 @@ def _ranks(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ranks[members] = np.random.default_rng((label + 1, count)).permutation(count)
         sizes[members] = count
     return ranks, sizes
+
+
+def to_measure(found: Sources, path: str) -> tuple[Images, Images]:
+    """Images with classes to learn from, and those that are asked.
+
+    Raises:
+        ValueError: nothing can be measured on them.
+    """
+    bank, query = divided(found.train, found.held_out)
+    if why := found.no_labels or unmeasurable(bank, query):
+        raise ValueError(f"data.evaluation, {path}, cannot be measured on: {why}")
+    return bank, query

@@ -12,14 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from amcl_fast.data.augment import Augmentation
-from amcl_fast.data.choice import divided, limited, unmeasurable
+from amcl_fast.data.choice import divided, limited, to_measure, unmeasurable
 from amcl_fast.data.equality import found_by_all, refuse_unequal, refuse_uneven, stale
 from amcl_fast.data.graph import Device, Output
 from amcl_fast.data.loader.contrastive import ContrastiveLoader
 from amcl_fast.data.locations import member
 from amcl_fast.data.measured import MeasuredImages
+from amcl_fast.data.memory import Memory, most_memory
 from amcl_fast.data.pixels import check_of_pixels, dtype_of_views
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
@@ -161,6 +163,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
+        self._largest = Largest([], [])
         self._bank: Images | None = None  # of `evaluation`; None: those that are trained on
 
     @property
@@ -237,10 +240,11 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self._list = "\0".join(str(found.name) for found in every)
         parts = (part for found in every for part in (found.train, found.held_out, found.unlabelled))
         self.skipped.extend(entry for part in parts if part for entry in part.skipped)
+        self._largest = Largest.joined(found.largest for found in every)
         found, *own = every
         unlabelled = found.unlabelled
         if own:
-            bank, query = _to_measure(own[0], str(self.evaluation))
+            bank, query = to_measure(own[0], str(self.evaluation))
             train, self._bank = found.train, bank
         else:
             train, query = divided(found.train, found.held_out)
@@ -288,6 +292,10 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             repeated=self._repeated(self.batch_size),
             on_bad_file=self._note_bad_file,
         )
+
+    def most_memory(self, batch_size: int) -> Memory:
+        """What a process with batches of `batch_size` takes for images at the most; known after `setup`."""
+        return most_memory(self._output(batch_size), self.view_sizes, self._largest)
 
     def _repeated(self, batch_size: int) -> int | None:
         """How many batches make every epoch, None for all of them."""
@@ -386,15 +394,3 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
 def _data_set(places: tuple[Path, Path | None], limits: Limits) -> str:
     """What tells images from those of other settings."""
     return "\0".join(os.path.abspath(path) for path in places if path is not None) + limits.key
-
-
-def _to_measure(found: Sources, path: str) -> tuple[Images, Images]:
-    """Images with classes to learn from, and those that are asked.
-
-    Raises:
-        ValueError: nothing can be measured on them.
-    """
-    bank, query = divided(found.train, found.held_out)
-    if why := found.no_labels or unmeasurable(bank, query):
-        raise ValueError(f"data.evaluation, {path}, cannot be measured on: {why}")
-    return bank, query

@@ -1,7 +1,10 @@
 """What a training needs of a machine, estimated from its encoder and batch before it begins, and told if it is much."""
 
 import os
+import sys
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +12,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from amcl_fast.data import ContrastiveDataModule
+
 _CORE = 50e9
 """Operations a second of a CPU's core in float32: about half of what AVX2 could, which convolutions reach."""
+
+_SHOWN = 2**29
+"""Bytes of what is told of images: less is no gibibyte."""
+
+_GROUPS_OF_THIS = Path("/proc/self/cgroup")
+_GROUPS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max"),
+    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+}
+"""Where the second and the first version of cgroups say how much memory there is, by what they call it."""
 
 _DAYS = 2.0
 """More than that on a CPU is told."""
@@ -26,7 +41,8 @@ these would fit nothing is counted."""
 def warn_of_needs(trainer: Any, module: Any, datamodule: Any) -> None:
     """Warn, in one line, of a training that is too large for the memory, or takes days on the CPU.
 
-    And of more processes than cores. What cannot be estimated, as of an encoder that looks at values, is not told.
+    And of more processes than cores, and of images whose batches may not fit into the machine's memory. What cannot be
+    estimated, as of an encoder that looks at values, is not told.
 
     Args:
         trainer: with its devices, before it trains.
@@ -64,8 +80,34 @@ def warn_of_needs(trainer: Any, module: Any, datamodule: Any) -> None:
                 f"training takes about {days:,.0f} days on {cores} CPU cores (3 × {operations / 1e9:.2g} GFLOP × "
                 f"{views:g} views × {images:,.0f} images at {_CORE / 1e9:g} GFLOP/s a core)"
             )
+    if isinstance(datamodule, ContrastiveDataModule) and (
+        told := _of_images(datamodule, datamodule.batch_size // trainer.world_size, processes)
+    ):
+        said.append(told)
     if said:
         warnings.warn("; ".join(said), stacklevel=2)
+
+
+def _of_images(datamodule: ContrastiveDataModule, batch_size: int, processes: int) -> str:
+    """A line on the memory for a batch of the largest images, "" if there is enough."""
+    of_one, memory = datamodule.most_memory(batch_size), _ram()
+    if processes * sum(of_one) <= _SHARE * memory:
+        return ""
+    parts = {
+        "decoded": of_one.decoded,
+        "read ahead": of_one.encoded,
+        "while they are made smaller": of_one.reduced,
+        "views": of_one.views,
+    }
+    several = f" in each of {processes} processes" if processes > 1 else ""
+    helps = ["data.max_image_pixels", "data.max_image_bytes", "data.batch_size"]
+    if datamodule.reduce_above is None:
+        helps = ["data.reduce_above (now null)", *helps]
+    return (
+        f"should the largest images of {datamodule.root} meet in a batch of {datamodule.batch_size:,}, they take "
+        f"{', '.join(f'{_size(size)} {what}' for what, size in parts.items() if size > _SHOWN)}{several}, and there "
+        f"are {_size(memory)}: {', '.join(helps[:-1])} or {helps[-1]} bounds it"
+    )
 
 
 def of_an_image(backbone: nn.Module, size: int) -> tuple[float, float]:
@@ -129,7 +171,23 @@ def _images(trainer: Any, datamodule: Any) -> float:
 
 
 def _ram() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Bytes of the machine, or of the smallest cgroup that this process is in."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        for line in _GROUPS_OF_THIS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root, file = _GROUPS.get(controllers, (None, ""))
+            if root is not None:
+                # In a container the path may be the host's, and the root the container's own.
+                folders = (root / path.lstrip("/"), *(root / path.lstrip("/")).parents)
+                found += [_limit(folder / file) for folder in folders if folder.is_relative_to(root)]
+    return float(min(found))
+
+
+def _limit(file: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(file.read_text())
+    return sys.maxsize  # "max", or not there
 
 
 def _size(count: float) -> str:

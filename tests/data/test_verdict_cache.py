@@ -27,8 +27,8 @@ def test_verdicts_are_kept_in_the_cache_alone_until_a_file_changes(make_folder, 
     assert len(list((own_cache / "scans").iterdir())) == 1
 
     looked_at = []
-    look = header_process.check_header
-    monkeypatch.setattr(header_process, "check_header", lambda path, *more: looked_at.append(path) or look(path, *more))
+    look = header_process.look_at
+    monkeypatch.setattr(header_process, "look_at", lambda path, *more: looked_at.append(path) or look(path, *more))
     assert scan_classes(root) == first
     assert looked_at == []
 

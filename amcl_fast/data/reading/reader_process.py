@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amcl_fast.data.processes.serving import serve
 from amcl_fast.data.reading.contents import Contents
-from amcl_fast.data.reading.reduction import Reduction, reduce
+from amcl_fast.data.reading.reduction import AT_ONCE, Reduction, reduce
 from amcl_fast.data.scan.headers import BadImage, Look, Sight, look
 from amcl_fast.data.scan.limits import Limits
 from amcl_fast.left_out import TOO_LARGE
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _PAGE = 1 << 20
 _SPARE = 1 << 24  # bytes that a list may leave behind on its shelf
-# Of the largest images that may be decoded: as many as are in work at once, whatever the number of threads. Pillow
-# takes up to 8 bytes a pixel.
-_LARGEST = 4
 
 
 class _Shelf:
@@ -127,8 +124,8 @@ class _List:
         """Whether one more large image may be in work."""
         return (
             len(self._large) < 2 * self._reducers.threads
-            and pixels + sum(large.pixels for large in self._large) <= _LARGEST * self._limits.pixels
-            and length + sum(len(large.content) for large in self._large) <= _LARGEST * self._limits.bytes
+            and pixels + sum(large.pixels for large in self._large) <= AT_ONCE * self._limits.pixels
+            and length + sum(len(large.content) for large in self._large) <= AT_ONCE * self._limits.bytes
         )
 
     def _settle(self) -> None:

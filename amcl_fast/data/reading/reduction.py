@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 FACTORS = (2, 4, 8)
 """What libjpeg divides by while it decodes."""
+AT_ONCE = 4
+"""Of the largest images that may be decoded: as many as are made smaller at once, whatever the number of threads.
+Pillow takes up to 8 bytes a pixel."""
+# Compressions of BMP that Pillow unpacks byte by byte, to any size.
 _RUN_LENGTHS = (1, 2)
-"""Compressions of BMP that Pillow unpacks byte by byte, to any size."""
 _QUALITY = 95
 # Pixels by which an image may exceed `Reduction.above` for the sake of its detail.
 _DETAILED = 4

@@ -12,8 +12,9 @@ from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
 from amcl_fast.data.scan import header_process
 from amcl_fast.data.scan.images import Group
+from amcl_fast.data.scan.largest import KEPT, Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
-from amcl_fast.data.scan.verdict_cache import Known, Verdicts
+from amcl_fast.data.scan.verdict_cache import KINDS, Known, Verdicts
 from amcl_fast.progress import Progress
 
 _TOGETHER = 2048  # files of a job
@@ -50,8 +51,9 @@ def check_files(
             judgement.keep()
     begin, judged = 0, {}
     for name, files in groups.items():
-        judged[name] = Group(files, judgement.bad(begin, begin + len(files)))
-        begin += len(files)
+        end = begin + len(files)
+        judged[name] = Group(files, judgement.bad(begin, end), judgement.largest(begin, end))
+        begin = end
     return judged
 
 
@@ -67,7 +69,7 @@ class _Judgement:
         self._reasons = {reason: code for code, reason in enumerate(verdicts.reasons, 1)}
         self._units = [*_units(files, verdicts)]
         count = len(files)
-        self._now = Known(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int32))
+        self._now = Known(*(np.empty(count, kind) for kind in KINDS))
         for _, places, _, known in self._units:
             for column, old in zip(self._now, known, strict=True):
                 column[places] = old
@@ -85,6 +87,15 @@ class _Judgement:
         """Of the files from `begin` to before `end` the place of each bad one, from `begin` on, to the reason."""
         told, codes = [*self._reasons], self._now.codes[begin:end]
         return {place: told[codes[place] - 1] for place in np.flatnonzero(codes).tolist()}
+
+    def largest(self, begin: int, end: int) -> Largest:
+        """Of the same files those that are largest, bad ones left out."""
+        good = begin + np.flatnonzero(self._now.codes[begin:end] == 0)
+        most = [
+            np.partition(column[good], -KEPT)[-KEPT:] if len(good) > KEPT else column[good]
+            for column in (self._now.pixels, self._now.sizes)
+        ]
+        return Largest.of(*(column.tolist() for column in most))
 
     def check(self) -> Generator[None, None, None]:
         """Look at all files whose stamp has changed, and decode those that leave doubts; yields now and then."""
@@ -122,7 +133,9 @@ class _Judgement:
         now = self._now
         now.sizes[places] = np.frombuffer(found.sizes, np.int64)
         now.times[places] = np.frombuffer(found.times, np.int64)
-        now.codes[places[found.good + found.doubtful]] = 0
+        looked_at = found.good + found.doubtful
+        now.pixels[places[looked_at]] = np.frombuffer(found.pixels, np.int64)[looked_at]
+        now.codes[places[looked_at]] = 0
         for place, reason in found.bad:
             now.codes[places[place]] = self._code(reason)
         # Those of which no verdict may be kept are looked at every time.

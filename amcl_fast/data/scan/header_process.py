@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from amcl_fast.data.processes.serving import serve_jobs
-from amcl_fast.data.scan.headers import UNREADABLE, BadImage, check_header
+from amcl_fast.data.scan.headers import UNREADABLE, BadImage, Look, look_at
 from amcl_fast.data.scan.limits import Limits
 
 NO_STAMP = -1
@@ -45,6 +45,7 @@ class Checked(NamedTuple):
 
     Attributes:
         sizes, times: bytes of int64, a file each, in bytes and ns; `NO_STAMP` where no verdict may be kept.
+        pixels: bytes of int64, a file each: of those that have changed and are not bad; 0 where it is not known.
         good: places of files that have changed and are good.
         doubtful: of those that have changed and only decoding can tell.
         bad: (place, why it cannot be used) of the others that have changed.
@@ -52,6 +53,7 @@ class Checked(NamedTuple):
 
     sizes: bytes
     times: bytes
+    pixels: bytes
     good: list[int]
     doubtful: list[int]
     bad: list[tuple[int, str]]
@@ -104,6 +106,7 @@ class _Check:
         self._prefix = os.fsdecode(folder.prefix)
         self.names = os.fsdecode(folder.names).split("\0")[:-1]
         self._sizes, self._times = array("q", folder.sizes), array("q", folder.times)
+        self._pixels = array("q", bytes(8 * len(self.names)))
         self._good: list[int] = []
         self._doubtful: list[int] = []
         self._bad: list[tuple[int, str]] = []
@@ -121,7 +124,9 @@ class _Check:
         self._sizes[place], self._times[place] = size, changed
         try:
             path.encode()
-            (self._good if check_header(path, self._limits) else self._doubtful).append(place)
+            sight = look_at(path, self._limits)
+            self._pixels[place] = sight.width * sight.height
+            (self._good if sight.looks is Look.WHOLE else self._doubtful).append(place)
         except UnicodeEncodeError:
             self._bad.append((place, NOT_UTF8))
         except BadImage as problem:
@@ -131,4 +136,5 @@ class _Check:
 
     def outcome(self) -> Checked:
         """All of them."""
-        return Checked(self._sizes.tobytes(), self._times.tobytes(), self._good, self._doubtful, self._bad)
+        stamps = self._sizes.tobytes(), self._times.tobytes()
+        return Checked(*stamps, self._pixels.tobytes(), self._good, self._doubtful, self._bad)

@@ -98,10 +98,15 @@ def check_header(path: str, limits: Limits = DEFAULT_LIMITS) -> bool:
     Raises:
         BadImage: the file is missing, empty, truncated, too large or of another kind.
     """
+    return look_at(path, limits).looks is Look.WHOLE
+
+
+def look_at(path: str, limits: Limits = DEFAULT_LIMITS) -> Sight:
+    """What `check_header` judges by."""
     try:
         descriptor, size = open_image(path, limits)
         try:
-            return look(lambda at, count: os.pread(descriptor, count, at), size, limits).looks is Look.WHOLE
+            return look(lambda at, count: os.pread(descriptor, count, at), size, limits)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.headers import unsupported
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.left_out import few, of_other_class
 
 _SHOWN = 3  # of what an empty data set has left out
@@ -93,10 +94,12 @@ class Group:
     Attributes:
         files: all of them, in order.
         bad: place of each that cannot be used to the reason.
+        largest: of the others.
     """
 
     files: PackedPaths
     bad: dict[int, str]
+    largest: Largest
 
     @property
     def is_usable(self) -> bool:

@@ -15,6 +15,9 @@ from amcl_fast.data.scan.header_process import NO_STAMP
 from amcl_fast.data.scan.limits import Limits
 
 _KIND = "verdicts 2"
+_UNKNOWN = (NO_STAMP, NO_STAMP, 0, 0)
+KINDS = (np.int64, np.int64, np.int64, np.int32)
+"""Of the columns of `Known`."""
 
 
 class Known(NamedTuple):
@@ -22,11 +25,13 @@ class Known(NamedTuple):
 
     Attributes:
         sizes, times: (n,) int64, bytes and ns; `NO_STAMP` for a file that is not known.
+        pixels: (n,) int64, 0 where that is not known.
         codes: (n,) int32: 0 for a good one, or 1 + the place of its reason in `Verdicts.reasons`.
     """
 
     sizes: np.ndarray
     times: np.ndarray
+    pixels: np.ndarray
     codes: np.ndarray
 
 
@@ -49,7 +54,7 @@ class Verdicts:
         name = hashlib.sha256(os.fsencode(folder + limits.key)).hexdigest()[:32]
         self._path = cache_folder() / "scans" / name
         self.reasons: list[str] = []
-        self._columns = Known(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int32)))
+        self._columns = Known(*(np.empty(0, kind) for kind in KINDS))
         self._names = memoryview(b"")
         self._begins = np.zeros(1, np.int64)
         self._files: dict[bytes, slice] = {}
@@ -95,7 +100,7 @@ class Verdicts:
             return Known(*(column[place] for column in self._columns))
         self._missed = True
         wanted = names.split(b"\0")[:-1]
-        found = Known(*(np.full(len(wanted), value, kind) for value, kind in zip(_UNKNOWN, _KINDS, strict=True)))
+        found = Known(*(np.full(len(wanted), value, kind) for value, kind in zip(_UNKNOWN, KINDS, strict=True)))
         if place is not None:
             begins = self._begins[place.start : place.stop + 1].tolist()
             old = {bytes(self._names[a : b - 1]): place.start + n for n, (a, b) in enumerate(pairwise(begins))}
@@ -133,7 +138,3 @@ class Verdicts:
             self._path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
         except OSError as error:
             unkept(f"the scan of {self._folder}", error)
-
-
-_UNKNOWN = (NO_STAMP, NO_STAMP, 0)
-_KINDS = (np.int64, np.int64, np.int32)

@@ -14,7 +14,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from amcl_fast.data.processes.serving import serve_jobs
-from amcl_fast.data.scan.headers import IMAGE_NAMES, BadImage, Look, check_size, look, unreadable
+from amcl_fast.data.scan.headers import IMAGE_NAMES, BadImage, Look, Sight, check_size, look, unreadable
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import Limits
 from amcl_fast.data.shards.tar import Entry, TarError, compression, entries
 from amcl_fast.left_out import SECOND
@@ -43,6 +44,7 @@ class Index:
         doubtful: places of those that only decoding can judge.
         left_out: (name, reason); without a name of the tar itself.
         not_numbers: names of the .cls that hold no class.
+        largest: of the images, those included that only decoding can judge.
         lasting: whether the same would be found again as long as the tar does not change.
     """
 
@@ -55,6 +57,7 @@ class Index:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     not_numbers: list[str] = field(default_factory=list)
     lasting: bool = True
+    largest: Largest = field(default_factory=lambda: Largest([], []))
 
     def add(self, entry: Entry, label: int) -> None:
         rest = b"%d\0%d\0%s" % (entry.offset, entry.size, entry.name)
@@ -75,7 +78,7 @@ class Index:
 
     def encoded(self) -> bytes:
         """As `decoded` reads it."""
-        others = [self.size, self.mtime, self.doubtful, self.left_out, self.not_numbers, self.lasting]
+        others = [self.size, self.mtime, self.doubtful, self.left_out, self.not_numbers, self.lasting, self.largest]
         told = json.dumps([len(self.lengths), len(self.rests), *others]).encode()
         body = told + b"\n" + self.lengths.tobytes() + self.labels.tobytes() + self.rests
         return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
@@ -92,7 +95,7 @@ class Index:
         if content[: len(_MAGIC) + _DIGEST] != _MAGIC + digest:
             raise ValueError("no index of a tar")
         told, _, rest = body.partition(b"\n")
-        count, length, size, mtime, doubtful, left_out, not_numbers, lasting = json.loads(told)
+        count, length, size, mtime, doubtful, left_out, not_numbers, lasting, largest = json.loads(told)
         lengths, labels = array("i"), array("i")
         columns = count * lengths.itemsize
         lengths.frombytes(rest[:columns])
@@ -101,7 +104,7 @@ class Index:
         if not len(lengths) == len(labels) == count or len(rests) != length:
             raise ValueError("no index of a tar")
         pairs = [(name, reason) for name, reason in left_out]
-        return cls(size, mtime, rests, lengths, labels, doubtful, pairs, not_numbers, lasting)
+        return cls(size, mtime, rests, lengths, labels, doubtful, pairs, not_numbers, lasting, Largest(*largest))
 
 
 class _Window:
@@ -162,8 +165,12 @@ def _find(read: _Window, status: os.stat_result, found: Index, limits: Limits) -
         problem = f"damaged: {error}; what follows is not used"
     # The one that is named KEY.jpg goes before KEY.mask.png, whichever comes first.
     chosen = {key: min(named, key=lambda image: (image[0], image[1].offset)) for key, named in images.items()}
+    pixels, sizes = array("q"), array("q")
     for key, (_, entry) in sorted(chosen.items(), key=lambda item: item[1][1].offset):
-        _judge(read, entry, labels.get(key, NO_LABEL), found, limits)
+        if sight := _judge(read, entry, labels.get(key, NO_LABEL), found, limits):
+            pixels.append(sight.width * sight.height)
+            sizes.append(entry.size)
+    found.largest = Largest.of(pixels, sizes)
     for key, named in images.items():
         compound, entry = chosen[key]
         for other in named:
@@ -187,7 +194,8 @@ def _read_label(read: _Window, key: bytes, entry: Entry, labels: dict[bytes, int
         found.not_numbers.append(_text(entry))
 
 
-def _judge(read: _Window, entry: Entry, label: int, found: Index, limits: Limits) -> None:
+def _judge(read: _Window, entry: Entry, label: int, found: Index, limits: Limits) -> Sight | None:
+    """Add an image, or say why it is left out; returns what a look at it has found."""
     try:
         if entry.problem:
             raise BadImage(entry.problem)
@@ -197,13 +205,16 @@ def _judge(read: _Window, entry: Entry, label: int, found: Index, limits: Limits
         def within(at: int, count: int) -> bytes:
             return read(entry.offset + at, max(min(count, entry.size - at), 0))
 
-        if look(within, entry.size, limits).looks is not Look.WHOLE:
+        sight = look(within, entry.size, limits)
+        if sight.looks is not Look.WHOLE:
             found.doubtful.append(len(found.lengths))
         found.add(entry, label)
+        return sight
     except BadImage as bad:
         found.left_out.append((_text(entry), str(bad)))
     except UnicodeDecodeError:
         found.left_out.append((_text(entry), "its name is not valid UTF-8"))
+    return None
 
 
 def _text(entry: Entry) -> str:

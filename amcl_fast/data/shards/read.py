@@ -12,6 +12,7 @@ from amcl_fast.data.cache import cache_folder, in_use, unkept, write_whole
 from amcl_fast.data.locations import NUL
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.processes.pool import Pool
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.undecodable import UNDECODABLE, find_undecodable
 from amcl_fast.data.shards.index import Index
@@ -78,7 +79,8 @@ def read_shards(
         raise ValueError(
             f"{CLASSES} beside {shards[0]} must name all classes, got {len(names):,} and a {numbers.max():,}.cls"
         )
-    found = Found(PackedPaths.join(files), numbers, name if names is None else _naming(names), left_out)
+    largest = Largest.joined(index.largest for index in indices)
+    found = Found(PackedPaths.join(files), numbers, name if names is None else _naming(names), largest, left_out)
     odd = [f"{shard}/{label}" for shard, index in zip(shards, indices, strict=True) for label in index.not_numbers]
     if odd:
         found.notes.append(f"{len(odd):,} .cls hold no number of a class, so their images have no label: {few(odd)}")

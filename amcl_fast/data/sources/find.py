@@ -9,6 +9,7 @@ from pathlib import Path
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
@@ -82,7 +83,7 @@ def find_images(
         raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
     notes[:0] = [note for note in found.notes if UNUSED not in note]
     places = {**found.places, "held_out": _last(held_out)}
-    return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places)
+    return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places, largest=found.largest)
 
 
 def _find(root: str, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
@@ -95,7 +96,8 @@ def _find(root: str, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
     found = read_list(root, given, tell, limits)
     train, no_labels = found.training()
     not_empty(train, root, _IN_LISTS)
-    return Sources(train, None, None, no_labels, found.notes, places={"train": _last(root)}), str
+    places = {"train": _last(root)}
+    return Sources(train, None, None, no_labels, found.notes, places=places, largest=found.largest), str
 
 
 def _measured(
@@ -137,9 +139,11 @@ def _of_shards(shards: _Shards, tell: bool, limits: Limits) -> tuple[Sources, _N
     train, no_labels = found.training()
     train.skipped.extend(shards.missing)
     notes = [*shards.notes, *found.notes]
-    extra = None
+    extra, largest = None, [found.largest]
     if shards.unlabelled:
-        extra = read_shards(shards.unlabelled, tell=tell, limits=limits).unlabelled(train.classes)
+        unlabelled = read_shards(shards.unlabelled, tell=tell, limits=limits)
+        extra = unlabelled.unlabelled(train.classes)
+        largest.append(unlabelled.largest)
     if extra is None or not extra.files:
         not_empty(train, shards.where, _IN_SHARDS)
     places = {"train": _shards(shards.train), "unlabelled": _shards(shards.unlabelled)}
@@ -153,7 +157,8 @@ def _of_shards(shards: _Shards, tell: bool, limits: Limits) -> tuple[Sources, _N
             places["held_out"] = f"{_shards(paths)} of {part}"
             break
         notes.append(f"the shards of {part} in {shards.where} are not used as the held-out part: {why}")
-    return Sources(train, images, extra, no_labels, notes, places=places), found.name
+    most = Largest.joined(largest)
+    return Sources(train, images, extra, no_labels, notes, places=places, largest=most), found.name
 
 
 def _shards(paths: list[str]) -> str:

@@ -14,6 +14,7 @@ from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.classes import AS_LIST, existing_folder, listing
 from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header, unsupported
 from amcl_fast.data.scan.images import Group, Images, converting, in_one_spelling, labelled, not_empty, unlabelled
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
 from amcl_fast.data.sources.numbered import no_labels
@@ -48,6 +49,7 @@ class Sources:
         notes: lines for the user, on folders that were not taken for what they may have been meant for.
         name: of all of this, paths included, once it was kept (`data.sources.list_cache`); the same for the same
             content.
+        largest: of the images of all parts.
         places: what `train`, `held_out` and `unlabelled` are of, in words: "val/".
     """
 
@@ -58,6 +60,7 @@ class Sources:
     notes: list[str]
     name: str | None = field(default=None, compare=False)
     places: dict[str, str] = field(default_factory=dict)
+    largest: Largest = field(default_factory=lambda: Largest([], []), compare=False)
 
 
 @dataclass
@@ -100,8 +103,12 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
         starts |= {(path, ""): path for path in parts.unlabelled}
         files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
 
+    largest: list[Largest] = []
+
     def check(path: str, groups: Mapping[str, PackedPaths]) -> dict[str, Group]:
-        return check_files(path, groups, tell, limits)
+        found = check_files(path, groups, tell, limits)
+        largest.extend(group.largest for group in found.values())
+        return found
 
     train, unlabelled_why = _training(
         parts, _in_one_spelling(parts, {name: files["", name] for name in parts.classes}), dict(left_out), tree, check
@@ -137,7 +144,8 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
     parts.notes += not_entered([entry for entry in left_out if entry[0] not in told])
     skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
     parts.notes += filter(None, [converting(skipped, folder)])
-    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes, places=places)
+    most = Largest.joined(largest)
+    return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes, places=places, largest=most)
 
 
 def _in_one_spelling(parts: _Parts, groups: dict[str, PackedPaths]) -> dict[str, PackedPaths]:

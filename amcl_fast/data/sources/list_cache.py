@@ -20,12 +20,13 @@ from amcl_fast.data import array_files
 from amcl_fast.data.cache import cache_folder, in_use, remove_old, write_whole
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.images import Images
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.runs.files import read_file
 
 log = logging.getLogger(__name__)
 
-_KIND = "images 2"
+_KIND = "images 3"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _PARTS = ("train", "held_out", "unlabelled")
 
@@ -106,6 +107,7 @@ def _encode(sources: Sources) -> array_files.Encoded:
         "no_labels": sources.no_labels,
         "notes": sources.notes,
         "places": sources.places,
+        "largest": sources.largest,
     }
     return array_files.encode(header, {**files.arrays, "labels": labels})
 
@@ -132,7 +134,7 @@ def _decode(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Sour
         if begin != len(files) or found["train"] is None:
             raise ValueError("not whole")
         texts = {name: header[name] for name in ("no_labels", "notes", "places")}
-        return Sources(**found, **texts)  # type: ignore[arg-type]
+        return Sources(**found, **texts, largest=Largest(*header["largest"]))  # type: ignore[arg-type]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no list of images: {error}") from None
 

@@ -110,7 +110,7 @@ def read_list(file: str, listed: Listed, tell: bool = True, limits: Limits = DEF
     files = listed.paths.take(places).compact() if again else listed.paths
     judged = check_files(os.path.abspath(file), {"": files}, tell, limits)[""]
     good = np.delete(places, [*judged.bad])
-    return Found(judged.good(), numbers[good], names.__getitem__, judged.left_out(), notes)
+    return Found(judged.good(), numbers[good], names.__getitem__, judged.largest, judged.left_out(), notes)
 
 
 def _repeated(file: str, listed: Listed) -> list[int]:

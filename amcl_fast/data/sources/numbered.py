@@ -8,6 +8,7 @@ import numpy as np
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.images import Images, composed
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.left_out import NO_LABEL, few, of_other_class
 
 
@@ -24,6 +25,7 @@ class Found:
         files: their locations.
         numbers: (n,) integers, of the class of each; -1 without one.
         name: of the class of a number.
+        largest: of them.
         left_out: (what is shown, reason).
         notes: lines for the user.
     """
@@ -31,6 +33,7 @@ class Found:
     files: PackedPaths
     numbers: np.ndarray
     name: Callable[[int], str]
+    largest: Largest
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
