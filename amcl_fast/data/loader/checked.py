@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 _TRIAL_REST = 50
 # Failures of DALI on damaged pixels after which it decodes nothing that was not tried out elsewhere.
 _MOST_FAILURES = 8
+
+# Failures in a row, after which it is no image's fault.
+_ATTEMPTS = 3
+# How DALI names the image that it has failed on, by its place in the batch.
+_NAMED = re.compile(r"Failed to decode sample #(\d+)")
 
 # Of all loaders of the process: so are the complaints.
 _DAMAGED = Damaged()
@@ -46,22 +52,30 @@ class Checked:
         self._passed: set[bytes] = set()
         self._rest = 0
         self._careful = 0.0
+        self._suspect: int | None = None
         self._failures = 0
 
-    def take(self) -> Encoded:
-        """The images that were requested first; those that cannot be decoded are bad."""
+    def take(self, numbers: Sequence[int]) -> Encoded:
+        """The images that were requested first; those that cannot be decoded are bad.
+
+        Args:
+            numbers: theirs in the whole list, as `failed` is told them.
+        """
         complaints()
-        return self._tried(self.reader.take())
+        encoded = self.reader.take()
+        if self._suspect in numbers:
+            encoded.doubtful.append(numbers.index(self._suspect))
+            self._suspect = None
+        return self._tried(encoded, every=bool(self._careful))
 
-    def read(self, files: list[str]) -> Encoded:
-        """Images that are wanted out of turn."""
-        return self._tried(self.reader.read(files))
+    def read(self, files: list[str], *, suspects: bool = False) -> Encoded:
+        """Images that are wanted out of turn; suspects are all tried out."""
+        return self._tried(self.reader.read(files), every=suspects or bool(self._careful))
 
-    def _tried(self, encoded: Encoded) -> Encoded:
-        doubtful = [place for place in range(len(encoded.images)) if place not in encoded.bad]
-        if not self._careful:
-            doubtful = [place for place in encoded.doubtful if place not in encoded.bad]
-        for place in doubtful:
+    def _tried(self, encoded: Encoded, *, every: bool) -> Encoded:
+        for place in range(len(encoded.images)) if every else encoded.doubtful:
+            if place in encoded.bad:
+                continue
             image = encoded.images[place]
             digest = hashlib.blake2b(image.data, digest_size=16).digest()
             if digest in self._passed:
@@ -83,14 +97,31 @@ class Checked:
             if _DAMAGED.look(decoded, self.reader.read, self._trial):
                 self._rest = _TRIAL_REST
 
-    def failed(self, batches: int) -> None:
-        """DALI failed on one of the next `batches`: every image of theirs is tried out.
+    def failed(self, error: RuntimeError, attempt: int, numbers: Sequence[int], in_work: int) -> None:
+        """DALI failed, for the `attempt`th time in a row: say what is tried out before the next one.
 
-        After a few failures every image is, once: a decoder that has met damaged pixels some hundred times was seen to
-        leave the heap corrupt.
+        First it is the image that DALI names, then the batch, then all that DALI was working on. After a few failures
+        it is every image, once: a decoder that has met damaged pixels some hundred times was seen to leave the heap
+        corrupt.
+
+        Args:
+            error: what it said.
+            attempt: from 1 on.
+            numbers: of the images of the batch that was awaited, in the whole list.
+            in_work: batches that it had been handed and not given back.
+
+        Raises:
+            RuntimeError: the same, which no image explains.
         """
+        if attempt > _ATTEMPTS:
+            raise error
+        log.debug("DALI failed: %s", error)
         self._failures += 1
-        self._careful = batches
+        named = _NAMED.search(str(error))
+        if attempt == 1 and named and int(named[1]) < len(numbers):
+            self._suspect, self._careful = numbers[int(named[1])], 0
+        else:
+            self._suspect, self._careful = None, in_work if attempt == _ATTEMPTS else 1
         if self._failures >= _MOST_FAILURES:
             self._careful = math.inf
         if self._failures == _MOST_FAILURES:

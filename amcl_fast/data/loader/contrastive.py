@@ -1,5 +1,6 @@
 """Augmented views for training: epochs that are reshuffled, resumable, not ended by a bad file."""
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -242,8 +243,7 @@ class ContrastiveLoader:
 
     def _advance(self) -> tuple[tuple, list[int]]:
         """The next outputs of DALI and the files' places; after a failure it starts anew, without the bad files."""
-        failed_here = False
-        while True:
+        for attempt in itertools.count(1):
             try:
                 if self._pipeline is None:
                     self._start()
@@ -252,14 +252,12 @@ class ContrastiveLoader:
                 outputs = self._pipeline.run()
                 break
             except RuntimeError as error:
+                awaited = self._sources[0] if self._sources else []
                 self._stop()
-                # A failure that names no file may have passed (a network folder); the same one twice has not.
-                if failed_here or isinstance(error, NoImageLeftError):
+                if isinstance(error, NoImageLeftError):
                     raise
-                failed_here = True
-                log.debug("DALI failed: %s", error)
                 # The pipeline's queue, and the batch it was handed last.
-                self._checked.failed(self._output.prefetch + 1)
+                self._checked.failed(error, attempt, awaited, self._output.prefetch + 1)
             except BaseException:  # Ctrl-C between a batch and its labels: the next call starts anew
                 self._stop()
                 raise
@@ -297,7 +295,8 @@ class ContrastiveLoader:
             checked.reader.request([self._images.files[source] for source in sources], self._coming())
             self._asked_sources.append(sources)
             self._asked += 1
-        sources, encoded = self._asked_sources.popleft(), checked.take()
+        sources = self._asked_sources.popleft()
+        encoded = checked.take(sources)
         if encoded.bad:
             self._mend(sources, encoded)
         checked.fed()

@@ -1,7 +1,7 @@
 """Images without augmentation, once and in order."""
 
 import dataclasses
-import logging
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,8 +17,6 @@ from amcl_fast.data.loader.checked import Checked
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.scan.images import Images
 from amcl_fast.left_out import DURING
-
-log = logging.getLogger(__name__)
 
 # Sides of an evaluation's images that reduced ones keep, so that their centre is averaged as that of others is.
 _SPARE = 2
@@ -108,8 +106,7 @@ class _Pass:
 
     def advance(self) -> tuple[Tensor, list[int]] | None:
         """The next batch of images and their places in the list; None after the last one."""
-        failed_here = False
-        while True:
+        for attempt in itertools.count(1):
             try:
                 if self._pipeline is None:
                     self._asked = self._next
@@ -122,12 +119,9 @@ class _Pass:
                 self._checked.name_damaged(self._decoded)
                 return None
             except RuntimeError as error:
+                awaited = self._places[0] if self._places else []
                 self._stop()
-                if failed_here:
-                    raise
-                failed_here = True
-                log.debug("DALI failed: %s", error)
-                self._checked.failed(self._output.prefetch + 1)
+                self._checked.failed(error, attempt, awaited, self._output.prefetch + 1)
         self._latest = self._places.popleft()
         self._next = self._latest[-1] + 1
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), self._latest
@@ -154,7 +148,8 @@ class _Pass:
             self._ask()
             if not self._asked_places:
                 break
-            places, encoded = self._asked_places.popleft(), self._checked.take()
+            places = self._asked_places.popleft()
+            encoded = self._checked.take(places)
             for number, reason in encoded.bad.items():
                 self.bad[places[number]] = DURING + reason
             images = zip(places, encoded.images, strict=True)
