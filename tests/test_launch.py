@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from amcl_fast import launch
+from amcl_fast import fellows, launch
 from amcl_fast.distributed import together
 from tests.helpers.processes import end_group, spawn, start
 
@@ -51,7 +51,7 @@ def told(monkeypatch):
 )
 def test_a_process_of_its_own_is_alone(told, of):
     told(of)
-    with launch.launched() as device, launch.patient() as group:
+    with fellows.launched() as device, fellows.patient() as group:
         assert device.type in ("cpu", "cuda") and group is None
     assert launch.threads() == len(os.sched_getaffinity(0))
     assert (launch.by_others(), launch.rank()) == (False, 0)
@@ -59,15 +59,15 @@ def test_a_process_of_its_own_is_alone(told, of):
 
 def test_a_step_of_several_tasks_is_what_srun_started(told):
     told(JOB, STEP)
-    place = launch._place()
+    place = launch.own_place()
     assert (place.rank, place.world_size, place.local_rank, place.local_size) == (5, 7, 1, 2)
     assert (place.address, place.port) == ("gpu4", 15_000 + 2348)
     assert (launch.by_others(), launch.rank()) == (True, 5)
     told(SLURM_NODEID="3", MASTER_ADDR="head", MASTER_PORT="4711")
-    place = launch._place()
+    place = launch.own_place()
     assert (place.local_size, place.address, place.port) == (1, "head", 4711)
     told(TORCHRUN)  # by torchrun within a step
-    place = launch._place()
+    place = launch.own_place()
     assert (place.rank, place.world_size, place.local_rank, place.local_size) == (3, 4, 1, 2)
     assert (launch.by_others(), launch.rank()) == (True, 3)
 
@@ -89,7 +89,7 @@ def test_processes_of_lightning_s_own_know_their_rank(told):
 )
 def test_what_srun_does_not_tell_is_named(told, name, value, message):
     told(JOB, STEP, **{name: value})
-    with pytest.raises(ValueError, match=message), launch.launched():
+    with pytest.raises(ValueError, match=message), fellows.launched():
         pass
 
 
@@ -114,7 +114,7 @@ def test_threads_are_those_of_this_process(told, monkeypatch, of, allowed, expec
 
 def leaves(rank, port):
     start(rank, 2, port)
-    with pytest.raises(ConnectionError, match="process 0 has lost another one"), launch.launched():
+    with pytest.raises(ConnectionError, match="process 0 has lost another one"), fellows.launched():
         os._exit(0) if rank else dist.barrier()
 
 
@@ -125,7 +125,7 @@ def test_a_process_that_has_lost_another_says_so(port):
 
 def test_a_fault_stays_one(told):
     told(TORCHRUN, WORLD_SIZE="1")
-    with pytest.raises(RuntimeError, match="a fault"), launch.launched():
+    with pytest.raises(RuntimeError, match="a fault"), fellows.launched():
         raise RuntimeError("a fault")
 
 
@@ -133,8 +133,8 @@ def one_is_late(rank, port):
     start(rank, 2, port)
     dist.init_process_group("gloo", timeout=timedelta(seconds=3))
     done = []
-    with launch.patient() as group:
-        launch.once_a_machine(lambda: (time.sleep(5), done.append(rank)), group)
+    with fellows.patient() as group:
+        fellows.once_a_machine(lambda: (time.sleep(5), done.append(rank)), group)
         with together(group):
             time.sleep(5 * rank)
     del group  # its threads end with the last who knows it

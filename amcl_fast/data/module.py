@@ -30,7 +30,7 @@ from amcl_fast.data.sources.named import data_path
 from amcl_fast.data.taken import taken
 from amcl_fast.data.views import ViewGroup, side, training_views
 from amcl_fast.distributed import together, world
-from amcl_fast.launch import patient
+from amcl_fast.fellows import patient
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from ..data.scan.headers import NONE_MEASURED, NoImageLeftError
 from ..distributed import alike, exchange, together, world
 from ..encoder import SUFFIX, Encoder, find_weights, load_encoder
 from ..export import as_safetensors
-from ..launch import launched, once_a_machine, patient, threads
+from ..fellows import launched, once_a_machine, patient
+from ..launch import threads
 from ..left_out import shorten, summarise
 from ..paths import absolute_data, find_data
 from ..progress import Loop

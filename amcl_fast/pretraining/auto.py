@@ -1,8 +1,12 @@
-"""`--resume auto`: a command that begins a run or goes on with it, as its first process finds it, in all of them."""
+"""`--resume auto`: a command that begins a run or goes on with it, as its first process finds it, in all of them.
+
+So does any command that torchrun starts again.
+"""
 
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -12,14 +16,18 @@ from pathlib import Path
 
 import yaml
 
-from ..launch import by_others, rank, told_by_first
+from ..callbacks import StopSignals
+from ..fellows import leave, left, told_by_first
+from ..launch import by_others, rank, restarts
+from ..paths import expanded
 from ..runs.checkpoint import load_checkpoint
-from ..runs.directory import CHECKPOINT_SUFFIX, RunDirectory
+from ..runs.directory import AUTO, CHECKPOINT_SUFFIX, LATEST, RunDirectory
 from ..runs.files import read_file
 from ..runs.lock import RunLock
-from ..runs.resuming import Resumed, check_writable, find_run, read_resumed
+from ..runs.resuming import Resumed, check_writable, find_run, read_resumed, refuse_another
 from ..runs.settings import read_settings
 from .config_files import config_files
+from .given import Given
 
 VARIABLE = "AMCL_FAST_GOES_ON"
 """Of the environment: tells processes that Lightning starts what the first one has found."""
@@ -31,34 +39,125 @@ _LATE_SECONDS = 60.0
 _LISTS = ("callbacks", "logger")
 
 
-def found_by_first(run_dir: Path, lock: RunLock) -> Resumed | None:
-    """What a run in this folder goes on from, None where it is to be begun; the first process locks it if it goes on.
+def gone_on_from(
+    resume: str | None, run_dir: Path | None, recipe: str | None, lock: RunLock, signals: StopSignals, given: Given
+) -> tuple[str | None, Path | None, Resumed | None]:
+    """How a command goes on that begins a run or goes on with one, in all processes; the first locks what goes on.
+
+    Args:
+        resume, run_dir, recipe: of the command.
+        lock, signals, given: of the run.
+
+    Returns:
+        As the command would have said it, `--resume` and folder of the run, and what goes on from there; None where it
+        is still to be begun.
 
     Raises:
         ElsewhereError: the first process has failed.
-        OSError: a run is at work there, it cannot be written, or this process does not see it.
-        ValueError: as `read_resumed`.
+        OSError: there is no such run, one is at work there, it cannot be written, or this process does not see it.
+        ValueError: `--run_dir` does not fit; as `read_resumed`.
+    """
+    auto = resume == AUTO
+    if auto and run_dir is None:
+        raise ValueError(f"--run_dir must be given with --resume {AUTO}, the folder to begin or go on in, got none")
+    if resume is None and run_dir is None and by_others():
+        raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
+    if not auto and resume is not None and run_dir is not None:
+        raise ValueError(
+            f"--run_dir must be left out with --resume, which goes on in the folder of its run, got {run_dir}; "
+            f"--resume {AUTO} takes it"
+        )
+    by_name, resumed = resume == LATEST, None
+    if auto or restarts():
+        with signals.heard_while_waiting(lambda signum: requeue() if auto and signum == signal.SIGUSR1 else None):
+            resumed, again = _found_by_first(resume, run_dir, lock)
+        if again is not None:
+            run_dir = again
+            resume = AUTO if resume is None else str(again) if by_name else resume
+    if resume is None or resume == AUTO:
+        if resumed is not None and not resumed.as_new:
+            assert run_dir is not None
+            resumed = given.in_place_of(resumed, run_dir)
+        return resume, run_dir, resumed
+    if resumed is None:
+        run_dir, checkpoint = find_run(expanded(resume), recipe)
+        if not rank():
+            check_writable(run_dir)
+            lock.acquire(run_dir)
+        resumed = read_resumed(run_dir, checkpoint)
+    assert run_dir is not None
+    resumed = given.in_place_of(resumed, run_dir)
+    refuse_another(recipe, resumed, run_dir, by_name=by_name)
+    return resume, run_dir, resumed
+
+
+def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> tuple[Resumed | None, Path | None]:
+    """What the first process finds, which locks the folder of a run that goes on.
+
+    Args:
+        resume, run_dir: as the command has them: `AUTO`, or anything where torchrun may have started it again.
+        lock: of the run.
+
+    Returns:
+        What goes on there; None where that is still to be begun, or as `resume` says. And the folder of the run, where
+        torchrun has started the command again.
     """
 
     def find() -> str:
-        found = _find(run_dir, lock)
+        begun = left(_name(resume, run_dir))
+        folder, before = (str(run_dir), None) if begun is None else json.loads(begun)
+        # What `--resume` names may be earlier than what was saved since.
+        found = None
+        if resume == AUTO or (begun is not None and (resume is None or _last(folder) != before)):
+            found = _find(Path(folder), lock)
+        if begun is not None:
+            at = f"goes on from step {found.step}" if found and found.checkpoint else "nothing was saved, begins anew"
+            print(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')} of torchrun: {at} in {folder}", flush=True)
         told = None if found is None else [str(found.checkpoint or ""), found.step, found.settings, found.finished]
-        return yaml.safe_dump(told)  # settings may hold dates
+        return yaml.safe_dump([told, begun and folder])  # settings may hold dates
 
     if by_others():
         told = told_by_first(find)
     elif rank():
-        told = os.environ.get(VARIABLE, "null")
+        told = os.environ.get(VARIABLE, "[null, null]")
     else:
         told = os.environ[VARIABLE] = find()
-    found = yaml.safe_load(told)
+    found, again = yaml.safe_load(told)
+    again = again and Path(again)
     if found is None:
-        return None
+        return None, again
     checkpoint, step, settings, finished = found
     path = Path(checkpoint) if checkpoint else None
     if path is not None and rank():
         _await(path, step)
-    return Resumed(path, step, settings, finished)
+    return Resumed(path, step, settings, finished), again
+
+
+def note_begun(resume: str | None, given: Path | None, run_dir: Path) -> None:
+    """Have the processes that torchrun may start in place of these know whose run the folder holds; in the first.
+
+    torchrun's store says it, and no file: it is of this torchrun alone, while its name may be of many ("none").
+
+    Args:
+        resume, given: --resume and --run_dir of the command.
+        run_dir: where its run is, before anything of it is written.
+    """
+    name = _name(resume, given)
+    if left(name) is None:
+        leave(name, json.dumps([str(run_dir), _last(run_dir)]))
+
+
+def _name(resume: str | None, run_dir: Path | None) -> str:
+    return f"run/{resume}/{run_dir}"
+
+
+def _last(run_dir: str | Path) -> list[int] | None:
+    """What tells a save from the next one; None without any."""
+    try:
+        found = RunDirectory(Path(run_dir)).last.stat()
+    except OSError:
+        return None
+    return [found.st_ino, found.st_mtime_ns, found.st_size]
 
 
 def _find(run_dir: Path, lock: RunLock) -> Resumed | None:

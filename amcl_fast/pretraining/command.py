@@ -28,26 +28,23 @@ from ..data import ContrastiveDataModule
 from ..data.equality import UnequalImagesError, UnevenBatchError
 from ..data.scan.headers import NoImageLeftError
 from ..distributed import ElsewhereError
-from ..launch import by_others, check_started, group_error, rank, settle_tasks
+from ..fellows import group_error, last_words, meet_apart
+from ..launch import by_others, check_started, rank, settle_tasks
 from ..methods.trainer import out_of_time
-from ..paths import expanded
 from ..progress import doing
 from ..recipes import given_recipe, recipe_files, recipe_names
-from ..runs.directory import AUTO, LATEST, RUNS, NewFolder, told_run_dir
+from ..runs.directory import AUTO, RUNS, NewFolder, told_run_dir
 from ..runs.files import is_full
 from ..runs.lock import RunLock
 from ..runs.resuming import (
     FinishedError,
-    check_writable,
-    find_run,
-    read_resumed,
     refuse_another,
     refuse_foreign,
     without_nulled,
 )
 from ..runs.settings import check_limits
 from ..terminal import lasting_output
-from .auto import found_by_first, requeue, with_command, words
+from .auto import gone_on_from, note_begun, requeue, with_command, words
 from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
@@ -152,6 +149,7 @@ def run(
         FinishedError: `resume` is `AUTO`, and the run has nothing left to train.
         Interrupted: a signal has stopped it, which it has told; what was trained is saved.
     """
+    meet_apart()
     with short_warnings(), signals or StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
         failed: RunError | None = None
@@ -175,8 +173,10 @@ def run(
         except Interrupted as interrupted:
             if not rank():
                 went = {None: "nothing was saved; begin again", AUTO: "go on"}
-                done = went.get(resume, "the run is as it was; go on")
-                print(f"stopped before the first step: {done} with the same command", flush=True)
+                done = f"{went.get(resume, 'the run is as it was; go on')} with the same command"
+                if resume is None and lock.run_dir is not None:  # which torchrun has started again
+                    done = f"the run is as it was; go on with: {given.go_on(lock.run_dir)}"
+                print(f"stopped before the first step: {done}", flush=True)
             code = 128 + interrupted.signum
         if resume == AUTO and code == 128 + signal.SIGUSR1:
             requeue()
@@ -227,7 +227,7 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
 
     try:
         path = resumed.checkpoint if resumed else None
-        with signals.heard_while_waiting(end_unjoined):
+        with signals.heard_while_waiting(end_unjoined), last_words():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except Interrupted as interrupted:
         tell_stopped()
@@ -260,6 +260,10 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
         lost = group_error(error, rank())
         if lost is not None:
             raise RunError(f"{lost}; go on with: {go_on}", 1) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            show_traceback(error)
+            where = f"process {rank()}, step {cli.trainer.global_step}"
+            raise RunError(f"{where}: {message(error)}; where there is more memory go on with: {go_on}", 1) from error
         if not isinstance(error, OSError) or not _is_of(error, cli.run_dir):
             raise
         mended = "once there is room" if is_full(error) else "once that is mended"
@@ -290,7 +294,7 @@ def _prepare(
 ) -> PretrainCLI:
     """Everything before the first step, so that what the user can mend fails here: the run, its checkpoint."""
     args: list[str] = []
-    resumed = folder = None
+    folder = None
     recipe = given_recipe(recipe) if recipe else None
     settle_tasks()
     settings = with_home(settings)
@@ -299,26 +303,8 @@ def _prepare(
         if os.path.exists(name):  # it may also be settings, as text
             check_limits(Path(name))
     settings = with_bases(settings)
-    if resume == AUTO:
-        if run_dir is None:
-            raise ValueError(f"--run_dir must be given with --resume {AUTO}, the folder to begin or go on in, got none")
-        with signals.heard_while_waiting(lambda signum: requeue() if signum == signal.SIGUSR1 else None):
-            resumed = found_by_first(run_dir, lock)
-        if resumed is not None and not resumed.as_new:
-            resumed = given.in_place_of(resumed, run_dir)
-    elif resume is not None:
-        resume = expanded(resume)
-        if run_dir is not None:
-            raise ValueError(
-                f"--run_dir must be left out with --resume, which goes on in the folder of its run, got {run_dir}; "
-                f"--resume {AUTO} takes it"
-            )
-        run_dir, checkpoint = find_run(resume, recipe)
-        if not rank():
-            check_writable(run_dir)
-            lock.acquire(run_dir)
-        resumed = given.in_place_of(read_resumed(run_dir, checkpoint), run_dir)
-        refuse_another(recipe, resumed, run_dir, by_name=resume == LATEST)
+    command = resume, run_dir
+    resume, run_dir, resumed = gone_on_from(resume, run_dir, recipe, lock, signals, given)
     if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
@@ -337,8 +323,6 @@ def _prepare(
         if rank():
             run_dir = told_run_dir(run_dir)
         else:
-            if run_dir is None and by_others():
-                raise ValueError("--run_dir must be given under torchrun or srun, the same to every process, got none")
             folder = NewFolder(run_dir, name, lock)
             run_dir = run_dir or RUNS / name
     elif resumed.settings:
@@ -369,6 +353,8 @@ def _prepare(
                     raise ValueError(f"data.batch_size must be at most {images}, the training images, got {batch}")
                 if resumed is None:
                     warn_of_needs(cli.trainer, cli.model, cli.datamodule)
+        if not rank() and not cli.rehearses:
+            note_begun(*command, cli.run_dir)
         cli.open_run()
     except BaseException:  # a signal too
         if folder is not None:
