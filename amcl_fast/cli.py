@@ -20,7 +20,7 @@ from .extras import require
 from .home import spare_home
 from .importing import Importing
 from .progress import doing
-from .terminal import lasting_output, output_error
+from .terminal import lasting_output, output_error, short_warnings
 
 _STOPPED = {
     "pretrain": "before the first step: nothing was saved; begin again with the same command",
@@ -93,7 +93,8 @@ def _in_one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse
 
     def run_and_tell(arguments: argparse.Namespace) -> int:
         try:
-            return run(arguments)
+            with short_warnings(arguments.command):
+                return run(arguments)
         except (ValueError, OSError, ImportError) as error:
             return _refuse(arguments.command, error)
 

@@ -1,9 +1,10 @@
-"""Output that cannot end a run: a terminal that was closed, a pipe that nobody reads any more, a full disk."""
+"""Output that cannot end a run: a terminal that was closed, a pipe that nobody reads, a full disk; short warnings."""
 
 import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
@@ -118,3 +119,20 @@ def _fill_descriptors() -> None:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
             os.set_inheritable(descriptor, True)
+
+
+@contextmanager
+def short_warnings(command: str) -> Iterator[None]:
+    """Within the block a warning is one line of `amcl-fast COMMAND`, without the code that it came from."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if category is UserWarning:
+            return f"amcl-fast {command}: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual

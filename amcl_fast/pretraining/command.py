@@ -43,7 +43,7 @@ from ..runs.resuming import (
     without_nulled,
 )
 from ..runs.settings import check_limits
-from ..terminal import lasting_output
+from ..terminal import lasting_output, short_warnings
 from .auto import gone_on_from, note_begun, requeue, with_command, words
 from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
@@ -51,7 +51,7 @@ from .given import NOTHING, Given
 from .lightning_cli import PretrainCLI, parsed
 from .needs import warn_of_needs
 from .results import print_results
-from .told import message, quieten, short_warnings, show_traceback
+from .told import message, quieten, show_traceback
 
 # What settings, data, packages and machines can be blamed for as long as nothing has been trained. Anything else is a
 # fault of this package's, and ends with its traceback.
@@ -150,7 +150,7 @@ def run(
         Interrupted: a signal has stopped it, which it has told; what was trained is saved.
     """
     meet_apart()
-    with short_warnings(), signals or StopSignals() as signals, RunLock() as lock:
+    with short_warnings("pretrain"), signals or StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
         failed: RunError | None = None
         code = 0

@@ -1,13 +1,10 @@
-"""What a run says of itself beside its results: errors and warnings in one line each."""
+"""What a run says of itself beside its results: errors in one line each."""
 
 import logging
 import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 TRACEBACK = "AMCL_FAST_TRACEBACK"
 """Variable of the environment that, set to anything, has the traceback of what is told in one line printed as well."""
@@ -45,20 +42,3 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # the last step is logged
     warnings.filterwarnings("ignore", message=r".*callbacks: \['Timer'\]")  # of a max_time that a resume takes away
-
-
-@contextmanager
-def short_warnings() -> Iterator[None]:
-    """Within the block a warning is one line without the code that it came from."""
-    usual = warnings.formatwarning
-
-    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        if category is UserWarning:
-            return f"amcl-fast pretrain: warning: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = short
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual

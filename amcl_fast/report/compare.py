@@ -18,7 +18,7 @@ from ..runs.read import Run, read_run
 from ..runs.settings import flattened
 from .html import document, figure, grid
 from .html import figures as framed
-from .page import summarise
+from .page import FINISHED, damaged_files, summarise, tell_damaged
 from .style import BLUE, CYCLE, GREY, RED, STYLE, WIDTH, curve_axes, label, png
 
 _CAPTIONS = {
@@ -41,14 +41,15 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
 
     Raises:
         FileNotFoundError: one of them is not a run directory.
-        ValueError: fewer than two runs or more than ten, one given twice, or a file of a run is damaged.
+        ValueError: fewer than two runs or more than ten, one given twice, or metrics.csv of one is damaged.
         OSError: the page cannot be written.
     """
     if not 2 <= len(run_dirs) <= len(CYCLE):
         raise ValueError(f"run_dirs must be two to {len(CYCLE)} runs, got {len(run_dirs)}")
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise ValueError(f"run_dirs must be different runs, got {', '.join(map(str, run_dirs))}")
-    runs = [read_run(path) for path in run_dirs]
+    runs = [read_run(path, partly=True) for path in run_dirs]
+    tell_damaged(runs)
     if folder is None:
         beside = run_dirs[0].resolve().parent
         folder = make_within(beside, beside / "comparison")
@@ -61,6 +62,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path | None = None) -> Pa
     parts = [
         f"<h1>{len(runs)} runs</h1>",
         _table(runs, summaries),
+        damaged_files(runs),
         framed(figure(content, _CAPTIONS[name], _seen(name, runs)) for name, content in figures.items()),
         _differences(runs),
     ]
@@ -197,7 +199,7 @@ def _table(runs: list[Run], summaries: list[dict[str, Any]]) -> str:
     for run, summary in zip(runs, summaries, strict=True):
         shot = run.after or run.before
         cells = (
-            summary["run"] + ("" if summary["finished"] else " (not finished)"),
+            summary["run"] + ("" if summary["finished"] else f" ({FINISHED[summary['finished']]})"),
             shot.framework if shot else "",
             len(shot.positive_tau) if shot else "",
             _number(summary["knn"]["trained"]),

@@ -1,6 +1,8 @@
 """The report of a run: one HTML page that needs nothing beside it, the figures as files, and a summary."""
 
 import json
+import warnings
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ from ..runs.directory import CONFIG, PAGE, SKIPPED, SUMMARY, RunDirectory
 from ..runs.files import write_file
 from ..runs.in_place import make_within, refuse_links
 from ..runs.read import Run, read_run
+from ..runs.shapes import Facts
 from .figures import draw_figures
 from .html import document, figure, figures, table
 from .words import PHOTOGRAPHS, agreements, caption, seen
 
 _LISTED = 100
 """Skipped files that the page names; all of them are in the run's list."""
+
+FINISHED = {True: "finished", False: "not finished", None: "not known to have finished"}
 
 _SETTINGS = {
     "data": "data.root",
@@ -42,7 +47,8 @@ _SETTINGS = {
 def write_report(run_dir: Path) -> Path:
     """Write report/index.html, its figures and summary.json from what lies in a run directory.
 
-    Whatever the run has not logged yet is left out, so this also works while it goes on.
+    Whatever the run has not logged yet is left out, so this also works while it goes on; what is damaged, but for
+    metrics.csv, is left out with a warning, and the page names it.
 
     Args:
         run_dir: folder of the run.
@@ -52,12 +58,13 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         FileNotFoundError: `run_dir` is not a run directory.
-        ValueError: a file in it is damaged.
+        ValueError: metrics.csv is damaged.
         OSError: the report cannot be written.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, partly=True)
     folder = RunDirectory(run.folder).report
     refuse_links(folder)
+    tell_damaged([run])
     drawn = draw_figures(run)
     summary = summarise(run)
     make_within(run.folder, folder)
@@ -69,14 +76,21 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
+def tell_damaged(runs: Iterable[Run]) -> None:
+    """Warn of what reports of runs lack since a file is damaged."""
+    for run in runs:
+        for line in run.damaged.values():
+            warnings.warn(f"{line}; the report goes without it", stacklevel=3)
+
+
 def summarise(run: Run) -> dict[str, Any]:
-    """The results of a run as plain numbers; None for what was not logged."""
+    """The results of a run as plain numbers; None for what was not logged, or is not known."""
     loss, knn = run.series("loss"), run.series("knn")
     speed, waiting = run.series("images_per_second")[1], run.series("wait_share")[1]
     shot = run.after
     return {
         "run": run.folder.resolve().name,
-        "finished": bool(run.facts.get("finished", False)),
+        "finished": run.facts.get("finished"),
         "steps": int(loss[0][-1]) + 1 if len(loss[0]) else 0,  # that of a run which has ended is among its facts
         "loss": run.last("loss"),
         "knn": {
@@ -95,16 +109,18 @@ def summarise(run: Run) -> dict[str, Any]:
         },
         "perplexity": float(shot.perplexity.mean()) if shot is not None and shot.perplexity.size else None,
         "agreement": float(agreements(shot).mean()) if shot is not None and len(shot.positive_tau) > 1 else None,
-        "skipped_files": run.num_skipped,
-        **run.facts,
+        "skipped_files": None if SKIPPED in run.damaged else run.num_skipped,
+        **{name: value for name, value in run.facts.items() if name in Facts.__annotations__},
+        "damaged": list(run.damaged.values()),
     }
 
 
 def _page(run: Run, summary: dict[str, Any], drawn: dict[str, bytes]) -> str:
     name = escape(str(summary["run"]))
-    status = "finished" if summary["finished"] else "not finished"
+    status = FINISHED[summary["finished"]]
     parts = [
         f"<h1>{name}</h1><p class=sub>{status} · {_length(run, summary)}</p>",
+        damaged_files([run]),
         _results(summary),
         "<h2>Linear probe</h2>" + table(_probes(run)) if run.evaluations else "",
         figures(
@@ -121,6 +137,12 @@ def _page(run: Run, summary: dict[str, Any], drawn: dict[str, bytes]) -> str:
         text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
         parts.append(f"<h2>All settings</h2><details><summary>{CONFIG}</summary><pre>{escape(text)}</pre></details>")
     return document(name, parts)
+
+
+def damaged_files(runs: Iterable[Run]) -> str:
+    """What pages of runs lack, and why."""
+    lines = "".join(f"<li>{escape(line)}</li>" for run in runs for line in run.damaged.values())
+    return f"<h2>Left out</h2><p>What these files hold is not shown.</p><ul>{lines}</ul>" if lines else ""
 
 
 def _length(run: Run, summary: dict[str, Any]) -> str:
@@ -236,6 +258,8 @@ def _heads(run: Run) -> str:
 
 
 def _skipped(run: Run) -> str:
+    if SKIPPED in run.damaged:
+        return f"<p>Not known: {SKIPPED} is damaged.</p>"
     if not run.skipped:
         return "<p>Nothing: every file is an image that is used.</p>"
     listed = table(dict(run.skipped[:_LISTED]))

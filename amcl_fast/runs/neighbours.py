@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import read_arrays, save_arrays
+from .reading import damaged
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,12 @@ class Neighbours:
     """
 
     step: int
-    classes: NDArray[np.str_]
-    right: NDArray[np.int64]
-    asked: NDArray[np.int64]
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    similarity: NDArray[np.float32]
+    classes: Annotated[NDArray[np.str_], "n"]
+    right: Annotated[NDArray[np.int64], "n"]
+    asked: Annotated[NDArray[np.int64], "n"]
+    images: Annotated[NDArray[np.uint8], "Q 1+K H W 3"]
+    labels: Annotated[NDArray[np.int64], "Q 1+K|0"]
+    similarity: Annotated[NDArray[np.float32], "Q K|0"]
 
     def save(self, path: Path) -> None:
         """Write it as .npz; the file appears when it is whole. Its folder is made, those above are not.
@@ -45,7 +47,11 @@ class Neighbours:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is none of these.
+            DamagedError: the file is none of these.
         """
-        arrays = read_arrays(cls, path, "record of neighbours")
-        return cls(**(arrays | {"step": int(arrays["step"])}))
+        kept = cls(**read_arrays(cls, path))
+        if kept.labels.size and not 0 <= kept.labels.min() <= kept.labels.max() < len(kept.classes):
+            raise damaged(path, f"labels must be among {len(kept.classes)} classes, got others")
+        if not ((kept.right >= 0) & (kept.right <= kept.asked)).all():
+            raise damaged(path, "right must be at most asked, image by image, got more")
+        return kept

@@ -1,11 +1,13 @@
 """A run directory, read back: all that a report is drawn from."""
 
 import csv
-import json
 import math
+import os
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,20 @@ from numpy.typing import NDArray
 from ..left_out import count
 from .directory import METRICS, RunDirectory
 from .neighbours import Neighbours
+from .reading import damaged, opened, read_json, read_utf8
 from .settings import read_settings
+from .shapes import Evaluated, Facts, Measures
 from .snapshot import Snapshot
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+Kind = TypeVar("Kind")
+
+_MOST_METRICS, _MOST_SKIPPED = 1 << 30, 1 << 26
+"""Bytes of metrics.csv, of which a million rows have half as many, and of the list of what was left out."""
+
+_LONGEST_LINE, _MOST_COLUMNS = 1 << 20, 5000
+_LARGEST = 3.5e38
+"""What float32 holds, in which everything is logged that is not counted."""
 
 
 def head_metric(kind: str, head: int) -> str:
@@ -38,6 +50,7 @@ class Run:
         before, after: snapshots, None where there is none.
         neighbours: what kNN found at the end, None where there is nothing.
         measures: what a study has measured at the end, {} if nothing.
+        damaged: what is missing here since its file is damaged: name of the file to a line that says why.
     """
 
     folder: Path
@@ -50,6 +63,7 @@ class Run:
     after: Snapshot | None
     neighbours: Neighbours | None = None
     measures: dict[str, Any] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def series(self, name: str) -> Series:
         """Steps and values of a metric; empty if it was not logged."""
@@ -121,78 +135,129 @@ class Run:
         return value
 
 
-def read_run(run_dir: Path) -> Run:
+def read_run(run_dir: Path, *, partly: bool = False) -> Run:
     """Read a run directory, also one of a run that goes on or was stopped.
+
+    Args:
+        run_dir: the folder.
+        partly: a damaged file but metrics.csv is no error: what it holds is left out, and `Run.damaged` says so.
 
     Raises:
         FileNotFoundError: not a run directory, or its training has not begun yet.
         ValueError: a file in it is damaged, or beyond what a run leaves.
+        OSError: a file in it cannot be read.
     """
     run_dir = Path(run_dir)
     files = RunDirectory(run_dir)
-    if not files.metrics.is_file() and not files.facts.is_file():  # a short run may end before anything is logged
+    there = os.path.lexists(files.metrics), os.path.lexists(files.facts)
+    if not any(there):  # a short run may end before anything is logged
         what = "does not exist" if not run_dir.exists() else f"holds no {METRICS}"
         raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
-    snapshots = (files.snapshot(moment) for moment in ("before", "after"))
-    before, after = (Snapshot.load(path) if path.is_file() else None for path in snapshots)
+    left_out: dict[str, str] = {}
+
+    def part(path: Path, read: Callable[[Path], Kind], without: Kind) -> Kind:
+        """What a file holds; `without` it where it is not there, or damaged."""
+        if not os.path.lexists(path):
+            return without
+        try:
+            return read(path)
+        except (OSError, ValueError) as error:
+            if not partly:
+                raise
+            left_out[str(path.relative_to(run_dir))] = " ".join(str(error).split())
+            return without
+
     return Run(
         folder=run_dir,
-        settings=read_settings(files.config) if files.config.exists() else {},
-        metrics=_read_metrics(files.metrics) if files.metrics.is_file() else {},
-        facts=_read_json(files.facts) if files.facts.is_file() else {},
-        skipped=_read_skipped(files.skipped),
-        evaluations={data: _read_json(path) for data, path in files.evaluations.items()},
-        before=before,
-        after=after,
-        neighbours=Neighbours.load(files.neighbours) if files.neighbours.is_file() else None,
-        measures=_read_json(files.measures) if files.measures.is_file() else {},
+        metrics=_read_metrics(files.metrics) if there[0] else {},
+        settings=part(files.config, read_settings, {}),
+        facts=part(files.facts, lambda path: dict(read_json(path, Facts)), {}),
+        skipped=part(files.skipped, _read_skipped, []),
+        evaluations={
+            data: found
+            for data, path in files.evaluations.items()
+            if (found := part(path, lambda path: dict(read_json(path, Evaluated)), {}))
+        },
+        before=part(files.snapshot("before"), Snapshot.load, None),
+        after=part(files.snapshot("after"), Snapshot.load, None),
+        neighbours=part(files.neighbours, Neighbours.load, None),
+        measures=part(files.measures, lambda path: dict(read_json(path, Measures)), {}),
+        damaged=left_out,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
 def _read_metrics(path: Path) -> dict[str, Series]:
-    points: dict[str, list[tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if "step" not in (rows.fieldnames or []):
-            raise ValueError(f"{path} has no column 'step'; its columns are {rows.fieldnames}")
-        for row in rows:
-            for name, text in row.items():
-                # A run that goes on may be in the middle of its last line.
-                if name and name != "step" and text and row["step"]:
-                    value = _number(text, path)
-                    if math.isfinite(value):
-                        points.setdefault(name, []).append((_number(row["step"], path), value))
+    points: dict[str, tuple[array[float], array[float]]] = {}
+    with opened(path, _MOST_METRICS) as file:
+        rows = csv.reader(_lines(file, path), strict=True)
+        try:
+            names = next(rows, [])
+            _check_columns(names, path)
+            at_step = names.index("step")
+            for row in rows:
+                if len(row) != len(names):
+                    raise damaged(path, f"line {rows.line_num} has {len(row)} fields, of {len(names)} columns")
+                step = None
+                for name, text in zip(names, row, strict=True):
+                    if text and name != "step":
+                        step = _step(row[at_step], path) if step is None else step
+                        if math.isfinite(value := _number(text, path)):
+                            steps, values = points.setdefault(name, (array("d"), array("d")))
+                            steps.append(step)
+                            values.append(value)
+        except csv.Error as error:
+            raise damaged(path, f"line {rows.line_num}: {error}") from None
     series = {}
     for name, pairs in points.items():
-        steps, values = np.array(pairs).T
+        steps, values = map(np.array, pairs)
         order = np.argsort(steps, kind="stable")
         series[name] = (steps[order], values[order])
     return series
 
 
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    """Whole lines of a table: the last one of a run that goes on, or was killed, may be half."""
+    while line := file.readline(_LONGEST_LINE):
+        if not line.endswith(b"\n"):
+            if len(line) == _LONGEST_LINE:
+                raise damaged(path, f"a line must have at most {_LONGEST_LINE:,} bytes, got more")
+            return
+        if b"\0" in line:
+            raise damaged(path, "it holds NUL bytes, as what was never written to the disk")
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise damaged(path, f"it is not UTF-8 ({error.reason})") from None
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    if "step" not in names:
+        raise damaged(path, f"it has no column 'step', its columns are {', '.join(names)[:80] or 'none'}")
+    if len(names) > _MOST_COLUMNS:
+        raise damaged(path, f"it must have at most {_MOST_COLUMNS:,} columns, got {len(names):,}")
+    if len({*names}) < len(names) or "" in names:
+        twice = next(name for name in names if not name or names.count(name) > 1)
+        raise damaged(path, f"columns must have names of their own, got {twice[:80]!r} {names.count(twice)} times")
+
+
+def _step(text: str, path: Path) -> float:
+    value = _number(text, path)
+    if not (value.is_integer() and 0 <= value < 2**53):
+        raise damaged(path, f"a step must be a whole number, got {text[:80]!r}")
+    return value
+
+
 def _number(text: str, path: Path) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ValueError(f"{path}: {text!r} is not a number") from None
+        raise damaged(path, f"{text[:80]!r} is not a number") from None
+    if math.isfinite(value) and abs(value) > _LARGEST:
+        raise damaged(path, f"a value must be at most {_LARGEST:g}, got {text[:80]}")
+    return value
 
 
 def _read_skipped(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        return []
-    lines = (
-        line.rpartition("\t")
-        for line in path.read_text("utf-8", errors="backslashreplace").splitlines()
-        if line.strip()
-    )
+    text = read_utf8(path, _MOST_SKIPPED, errors="backslashreplace")
+    lines = (line.rpartition("\t") for line in text.splitlines() if line.strip())
     return [(file or reason, reason if file else "") for file, _, reason in lines]

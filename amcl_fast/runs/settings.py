@@ -7,10 +7,12 @@ that is not is refused before anything is built from it; and it names classes, w
 import os
 import pydoc
 import re
-import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .reading import DamagedError, LimitError, check_text, read_utf8
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
@@ -75,10 +77,6 @@ _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _MARKUP = re.compile(r"[{}\[\]&*!|>%@`\"'#?\\\n\r\t]|:\s|:$|^\s*-")
 
 
-class LimitError(ValueError):
-    """Settings that are larger or deeper than any that this package writes."""
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a file of settings, a run's config.yaml for instance.
 
@@ -113,11 +111,11 @@ def check_limits(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
         LimitError: it goes beyond a limit of this module, or is no regular file.
-        ValueError: it is no YAML.
+        ValueError: it is no YAML, or has a name twice in a group.
     """
     import yaml
 
-    text = _read_text(path)
+    text = read_utf8(path, MAX_BYTES)
     try:
         _check_events(text, path)
     except yaml.YAMLError as error:
@@ -153,6 +151,10 @@ def check_plain(settings: Any, where: str) -> None:
                 raise LimitError(
                     f"{where} is refused: a setting must have at most {MAX_TEXT:,} characters, got {len(value):,}"
                 )
+            try:
+                check_text(value)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         elif value is not None and not isinstance(value, bool | int | float) and not hasattr(value, "isoformat"):
             raise ValueError(f"{where}: a setting must be plain data, got {type(value).__name__}")
 
@@ -220,66 +222,74 @@ def lacking(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read_text(path: Path) -> str:
-    # Not blocking: opening a FIFO would wait for somebody to write into it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise LimitError(f"{path} is refused: it must be a regular file")
-        content = b""
-        while len(content) <= MAX_BYTES and (part := os.read(descriptor, MAX_BYTES + 1 - len(content))):
-            content += part
-    finally:
-        os.close(descriptor)
-    if len(content) > MAX_BYTES:
-        raise LimitError(f"{path} is refused: a file of settings must have at most {MAX_BYTES:,} bytes, got more")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no valid YAML: it is not UTF-8 ({error.reason} at byte {error.start})") from error
+@dataclass
+class _Level:
+    """An open collection: its anchor, values so far, the deepest level below; of a mapping also the names so far."""
+
+    anchor: str | None
+    values: int = 1
+    height: int = 0
+    names: set[str] | None = None
+    named: bool = True
+
+    def add(self, values: int, height: int, name: str | None) -> bool:
+        """Count a value that is complete, with all that is in it; whether it is a name that was there before."""
+        self.values, self.height = self.values + values, max(self.height, height)
+        if self.names is None:
+            return False
+        self.named = not self.named
+        if self.named or name in (None, "<<"):
+            return False
+        known = name in self.names
+        self.names.add(name)
+        return known
 
 
 def _check_events(text: str, path: Path) -> None:
-    """Raise LimitError if a document has too many values, aliases counted as what they stand for, or is too deep."""
+    """Raise for a document with too many values, aliases counted as what they stand for, too deep, or a name twice."""
     import yaml
 
     total = 0
     known: dict[str, tuple[int, int]] = {}  # anchor: values, levels
-    levels: list[tuple[str | None, int, int]] = []  # open collections: anchor, values so far, deepest level below
+    levels: list[_Level] = []
 
-    def add(values: int, height: int, own: int) -> None:
+    def add(own: int, height: int) -> None:
         nonlocal total
         total += own
         if total > MAX_NODES:
             raise LimitError(f"{path} is refused: settings must have at most {MAX_NODES:,} values, got more")
         if len(levels) + height > MAX_DEPTH:
             raise LimitError(f"{path} is refused: settings must be at most {MAX_DEPTH} levels deep, got more")
-        if levels:
-            anchor, count, deepest = levels[-1]
-            levels[-1] = anchor, count + values, max(deepest, height)
+
+    def complete(values: int, height: int, name: str | None = None) -> None:
+        if levels and levels[-1].add(values, height, name):
+            raise DamagedError(f"{path} must have a name once in a group, got {_one_line(name)[:80]} twice")
 
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
-            add(0, 1, 1)
-            levels.append((event.anchor, 1, 0))
+            add(1, 1)
+            levels.append(_Level(event.anchor, names=set() if isinstance(event, yaml.MappingStartEvent) else None))
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, count, deepest = levels.pop()
-            add(count, deepest + 1, 0)
-            if anchor:
-                known[anchor] = count, deepest + 1
+            level = levels.pop()
+            add(0, level.height + 1)
+            complete(level.values, level.height + 1)
+            if level.anchor:
+                known[level.anchor] = level.values, level.height + 1
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > MAX_TEXT:
                 raise LimitError(
                     f"{path} is refused: a setting must have at most {MAX_TEXT:,} characters, got {len(event.value):,}"
                 )
-            add(1, 1, 1)
+            add(1, 1)
+            complete(1, 1, event.value)
             if event.anchor:
                 known[event.anchor] = 1, 1
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in known:
                 raise LimitError(f"{path} is refused: *{event.anchor} stands for nothing that is complete before it")
             values, height = known[event.anchor]
-            add(values, height, values)
+            add(values, height)
+            complete(values, height)
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import read_arrays, save_arrays
+from .reading import damaged
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,24 @@ class Snapshot:
     tau_min: float
     tau_max: float
     top_k: int
-    positive_similarity: NDArray[np.float32]
-    positive_tau: NDArray[np.float32]
-    hardest_similarity: NDArray[np.float32]
-    hardest_tau: NDArray[np.float32]
-    random_similarity: NDArray[np.float32]
-    random_tau: NDArray[np.float32]
-    views: NDArray[np.uint8]
-    embedding: NDArray[np.float32]
-    embedding_variance: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    classes: NDArray[np.str_]
-    pictures: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 1, 1, 3), np.uint8))
-    picture_names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
-    map: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    positive_similarity: Annotated[NDArray[np.float32], "C N"]
+    positive_tau: Annotated[NDArray[np.float32], "C N"]
+    hardest_similarity: Annotated[NDArray[np.float32], "C M"]
+    hardest_tau: Annotated[NDArray[np.float32], "C M"]
+    random_similarity: Annotated[NDArray[np.float32], "C L"]
+    random_tau: Annotated[NDArray[np.float32], "C L"]
+    views: Annotated[NDArray[np.uint8], "2 P H W 3"]
+    embedding: Annotated[NDArray[np.float32], "E 2"]
+    embedding_variance: Annotated[NDArray[np.float32], "2"]
+    labels: Annotated[NDArray[np.int64], "E"]
+    classes: Annotated[NDArray[np.str_], "n"]
+    pictures: Annotated[NDArray[np.uint8], "R p h w 3"] = field(
+        default_factory=lambda: np.empty((0, 0, 1, 1, 3), np.uint8)
+    )
+    picture_names: Annotated[NDArray[np.str_], "R"] = field(default_factory=lambda: np.empty(0, np.str_))
+    map: Annotated[NDArray[np.float32], "E 2|0 2"] = field(default_factory=lambda: np.empty((0, 2), np.float32))
     map_name: str = ""
-    perplexity: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    perplexity: Annotated[NDArray[np.float32], "C A|0 0"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     per_anchor: bool = False
     pinned: bool = False
 
@@ -104,9 +108,11 @@ class Snapshot:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is no snapshot.
+            DamagedError: the file is no snapshot.
         """
-        arrays = read_arrays(cls, path, "snapshot")
-        scalars = {"framework": str, "map_name": str, "step": int, "tau_min": float, "tau_max": float, "top_k": int}
-        scalars |= {"per_anchor": bool, "pinned": bool}
-        return cls(**(arrays | {name: kind(arrays[name]) for name, kind in scalars.items() if name in arrays}))
+        shot = cls(**read_arrays(cls, path))
+        if shot.labels.size and not 0 <= shot.labels.min() <= shot.labels.max() < len(shot.classes):
+            raise damaged(path, f"labels must be among {len(shot.classes)} classes, got others")
+        if not 0 < shot.tau_min <= shot.tau_max:
+            raise damaged(path, f"tau_min must be above 0 and at most tau_max, got {shot.tau_min}, {shot.tau_max}")
+        return shot

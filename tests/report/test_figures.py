@@ -14,6 +14,9 @@ from tests.helpers.shots import neighbours, run_directory, snapshot
 
 pytestmark = pytest.mark.slow
 
+PAIRS = {"positive": 16, "hardest": 64, "random": 64}
+"""Of a snapshot by hand."""
+
 
 def picture(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -101,7 +104,7 @@ def test_constant_temperature_has_no_histogram_of_tau(tmp_path):
 
 def test_one_temperature_that_learns_is_one_line(tmp_path):
     def of(step, tau):
-        one = {f"{kind}_tau": np.full((2, 16), tau, np.float32) for kind in ("positive", "hardest", "random")}
+        one = {f"{kind}_tau": np.full((2, n), tau, np.float32) for kind, n in PAIRS.items()}
         return snapshot(step, tau=(0.01, 10.0), **one)
 
     learned = run(tmp_path, before=of(0, 0.07), after=of(19, 0.09))
@@ -121,7 +124,7 @@ def test_a_loss_over_all_negatives_has_no_hardest_ones(tmp_path):
 
 
 def test_one_value_everywhere_is_drawn_too(tmp_path):
-    same = {f"{kind}_similarity": np.ones((1, 8), np.float32) for kind in ("positive", "hardest", "random")}
+    same = {f"{kind}_similarity": np.ones((1, n), np.float32) for kind, n in PAIRS.items()}
     png = module.png(pictures.histograms(run(tmp_path, before=snapshot(heads=1, **same))))
     assert has_colour(png, module.BLUE)
 
@@ -188,7 +191,7 @@ def test_one_temperature_per_anchor_is_drawn_once(tmp_path):
 
 
 def test_an_anchors_temperature_that_has_not_moved_yet_is_not_called_one_that_learns(tmp_path):
-    same = {f"{kind}_tau": np.full((2, 16), 0.3, np.float32) for kind in ("positive", "hardest", "random")}
+    same = {f"{kind}_tau": np.full((2, n), 0.3, np.float32) for kind, n in PAIRS.items()}
     assert run(tmp_path, before=snapshot(tau=(0.1, 1.0), per_anchor=True, **same)).tau_kind == "adaptive"
 
 
@@ -199,7 +202,7 @@ def test_an_anchors_temperature_that_has_not_moved_yet_is_not_called_one_that_le
 def test_what_the_agreement_of_heads_comes_to(tmp_path, mixed, told):
     random = np.random.default_rng(0)
     both = random.standard_normal(4000) + mixed * random.standard_normal((2, 4000))
-    shot = snapshot(19, random_similarity=both.astype(np.float32))
+    shot = snapshot(19, random_similarity=both.astype(np.float32), random_tau=np.ones((2, 4000), np.float32))
     expected = np.corrcoef(both)[0, 1]
     words = caption("agreement.png", run(tmp_path, before=snapshot(), after=shot))
     assert words.endswith(f"After 19 steps heads agree to {expected:.2f} on average: {told}.")

@@ -176,7 +176,7 @@ def test_figures_lie_beside_the_page(folder):
 def test_a_run_that_goes_on_has_a_report_that_grows(tmp_path):
     folder = run_directory(tmp_path / "r", metrics="step,loss\n4,6.5\n")
     text = write_report(folder).read_text()
-    assert "not finished" in text and text.count("<img") == 1
+    assert "not known to have finished" in text and text.count("<img") == 1
     assert json.loads((folder / "report" / "summary.json").read_text())["knn"]["trained"] is None
     run_directory(folder, before=snapshot(), after=snapshot(19))
     assert write_report(folder).read_text().count("<img") == 9
@@ -189,6 +189,7 @@ def test_every_figure_says_what_is_seen_with_its_numbers(folder, monkeypatch):
     metrics = "\n".join(
         [f"{header},{more}", *(f"{row},{0.1 / (n + 1):.3f},{n + 2},3.5,5{n}.5" for n, row in enumerate(rows))]
     )
+    metrics += "\n"
     made = {"pictures": np.zeros((2, 3, 8, 8, 3), np.uint8), "picture_names": np.array(["seen", "rebuilt"])}
     places = {"map": np.zeros((12, 2), np.float32), "map_name": "t-SNE"}
     places["perplexity"] = np.full((2, 16), 0.25, np.float32)

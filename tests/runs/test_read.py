@@ -25,7 +25,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
 
 def test_half_a_line_of_a_run_that_goes_on_is_no_error(tmp_path):
     run = read_run(run_directory(tmp_path, metrics=METRICS + "24,1,4."))
-    assert run.series("loss")[0].tolist() == [4, 9, 14, 24]
+    assert run.series("loss")[0].tolist() == [4, 9, 14]  # 4. may have been 4.75
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "file"])
