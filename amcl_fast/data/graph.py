@@ -4,9 +4,12 @@ Every graph outputs HWC images, float32 or, where asked for, float16. What they 
 DALI's own reader would wait for ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
 """
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 
@@ -98,15 +101,17 @@ def training_pipeline(
     Returns:
         A DALI pipeline with one (batch, side, side, 3) output a view.
     """
-    return _training_graph(
-        _tensors(source),
-        list(views),
-        output,
-        seed,
-        shard,
-        **output.settings,
-        enable_checkpointing=True,
-        checkpoint=checkpoint,
+    return _made(
+        _training_graph(
+            _tensors(source),
+            list(views),
+            output,
+            seed,
+            shard,
+            **output.settings,
+            enable_checkpointing=True,
+            checkpoint=checkpoint,
+        )
     )
 
 
@@ -116,12 +121,29 @@ def evaluation_pipeline(source: Source, output: Output) -> Any:
     The shorter side is scaled to `output.size / output.crop_pct` and the centre cropped; with all of it, an
     image that already has that size keeps its pixels.
     """
-    return _evaluation_graph(_tensors(source), output, **output.settings)
+    return _made(_evaluation_graph(_tensors(source), output, **output.settings))
 
 
 def decoding_pipeline(source: Source, output: Output) -> Any:
     """Decode, for finding what DALI rejects."""
-    return _decoding_graph(_tensors(source), output, **output.settings)
+    return _made(_decoding_graph(_tensors(source), output, **output.settings))
+
+
+_pipelines: "WeakSet[Any]" = WeakSet()
+
+
+def _made(pipeline: Any) -> Any:
+    _pipelines.add(pipeline)
+    return pipeline
+
+
+def _never_end() -> None:
+    """A forked process lacks the threads for which a pipeline waits when it ends."""
+    for pipeline in _pipelines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline))
+
+
+os.register_at_fork(after_in_child=_never_end)
 
 
 def _tensors(source: Source) -> Callable[[int], TensorListCPU]:

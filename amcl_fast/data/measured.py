@@ -1,5 +1,7 @@
 """Loaders of a data module for what is measured while and after it trains: kNN, linear probes, pictures of features."""
 
+from functools import cached_property
+
 import numpy as np
 
 from amcl_fast.data.augment import Augmentation
@@ -8,6 +10,7 @@ from amcl_fast.data.equality import refuse_uneven
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.contrastive import ContrastiveLoader, SingleViewLoader
 from amcl_fast.data.loader.evaluation import EvaluationLoader
+from amcl_fast.data.loader.idle import Idle
 from amcl_fast.data.locations import shown
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.scan.images import Images
@@ -101,7 +104,13 @@ class MeasuredImages:
         if not images.files and num_shards == 1:
             raise NoImageLeftError(NONE_MEASURED)
         output = self._output(max(1, self.batch_size // num_shards))
-        return EvaluationLoader(images, output, on_bad_file=self._note_bad_file, may_be_none=num_shards > 1)
+        return EvaluationLoader(
+            images, output, on_bad_file=self._note_bad_file, may_be_none=num_shards > 1, idle=self._idle
+        )
+
+    @cached_property
+    def _idle(self) -> Idle:
+        return Idle()
 
     def _labelled(self, images: Images) -> Images:
         chosen = images.labels >= 0

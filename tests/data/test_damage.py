@@ -25,6 +25,7 @@ from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.contrastive import SingleViewLoader
 from amcl_fast.data.loader.evaluation import _Pass
+from amcl_fast.data.loader.idle import Idle
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import BadImage, Look, NoImageLeftError, look
 from amcl_fast.data.scan.images import Images
@@ -280,7 +281,7 @@ def test_an_interrupt_does_not_part_images_and_labels(make_images, monkeypatch):
 def test_an_evaluation_of_hardly_any_good_file_has_its_own_bytes(make_images):
     """Bytes that wait for the rest of their batch are not those of a later list."""
     images = make_images(96)
-    passed = _Pass(images.files, Output(size=8, batch_size=8))
+    passed = _Pass(images.files, Output(size=8, batch_size=8), Idle())
     for place in range(96):
         if place % 8 != 3:
             passed.bad[place] = "of before"

@@ -1,19 +1,18 @@
 """Images without augmentation, once and in order."""
 
-import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amcl_fast.data.graph import Output, evaluation_pipeline
+from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.bad_files import BadFileHandler, tell
 from amcl_fast.data.loader.batches import labels_at, loosely
 from amcl_fast.data.loader.checked import Checked
+from amcl_fast.data.loader.idle import Evaluation, Idle
 from amcl_fast.data.scan.headers import NONE_MEASURED, NoImageLeftError
 from amcl_fast.data.scan.images import Images
 from amcl_fast.left_out import DURING
@@ -30,15 +29,22 @@ class EvaluationLoader:
     """
 
     def __init__(
-        self, images: Images, output: Output, *, on_bad_file: BadFileHandler | None = None, may_be_none: bool = False
+        self,
+        images: Images,
+        output: Output,
+        *,
+        on_bad_file: BadFileHandler | None = None,
+        may_be_none: bool = False,
+        idle: Idle | None = None,
     ) -> None:
-        """Make a loader; each `iter()` starts DALI anew.
+        """Make a loader; DALI starts with the first `iter()`, and stays for the next one.
 
         Args:
             images: files and labels.
             output: size of the images, batch size, device.
             on_bad_file: called with location and reason when a file turns out to be bad.
             may_be_none: there may be no images, or no good one: one process's part of them.
+            idle: keeps DALI for several loaders, one after the other; None: this one alone.
 
         Raises:
             ValueError: no images.
@@ -49,6 +55,7 @@ class EvaluationLoader:
         self._files, self._labels = images.files, images.labels
         self._output = output
         self._on_bad_file = on_bad_file
+        self._idle = idle or Idle()
 
     def __len__(self) -> int:
         """Batches, the last partial one included."""
@@ -61,14 +68,13 @@ class EvaluationLoader:
             ValueError: no places.
         """
         some = Images(self._files.take(np.asarray(places)), self._labels[np.asarray(places)], [])
-        output = dataclasses.replace(self._output, batch_size=max(1, min(len(places), self._output.batch_size)))
-        return EvaluationLoader(some, output, on_bad_file=self._on_bad_file)
+        return EvaluationLoader(some, self._output, on_bad_file=self._on_bad_file, idle=self._idle)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         files, labels = self._files, self._labels
         if not files and self._may_be_none:
             return
-        images = _Pass(files, self._output)
+        images = _Pass(files, self._output, self._idle)
         told = 0
         try:
             while (outcome := images.advance()) is not None:
@@ -92,11 +98,11 @@ class EvaluationLoader:
 class _Pass:
     """The good ones of a list of files, in order and without augmentation."""
 
-    def __init__(self, files: Sequence[str], output: Output) -> None:
+    def __init__(self, files: Sequence[str], output: Output, idle: Idle) -> None:
         self.bad: dict[int, str] = {}
-        self._files, self._output = files, output
+        self._files, self._output, self._idle = files, output, idle
         self._checked = Checked(output, _SPARE * output.size / output.crop_pct)
-        self._pipeline: Any = None
+        self._pipeline: Evaluation | None = None
         self._next = 0  # place of the first file that has not been handed out
         self._asked = 0
         self._asked_places: deque[list[int]] = deque()
@@ -110,12 +116,13 @@ class _Pass:
             try:
                 if self._pipeline is None:
                     self._asked = self._next
-                    self._pipeline = evaluation_pipeline(loosely(self._feed), self._output)
+                    self._pipeline = self._idle.take(self._output).begin(loosely(self._feed))
                 else:
                     self._checked.name_damaged(self._decoded)
-                (images,) = self._pipeline.run()
+                images = self._pipeline.run()
                 break
             except StopIteration:
+                self._idle.keep(self._output, self._pipeline)
                 self._checked.name_damaged(self._decoded)
                 return None
             except RuntimeError as error:
