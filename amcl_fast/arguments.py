@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from . import __version__
-from .argument_types import DATA, path
+from .argument_types import DATA, number, path, whole_number
 from .data.scan.limits import DEFAULT_LIMITS
 from .recipes import describe_recipes
 from .runs.directory import EVALUATIONS, FINE_TUNINGS, LATEST
@@ -97,24 +97,30 @@ def _declare_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of the data is for that"
     )
-    parser.add_argument("--size", type=int, metavar="N", help="side of the images in pixels (default: as in training)")
+    parser.add_argument(
+        "--size", type=whole_number, metavar="N", help="side of the images in pixels (default: as in training)"
+    )
     parser.add_argument(
         "--crop_pct",
         "--crop-pct",
-        type=float,
+        type=number,
         metavar="F",
         help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
     )
-    parser.add_argument("--k", type=int, metavar="N", help="neighbours of kNN (200)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of the linear probe (100), or of fine-tuning (30)")
+    parser.add_argument("--k", type=whole_number, metavar="N", help="neighbours of kNN (200)")
+    parser.add_argument(
+        "--epochs", type=whole_number, metavar="N", help="of the linear probe (100), or of fine-tuning (30)"
+    )
     parser.add_argument(
         "--rates",
-        type=float,
+        type=number,
         nargs="+",
         metavar="LR",
         help="learning rates at batch 256 (0.01 to 30, eight of them; of fine-tuning three, which it tells)",
     )
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=256, metavar="N", help="of either (256)")
+    parser.add_argument(
+        "--batch_size", "--batch-size", type=whole_number, default=256, metavar="N", help="of either (256)"
+    )
     parser.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
@@ -130,7 +136,7 @@ def _declare_evaluate(commands: Any) -> None:
     tuning.add_argument(
         "--label_fraction",
         "--label-fraction",
-        type=float,
+        type=number,
         metavar="F",
         help="share of the labels, always the same: 0.01 and 0.1 are the custom (1)",
     )
@@ -140,16 +146,16 @@ def _declare_evaluate(commands: Any) -> None:
         help="sgd or adamw (sgd; adamw with 5 %% warm-up for encoders without batch normalisation)",
     )
     tuning.add_argument(
-        "--weight_decay", "--weight-decay", type=float, metavar="F", help="(0 with sgd, 0.05 with adamw)"
+        "--weight_decay", "--weight-decay", type=number, metavar="F", help="(0 with sgd, 0.05 with adamw)"
     )
     tuning.add_argument(
         "--layer_decay",
         "--layer-decay",
-        type=float,
+        type=number,
         metavar="F",
         help="of the rate, from each layer to the one before (0.75 with adamw and models of timm)",
     )
-    tuning.add_argument("--seed", type=int, metavar="N", help="of crops, and of what the encoder draws (0)")
+    tuning.add_argument("--seed", type=whole_number, metavar="N", help="of crops, and of what the encoder draws (0)")
     tuning.add_argument(
         "--save_encoder", "--save-encoder", type=path, metavar="FILE", help="safetensors of the best one, as of export"
     )
@@ -213,7 +219,7 @@ def _declare_pack(commands: Any) -> None:
     parser.add_argument(
         "--shorter_side",
         "--shorter-side",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="pixels to which a longer shorter side is scaled (default: none is)",
     )
@@ -227,16 +233,16 @@ def _declare_pack(commands: Any) -> None:
     parser.add_argument(
         "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="the training images, once (default)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that (0)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of that (0)")
     parser.add_argument(
         "--held_out", "--held-out", metavar="PATH", help="what to measure on, if no part of SOURCE is for that"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=whole_number, metavar="N", help="processes (default: one for each core)")
     for unit, most in (("bytes", DEFAULT_LIMITS.bytes), ("pixels", DEFAULT_LIMITS.pixels)):
         parser.add_argument(
             f"--max_image_{unit}",
             f"--max-image-{unit}",
-            type=int,
+            type=whole_number,
             default=most,
             metavar="N",
             help=f"of an image; a larger one is left out and listed ({most:,})",
@@ -254,12 +260,14 @@ def _declare_bench(commands: Any) -> None:
     parser.add_argument("section", nargs="?", choices=sections, default="all", help="what to measure (all)")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases whose name holds this; prints only")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="of the operators (auto)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of the rounds of each case (4; scale: 30 for kNN)")
+    parser.add_argument("--seconds", type=number, metavar="S", help="of the rounds of each case (4; scale: 30 for kNN)")
     parser.add_argument(
         "--data", type=path, metavar="PATH", help="folder of photographs by class, for 224 pixels and for scale"
     )
-    parser.add_argument("--images", type=int, metavar="N", help="of scale (1281000, as ImageNet has)")
-    parser.add_argument("--queries", type=int, metavar="N", help="of scale's kNN (50,000 for its target, or a pass)")
+    parser.add_argument("--images", type=whole_number, metavar="N", help="of scale (1281000, as ImageNet has)")
+    parser.add_argument(
+        "--queries", type=whole_number, metavar="N", help="of scale's kNN (50,000 for its target, or a pass)"
+    )
     parser.add_argument(
         "--output", type=path, metavar="DIR", help="folder of the JSON (benchmarks/results if it exists, or else .)"
     )

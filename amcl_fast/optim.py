@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .extras import extras_named
-from .setting_types import check_fields
+from .setting_types import check_fields, real
 
 __all__ = [
     "LARS",
@@ -112,9 +112,8 @@ class LARS(Optimizer):
         trust_coefficient: float = 1e-3,
     ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-        if not 0 < trust_coefficient < math.inf:
+            real(name, value, 0)
+        if not real("trust_coefficient", trust_coefficient, 0):
             raise ValueError(f"trust_coefficient must be positive and finite, got {trust_coefficient}")
         defaults = {
             "lr": lr,
@@ -140,7 +139,14 @@ class LARS(Optimizer):
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
-        updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        try:
+            updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        except RuntimeError as error:
+            if any(grad.layout is not torch.strided for grad in grads):
+                raise TypeError(
+                    "gradients must be dense for LARS, got a sparse one; sparse=False makes such"
+                ) from error
+            raise
         if group["adapt"]:
             norms = torch.stack(torch._foreach_norm(params))
             update_norms = torch.stack(torch._foreach_norm(updates))
@@ -332,6 +338,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "schedule")
+        real("schedule.warmup_epochs", self.warmup_epochs, 0)
 
 
 def lr_factor(position: int, total: int, warmup: int) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,17 +91,15 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         raise error(f"{name} must be {in_words(hint)}, got {written(value)}")
     if has_nan(value):
         raise ValueError(f"{name} must be {in_words(hint)}, got {shown(value)}")
-    check_held(name, value)
+    takes_any = float in (hint, *get_args(hint)) and int not in get_args(hint)
+    check_held(name, value, sys.float_info.max if takes_any else LARGEST_WHOLE)
 
 
-def check_held(name: str, value: Any) -> None:
-    """Raise ValueError for a whole number that no 64 bits hold, or a list with one: torch, DALI and files would fail.
-
-    What is a number of any kind may be as large as a float.
-    """
+def check_held(name: str, value: Any, most: float = LARGEST_WHOLE) -> None:
+    """Raise ValueError for a whole number larger than `most`, or a list with one: by default what 64 bits hold."""
     for number in value if isinstance(value, list | tuple) else [value]:
-        if type(number) is int and abs(number) > LARGEST_WHOLE:
-            raise ValueError(f"{name} must be at most {LARGEST_WHOLE} in size, got {written(number)}")
+        if isinstance(number, int) and abs(number) > most:
+            raise ValueError(f"{name} must be at most {most:.3g} in size, got {written(number)}")
 
 
 def whole(name: str, value: Any, least: int, most: int = LARGEST_WHOLE, of: str = "") -> int:
@@ -124,6 +123,15 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST_WHOLE, of: str 
     if number > most:
         raise ValueError(f"{name} must be at most {most}{of}, got {written(number)}")
     return number
+
+
+def real(name: str, value: Any, least: float, most: float = sys.float_info.max, of: str = "") -> float:
+    """A number from `least` to `most`, as float; arguments and errors as `whole`."""
+    check_value(name, value, float)
+    if not least <= value <= most:
+        limits = f"finite and at least {least:g}" if most == sys.float_info.max else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name} must be {limits}{of}, got {written(value)}")
+    return float(value)
 
 
 def one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
@@ -150,7 +158,7 @@ def fits_memory(**sizes: int) -> Iterator[None]:
 
 def has_nan(value: Any) -> bool:
     """Whether a value is NaN, or a list that holds one."""
-    if isinstance(value, float):
+    if isinstance(value, Real) and not isinstance(value, Integral):
         return math.isnan(value)
     return isinstance(value, list | tuple) and any(map(has_nan, value))
 

@@ -13,7 +13,7 @@ from amcl_fast.cli import main
     [
         ("", "amcl-fast: error: the following arguments are required: COMMAND"),
         ("evaluate", "amcl-fast evaluate: error: the following arguments are required: CKPT"),
-        ("evaluate run --rates high", "amcl-fast evaluate: error: argument --rates: invalid float value: 'high'"),
+        ("evaluate run --rates high", "amcl-fast evaluate: error: argument --rates: must be a finite number, got high"),
         ("evaluate run --bach_size 3", "amcl-fast evaluate: error: unrecognized arguments: --bach_size 3"),
         ("export run --hub", "amcl-fast export: error: argument --hub: expected one argument"),
     ],

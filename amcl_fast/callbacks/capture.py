@@ -18,6 +18,7 @@ from ..methods.pairs import Pairs, perplexities
 from ..models.modes import in_mode
 from ..progress import Progress
 from ..runs.snapshot import Snapshot
+from ..setting_types import whole
 from ..temperature import PerplexityTemperature
 from .neighbourhoods import NO_MAP, neighbourhoods
 
@@ -51,8 +52,7 @@ def capture(method: Any, datamodule: Any, *, pairs: int = 512, step: int = 0, ma
     Raises:
         ValueError: `pairs` below 1.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    whole("pairs", pairs, 1)
     criterion = method.criterion
     top_k = getattr(criterion, "top_k", None) or 0
     sampler = torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ from ..runs.directory import RunDirectory
 from ..runs.files import NewFile, copy_file, move_into_place, of_place, partial_name
 from ..runs.in_place import make_within
 from ..runs.settings import read_settings
+from ..setting_types import real, whole
 from .guard import check_finite_weights
 from .knn import OnlineKNN
 from .metrics import log_before_save
@@ -130,16 +131,14 @@ class Checkpoint(LightningCheckpoint):
         keep_best: bool = False,
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"checkpoint.every_n_epochs must be at least 1, got {every_n_epochs}")
+        whole("checkpoint.every_n_epochs", every_n_epochs, 1)
+        real("checkpoint.every_n_minutes", every_n_minutes, 0)
         for name, value in (
             ("every_n_steps", every_n_steps),
-            ("every_n_minutes", every_n_minutes),
             ("keep_every_n_epochs", keep_every_n_epochs),
             ("keep_last", keep_last),
         ):
-            if value < 0:
-                raise ValueError(f"checkpoint.{name} must not be negative, got {value}")
+            whole(f"checkpoint.{name}", value, 0)
         if keep_last and not keep_every_n_epochs:
             raise ValueError(f"checkpoint.keep_last must be 0 without checkpoint.keep_every_n_epochs, got {keep_last}")
         self.every_n_epochs = every_n_epochs

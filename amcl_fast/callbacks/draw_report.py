@@ -22,6 +22,7 @@ from ..report.page import write_report
 from ..runs.directory import RunDirectory, write_facts, write_skipped
 from ..runs.files import Unwritten
 from ..runs.read import head_metric
+from ..setting_types import whole
 from .capture import capture, hardest, has_pairs
 from .checkpoint import Checkpoint
 from .knn import OnlineKNN
@@ -47,8 +48,7 @@ class Report(L.Callback):
     """
 
     def __init__(self, pairs: int = 512) -> None:
-        if pairs < 1:
-            raise ValueError(f"report.pairs must be at least 1, got {pairs}")
+        whole("report.pairs", pairs, 1)
         self.pairs = pairs
         self._seconds = 0.0
         self._started = 0.0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..diagnosis import diagnose
 from ..methods.trainer import NonFiniteError, at_logging_step, begins, stepped
+from ..setting_types import whole
 
 
 class Guard(L.Callback):
@@ -25,8 +26,7 @@ class Guard(L.Callback):
 
     def __init__(self, every_n_steps: int = 10, window: int = 100) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("window", window)):
-            if value < 1:
-                raise ValueError(f"guard.{name} must be at least 1, got {value}")
+            whole(f"guard.{name}", value, 1)
         self.every_n_steps = every_n_steps
         self.window = window
         self.collapsed_at: dict[str, int] = {}

@@ -1,6 +1,5 @@
 """kNN accuracy of the features while they are learned, and that of a linear probe."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from ..evaluate.features import Extract, NonFiniteFeaturesError, NothingToEvalua
 from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
 from ..progress import Loop
+from ..setting_types import real, whole
 from .neighbours import Nearest, nearest_images
 
 PROBE = "probe/accuracy"
@@ -96,13 +96,10 @@ class OnlineKNN(L.Callback):
         probe_epochs: int = 0,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("bank", bank), ("queries", queries)):
-            if value < 0:
-                raise ValueError(f"knn.{name} must be at least 1, or 0 for no kNN, got {value}")
-        if probe_epochs < 0:
-            raise ValueError(f"knn.probe_epochs must be at least 1, or 0 for no probe, got {probe_epochs}")
-        if k < 1:
-            raise ValueError(f"knn.k must be at least 1, got {k}")
-        if not 0 < temperature < math.inf:
+            whole(f"knn.{name}", value, 0, of=", which measures no kNN")
+        whole("knn.probe_epochs", probe_epochs, 0, of=", which measures no probe")
+        whole("knn.k", k, 1)
+        if not real("knn.temperature", temperature, 0):
             raise ValueError(f"knn.temperature must be a number above 0, got {temperature}")
         self.every_n_epochs = every_n_epochs
         self.k = k

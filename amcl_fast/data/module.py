@@ -28,9 +28,10 @@ from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.list_cache import keep, kept
 from amcl_fast.data.sources.named import data_path
 from amcl_fast.data.taken import taken
-from amcl_fast.data.views import ViewGroup, side, training_views
+from amcl_fast.data.views import MOST_SIZE, ViewGroup, side, training_views
 from amcl_fast.distributed import together, world
 from amcl_fast.fellows import patient
+from amcl_fast.setting_types import LARGEST_WHOLE, WIDEST, whole
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ _POSITIVE = (
     *("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"),
     *("max_image_bytes", "max_image_pixels"),
 )
+# Of a process: what every thread and every batch ahead takes of its memory is more than any machine has.
+_MOST = {"size": MOST_SIZE, "batch_size": WIDEST, "num_threads": 1024, "prefetch": 1024}
 
 
 class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
@@ -136,16 +139,16 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.held_out, self.evaluation, self.dtype, self.shuffle_pool = held_out, evaluation, dtype, shuffle_pool
         self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
         for name in _POSITIVE:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if (value := getattr(self, name)) is not None:
+                whole(name, value, 1, _MOST.get(name, LARGEST_WHOLE))
         if device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"device must be 'auto', 'cpu' or 'gpu', got {device!r}")
         if dtype not in ("auto", "float32", "float16"):
             raise ValueError(f"data.dtype must be auto, float32 or float16, got {dtype!r}")
         check_of_pixels("mean", mean)
         check_of_pixels("std", std)
-        if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
+        if not 0.01 <= crop_pct <= 1:  # images are made so much larger than what is shown of them
+            raise ValueError(f"crop_pct must be at least 0.01 and at most 1, got {crop_pct}")
         if held_out and evaluation:
             raise ValueError(
                 f"data.held_out must be unset beside data.evaluation, which holds out its own, got {held_out}"

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.setting_types import whole
 
+MOST_SIZE = 16_384
+"""Side of a view, in pixels."""
 MOST_VIEWS = 256
 """Views of an image: beyond it a number is a slip, and its list alone would fill the memory."""
 
@@ -28,8 +31,8 @@ class ViewGroup(Augmentation):
         super().__post_init__()
         if not 1 <= self.count <= MOST_VIEWS:
             raise ValueError(f"views: count must be from 1 to {MOST_VIEWS}, got {self.count}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"views: size must be at least 1, got {self.size}")
+        if self.size is not None:
+            whole("views: size", self.size, 1, MOST_SIZE)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..distributed import exchange, in_step
 from ..models.modes import floating_dtype, in_mode
+from ..ops import checks
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps a loop, given what it is about, to show how far it is; as tqdm does."""
@@ -203,6 +204,8 @@ def check_features(
         TypeError: features are not floating point or labels not int64.
         ValueError: shapes that do not fit, no rows, labels out of range, features that are not finite.
     """
+    checks.tensor(name, features)
+    checks.tensor(labels_name, labels)
     if features.ndim != 2:
         raise ValueError(f"{name} must be (N, d), got {tuple(features.shape)}")
     if not features.is_floating_point():

@@ -1,7 +1,6 @@
 """Fine-tuning: an encoder and a linear classifier on it, trained together on labelled images."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..distributed import apart, exchange, in_step, world
 from ..models.modes import floating_dtype, in_mode
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares
+from ..setting_types import real, whole
 from .evaluation import ImageBatches
 from .features import NothingToEvaluateError, Progress, silent
-from .linear import TOP5_CLASSES
+from .linear import TOP5_CLASSES, check_rates
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,12 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}")
-        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
-            raise ValueError(f"rates must be one or more numbers above 0, got {list(self.rates)}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        check_rates(self.rates)
+        whole("epochs", self.epochs, 1)
+        real("weight_decay", self.weight_decay, 0)
+        if real("warmup_epochs", self.warmup_epochs, 0) >= self.epochs:
             raise ValueError(f"warmup_epochs must be at least 0 and below epochs, got {self.warmup_epochs}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        whole("seed", self.seed, 0, 2**32 - 1)
 
 
 def usual(backbone: nn.Module, **given: Any) -> FineTuning:

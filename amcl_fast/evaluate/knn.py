@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import apart, exchange, together, world
+from ..ops import checks
 from ..rows import unit
+from ..setting_types import WIDEST, real, whole
 from .features import Progress, check_features, silent
 
 _GROUP = 32
@@ -234,17 +236,17 @@ def _check(
     chunk: int | None,
     part: bool = False,
 ) -> None:
+    checks.tensor("bank", bank)
+    checks.tensor("queries", queries)
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(
             f"bank and queries must be (B, d) and (Q, d), got {tuple(bank.shape)} and {tuple(queries.shape)}"
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    whole("num_classes", num_classes, 1, WIDEST)
     check_features("bank", bank, "bank_labels", bank_labels, num_classes, part=part)
     check_features("queries", queries, "query_labels", query_labels, num_classes, part=part)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
+    whole("k", k, 1)
+    if not real("temperature", temperature, 0):
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if chunk is not None:
+        whole("chunk", chunk, 1)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import alike, apart, exchange, together, world
+from ..setting_types import WIDEST, check_value, real, whole, written
 from .features import Progress, check_features, silent
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -216,11 +217,17 @@ def _meet(failure: Exception | None, shared: bool) -> None:
 
 def check_settings(rates: Sequence[float], epochs: int, batch_size: int) -> None:
     """Raise ValueError if settings of `linear_probe` are out of range."""
+    check_rates(rates)
+    whole("epochs", epochs, 1)
+    whole("batch_size", batch_size, 1)
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Raise ValueError if there are no learning rates, or one is not above 0."""
+    for rate in rates:
+        check_value("rates", rate, float)
     if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise ValueError(f"rates must be one or more numbers above 0, got {list(rates)}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"rates must be one or more numbers above 0, got {written([*rates])}")
 
 
 def _check(
@@ -234,14 +241,12 @@ def _check(
     weight_decay: float,
     part: bool,
 ) -> None:
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    whole("num_classes", num_classes, 2, WIDEST)
     check_features("queries", queries, "query_labels", query_labels, num_classes, part=part)
     check_settings(rates, epochs, batch_size)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if real("momentum", momentum, 0) >= 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {written(momentum)}")
+    real("weight_decay", weight_decay, 0)
 
 
 class _Passes:
@@ -348,10 +353,10 @@ def _joined(
     with together():
         every = [torch.empty(rates, *own.shape[1:], dtype=own.dtype, device=own.device) for own in (weight, bias)]
     for index in range(rates):
-        for whole, own in zip(every, (weight, bias), strict=True):
+        for of_all, own in zip(every, (weight, bias), strict=True):
             if index % world_size == world()[0]:
-                whole[index] = own[index // world_size]
-            dist.broadcast(whole[index], index % world_size)
+                of_all[index] = own[index // world_size]
+            dist.broadcast(of_all[index], index % world_size)
     found = exchange((top1, top5))
     first, second = (
         tuple(found[index % world_size][kind][index // world_size] for index in range(rates)) for kind in (0, 1)

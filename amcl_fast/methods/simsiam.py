@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..losses import SimSiamLoss
 from ..models import MultiHeadPredictor
-from ..setting_types import check_value
+from ..setting_types import check_value, real
 from .base import Method, share_of_mean
 from .pairs import MOST_ANCHORS, Pairs, normalised_rows, pairs_of
 from .views import targets_of
@@ -38,7 +38,8 @@ class SimSiam(Method):
         **kwargs: Any,
     ) -> None:
         check_value("predictor_hidden_dim", predictor_hidden_dim, int)
-        check_value("predictor_lr", predictor_lr, float | None)
+        if predictor_lr is not None:
+            real("predictor_lr", predictor_lr, 0)
         super().__init__(criterion, **kwargs)
         self.predictor = MultiHeadPredictor(self.projector.heads, self.projector.dim, predictor_hidden_dim)
         self._predict = self.compiled(self.predictor.forward)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..setting_types import check_fields
+from ..setting_types import WIDEST, check_fields, fits_memory, whole
 from .cpu_convolutions import guard_convolutions
 from .own import OwnEncoder, of_class
 from .resnet import RESNETS, STANDARD_WIDTH, ResNetEncoder
@@ -96,6 +96,7 @@ def build_backbone(config: BackboneConfig | nn.Module) -> nn.Module:
 def _resnet(config: BackboneConfig) -> nn.Module:
     if config.width < 8 or config.width % 8:
         raise ValueError(f"backbone.width must be a positive multiple of 8, got {config.width}")
+    whole("backbone.width", config.width, 8, WIDEST)
     if config.size is not None:
         raise ValueError(
             f"backbone.size must be unset with {config.name}, which takes images of any size, for it is a setting "
@@ -103,7 +104,8 @@ def _resnet(config: BackboneConfig) -> nn.Module:
         )
     _refuse(config, "arguments", "gradient_checkpointing", "drop_path", "positions", "freeze_patch_projection")
     block, layers = RESNETS[config.name]
-    backbone = ResNetEncoder(block, layers, config.stem, config.width)
+    with fits_memory(**{"backbone.width": config.width}):
+        backbone = ResNetEncoder(block, layers, config.stem, config.width)
     if config.weights is not None:
         load_weights(backbone, config.weights, config.name, ["fc"])
     return backbone

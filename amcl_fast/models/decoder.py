@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import extras_named
-from ..setting_types import check_fields
+from ..setting_types import WIDEST, check_fields, fits_memory, whole
+from .heads import MOST_LAYERS
 from .vit import sine_cosine_positions
 
 _LEVEL_DIM = 128
@@ -55,22 +56,23 @@ class PatchDecoder(nn.Module):
         super().__init__()
         with extras_named("a decoder"):
             from timm.models.vision_transformer import Block
-        for name in ("width", "depth", "heads"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"decoder.{name} must be at least 1, got {getattr(config, name)}")
+        for name, most in (("width", WIDEST), ("depth", MOST_LAYERS), ("heads", WIDEST)):
+            whole(f"decoder.{name}", getattr(config, name), 1, most)
         if config.width % math.lcm(4, config.heads):
             raise ValueError(
                 f"decoder.width must be a multiple of 4 and of decoder.heads, {config.heads}, got {config.width}"
             )
         norm = partial(nn.LayerNorm, eps=1e-6)
+        width, heads = config.width, config.heads
         self.level = nn.Sequential(nn.Linear(_LEVEL_DIM, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.input = nn.Linear(dim, config.width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
-        self.blocks = nn.Sequential(
-            *(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth))  # type: ignore[arg-type]
-        )
-        self.norm = norm(config.width)
-        self.output = nn.Linear(config.width, pixels)
+        with fits_memory(**{"decoder.width": width, "decoder.depth": config.depth}):
+            self.input = nn.Linear(dim, width)
+            self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+            self.blocks = nn.Sequential(
+                *(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth))  # type: ignore[arg-type]
+            )
+            self.norm = norm(width)
+            self.output = nn.Linear(width, pixels)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..setting_types import check_fields
+from ..setting_types import WIDEST, check_fields, fits_memory, whole
+
+MOST_LAYERS = 100
+"""Of a head, and blocks of a decoder."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ProjectorConfig:
             projections share one direction at first; a loss over the hardest negatives then finds negatives
             closer than positives, and its cheapest way down is to make all projections equal
             (docs/training.md). A loss over all negatives, as `SimCLRLoss.recommended`, leaves that state.
-        layers: linear layers; 2 for SimCLR and MoCo, 3 for SimSiam and Barlow Twins.
+        layers: linear layers, at most 100; 2 for SimCLR and MoCo, 3 for SimSiam and Barlow Twins.
         output_affine: whether the last BatchNorm has a learned scale and shift; SimSiam's has none.
 
     Raises:
@@ -70,10 +73,9 @@ class MultiHeadProjector(nn.Module):
 
     def __init__(self, feature_dim: int, config: ProjectorConfig) -> None:
         super().__init__()
-        for name, smallest in (("heads", 1), ("hidden_dim", 1), ("dim", 1), ("layers", 2)):
-            if getattr(config, name) < smallest:
-                raise ValueError(f"projector.{name} must be at least {smallest}, got {getattr(config, name)}")
-        heads, hidden, dim = config.heads, config.hidden_dim, config.dim
+        sizes = ("heads", "hidden_dim", "dim")
+        heads, hidden, dim = (whole(f"projector.{name}", getattr(config, name), 1, WIDEST) for name in sizes)
+        whole("projector.layers", config.layers, 2, MOST_LAYERS)
         between = range(config.layers - 2)
 
         def norm(width: int, affine: bool = True) -> nn.Module:
@@ -81,12 +83,13 @@ class MultiHeadProjector(nn.Module):
 
         self.heads = heads
         self.dim = dim
-        self.input = nn.Linear(feature_dim, heads * hidden)
-        self.input_norm = norm(hidden)
-        self.hidden = nn.ModuleList(MultiHeadLinear(heads, hidden, hidden) for _ in between)
-        self.hidden_norms = nn.ModuleList(norm(hidden) for _ in between)
-        self.output = MultiHeadLinear(heads, hidden, dim)
-        self.output_norm = norm(dim, config.output_affine)
+        with fits_memory(**{f"projector.{name}": getattr(config, name) for name in (*sizes, "layers")}):
+            self.input = nn.Linear(feature_dim, heads * hidden)
+            self.input_norm = norm(hidden)
+            self.hidden = nn.ModuleList(MultiHeadLinear(heads, hidden, hidden) for _ in between)
+            self.hidden_norms = nn.ModuleList(norm(hidden) for _ in between)
+            self.output = MultiHeadLinear(heads, hidden, dim)
+            self.output_norm = norm(dim, config.output_affine)
 
     def forward(self, features: Tensor) -> Tensor:
         """Projections (n, C, d) of features (n, feature_dim)."""
@@ -107,11 +110,11 @@ class MultiHeadPredictor(nn.Module):
 
     def __init__(self, heads: int, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        if hidden_dim < 1:
-            raise ValueError(f"predictor_hidden_dim must be at least 1, got {hidden_dim}")
-        self.input = MultiHeadLinear(heads, dim, hidden_dim)
-        self.input_norm = nn.BatchNorm1d(heads * hidden_dim)
-        self.output = MultiHeadLinear(heads, hidden_dim, dim)
+        whole("predictor_hidden_dim", hidden_dim, 1, WIDEST)
+        with fits_memory(predictor_hidden_dim=hidden_dim, heads=heads, dim=dim):
+            self.input = MultiHeadLinear(heads, dim, hidden_dim)
+            self.input_norm = nn.BatchNorm1d(heads * hidden_dim)
+            self.output = MultiHeadLinear(heads, hidden_dim, dim)
 
     def forward(self, projections: Tensor) -> Tensor:
         """Predictions (n, C, d) of projections (n, C, d)."""

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import checks
+from ..setting_types import WIDEST, fits_memory, real, whole
+
 
 class MomentumEncoder(nn.Module):
     """Modules in a row whose weights are a moving average of those of others, which they start as copies of.
@@ -20,9 +23,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, *sources: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-        self.momentum = momentum
+        self.momentum = real("momentum", momentum, 0, 1)
         self.copies = nn.Sequential(*copy.deepcopy(sources)).requires_grad_(False)
         for module in self.copies.modules():
             if type(module).__name__ == "DropPath":  # timm's
@@ -64,16 +65,24 @@ class KeyQueue(nn.Module):
 
     def __init__(self, heads: int, size: int, dim: int) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"queue_size must be at least 1, got {size}")
+        shape = whole("heads", heads, 1, WIDEST), whole("queue_size", size, 1, WIDEST), whole("dim", dim, 1, WIDEST)
         # A generator of its own: every process starts with the same queue, whatever its seed.
-        start = torch.randn(heads, size, dim, generator=torch.Generator().manual_seed(0))
+        with fits_memory(queue_size=size, heads=heads, dim=dim):
+            start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("keys", F.normalize(start, dim=-1))
         self.written = 0
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Put L2-normalised keys (C, n, d), n ≤ K, in the place of the oldest."""
+        """Put L2-normalised keys (C, n, d), n ≤ K, in the place of the oldest.
+
+        Raises:
+            ValueError, TypeError: they are no such tensor.
+        """
+        checks.tensor("keys", keys)
+        heads, _, dim = self.keys.shape
+        if keys.dim() != 3 or (keys.shape[0], keys.shape[2]) != (heads, dim):
+            raise ValueError(f"keys must have the shape (C, n, d) = ({heads}, n, {dim}), got {tuple(keys.shape)}")
         n, size = keys.shape[1], self.keys.shape[1]
         if n > size:
             raise ValueError(f"queue_size must be at least the {n} keys of one batch over all processes, got {size}")

@@ -63,8 +63,8 @@ class SettingsParser(ParserOfGiven):
         try:
             named = with_long_names(args)
             settings = self.parse_args(_joined([*named, *_defaults_again(named)]))
-        except argparse.ArgumentError as error:
-            raise RefusedError(refused(self, args, error.message)) from error
+        except (argparse.ArgumentError, OverflowError) as error:  # of a whole number that no float holds
+            raise RefusedError(refused(self, args, getattr(error, "message", str(error)))) from error
         refuse_nothing(settings.as_dict())
         check_values(settings)
         return settings

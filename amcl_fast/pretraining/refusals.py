@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ..setting_types import has_nan, in_words, shown
+from ..setting_types import check_held, has_nan, in_words, shown
 from .config_files import config_files
 from .given_settings import Given, given_classes, given_settings, parsed_text
 from .known_settings import OWN_OPTIONS, Setting, class_of, classes, groups, known, nearest, subclasses
@@ -45,10 +45,10 @@ def refused(parser: LightningArgumentParser, args: Sequence[str], said: str) -> 
 
 
 def refuse_nothing(settings: Any, name: str = "") -> None:
-    """Raise for a setting that is NaN, or a list that holds one, and for a group of settings that is null.
+    """Raise for a setting that is NaN, or too large a whole number, or a list with one, and for a null group of them.
 
     Raises:
-        RefusedError: there is one.
+        ValueError: there is one.
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
@@ -57,6 +57,8 @@ def refuse_nothing(settings: Any, name: str = "") -> None:
         raise RefusedError(f"{name} must be settings by name, got null")
     elif has_nan(settings):
         raise RefusedError(f"{name} must be a number, got {shown(settings)}")
+    else:
+        check_held(name, settings)
 
 
 def _wrong(given: Given, tree: Mapping[str, Setting]) -> str | None:
@@ -150,7 +152,7 @@ def _wrong_value(given: Given, hint: Any) -> str | None:
             alone.parse_args([f"--value={given.value}"])
         else:
             alone.parse_object({"value": value})
-    except argparse.ArgumentError:
+    except (argparse.ArgumentError, OverflowError):
         return f"{given.written} must be {in_words(hint)}, got {shown(given.value)}"
     return None
 

@@ -22,7 +22,7 @@ from ..callbacks import Checkpoint, OnlineKNN
 from ..launch import by_others
 from ..paths import expanded
 from ..runs.directory import METRICS
-from ..setting_types import shown
+from ..setting_types import real, shown, whole
 
 # Of the trainer's settings those that a run has no use for: what says so, and what to give instead.
 USELESS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -60,6 +60,9 @@ _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch":
 PROFILE = "profile"
 """Name of a profiler's report, to which Lightning puts "fit-" and a suffix."""
 
+_COUNT = r"0*\d{1,6}"
+"""A number of processes."""
+
 _ANY_LENGTH = 1000
 """Epochs of a schedule that is built and not begun: any warm-up fits into it."""
 
@@ -88,10 +91,9 @@ def check_possible(trainer: Any) -> None:
             "amcl-fast doctor says what there is"
         )
     devices = str(trainer.devices)
-    if device_of(trainer) == "cpu" and devices != "auto" and not devices.isdecimal():
-        raise ValueError(f"trainer.devices must be auto or a number of processes on the CPU, got {devices}")
-    if trainer.num_nodes < 1:
-        raise ValueError(f"trainer.num_nodes must be at least 1, got {trainer.num_nodes}")
+    if device_of(trainer) == "cpu" and devices != "auto" and not re.fullmatch(_COUNT, devices):
+        raise ValueError(f"trainer.devices must be auto or a number of processes on the CPU, got {shown(devices)}")
+    whole("trainer.num_nodes", trainer.num_nodes, 1, 10**6)
     limit = trainer.limit_train_batches
     if isinstance(limit, float) and limit > 1:
         raise ValueError(
@@ -100,7 +102,7 @@ def check_possible(trainer: Any) -> None:
     if trainer.max_time is not None:
         try:
             Timer(trainer.max_time)
-        except (MisconfigurationException, ValueError, TypeError):
+        except (MisconfigurationException, ValueError, TypeError, OverflowError):
             raise ValueError(
                 "trainer.max_time must be DD:HH:MM:SS or a group of days, hours, minutes and seconds, got "
                 f"{shown(trainer.max_time)}"
@@ -158,7 +160,7 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
     for name, (harmless, reason) in USELESS.items():
         value = given(name)
         if value is False if name == "logger" else value is not None and value not in harmless:
-            raise ValueError(f"trainer.{name} {reason}, got {str(value).lower()}")
+            raise ValueError(f"trainer.{name} {reason}, got {shown(value)}")
     if _is_endless(trainer) and (stored is None or not _is_endless(stored)):
         raise ValueError("trainer.max_epochs must be given, or trainer.max_steps, or the schedule has no end, got null")
     limit, batches = given("limit_train_batches"), given("accumulate_grad_batches")
@@ -167,8 +169,8 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
     if batches is not None and batches < 1:
         raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {batches}")
     clip, algorithm = given("gradient_clip_val"), given("gradient_clip_algorithm")
-    if clip is not None and clip < 0:
-        raise ValueError(f"trainer.gradient_clip_val must be at least 0, which clips nothing, got {clip}")
+    if clip is not None:
+        real("trainer.gradient_clip_val", clip, 0, of=", which clips nothing")
     if algorithm is not None and not trainer.gradient_clip_val:
         raise ValueError(
             f"trainer.gradient_clip_algorithm must be null without trainer.gradient_clip_val, got {algorithm}"
@@ -179,7 +181,7 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
             raise ValueError(f"trainer.min_{what} must be at most trainer.max_{what}, {most}, got {least}")
     devices = given("devices")
     if devices is not None and not re.fullmatch(
-        r"auto|-1|0*[1-9]\d*|\[[\d,\s]*\d[\d,\s]*\]|\d+\s*,[\d,\s]*", str(devices)
+        r"auto|-1|0*[1-9]\d{,5}|\[[\d,\s]*\d[\d,\s]*\]|\d+\s*,[\d,\s]*", str(devices)
     ):
         raise ValueError(f"trainer.devices must be auto, -1, their number or a list of their indices, got {devices}")
     overfit, tried = given("overfit_batches"), given("fast_dev_run")

@@ -53,10 +53,11 @@ def _check_batch(settings: Any) -> None:
     devices = settings.trainer.devices
     number = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     processes = max(1, number) * settings.trainer.num_nodes
+    of = "devices" if settings.trainer.num_nodes == 1 else "devices and trainer.num_nodes"
     batch = settings.get("data.batch_size")
     if batch is not None and batch % processes:
         raise ValueError(
-            f"data.batch_size must divide by the {processes} processes of trainer.devices, got {batch}; close to it: "
+            f"data.batch_size must divide by the {processes} processes of trainer.{of}, got {batch}; close to it: "
             f"{max(1, round(batch / processes)) * processes}"
         )
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..argument_types import DATA, path
+from ..argument_types import DATA, number, path, whole_number
 
 _EPOCHS = """\
 Settings of pretrain can be given on top, for all trainings: --trainer.max_epochs 4 --trainer.devices 8
@@ -70,7 +70,7 @@ def declare_study(commands: Any) -> None:
 def _add_of_trainings(parser: Any, seeds: list[int], folder: str) -> None:
     """What every study takes of its trainings."""
     shown = " ".join(map(str, seeds))
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, metavar="N", help=f"of each ({shown})")
+    parser.add_argument("--seeds", type=whole_number, nargs="+", default=seeds, metavar="N", help=f"of each ({shown})")
     parser.add_argument("--data", metavar="PATH", help=f"{DATA} (default: the recipes')")
     parser.add_argument(
         "--output",
@@ -111,13 +111,13 @@ def _declare_temperatures(studies: Any) -> None:
     ):
         shown = " ".join(map(str, default))
         parser.add_argument(
-            f"--{name}", type=float, nargs="+", default=default, metavar="TAU", help=f"{help} ({shown})"
+            f"--{name}", type=number, nargs="+", default=default, metavar="TAU", help=f"{help} ({shown})"
         )
     parser.add_argument(
-        "--perplexity", type=float, default=0.25, metavar="SHARE", help="of these, as a share of the negatives (0.25)"
+        "--perplexity", type=number, default=0.25, metavar="SHARE", help="of these, as a share of the negatives (0.25)"
     )
     parser.add_argument(
-        "--reference", type=float, default=0.1, metavar="TAU", help="constant of the first cell and the oracle (0.1)"
+        "--reference", type=number, default=0.1, metavar="TAU", help="constant of the first cell and the oracle (0.1)"
     )
     parser.add_argument("--cells", nargs="+", metavar="NAME", help="beside the reference, these alone (default: all)")
     _add_of_trainings(parser, [0, 1, 2, 3, 4], "temperatures-<recipe>")
@@ -132,7 +132,12 @@ def _declare_heads(studies: Any) -> None:
         "parameters as the recipe's, within 5 %. For SimCLR and MoCo also heads that differ: --differing.\n",
     )
     parser.add_argument(
-        "--heads", type=int, nargs="+", default=[1, 2, 3, 5], metavar="N", help="numbers, a cell each (1 2 3 5)"
+        "--heads",
+        type=whole_number,
+        nargs="+",
+        default=[1, 2, 3, 5],
+        metavar="N",
+        help="numbers, a cell each (1 2 3 5)",
     )
     parser.add_argument(
         "--differing",
@@ -146,11 +151,11 @@ def _declare_heads(studies: Any) -> None:
     parser.add_argument(
         "--differing_heads",
         "--differing-heads",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="heads of these (default: the recipe's, or 3)",
     )
-    parser.add_argument("--mean", type=float, metavar="TAU", help="of these (default: the recipe's constant, or 0.1)")
+    parser.add_argument("--mean", type=number, metavar="TAU", help="of these (default: the recipe's constant, or 0.1)")
     _add_of_trainings(parser, [0, 1, 2, 3, 4], "heads-<recipe>")
 
 
@@ -164,7 +169,7 @@ def _declare_top_k(studies: Any) -> None:
     )
     parser.add_argument(
         "--shares",
-        type=float,
+        type=number,
         nargs="+",
         default=[0.05, 0.1, 0.2, 0.5, 1.0],
         metavar="SHARE",
@@ -205,7 +210,7 @@ def _declare_augmentations(studies: Any) -> None:
     )
     parser.add_argument(
         "--heads",
-        type=int,
+        type=whole_number,
         nargs="+",
         default=[1, 3],
         metavar="N",

@@ -139,9 +139,9 @@ def test_the_builtin_and_downloaded_sets_are_prepared_by_name(make_folder, monke
         ({"std": (58.0, 57.0, 0.0)}, r"above 0, got \[58.0, 57.0, 0.0\]$"),
         ({"mean": (0.5, 0.5, 1.5)}, r"at least 0, got \[0.5, 0.5, 1.5\]$"),
         ({"augmentation": "x"}, "augmentation must be letters out of .* got 'x'"),
-        ({"crop_pct": 0.0}, r"crop_pct must be above 0 and at most 1, got 0.0"),
+        ({"crop_pct": 0.0}, r"crop_pct must be at least 0.01 and at most 1, got 0.0"),
         ({"held_out": "a", "evaluation": "b"}, "data.held_out must be unset beside data.evaluation, .*, got a"),
-        ({"crop_pct": 1.1}, r"crop_pct must be above 0 and at most 1, got 1.1"),
+        ({"crop_pct": 1.1}, r"crop_pct must be at least 0.01 and at most 1, got 1.1"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(options, message):
