@@ -4,9 +4,14 @@ import re
 
 import pytest
 
+from amcl_fast.data.convert import convert
+from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.shards.pack import pack
+from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import find_sources
 from amcl_fast.left_out import summarise
 from tests.helpers.folders import ANT_BEE, reasons, scandirs, shown
+from tests.helpers.small_shards import samples, write_shards
 
 
 def test_folders_of_other_files_are_one_line_and_an_entry_each(fill):
@@ -163,3 +168,57 @@ def test_a_folder_without_usable_images_is_an_error(fill, tmp_path):
     ) as error:
         find_sources(root)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("links", [1, 20])
+def test_whatever_looks_for_images_sees_each_real_folder_once(fill, tmp_path, links):
+    """Where a path is the name of a folder, twenty links to the one above it are 20 ** 40 paths."""
+    for path in ("train/ant", "train/bee", "test/ant", "unlabeled/deep"):
+        root = fill(path, 2)
+        for number in range(links):
+            (root / path / f"up {number}").symlink_to("..")
+            (root / path / f"self {number}").symlink_to(".")
+    found = find_images(root)
+    assert [len(part.files) for part in (found.train, found.held_out, found.unlabelled)] == [4, 2, 2]
+    assert found.notes == [
+        f"{8 * links} link(s) to folders not followed, the first: {root}/train/ant/self 0: a link to {root}/train/ant, "
+        "which is in the data set already"
+    ]
+    flat = find_images(root / "train" / "ant")
+    assert len(flat.train.files) == 2 and flat.train.classes == []
+    elsewhere = find_images(root / "train", root / "test")
+    assert (len(elsewhere.train.files), len(elsewhere.held_out.files)) == (4, 2)
+    assert len(scan_classes(root / "train").files) == 4
+    assert convert(root, tmp_path / "converted") == (0, 8, [])
+    assert pack(root, tmp_path / "shards", shard_size=2, shuffle=False).images == 8
+    (tmp_path / "shards" / "loop").symlink_to(".")
+    (tmp_path / "shards" / "train-000000 again.tar").symlink_to("train-000000.tar")
+    (tmp_path / "shards" / "train-000001 again.tar").hardlink_to(tmp_path / "shards" / "train-000001.tar")
+    for pattern in ("train-*.tar", "**/train-*.tar", "*/*/train-*.tar", "*/train-*.tar"):
+        assert len(find_images(tmp_path / "shards" / pattern).train.files) == 6
+    sources = find_images(tmp_path / "shards")
+    assert (len(sources.train.files), len(sources.held_out.files)) == (6, 2)
+
+
+def test_images_on_both_sides_are_told(fill, tmp_path):
+    for path in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        root = fill(path, 3)
+    assert not find_images(root).notes
+    train, test = (sorted((root / part / "ant").iterdir()) for part in ("train", "test"))
+    for path in test[:2]:
+        path.unlink()
+    test[0].symlink_to(train[0])
+    test[1].hardlink_to(train[1])
+    found = find_images(root)
+    assert (len(found.train.files), len(found.held_out.files)) == (6, 6)
+    assert found.notes == [f"2 file(s) are others once more, the first: {test[0]} is {train[0]}"]
+    (root / "train.csv").write_text(f"{train[0]},ant\n{root}/train/bee/none.png,bee\n{test[2]},bee")
+    (root / "test.csv").write_text(f"{test[2]},bee\n{train[1]},ant")
+    found = find_images(root / "train.csv", root / "test.csv")
+    told = f"1 image(s) of {root}/test.csv are trained on as well, the first: {test[2]}"
+    assert found.notes == [told] and len(found.held_out.files) == 2
+    shards = write_shards(tmp_path / "shards", {"a.tar": samples(range(6)), "b.tar": samples(range(6, 9))})
+    found = find_images(shards / "*.tar", shards / "b.tar")
+    told = f"3 image(s) of {shards}/b.tar are trained on as well, the first: {shards}/b.tar/"
+    assert found.notes[0].startswith(told)

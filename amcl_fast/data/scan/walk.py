@@ -1,10 +1,14 @@
 """The files below folders: each real folder once, under its own name rather than through a link."""
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from itertools import count
+from contextlib import suppress
+from itertools import chain, count
 from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, SAME
@@ -15,6 +19,7 @@ _LITTER_FILES = {"thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "desktop.i
 """Files likewise."""
 
 _Id = tuple[int, int]  # device and inode
+_TRIED = 10  # pairs of files of one number
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -22,6 +27,7 @@ class _Content(NamedTuple):
     """Names of what lies in a folder, sorted."""
 
     names: bytes  # of files, each followed by a NUL: those of a large data set are many
+    ids: bytes  # of uint64, one a file: the same for the same real file
     folders: list[str]
     links: list[str]  # to folders
 
@@ -30,10 +36,26 @@ class _Content(NamedTuple):
         return os.fsdecode(self.names).split("\0")[:-1]
 
 
+class Again(NamedTuple):
+    """Files that are others once more, by links of either kind.
+
+    Attributes:
+        number: how many.
+        path, other: of the first.
+    """
+
+    number: int
+    path: str
+    other: str
+
+
 class Tree:
     """Folders as they were when they were read: each real one is read once, whatever the paths to it.
 
     What begins with a dot is ignored, and so is what systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`).
+
+    Attributes:
+        again: of the files that `list_files` has listed; None where all are different.
     """
 
     def __init__(self, found: Callable[[int], None] = lambda files: None) -> None:
@@ -42,6 +64,7 @@ class Tree:
         Args:
             found: called with the number of files of each folder that is read.
         """
+        self.again: Again | None = None
         self._known: dict[_Id, _Content | OSError] = {}
         self._found = found
 
@@ -114,19 +137,40 @@ class Tree:
 
 
 def _read_folder(path: str) -> _Content:
-    files: list[str] = []
+    files: dict[str, int] = {}  # to what tells the real ones apart
     folders: list[str] = []
     links: list[str] = []
+    device = _of_device(os.stat(path).st_dev)
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
-            if not is_folder(entry):
-                if entry.name.lower() not in _LITTER_FILES:
-                    files.append(entry.name)
-            elif entry.name.lower() not in _LITTER:
-                (links if entry.is_symlink() else folders).append(entry.name)
-    return _Content(os.fsencode("".join(f"{name}\0" for name in sorted(files))), sorted(folders), sorted(links))
+            if entry.is_file(follow_symlinks=False):
+                if name.lower() not in _LITTER_FILES:
+                    files[name] = device ^ entry.inode()
+            elif is_folder(entry):
+                if name.lower() not in _LITTER:
+                    (links if entry.is_symlink() else folders).append(name)
+            elif name.lower() not in _LITTER_FILES:
+                files[name] = _linked(entry)
+    names = sorted(files)
+    ids = array("Q", map(files.__getitem__, names)).tobytes()
+    return _Content(os.fsencode("".join(f"{name}\0" for name in names)), ids, sorted(folders), sorted(links))
+
+
+def _of_device(number: int) -> int:
+    """What numbers of files (64 bits) are combined with, so that those of several devices differ."""
+    return number << 40 & (1 << 64) - 1
+
+
+def _linked(entry: os.DirEntry[str]) -> int:
+    """What tells the file to which a link leads from others; that has been asked for already."""
+    try:
+        status = entry.stat()
+        return _of_device(status.st_dev) ^ status.st_ino
+    except OSError:  # it leads nowhere
+        return entry.inode()
 
 
 def list_files(
@@ -148,6 +192,7 @@ def list_files(
     """
     tree = tree or Tree()
     read: dict[_Key, list[tuple[str, bytes]]] = {key: [] for key in starts}
+    ids: dict[_Key, list[bytes]] = {key: [] for key in starts}
     left_out: list[tuple[str, str]] = []
     above = {folder for root in roots for folder in lineage(root)}
     seen: dict[_Id, str] = {}
@@ -181,6 +226,7 @@ def list_files(
                 left_out.append((path, f"{FOLDER_UNREADABLE}: {error.strerror}"))
                 continue
             read[key].append((path, content.names))
+            ids[key].append(content.ids)
             links.extend((key, os.path.join(path, name)) for name in content.links)
             below = [os.path.join(path, name) for name in content.folders]
             entered.extend((key, folder) for folder in below if enter(folder, False))
@@ -203,7 +249,22 @@ def list_files(
         end = begin + sum(names.count(b"\0") for _, names in folders)
         found = everything[begin:end]
         files[key], begin = found.take(found.in_order()), end
+    tree.again = _again(everything, np.frombuffer(b"".join(chain.from_iterable(ids.values())), np.uint64))
     return files, left_out
+
+
+def _again(files: PackedPaths, ids: np.ndarray) -> Again | None:
+    ordered = np.sort(ids)
+    if (ordered[1:] != ordered[:-1]).all():
+        return None
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    for place in same[:_TRIED].tolist():
+        other, path = (files[number] for number in order[place : place + 2].tolist())
+        with suppress(OSError):
+            if os.path.samefile(path, other):  # and no two of one number
+                return Again(len(same), path, other)
+    return None
 
 
 def identity(path: str) -> _Id:

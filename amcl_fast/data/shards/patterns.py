@@ -5,8 +5,10 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from glob import glob
 
+from amcl_fast.data.scan.walk import identity
 from amcl_fast.left_out import few
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -70,10 +72,13 @@ def expand(pattern: str) -> list[str]:
 
 def once(paths: Iterable[str], where: str) -> tuple[list[str], list[str]]:
     """The shards, each real file once, and a line on those that are passed over."""
-    real: dict[str, str] = {}
+    real: dict[tuple[int, int] | str, str] = {}
     again = []
     for path in paths:
-        if (key := os.path.realpath(path)) in real:
+        key: tuple[int, int] | str = os.path.realpath(path)  # of one that is not there
+        with suppress(OSError):
+            key = identity(path)
+        if key in real:
             again.append(path)
         else:
             real[key] = path

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from amcl_fast.data.locations import shown
+from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.classes import scan_classes
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
@@ -82,6 +84,8 @@ def find_images(
     if images is None:
         raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
     notes[:0] = [note for note in found.notes if UNUSED not in note]
+    if again := _trained_on(found.train.files, images.files):
+        notes.append(f"{len(again):,} image(s) of {held_out} are trained on as well, the first: {shown(again[0])}")
     places = {**found.places, "held_out": _last(held_out)}
     return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places, largest=found.largest)
 
@@ -116,6 +120,16 @@ def _measured(
         return scanned, "", not_entered(scanned.skipped)
     images, why = found.measured(classes)
     return images, why, found.notes
+
+
+def _trained_on(train: PackedPaths, held_out: PackedPaths) -> list[str]:
+    """Locations that are in both."""
+    trained, found = dict(train.by_prefix()), []
+    for prefix, places in held_out.by_prefix():
+        if prefix in trained:
+            here = {*train.take(trained[prefix])}
+            found += [location for location in held_out.take(places) if location in here]
+    return found
 
 
 def _held_out_part(folder: str, classes: list[str]) -> str:

@@ -142,6 +142,8 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
     parts.notes += [f"{path} {UNUSED}: {why}" for path, why in unused.items()]
     told = {starts["", name] for name in parts.classes}
     parts.notes += not_entered([entry for entry in left_out if entry[0] not in told])
+    if again := tree.again:
+        parts.notes.append(f"{again.number:,} file(s) are others once more, the first: {again.path} is {again.other}")
     skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
     parts.notes += filter(None, [converting(skipped, folder)])
     most = Largest.joined(largest)
