@@ -1,9 +1,11 @@
 """Where what can be made again is kept: in the user's cache, or elsewhere where no home can be written."""
 
 import functools
+import getpass
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -29,11 +31,25 @@ def can_be_made(folder: Path) -> bool:
 
 
 def spare_home() -> None:
-    """Have matplotlib and Triton use the cache where they cannot write into the home; before they are imported."""
+    """Have others use the cache where what they use is not the user's own; before they are imported.
+
+    matplotlib and Triton use the home, if that can be written; torch.compile, which keeps programs, a folder among the
+    temporary files, of a name that everybody knows and may have taken.
+    """
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     for name, usual in (("MPLCONFIGDIR", f"{config}/matplotlib"), ("TRITON_CACHE_DIR", "~/.triton/cache")):
         if name not in os.environ and not can_be_made(Path(os.path.expanduser(usual))):
             os.environ[name] = str(cache_home() / name.lower())
+    with suppress(KeyError, OSError):  # a user without a name, or nothing is there yet
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        if not _is_own(compiled, 0o022):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "torchinductor"))
+
+
+def _is_own(path: Path, mode: int) -> bool:
+    """Whether a folder is the user's, and no link, and others have none of the rights of a mode."""
+    status = os.lstat(path)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & mode
 
 
 @functools.cache
@@ -43,7 +59,6 @@ def _temporary() -> Path:
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
-        status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        if not _is_own(path, 0o077):
             return Path(tempfile.mkdtemp(prefix="amcl_fast-"))
     return path

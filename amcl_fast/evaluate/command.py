@@ -78,7 +78,10 @@ def run(
                 check_output(output)
             encoder = load_encoder(weights, trust=trust)
             datamodule = _data_module(weights, encoder, data, held_out, size, crop_pct, batch_size, device)
-        data = datamodule.root
+            data = datamodule.root
+            output = output or _beside(weights, data)
+            if not rank:
+                check_output(output)
         _find_images(datamodule, data)
         on_crops = device.type == "cuda" if augment is None else augment
         with together():
@@ -115,7 +118,7 @@ def run(
             **found.as_dict(),
             "skipped_files": skipped,
         }
-        _write(output or _beside(weights, data), content)
+        _write(output, content)
 
 
 def run_fine_tuning(
@@ -162,7 +165,10 @@ def run_fine_tuning(
             datamodule = _data_module(
                 weights, encoder, data, held_out, size, crop_pct, batch_size, device, seed=chosen.seed
             )
-        data = datamodule.root
+            data = datamodule.root
+            output = output or _beside(weights, data, partial(RunDirectory.fine_tuning, fraction=label_fraction))
+            if not rank:
+                check_output(output)
         _find_images(datamodule, data)
         with together():
             _, queries = datamodule.features_loaders(shard=rank, num_shards=world_size)
@@ -216,8 +222,7 @@ def run_fine_tuning(
             origin = {**encoder.origin, "fine_tuned": f"{data}, rate {result['rate']:g}, {chosen.epochs} epochs"}
             write_file(save_encoder, as_safetensors(replace(encoder, origin=origin)))
             print(f"encoder     {save_encoder}")
-        name = partial(RunDirectory.fine_tuning, fraction=label_fraction)
-        _write(output or _beside(weights, data, name), content)
+        _write(output, content)
 
 
 def _data_module(

@@ -45,6 +45,27 @@ def test_without_a_home_that_can_be_written_there_is_a_cache_of_the_users_own(tm
     home._temporary.cache_clear()
 
 
+def test_programs_of_somebody_else_are_not_run(tmp_path, monkeypatch):
+    """torch.compile keeps them where everybody may write, under the user's name."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    usual = tmp_path / "torchinductor_ann"
+    home.spare_home()
+    usual.mkdir()
+    home.spare_home()
+    assert name not in os.environ
+    usual.chmod(0o777)
+    home.spare_home()
+    assert os.environ.pop(name) == str(tmp_path / "cache" / "amcl_fast" / "torchinductor")
+    usual.rmdir()
+    usual.symlink_to(tmp_path)
+    home.spare_home()
+    assert os.environ.pop(name).endswith("torchinductor")
+
+
 def test_a_home_that_can_be_written_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "XDG_CONFIG_HOME"):

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from amcl_fast.cli import main
+from amcl_fast.runs.files import partial_name
 from tests.helpers.command_line import saved_step
 from tests.helpers.resuming import content, error, resume, rewritten
 
@@ -28,10 +29,20 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 )
 def test_a_checkpoint_that_does_not_load_leaves_the_run_as_it_was(run, change, message, capsys):
     rewritten(run / "checkpoints" / "last.ckpt", change)
-    (run / "checkpoints" / "last.ckpt.partial").touch()
+    partial_name(run / "checkpoints" / "last.ckpt").touch()
     before = content(run)
     assert resume("--trainer.max_epochs", 2) == 2
     assert re.search(message, error(capsys))
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "snapshots", "report"])
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_training(run, name, capsys):
+    shutil.rmtree(run / name, ignore_errors=True)
+    (run / name).touch()
+    before = content(run)
+    assert resume("--trainer.max_epochs", 2) == 2
+    assert error(capsys) == f"amcl-fast pretrain: error: run/{name} must be a folder, and is none: remove it"
     assert content(run) == before
 
 
@@ -56,7 +67,7 @@ def test_config_yaml_is_repaired_from_the_checkpoint(run, kind, capsys):
     config = run / "config.yaml"
     good = yaml.safe_load(config.read_text())
     config.unlink() if DAMAGE[kind] is None else config.write_text(DAMAGE[kind](config.read_text()))
-    (run / "checkpoints" / "last.partial").touch()  # of a process that was killed
+    partial_name(run / "checkpoints" / "last.ckpt").touch()  # of a process that was killed
     assert resume("--trainer.max_epochs", 2) == 0
     out = capsys.readouterr().out
     assert out.startswith("run/config.yaml ") and "written again" in out.splitlines()[0]
