@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LOOSE = "it lies beside the folders of the classes, so it has no label"
 NO_LABEL = "it is to be measured on, but has no label"
@@ -80,6 +80,17 @@ def summarise(skipped: Iterable[tuple[str, str]]) -> str:
     }
     parts = [_count(kinds[kind], one, many) + rest for kind, (one, many, rest) in texts.items() if kinds[kind]]
     return f"{kinds.total():,} left out ({', '.join(parts)})"
+
+
+def not_entered(left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """A line on links that were not followed, and one on folders that cannot be read."""
+    links = [entry for entry in left_out if entry[1].startswith((LINK, SAME))]
+    unreadable = [entry for entry in left_out if entry[1].startswith(FOLDER_UNREADABLE)]
+    return [
+        f"{len(found):,} {what}, the first: {found[0][0]}: {found[0][1]}"
+        for found, what in ((links, "link(s) to folders not followed"), (unreadable, "folder(s) left out"))
+        if found
+    ]
 
 
 def shorten(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -212,7 +212,12 @@ def test_images_on_both_sides_are_told(fill, tmp_path):
     test[1].hardlink_to(train[1])
     found = find_images(root)
     assert (len(found.train.files), len(found.held_out.files)) == (6, 6)
-    assert found.notes == [f"2 file(s) are others once more, the first: {test[0]} is {train[0]}"]
+    assert found.notes == [f"2 file(s) that are held out are trained on as well, the first: {test[0]} is {train[0]}"]
+    (root / "train" / "ant" / "z.png").symlink_to(train[0])
+    assert len(find_images(root).notes) == 1
+    told = "1 file(s) are others once more, and may be held out while these are trained on, the first: "
+    assert find_images(root / "train").notes == [f"{told}{train[0].parent}/z.png is {train[0]}"]
+    (root / "train" / "ant" / "z.png").unlink()
     (root / "train.csv").write_text(f"{train[0]},ant\n{root}/train/bee/none.png,bee\n{test[2]},bee")
     (root / "test.csv").write_text(f"{test[2]},bee\n{train[1]},ant")
     found = find_images(root / "train.csv", root / "test.csv")

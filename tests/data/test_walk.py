@@ -2,6 +2,7 @@
 
 import os
 
+from amcl_fast.data.scan import walk
 from amcl_fast.data.scan.walk import Tree, list_files
 
 
@@ -98,23 +99,31 @@ def test_a_folder_that_goes_while_it_is_listed_is_told(tmp_path):
     assert listed(tmp_path, "gone") == ({"gone": []}, {"gone": "the folder cannot be read: No such file or directory"})
 
 
-def again(root, *starts):
+def again(root, starts, others=None):
     """How many files are others once more, and the first pair of them."""
     known = Tree()
-    list_files([str(root)], {start: str(root / start) for start in starts}, known)
-    found = known.again
+    list_files([str(root)], {start: str(root / start) for start in "ab"}, known)
+    found = known.again(starts, others)
     return found and (found.number, *(os.path.relpath(path, root) for path in (found.path, found.other)))
 
 
 def test_files_that_are_there_once_more_by_links_are_counted(tmp_path):
     root = tree(tmp_path / "set", "a/1", "a/2", "b/3", "b/.4")
     tree(tmp_path, "elsewhere/5")
-    for number, target in enumerate((tmp_path / "elsewhere" / "5", root / "b" / ".4", tmp_path / "nowhere", "self")):
-        (root / "a" / ("self" if target == "self" else f"link {number}")).symlink_to(target)
-    assert again(root, "a", "b") is None  # each other file once, of links that lead nowhere too
+    for number, target in enumerate((tmp_path / "elsewhere" / "5", root / "b" / ".4", tmp_path / "nowhere")):
+        (root / "a" / f"link {number}").symlink_to(target)
+    (root / "a" / "self").symlink_to("self")
+    assert again(root, "ab") is None is again(root, "a", "b")  # links that lead nowhere are files of their own
     (root / "b" / "hard").hardlink_to(root / "a" / "2")
-    assert again(root, "a", "b") == (1, "b/hard", "a/2")
-    assert again(root, "b") is None
+    assert again(root, "ab") == (1, "b/hard", "a/2") == again(root, "b", "a")
+    assert again(root, "a", "b") == (1, "a/2", "b/hard") and again(root, "a") is None is again(root, "b")
     (root / "b" / "soft").symlink_to("../a/1")
     (root / "b" / "soft again").symlink_to("soft")
-    assert again(root, "a", "b")[0] == 3 and again(root, "b") == (1, "b/soft again", "b/soft")
+    assert again(root, "ab")[0] == 3 == again(root, "b", "a")[0]
+    assert again(root, "b") == (1, "b/soft again", "b/soft")
+
+
+def test_the_same_number_on_another_device_is_another_file(tmp_path, monkeypatch):
+    root = tree(tmp_path / "set", "a/1", "b/2")
+    monkeypatch.setattr(walk, "_read_folder", lambda path, read=walk._read_folder: read(path)._replace(ids=bytes(8)))
+    assert again(root, "ab") is None

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -53,9 +53,6 @@ class Tree:
     """Folders as they were when they were read: each real one is read once, whatever the paths to it.
 
     What begins with a dot is ignored, and so is what systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`).
-
-    Attributes:
-        again: of the files that `list_files` has listed; None where all are different.
     """
 
     def __init__(self, found: Callable[[int], None] = lambda files: None) -> None:
@@ -64,7 +61,8 @@ class Tree:
         Args:
             found: called with the number of files of each folder that is read.
         """
-        self.again: Again | None = None
+        self._listed, self._ids = PackedPaths.pack(()), np.empty(0, np.uint64)
+        self._places: dict[Hashable, range] = {}
         self._known: dict[_Id, _Content | OSError] = {}
         self._found = found
 
@@ -121,6 +119,36 @@ class Tree:
         content = self._read(path)
         self._known.pop(identity(path), None)
         return content
+
+    def list(self, files: PackedPaths, ids: Iterable[bytes], places: Mapping[Any, range]) -> None:
+        """Remember what `list_files` has found: files, their ids, and the places of those of each start."""
+        self._listed, self._ids = files, np.frombuffer(b"".join(ids), np.uint64)
+        self._places = dict(places)
+
+    def again(self, starts: Iterable[Hashable], others: Iterable[Hashable] | None = None) -> Again | None:
+        """Files of some starts that are files of others as well; without others, of these once more.
+
+        Nobody is asked for more than a few: folders tell numbers of files.
+
+        Args:
+            starts, others: by the keys of `list_files`.
+        """
+        mine, ids = self._of(starts), self._ids
+        theirs = mine if others is None else self._of(others)
+        if others is None:
+            found = np.sort(np.delete(mine, np.unique(ids[mine], return_index=True)[1]))
+        else:
+            found = mine[np.isin(ids[mine], ids[theirs])]
+        for place in found[:_TRIED].tolist():
+            path, other = self._listed[place], self._listed[theirs[np.argmax(ids[theirs] == ids[place])]]
+            with suppress(OSError):
+                if os.path.samefile(path, other):  # and no two of one number
+                    return Again(len(found), path, other)
+        return None
+
+    def _of(self, starts: Iterable[Hashable]) -> np.ndarray:
+        places = [self._places[start] for start in starts]
+        return np.concatenate([np.empty(0, np.int64), *(np.arange(of.start, of.stop) for of in places)])
 
     def _read(self, path: str) -> _Content:
         here = identity(path)
@@ -244,27 +272,14 @@ def list_files(
             descend(pending)
     # One table for all, which those who put the parts together go on sharing.
     everything = PackedPaths.in_folders([folder for folders in read.values() for folder in folders])
-    files, begin = {}, 0
+    files, places, begin = {}, {}, 0
     for key, folders in read.items():
         end = begin + sum(names.count(b"\0") for _, names in folders)
         found = everything[begin:end]
+        places[key] = range(begin, end)
         files[key], begin = found.take(found.in_order()), end
-    tree.again = _again(everything, np.frombuffer(b"".join(chain.from_iterable(ids.values())), np.uint64))
+    tree.list(everything, chain.from_iterable(ids.values()), places)
     return files, left_out
-
-
-def _again(files: PackedPaths, ids: np.ndarray) -> Again | None:
-    ordered = np.sort(ids)
-    if (ordered[1:] != ordered[:-1]).all():
-        return None
-    order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(np.diff(ids[order]) == 0)
-    for place in same[:_TRIED].tolist():
-        other, path = (files[number] for number in order[place : place + 2].tolist())
-        with suppress(OSError):
-            if os.path.samefile(path, other):  # and no two of one number
-                return Again(len(same), path, other)
-    return None
 
 
 def identity(path: str) -> _Id:

@@ -24,10 +24,9 @@ from amcl_fast.data.sources.folder import (
     Sources,
     find_sources,
     may_hold_images,
-    not_entered,
 )
 from amcl_fast.data.sources.lists import Listed, read_lines, read_list
-from amcl_fast.left_out import FOLDER_UNREADABLE, few
+from amcl_fast.left_out import FOLDER_UNREADABLE, few, not_entered
 
 _IN_SHARDS = f"samples KEY.jpg and, if they have a class, KEY.cls, {SUPPORTED}"
 _IN_LISTS = f"a path a line, and its label if it has one, {SUPPORTED}"

@@ -1,7 +1,7 @@
 """Where a folder keeps its images: for training, held out, without labels (docs/data.md has the table)."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,7 @@ from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
 from amcl_fast.data.sources.numbered import no_labels
-from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, LOOSE, NO_IMAGES, SAME, few
+from amcl_fast.left_out import FOLDER_UNREADABLE, LOOSE, NO_IMAGES, few, not_entered
 
 TRAINING = ("train", "training")
 HELD_OUT = ("test", "testing", "val", "valid", "validation")
@@ -127,12 +127,14 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
     places = {"train": _place([parts.base] if parts.base else [])}
     places["unlabelled"] = _place(parts.unlabelled)
     held_out, why, unused = None, "the training has no classes", {}
+    measured = None
     for number, path in enumerate(parts.held_out, 1):
         if train.classes:
             groups = in_one_spelling({name: files[path, name] for name in _readable(path, tree)}, train.classes)
             held_out, why = _held_out(path, groups, train.classes, tree, check)
         if held_out is not None:
             others = _place(parts.held_out[number:])
+            measured = path
             places["held_out"] = _place([path]) + (f", not {others}" if others else "")
             break
         unused[path] = why
@@ -142,12 +144,32 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
     parts.notes += [f"{path} {UNUSED}: {why}" for path, why in unused.items()]
     told = {starts["", name] for name in parts.classes}
     parts.notes += not_entered([entry for entry in left_out if entry[0] not in told])
-    if again := tree.again:
-        parts.notes.append(f"{again.number:,} file(s) are others once more, the first: {again.path} is {again.other}")
+    if train.classes:
+        parts.notes += _on_both_sides(tree, starts, parts.held_out, measured)
     skipped = (entry for part in (train, held_out, *extra) if part for entry in part.skipped)
     parts.notes += filter(None, [converting(skipped, folder)])
     most = Largest.joined(largest)
     return Sources(train, held_out, _joined(extra), unlabelled_why, parts.notes, places=places, largest=most)
+
+
+def _on_both_sides(
+    tree: Tree, starts: Iterable[tuple[str, str]], held_out: Sequence[str], measured: str | None
+) -> list[str]:
+    """A line on files that are measured on and trained on as well, by links.
+
+    Args:
+        tree: of the folder.
+        starts: that were listed.
+        held_out: parts for that.
+        measured: the one that is measured on; None: a share of the training images is.
+    """
+    trained = [start for start in starts if start[0] not in held_out]
+    if measured is None:
+        again, what = tree.again(trained), "are others once more, and may be held out while these are trained on"
+    else:
+        again = tree.again([start for start in starts if start[0] == measured], trained)
+        what = "that are held out are trained on as well"
+    return [f"{again.number:,} file(s) {what}, the first: {again.path} is {again.other}"] if again else []
 
 
 def _in_one_spelling(parts: _Parts, groups: dict[str, PackedPaths]) -> dict[str, PackedPaths]:
@@ -335,17 +357,6 @@ def _joined(parts: list[Images]) -> Images | None:
         parts[0].classes,
         [entry for part in parts for entry in part.skipped],
     )
-
-
-def not_entered(left_out: list[tuple[str, str]]) -> list[str]:
-    """A line on links that were not followed, and one on folders that cannot be read."""
-    links = [entry for entry in left_out if entry[1].startswith((LINK, SAME))]
-    unreadable = [entry for entry in left_out if entry[1].startswith(FOLDER_UNREADABLE)]
-    return [
-        f"{len(found):,} {what}, the first: {found[0][0]}: {found[0][1]}"
-        for found, what in ((links, "link(s) to folders not followed"), (unreadable, "folder(s) left out"))
-        if found
-    ]
 
 
 def _readable(folder: str, tree: Tree) -> list[str]:
