@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from amcl_fast.cli import main
-from amcl_fast.data.locations import shown
+from amcl_fast.data.locations import shown, spans
 from amcl_fast.data.reading.reduction import encoded
 from amcl_fast.data.shards import pack as packing
 from amcl_fast.data.shards.pack import pack
@@ -241,10 +241,9 @@ def test_images_of_the_same_names_are_told_apart(tmp_path):
 
 
 def test_a_job_has_as_many_images_as_fit_into_its_bytes():
-    kilobyte, limit = 1 << 10, packing._JOB_BYTES
-    assert packing._spans([kilobyte] * 70, 5) == [(5, 37), (37, 69), (69, 75)]
-    assert packing._spans([limit, 1, limit - 1, 1, 9 * limit, 1], 0) == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
-    assert packing._spans([], 3) == []
+    assert spans([10] * 70, 32, 1000, 5) == [(5, 37), (37, 69), (69, 75)]
+    assert spans([100, 1, 99, 1, 900, 1], 32, 100) == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+    assert spans([], 32, 100, 3) == []
 
 
 def test_large_images_are_jobs_of_their_own(source, tmp_path, monkeypatch):

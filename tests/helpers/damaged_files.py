@@ -32,14 +32,15 @@ def _patched(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes = b"", extra: bytes = b"") -> bytes:
     """A PNG by hand, of what PIL does not write; `extra`: chunks between its header and its data."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return PNG[:8] + header + extra + _chunk(b"IDAT", zlib.compress(data)) + _chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return PNG[:8] + header + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 def _exif(content: bytes) -> bytes:
@@ -106,7 +107,7 @@ def contents() -> dict[str, bytes]:
         "PNG: colour type 5": png(8, 8, 8, 5, bytes(200)),
         "PNG: no palette": png(8, 8, 8, 3, bytes(72)),
         "PNG: no pixels": png(8, 8),
-        "PNG: no data": PNG[:33] + _chunk(b"IEND", b""),
+        "PNG: no data": PNG[:33] + chunk(b"IEND", b""),
         "PNG: bad checksum of the header": _patched(PNG, 29, bytes(4)),
         "PNG: bad data": _patched(PNG, _DATA + 6, b"\xff" * 8),
         "PNG: a chunk beyond the end": _patched(PNG, _DATA - 4, b"\x7f\xff\xff\xff"),

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from amcl_fast.cli import main
+from amcl_fast.data import ContrastiveDataModule
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.pretraining import needs
 from tests.helpers.command_line import NT_XENT, image_folder
 
@@ -84,3 +86,42 @@ def test_how_many_images_a_training_goes_through(settings, images):
     given = {"max_epochs": 3, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 1}
     data = SimpleNamespace(batch_size=8, num_train=100, overfit_batches=0)
     assert needs._images(SimpleNamespace(**{**given, **settings}), data) == images
+
+
+def test_a_batch_of_images_that_does_not_fit_is_told_with_what_bounds_it(monkeypatch):
+    monkeypatch.setattr(needs, "_ram", lambda: 8.0 * 2**30)
+    length = {"max_epochs": 1, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 1}
+    place = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=place, num_devices=1, world_size=1, precision="32-true", **length)
+
+    def told(above, pixels):
+        data = ContrastiveDataModule("photos", batch_size=32, reduce_above=above, device="cpu", num_threads=2)
+        data._largest = Largest.of([pixels] * 40, [30_000_000] * 40)
+        data._train = SimpleNamespace(files=range(40))
+        data._query = data._train
+        with warnings.catch_warnings(record=True) as lines:
+            warnings.simplefilter("always")
+            needs.warn_of_needs(trainer, None, data)
+        return [str(line.message) for line in lines]
+
+    assert told(None, 100_000_000) == [
+        "should the largest images of photos meet in a batch of 32, they take 13 GiB decoded, 4 GiB read ahead, and "
+        "there are 8 GiB: data.reduce_above (now null), data.max_image_pixels, data.max_image_bytes or "
+        "data.batch_size bounds it"
+    ]
+    assert told(2_000_000, 100_000_000) == []  # of 8 megapixels at the most, 4 GiB in all
+    assert told(None, 2_000_000) == []
+
+
+def test_the_smallest_of_the_groups_is_what_there_is(tmp_path, monkeypatch):
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for version, (controllers, file) in {"one": ("memory", "memory.limit_in_bytes"), "two": ("", "memory.max")}.items():
+        monkeypatch.setattr(needs, "_GROUPS", {controllers: (tmp_path / version, file)})
+        monkeypatch.setattr(needs, "_GROUPS_OF_THIS", tmp_path / "cgroup")
+        (tmp_path / "cgroup").write_text(f"7:cpu:/job/step\n3:{controllers}:/job/step\n")
+        (tmp_path / version / "job/step").mkdir(parents=True)
+        assert needs._ram() == there
+        (tmp_path / version / "job/step" / file).write_text("max\n")
+        assert needs._ram() == there
+        (tmp_path / version / "job" / file).write_text("5000000\n")
+        assert needs._ram() == 5e6

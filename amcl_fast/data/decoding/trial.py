@@ -72,7 +72,7 @@ class Trial:
         if self._worker is None:
             self._worker = self._start()
         try:
-            self._worker.send(image.tobytes())
+            self._worker.send(image.data)
             return self._worker.receive(_DECODE_SECONDS)
         except BaseException:  # an answer that nobody has waited for would be taken for the next image's
             self._worker.close()

@@ -66,17 +66,18 @@ class Worker:
             start_new_session=True,
         )
 
-    def send(self, message: bytes) -> None:
-        """Send a message; waits while the process is busy and its pipe full.
+    def send(self, message: bytes | memoryview) -> None:
+        """Send a message, of bytes; waits while the process is busy and its pipe full.
 
         Raises:
             WorkerError: the process has ended.
         """
         assert self._process.stdin is not None
-        view = memoryview(len(message).to_bytes(LENGTH, "little") + message)
         try:
-            while view:
-                view = view[self._process.stdin.write(view) :]
+            # A large image is not copied for the sake of its length.
+            for view in (memoryview(len(message).to_bytes(LENGTH, "little")), memoryview(message)):
+                while view:
+                    view = view[self._process.stdin.write(view) :]
         except OSError:
             raise self._ended() from None
 

@@ -34,7 +34,8 @@ def find_undecodable(
     with closing(Reader(limits=limits)) as reader, closing(Trial()) as trial:
         for start, end in spans([size_of(path) for path in files], _TOGETHER, _TOGETHER_BYTES):
             group = list(files[start:end])
-            encoded = reader.read(group)
+            reader.request(group)
+            encoded = reader.take()
             for place, (path, image) in enumerate(zip(group, encoded.images, strict=True)):
                 if place in encoded.bad:
                     undecodable[path] = not encoded.bad[place].startswith(UNREADABLE)
