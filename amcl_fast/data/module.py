@@ -126,7 +126,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 of `root` is trained on, but for a part that is held out there by its name.
             max_image_bytes: of an encoded image; a larger one is left out and listed.
             max_image_pixels: of an image; a larger one is left out and listed, and so is a JPEG of so many scans that
-                decoding it takes as long (docs/hostile-images.md).
+                decoding it takes as long (docs/photographs.md).
 
         Raises:
             ValueError: a setting out of range, or both `held_out` and `evaluation`.

@@ -65,14 +65,23 @@ def reduce(content: bytes, factor: int) -> bytes:
     Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
-            if file.info.get("compression") in _RUN_LENGTHS:
-                return content
+            refuse_run_lengths(file)
             whole = file.width
             file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
             rest = factor // round(whole / file.width)
             return encoded(ImageOps.exif_transpose(plain(file).reduce(rest)))
     except Exception:  # whatever a decoder finds wrong with what strangers wrote
         return content
+
+
+def refuse_run_lengths(file: "Image.Image") -> None:
+    """Keep an opened BMP of run lengths from being unpacked.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if file.info.get("compression") in _RUN_LENGTHS:
+        raise ValueError("a BMP of run lengths")
 
 
 def plain(picture: "Image.Image") -> "Image.Image":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.reading.contents import Contents
-from amcl_fast.data.reading.reduction import encoded, plain
+from amcl_fast.data.reading.reduction import encoded, plain, refuse_run_lengths
 from amcl_fast.data.scan.headers import BadImage, look
 from amcl_fast.data.scan.limits import Limits
 
@@ -84,6 +84,7 @@ def scaled(content: bytes, shorter_side: int) -> bytes:
     Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
+            refuse_run_lengths(file)
             width, height = file.size
             shorter = min(width, height)
             if shorter <= shorter_side:
