@@ -24,7 +24,7 @@ _OTHER_CLASS = re.compile(r"its class (['\"])(.*)\1 is not one of the training c
 _STRANGER = "its class is not one of the training classes"
 _NAMED = 5
 _LISTED = 100
-_KIND = re.compile(r"((?:found during the run: )?[^:]*)", re.DOTALL)
+_KIND = re.compile(rf"((?:{DURING})?[^:]*)", re.DOTALL)
 _MORE = re.compile(r"([\d,]+) more: ")
 
 

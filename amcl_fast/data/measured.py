@@ -24,6 +24,7 @@ class MeasuredImages:
     seed: int
     skipped: list[tuple[str, str]]
     _bad: set[str]  # locations of those found during the run
+    _listed: set[tuple[str, str]]  # what `skipped` holds
 
     def _to_measure(self) -> tuple[Images, Images]:
         """Images to learn from, and those that are asked."""
@@ -118,7 +119,10 @@ class MeasuredImages:
         return images if chosen.all() else images.subset(chosen)
 
     def _note_bad_file(self, location: str, reason: str) -> None:
-        if (entry := (shown(location), reason)) not in self.skipped:
+        if len(self._listed) != len(self.skipped):  # other processes' have joined
+            self._listed = set(self.skipped)
+        if (entry := (shown(location), reason)) not in self._listed:
+            self._listed.add(entry)
             self.skipped.append(entry)
         self._bad.add(location)
 

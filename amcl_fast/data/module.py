@@ -160,6 +160,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.taken = ""
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
+        self._listed: set[tuple[str, str]] = set()
         self._found: list[Sources] | None = None  # of `root`, and of `evaluation`
         self._failed: Exception | None = None  # what has come of looking for them
         self._list: str | None = None  # the name under which the images are kept

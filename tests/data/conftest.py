@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from amcl_fast.data.loader.bad_files import begin_to_tell
 from amcl_fast.data.scan.images import Images
 from tests.helpers.damaged_files import JPEG
 from tests.helpers.small_shards import noise, write_shards
@@ -20,6 +21,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("AMCL_FAST_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    begin_to_tell()
 
 
 @pytest.fixture

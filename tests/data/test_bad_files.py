@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from amcl_fast.data import EvaluationLoader
+from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
+from amcl_fast.data.loader import order
+from amcl_fast.data.loader.order import Order
 from amcl_fast.data.locations import member, shown
 from tests.helpers.loaders import EVERYTHING, RAW, corrupt, epochs, in_shards, loader, numbered, numbers, overwrite
 from tests.helpers.small_shards import picture
@@ -104,12 +107,10 @@ def test_shards_that_vanish_do_not_end_a_run(make_shards):
     root, images = in_shards(make_shards)
     data = loader(images)
     (root / "1.tar").unlink()
-    (root / "2.tar").rename(root / "1.tar")
     seen = {number for batch in epochs(data, 3) for number in numbers(batch)}
-    assert seen == set(range(10)) | {0}
-    (root / "1.tar").unlink()
-    (root / "0.tar").unlink()
-    with pytest.raises(RuntimeError, match="no file of the data set can be read and decoded"):
+    assert seen == {*range(10), *range(20, 30)}
+    (root / "2.tar").rename(root / "1.tar")
+    with pytest.raises(RuntimeError, match=f"16 of 30 files .* the last {root}/[12].tar/s/00[12][0-9].png: .*; see"):
         epochs(loader(images), 1)
 
 
@@ -122,9 +123,83 @@ def test_an_error_that_no_file_explains_is_raised(tmp_path, monkeypatch):
         next(iter(data))
 
 
-def test_data_without_any_good_file_is_an_error(tmp_path):
+def test_data_of_which_most_go_bad_are_an_error(tmp_path):
     images = numbered(tmp_path / "i", 16)
     for file in images.files:
         corrupt(file)
-    with pytest.raises(RuntimeError, match="no file of the data set can be read and decoded"):
+    with pytest.raises(RuntimeError, match="9 of 16 files to train on cannot be read and decoded any more, the last"):
         next(iter(loader(images)))
+
+
+class Trials:
+    """Counts the images that are tried out, and permutations that are made."""
+
+    def __init__(self, monkeypatch):
+        self.tried = self.shuffled = 0
+        for owner, name, counter in ((Trial, "__call__", "tried"), (order, "permutation", "shuffled")):
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name), counter))
+
+    def _counted(self, function, counter):
+        def counted(*arguments):
+            setattr(self, counter, getattr(self, counter) + 1)
+            return function(*arguments)
+
+        return counted
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_only_what_dali_names_and_then_its_batch_is_tried_out(tmp_path, monkeypatch, kind):
+    images = numbered(tmp_path / "i", 160)
+    trials = Trials(monkeypatch)
+    batches = Order(160, 64).places(1).tolist() if kind == "training" else list(range(64, 128))
+
+    def again():
+        if kind == "training":
+            return [numbers(batch) for batch in epochs(loader(images, batch_size=64), 1)]
+        output = Output(size=8, batch_size=64, **RAW)
+        return [round(float(red)) for pixels, _ in EvaluationLoader(images, output) for red in pixels[:, 0, 0, 0]]
+
+    corrupt(images.files[batches[30]])
+    again()
+    assert trials.tried == 1
+    for place in (3, 40, 50):
+        corrupt(images.files[batches[place]])
+    trials.tried = trials.shuffled = 0
+    seen = again()
+    # One that it names; when it fails a second time, the batch, and what stands in or, in an evaluation, moves up.
+    assert 60 < trials.tried <= (68 if kind == "training" else 96)
+    assert trials.shuffled == (kind == "training")
+    bad = [batches[place] for place in (3, 30, 40, 50)]
+    flat = seen[1] if kind == "training" else seen
+    assert not set(flat) & set(bad) and len(flat) == (64 if kind == "training" else 156)
+
+
+def test_a_resume_is_without_no_file_that_is_good_again(tmp_path):
+    """What an outage has cost comes back, and what still cannot be decoded is replaced as it was."""
+    images = numbered(tmp_path / "i", 30)
+    files = [Path(path) for path in images.files]
+    damaged, mended, gone = 5, 11, range(16, 24)
+    contents = [path.read_bytes() for path in files]
+    for place in (damaged, mended):
+        corrupt(files[place])
+    for place in gone:
+        files[place].unlink()
+    first = loader(images)
+    listed = []
+    assert len(epochs(first, 2)) == 6
+    assert set(first._stand_ins.bad) == {damaged, mended, *gone}
+    state = first.state_dict()
+    for place in (mended, *gone):
+        files[place].write_bytes(contents[place])
+    second = loader(images, on_bad_file=lambda path, reason: listed.append((path, reason)))
+    second.load_state_dict(state)
+    assert listed == [(images.files[damaged], "found during the run: it cannot be read and decoded")]
+    seen = [[numbers(batch) for batch in epochs(second, 1)] for _ in range(2)]
+    order_of = Order(30, 8)
+    expected = [[6 if p == damaged else p for p in order_of.places(batch).tolist()] for batch in range(6, 12)]
+    assert seen[0] + seen[1] == expected
+    # One that cannot be read now is noted with today's reason when it is met.
+    files[damaged].unlink()
+    third = loader(images, on_bad_file=lambda path, reason: listed.append((path, reason)))
+    third.load_state_dict(state)
+    assert listed[1:] == [(images.files[damaged], "found during the run: no such file")]

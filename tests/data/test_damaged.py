@@ -204,6 +204,7 @@ def test_an_image_is_decoded_again_once_and_only_after_a_complaint(counted, capl
 
 
 def test_naming_comes_to_an_end(counted, caplog, monkeypatch):
+    assert damaged._MOST_NAMED == 5
     monkeypatch.setattr(damaged, "_MOST_NAMED", 40)
     names = Damaged()
     counted.count = 100

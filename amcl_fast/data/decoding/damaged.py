@@ -8,16 +8,17 @@ from amcl_fast.data.decoding.complaints import complaints
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.locations import shown
 from amcl_fast.data.reading.reader import Encoded
+from amcl_fast.distributed import world
 
 log = logging.getLogger(__name__)
 
 _TOGETHER = 32
-_MOST_NAMED = 100
+_MOST_NAMED = 5
 _MOST_SECONDS = 30.0
 
 
 class Damaged:
-    """Finds the images of which decoders complain, one decode of each image at most, for a while.
+    """Finds the first few images of which decoders complain, in the first process, one decode of each at most.
 
     A decoder's complaint names no image. Those that were being decoded when one came are decoded again, one by one.
     """
@@ -43,7 +44,7 @@ class Damaged:
         Raises:
             OSError: `read` or `trial` does not work.
         """
-        if self._is_over or (counted := complaints()) is None:
+        if self._is_over or world()[0] or (counted := complaints()) is None:
             return False
         heard, self._heard = self._heard, counted.heard()
         if self._heard == heard:

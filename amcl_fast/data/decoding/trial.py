@@ -22,6 +22,12 @@ _DECODED = b""
 _COMPLAINT = b"\0"  # how what a decoder says of an image begins that it decodes
 _OF_MEMORY = re.compile(rb"memory|alloc", re.IGNORECASE)
 NOT_DECODED = "it cannot be read and decoded"
+_NOT_ALIVE = "the process that decodes it does not live"
+
+
+def of_decoding(reason: str) -> bool:
+    """Whether a file is bad because of what decoding has told, not reading."""
+    return NOT_DECODED in reason or _NOT_ALIVE in reason
 
 
 class Trial:
@@ -47,7 +53,7 @@ class Trial:
         try:
             answer = self._answer(image)
         except WorkerError as error:
-            return f"the process that decodes it does not live: {error}"
+            return f"{_NOT_ALIVE}: {error}"
         if answer == _DECODED or answer.startswith(_COMPLAINT):
             return None
         if self._devices[0][0] != "cpu" and _OF_MEMORY.search(answer):

@@ -1,30 +1,65 @@
 """What becomes of a file that turns out to be bad during a run: which one takes its place, and what is told."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from amcl_fast.data.locations import shown
+from amcl_fast.data.scan.headers import NoImageLeftError
+from amcl_fast.distributed import world
+from amcl_fast.left_out import DURING
 
 log = logging.getLogger(__name__)
 
 BadFileHandler = Callable[[str, str], None]
 
 # Bad files beyond these are listed without a warning of their own: a folder may have gone as a whole.
-_TOLD = 100
-# What a loader of this process has said need not be said by the next one.
-_told: set[tuple[str, str]] = set()
+_NAMED = 5
+# What the loaders of a training have said, for none to say it again.
+_said: set[str] = set()
+_named: set[tuple[str, str]] = set()
 
 
-def tell(location: str, reason: str, number: int, handler: BadFileHandler | None) -> None:
-    """Warn of a bad file, the `number`th of its loader, and hand it on."""
-    if (location, reason) not in _told:
-        _told.add((location, reason))
-        if number <= _TOLD:
-            log.warning("%s: %s", shown(location), reason)
-        elif number == _TOLD + 1:
-            log.warning("more than %d files turned out to be bad: the others are only listed", _TOLD)
+def tell(location: str, reason: str, handler: BadFileHandler | None = None) -> None:
+    """Hand on a bad file; the first process warns of the first few."""
+    entry = shown(location), reason
+    if len(_named) < _NAMED and entry not in _named and not world()[0]:
+        _named.add(entry)
+        log.warning("%s: %s", *entry)
+    elif entry not in _named:
+        warn_once("further files that turn out to be bad are only listed")
     if handler is not None:
         handler(location, reason)
+
+
+def warn_once(text: str) -> None:
+    """Warn in the first process, if that has not said the same since the training began."""
+    if text not in _said and not world()[0]:
+        _said.add(text)
+        log.warning("%s", text)
+
+
+def begin_to_tell() -> None:
+    """Another training begins, which has nothing said yet."""
+    _said.clear()
+    _named.clear()
+
+
+def judge(files: Sequence[str], bad: Mapping[int, str]) -> None:
+    """Warn when a hundredth of a training's files, and more than a few, are bad.
+
+    Raises:
+        NoImageLeftError: more than half are. A folder may have gone that comes back: a training does not go on for days
+            with what is left as if it were all.
+    """
+    number, count = len(bad), len(files)
+    if number == max(_NAMED + 1, -(-count // 100)):
+        warn_once(f"{number:,} of {count:,} files to train on have turned out to be bad: see that they are still there")
+    if 2 * number > count:
+        last = [*bad][-1]
+        raise NoImageLeftError(
+            f"{number:,} of {count:,} files to train on cannot be read and decoded any more, the last "
+            f"{shown(files[last])}: {bad[last].removeprefix(DURING)}; see that they are there, then resume"
+        )
 
 
 class StandIns:

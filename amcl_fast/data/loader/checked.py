@@ -12,6 +12,7 @@ from amcl_fast.data.decoding.complaints import complaints
 from amcl_fast.data.decoding.damaged import Damaged
 from amcl_fast.data.decoding.trial import Trial
 from amcl_fast.data.graph import Output
+from amcl_fast.data.loader.bad_files import warn_once
 from amcl_fast.data.reading.reader import Encoded, Reader
 from amcl_fast.data.reading.reduction import Reduction
 
@@ -125,10 +126,9 @@ class Checked:
         if self._failures >= _MOST_FAILURES:
             self._careful = math.inf
         if self._failures == _MOST_FAILURES:
-            log.warning(
-                "DALI failed on damaged images %d times: from now on each image is decoded in a process of its own "
-                "before it is used for the first time, which takes longer",
-                _MOST_FAILURES,
+            warn_once(
+                f"DALI failed on damaged images {_MOST_FAILURES} times: from now on each image is decoded in a process "
+                "of its own before it is used for the first time, which takes longer"
             )
 
     def fed(self) -> None:

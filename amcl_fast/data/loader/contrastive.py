@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from amcl_fast.data.augment import Augmentation
+from amcl_fast.data.decoding.trial import of_decoding
 from amcl_fast.data.graph import Output, training_pipeline, with_seeds, without_seeds
-from amcl_fast.data.loader.bad_files import BadFileHandler, StandIns, tell
+from amcl_fast.data.loader.bad_files import BadFileHandler, StandIns, judge, tell
 from amcl_fast.data.loader.batches import labels_at, loosely
 from amcl_fast.data.loader.checked import Checked
 from amcl_fast.data.loader.order import Order
@@ -31,7 +32,8 @@ _UNSOLARISED = ", solarise=0.0, solarise_threshold=128"
 
 # Files that are read at once where many in a row are bad.
 _TOGETHER = 32
-_NONE_LEFT = "no file of the data set can be read and decoded any more"
+# Of a state's files that could not be decoded, those that are tried again: five seconds of photographs.
+_RETRIED = 1000
 
 
 class ContrastiveLoader:
@@ -214,14 +216,14 @@ class ContrastiveLoader:
         self._order.take_over(self._done, state.get("order_of", shards))
         if divided_anew:
             self._begun = self._done
-            self._note(dict(entry for shard in found for entry in shard["bad"]))
+            self._retry(dict(entry for shard in found for entry in shard["bad"]))
             return
         own = [shard for shard in found if shard["shard"] == self._shard]
         if not own:
             raise ValueError(f"the saved position lacks shard {self._shard}: it was saved by one process alone")
         self._begun = state.get("begun", 0)
         self._checkpoint = with_seeds(own[0]["checkpoint"], *self._seeds).encode("latin-1") or None
-        self._note(dict(own[0]["bad"]))
+        self._retry(dict(own[0]["bad"]))
 
     @property
     def _seeds(self) -> tuple[int, int, int]:
@@ -330,13 +332,28 @@ class ContrastiveLoader:
             left = [place for place in left if sources[place] not in wanted]
             reach = max(1, min(2 * reach, _TOGETHER // max(len(left), 1)))
 
+    def _retry(self, bad: dict[int, str]) -> None:
+        """Of the bad files of a state, keep those that still cannot be decoded.
+
+        What could not be read may be there again, and is read when its turn comes: no run is without it for ever.
+        """
+        tried = [place for place, reason in bad.items() if of_decoding(reason)]
+        for start in range(0, min(len(tried), _RETRIED), _TOGETHER):
+            group = tried[start : min(start + _TOGETHER, _RETRIED)]
+            found = self._checked.read([self._images.files[place] for place in group], suspects=True)
+            self._note({group[number]: _found(reason) for number, reason in found.bad.items()})
+        self._note({place: bad[place] for place in tried[_RETRIED:]})
+
     def _note(self, bad: dict[int, str]) -> None:
-        """Put the next good file of the list in the place of each bad one, and tell of it."""
+        """Put the next good file of the list in the place of each bad one, and tell of it.
+
+        Raises:
+            NoImageLeftError: more than half are bad.
+        """
         for place, reason in bad.items():
             if self._stand_ins.add(place, reason):
-                tell(self._images.files[place], reason, len(self._stand_ins.bad), self._on_bad_file)
-        if len(self._stand_ins.bad) == len(self._images.files):
-            raise NoImageLeftError(_NONE_LEFT)
+                tell(self._images.files[place], reason, self._on_bad_file)
+                judge(self._images.files, self._stand_ins.bad)
 
 
 def _found(reason: str) -> str:

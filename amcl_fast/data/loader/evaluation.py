@@ -80,7 +80,7 @@ class EvaluationLoader:
             while (outcome := images.advance()) is not None:
                 for place, reason in list(images.bad.items())[told:]:
                     told += 1
-                    tell(files[place], reason, told, self._on_bad_file)
+                    tell(files[place], reason, self._on_bad_file)
                 batch, places = outcome
                 yield batch, labels_at(labels, places)
         finally:
@@ -89,8 +89,7 @@ class EvaluationLoader:
                 keep = np.delete(np.arange(len(files)), [*images.bad])
                 self._files, self._labels = files.take(keep), labels[keep]
         for place, reason in list(images.bad.items())[told:]:
-            told += 1
-            tell(files[place], reason, told, self._on_bad_file)
+            tell(files[place], reason, self._on_bad_file)
         if not self._files and not self._may_be_none:
             raise NoImageLeftError(NONE_MEASURED)
 
