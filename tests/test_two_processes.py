@@ -121,6 +121,22 @@ def test_where_nothing_can_be_measured_is_the_first_process_s_word(tmp_path, dif
     assert done.stdout.count("run directory: ") == 1
 
 
+def test_a_new_run_of_which_a_process_is_killed_goes_on(images, tmp_path):
+    settings = _SETTINGS.replace("every_n_epochs: 1", "every_n_steps: 1") + "knn: {every_n_epochs: 0}\n"
+    (tmp_path / "settings.yaml").write_text(settings)
+    command = [sys.executable, "-m", "tests.helpers.torchrun", "--standalone", "--nproc_per_node=2"]
+    command += ["--max-restarts=1", *PRETRAIN[1:], "--config", "settings.yaml", "--data", images, "--run_dir", "run"]
+    command += ["--trainer.callbacks+=tests.helpers.killing.KillOnce", "--trainer.callbacks.rank=1"]
+    command += ["--trainer.callbacks.step=3", "--trainer.max_steps=4"]
+    done = forks.run(command, cwd=tmp_path, env=environment(tmp_path), timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("restart 1 of torchrun: goes on from step 2 of run\n") == 1
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("amcl-fast")]
+    assert told.startswith("amcl-fast pretrain: error: process 0 has lost process 1 (pid ")
+    assert "Traceback" not in done.stderr and "/gloo/" not in done.stderr
+    assert read_run(tmp_path / "run").series("loss")[0].tolist() == [0, 1, 2, 3]
+
+
 def test_processes_that_wait_for_one_that_was_refused_end_with_it(images, tmp_path):
     """torchrun tells them by SIGTERM, which finds them in a library, and kills them 30 s later."""
     (tmp_path / "settings.yaml").write_text(_SETTINGS)
@@ -163,7 +179,7 @@ def test_one_command_goes_on_whoever_dies_and_with_any_number_of_processes(tmp_p
     torchrun += ["--trainer.callbacks.step=4"]
     done = forks.run(torchrun, cwd=tmp_path, env=environment(tmp_path), timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "process 0 has lost another one" in done.stderr and done.stderr.count("Traceback") == 0
+    assert "process 0 has lost process 1 (pid " in done.stderr and done.stderr.count("Traceback") == 0
     assert done.stdout.count("goes on with 2 process(es) instead of 1") == 1
 
     capsys.readouterr()

@@ -106,13 +106,15 @@ def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> 
     def find() -> str:
         begun = left(_name(resume, run_dir))
         folder, before = (str(run_dir), None) if begun is None else json.loads(begun)
-        # What `--resume` names may be earlier than what was saved since.
+        again = "" if begun is None else f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')} of torchrun: "
         found = None
+        # What `--resume` names may be earlier than what was saved since.
         if resume == AUTO or (begun is not None and (resume is None or _last(folder) != before)):
-            found = _find(Path(folder), lock)
-        if begun is not None:
-            at = f"goes on from step {found.step}" if found and found.checkpoint else "nothing was saved, begins anew"
-            print(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')} of torchrun: {at} in {folder}", flush=True)
+            found = _find(Path(folder), lock, again)
+        if again and found is None:
+            print(f"{again}nothing was saved in {folder}, it begins as the first time", flush=True)
+        elif again and found is not None and found.checkpoint is not None:
+            print(f"{again}goes on from step {found.step} of {folder}", flush=True)
         told = None if found is None else [str(found.checkpoint or ""), found.step, found.settings, found.finished]
         return yaml.safe_dump([told, begun and folder])  # settings may hold dates
 
@@ -122,8 +124,8 @@ def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> 
         told = os.environ.get(VARIABLE, "[null, null]")
     else:
         told = os.environ[VARIABLE] = find()
-    found, again = yaml.safe_load(told)
-    again = again and Path(again)
+    found, begun_in = yaml.safe_load(told)
+    again = begun_in and Path(begun_in)
     if found is None:
         return None, again
     checkpoint, step, settings, finished = found
@@ -160,7 +162,7 @@ def _last(run_dir: str | Path) -> list[int] | None:
     return [found.st_ino, found.st_mtime_ns, found.st_size]
 
 
-def _find(run_dir: Path, lock: RunLock) -> Resumed | None:
+def _find(run_dir: Path, lock: RunLock, before: str) -> Resumed | None:
     files = RunDirectory(run_dir)
     if not files.config.exists() and not any(files.checkpoints.glob(f"*{CHECKPOINT_SUFFIX}")):
         return None
@@ -171,7 +173,7 @@ def _find(run_dir: Path, lock: RunLock) -> Resumed | None:
     with suppress(OSError, ValueError):
         facts = json.loads(read_file(files.facts))
     if checkpoint is None and not facts.get("finished"):
-        print(f"{run_dir} holds no checkpoint: the run begins anew", flush=True)
+        print(f"{before}{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, {})
     if checkpoint is None:
         return Resumed(None, 0, read_settings(files.config), finished=True)

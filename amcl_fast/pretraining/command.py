@@ -20,6 +20,7 @@ with extras_named("training"):
 from ..callbacks import (
     Interrupted,
     NonFiniteError,
+    Others,
     RunFolderError,
     SaveError,
     StopSignals,
@@ -227,6 +228,7 @@ def _train(cli: PretrainCLI, signals: StopSignals, *, requeues: bool) -> int:
 
     try:
         path = resumed.checkpoint if resumed else None
+        cli.callback(Others).watch(cli.trainer)
         with signals.heard_while_waiting(end_unjoined), last_words():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except Interrupted as interrupted:

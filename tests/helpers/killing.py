@@ -45,3 +45,18 @@ class KillOnce(L.Callback):
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
         if first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BreakOff(L.Callback):
+    """An error in torchrun's n-th attempt right after the optimiser step `steps[n]`, of which nothing is saved then."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = dict(enumerate(steps))
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.steps.get(int(os.environ["TORCHELASTIC_RESTART_COUNT"])):
+            raise BrokenOffError
+
+
+class BrokenOffError(Exception):
+    """Of `BreakOff`."""
