@@ -13,6 +13,7 @@ from .models import BackboneConfig, build_backbone
 from .models.resnet import RESNETS
 from .runs.checkpoint import load_checkpoint
 from .runs.directory import LAST, RunDirectory
+from .runs.reading import naming
 
 __all__ = ["Encoder", "find_weights", "load_encoder"]
 
@@ -104,13 +105,12 @@ def load_encoder(path: Path, *, trust: bool = False, backbone: nn.Module | None 
     file = find_weights(path)
     if file.suffix == ".onnx":
         raise ValueError(f"{file} is for other programs and is not read back; give the checkpoint or a {SUFFIX} file")
-    try:
-        if file.suffix == SUFFIX:
-            return _from_exported(file, trust, backbone)
-        return _from_checkpoint(file, trust, backbone)
-    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
-        # Of a file that is well formed, but whose entries are not those of an encoder of ours.
-        raise ValueError(f"{file} holds no encoder of amcl-fast: {error}") from error
+    # A file may be well formed, and its entries not those of an encoder of ours.
+    with naming(file, "holds no encoder of amcl-fast"):
+        found = (_from_exported if file.suffix == SUFFIX else _from_checkpoint)(file, trust, backbone)
+        if found.size < 1 or not len(found.mean) == len(found.std) == 3 or not 0 < found.crop_pct <= 1:
+            raise ValueError(f"images must be normalised and of a size, got {found.metadata}")
+    return found
 
 
 def _from_checkpoint(file: Path, trust: bool, own: nn.Module | None) -> Encoder:

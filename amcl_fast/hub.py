@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .runs.directory import RunDirectory
 from .runs.files import write_file
 from .runs.in_place import refuse_links
 from .runs.read import Run, read_run
+from .runs.reading import naming
 
 __all__ = ["push_to_hub", "write_for_hub"]
 
@@ -71,7 +73,9 @@ def write_for_hub(
         (folder / CONFIG).unlink(missing_ok=True)  # of another encoder
     else:
         write_file(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_file(folder / CARD, _card(encoder, _run_of(weights), name, license, of_timm=config is not None))
+    with naming(find_weights(weights)):
+        card = _card(encoder, _run_of(weights), name, license, of_timm=config is not None)
+    write_file(folder / CARD, card)
     return folder
 
 
@@ -157,11 +161,17 @@ def _is_published_resnet(config: BackboneConfig) -> bool:
 
 
 def _run_of(weights: Path) -> Run | None:
-    """The run that has left the weights, if its folder is there and can be read."""
+    """The run that has left the weights, if its folder is there; what is damaged in it is left out with a warning."""
     try:
-        return read_run(RunDirectory.of(find_weights(weights).resolve()).path)
-    except (OSError, ValueError):
+        run = read_run(RunDirectory.of(find_weights(weights).resolve()).path, partly=True)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{error}; the card says nothing of the run", stacklevel=3)
+        return None
+    for line in run.damaged.values():
+        warnings.warn(f"{line}; the card goes without it", stacklevel=3)
+    return run
 
 
 def _card(encoder: Encoder, run: Run | None, name: str, license: str | None, *, of_timm: bool) -> str:

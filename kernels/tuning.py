@@ -96,14 +96,17 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise ValueError(f"{path} must be a regular file")
     try:
         document = json.loads(path.read_text("utf-8"))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ValueError(f"{path} must be a JSON of tuned tables, got none: {problem}") from None
     tables = document.get("tables") if isinstance(document, dict) else None
     if not (_holds(tables, dict) and all(_holds(keys, dict) for keys in tables.values())):
         raise ValueError(f'{path} must hold "tables" of parameters by key, got {json.dumps(tables)[:60]}')
-    if not all(_holds(won, int) for keys in tables.values() for won in keys.values()):
+    values = [won for keys in tables.values() for won in keys.values()]
+    if not all(_holds(won, int) and all(0 <= of < 1 << 16 for of in won.values()) for won in values):
         raise ValueError(f'{path} must hold "tables" of whole numbers by parameter, got {json.dumps(tables)[:60]}')
     return document
 

@@ -69,7 +69,8 @@ def test_the_card_has_the_figures_of_the_run_and_no_path_of_the_machine(tmp_path
         settings + "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}"
     )
     assert main(["pretrain", "--config", "settings.yaml", "--data", "flowers", "--run_dir", "run"]) == 0
-    linear = {"linear": {"top1": 61.5, "sweep": {}}}
+    probe = {"top1": 61.5, "rate": 1.0, "epochs": 100, "training_images": "features computed once"}
+    linear = {"linear": probe}
     (tmp_path / "run" / "evaluation-flowers.json").write_text(json.dumps(linear))
     capsys.readouterr()
     assert main(["export", "run", "--hub", "me/flowers", "--license", "cc-by-4.0", "--output", "mine"]) == 0

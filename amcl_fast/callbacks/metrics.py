@@ -9,6 +9,7 @@ import socket
 import stat
 import struct
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,14 +24,17 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..runs.directory import RunDirectory
-from ..runs.files import Unwritten, flush_to_disk, write_file
+from ..runs.files import Unwritten, flush_to_disk, move_into_place, write_file
 from ..runs.in_place import append_whole, make_within
+from ..runs.reading import DamagedError, damaged
 from ..runs.settings import flattened
+from ..runs.table import read_table
 from .throughput import Throughput
 
 Row = dict[str, Any]
 
 _numbers = itertools.count()
+_VERSION = "brain.Event:2"
 
 
 class _RunLogger(Logger):
@@ -100,6 +104,9 @@ class MetricsFile(_RunLogger):
     What is logged of a step is in the file at once: more of the step that was logged last is written over its row.
     Lightning's CSVLogger deletes what an earlier run wrote, and holds rows back.
 
+    Of a file that is damaged when a run goes on what comes before that is kept, and all of it under another name. One
+    that somebody deletes or changes in mid-run goes on with what is left of it; either is a warning.
+
     Args:
         folder: run directory.
         resume_step: keep the rows before this step, as those after it are written again; None: no rows yet. The file
@@ -142,6 +149,9 @@ class MetricsFile(_RunLogger):
             append_whole(self.path, content, instead_of=self._length)
             self._end += len(content) - self._length
         else:
+            if self._columns is not None and not self._is_as_it_was():
+                lost = "is not as it was written" if os.path.lexists(self.path) else "was deleted"
+                warnings.warn(f"{self.path} {lost}; training goes on, and so does the file", stacklevel=2)
             columns, rows = self._read()
             columns += [name for name in names if name not in columns]
             rows = _merged([*rows, *self._waiting])
@@ -161,21 +171,28 @@ class MetricsFile(_RunLogger):
 
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and rows of the file so far, without those that are written again after a resume."""
-        if not self.path.is_file():
-            return ["step"], []
-        text = self.path.read_text("utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]  # the last line of a run that was killed while it wrote may be half
-        reader = csv.DictReader(io.StringIO(whole, newline=""), restval="")
-        columns = list(reader.fieldnames or ["step"])
-        return columns, [row for row in reader if self._is_kept(row)]
+        columns, rows = ["step"], []
+        if not os.path.lexists(self.path):
+            return columns, rows
+        try:
+            with read_table(self.path) as table:
+                columns = table.columns
+                for row in table:
+                    found: Row = dict(zip(columns, row, strict=True))
+                    rows += [found] if self._is_kept(found) else []
+        except DamagedError as error:
+            kept = self.path.with_name(f"{self.path.stem}-damaged{self.path.suffix}")
+            move_into_place(self.path, kept)
+            warnings.warn(f"{error}; it is kept as {kept}, and what comes before that goes on", stacklevel=2)
+        return columns, rows
 
     def _is_kept(self, row: Row) -> bool:
         if self._resume_step is None:
             return True
         try:
             return int(row["step"]) < self._resume_step
-        except (KeyError, ValueError):  # of a damaged file
-            return False
+        except ValueError:
+            raise damaged(self.path, f"a step must be a whole number, got {row['step'][:80]!r}") from None
 
 
 class EventsFile(_RunLogger):
@@ -192,7 +209,8 @@ class EventsFile(_RunLogger):
         super().__init__(folder)
         self._path: Path | None = None
         self._waiting = bytearray()
-        self._append(file_version="brain.Event:2")
+        self._written = False
+        self._append(file_version=_VERSION)
         if resume_step is not None:
             self._append(step=resume_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -241,15 +259,24 @@ class EventsFile(_RunLogger):
         self.write()
 
     def _append(self, **content: Any) -> None:
-        record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
-        self._waiting += record.getvalue()
+        self._waiting += _record(**content)
 
     def _write(self) -> None:
         path = self._target()
         make_within(self.folder, path.parent)
-        append_whole(path, bytes(self._waiting))
+        begin = b""
+        if self._written and not path.exists():
+            warnings.warn(f"{path} was deleted; training goes on, and so does the file", stacklevel=2)
+            begin = _record(file_version=_VERSION)
+        append_whole(path, begin + bytes(self._waiting))
+        self._written = True
         self._waiting.clear()
+
+
+def _record(**content: Any) -> bytes:
+    record = io.BytesIO()
+    RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+    return record.getvalue()
 
 
 def log_before_save(trainer: L.Trainer, outputs: Any = None) -> None:

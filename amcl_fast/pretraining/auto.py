@@ -22,10 +22,11 @@ from ..launch import by_others, rank, restarts
 from ..paths import expanded
 from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import AUTO, CHECKPOINT_SUFFIX, LATEST, RunDirectory
-from ..runs.files import read_file
 from ..runs.lock import RunLock
+from ..runs.reading import read_json
 from ..runs.resuming import Resumed, check_writable, find_run, read_resumed, refuse_another
 from ..runs.settings import read_settings
+from ..runs.shapes import Facts
 from .config_files import config_files
 from .given import Given
 
@@ -170,8 +171,14 @@ def _find(run_dir: Path, lock: RunLock, before: str) -> Resumed | None:
     check_writable(run_dir)
     lock.acquire(run_dir)
     facts = {}
-    with suppress(OSError, ValueError):
-        facts = json.loads(read_file(files.facts))
+    try:
+        facts = read_json(files.facts, Facts)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        if checkpoint is None:  # to begin anew would overwrite what there is
+            raise
+        print(f"{error}; the run goes on from its checkpoint", flush=True)
     if checkpoint is None and not facts.get("finished"):
         print(f"{before}{run_dir} holds no checkpoint: the run begins anew", flush=True)
         return Resumed(None, 0, {})

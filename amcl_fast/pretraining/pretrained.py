@@ -1,6 +1,5 @@
 """What a run from Python returns."""
 
-import csv
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from ..callbacks import OnlineKNN
 from ..methods import Method
 from ..methods.trainer import out_of_time
 from ..runs.directory import RunDirectory
+from ..runs.table import read_table
 from .lightning_cli import PretrainCLI
 
 
@@ -101,9 +101,10 @@ def _count(number: int, what: str) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    with suppress(FileNotFoundError), path.open(newline="", encoding="utf-8") as file:
+    with suppress(FileNotFoundError), read_table(path) as table:
+        rows = (zip(table.columns, row, strict=True) for row in table)
         return [
-            {name: int(float(text)) if name in ("step", "epoch") else float(text) for name, text in row.items() if text}
-            for row in csv.DictReader(file)
+            {name: int(float(text)) if name in ("step", "epoch") else float(text) for name, text in row if text}
+            for row in rows
         ]
     return []

@@ -8,6 +8,9 @@ from matplotlib.ticker import MaxNLocator
 from ..runs.read import Run
 from .style import BLUE, CYCLE, GREY, RED, WIDE, WIDTH, curve_axes, logarithmic
 
+_MOST_TERMS, MOST_NAMED = 8, 24
+"""Terms of a loss that have room beside each other, and heads that a legend names."""
+
 
 def loss(run: Run) -> Figure | None:
     """Training loss."""
@@ -49,8 +52,8 @@ def _line(axes: Axes, run: Run, name: str) -> None:
 
 
 def parts(run: Run) -> Figure | None:
-    """The terms of a loss that has several, each with a scale of its own, before their weights."""
-    names = [name for name in run.metrics if name.startswith("loss_")]
+    """The terms of a loss that has several, the first eight, each with a scale of its own, before their weights."""
+    names = [name for name in run.metrics if name.startswith("loss_")][:_MOST_TERMS]
     if not names:
         return None
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
@@ -205,9 +208,10 @@ def head_temperatures(run: Run) -> Figure | None:
                 linestyle=dashes,
                 marker="o",
                 markersize=3,
-                label=f"head {head + 1}{label}",
+                label=f"head {head + 1}{label}" if heads <= MOST_NAMED else None,
             )
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.06 * max(line.get_ydata().max() for line in axes.lines))  # type: ignore[union-attr]
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    if heads <= MOST_NAMED:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return figure

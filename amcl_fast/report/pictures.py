@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..runs.neighbours import Neighbours
 from ..runs.read import Run
 from ..runs.snapshot import Snapshot
+from .curves import MOST_NAMED
 from .style import BLUE, CYCLE, GREY, ON_ANY, OTHER, RED, SAME, WIDE, WIDTH, logarithmic
 from .style import label as shown
 
@@ -115,7 +116,7 @@ def anchors(run: Run) -> Figure | None:
         else:
             last.set_xlim(0, high)
             last.xaxis.set_major_locator(MaxNLocator(4))
-    if len(shots[0].perplexity) > 1:
+    if 1 < len(shots[0].perplexity) <= MOST_NAMED:
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8.5)
     return figure
@@ -173,7 +174,7 @@ def agreement(run: Run) -> Figure | None:
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
         matrix = shot.agreement
         axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
-        for (row, column), value in np.ndenumerate(matrix):
+        for (row, column), value in np.ndenumerate(matrix) if heads <= MOST_NAMED else ():
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
         axes.set_title(_moment(run, shot))

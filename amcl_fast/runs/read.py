@@ -1,13 +1,12 @@
 """A run directory, read back: all that a report is drawn from."""
 
-import csv
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +14,18 @@ from numpy.typing import NDArray
 from ..left_out import count
 from .directory import METRICS, RunDirectory
 from .neighbours import Neighbours
-from .reading import damaged, opened, read_json, read_utf8
+from .reading import damaged, read_json, read_utf8
 from .settings import read_settings
 from .shapes import Evaluated, Facts, Measures
 from .snapshot import Snapshot
+from .table import read_table
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 Kind = TypeVar("Kind")
 
-_MOST_METRICS, _MOST_SKIPPED = 1 << 30, 1 << 26
-"""Bytes of metrics.csv, of which a million rows have half as many, and of the list of what was left out."""
+_MOST_SKIPPED = 1 << 26
+"""Bytes of the list of what was left out."""
 
-_LONGEST_LINE, _MOST_COLUMNS = 1 << 20, 5000
 _LARGEST = 3.5e38
 """What float32 holds, in which everything is logged that is not counted."""
 
@@ -167,11 +166,18 @@ def read_run(run_dir: Path, *, partly: bool = False) -> Run:
             left_out[str(path.relative_to(run_dir))] = " ".join(str(error).split())
             return without
 
+    facts = part(files.facts, lambda path: dict(read_json(path, Facts)), {})
+    metrics, whole = _read_metrics(files.metrics) if there[0] else ({}, True)
+    if facts.get("finished") and not (whole and (metrics or not facts.get("steps"))):
+        error = damaged(files.metrics, "its end is cut off" if there[0] else "it is missing")
+        if not partly:
+            raise error
+        left_out[METRICS] = str(error)
     return Run(
         folder=run_dir,
-        metrics=_read_metrics(files.metrics) if there[0] else {},
+        metrics=metrics,
         settings=part(files.config, read_settings, {}),
-        facts=part(files.facts, lambda path: dict(read_json(path, Facts)), {}),
+        facts=facts,
         skipped=part(files.skipped, _read_skipped, []),
         evaluations={
             data: found
@@ -186,58 +192,25 @@ def read_run(run_dir: Path, *, partly: bool = False) -> Run:
     )
 
 
-def _read_metrics(path: Path) -> dict[str, Series]:
+def _read_metrics(path: Path) -> tuple[dict[str, Series], bool]:
+    """Metrics, and whether the last line is whole."""
     points: dict[str, tuple[array[float], array[float]]] = {}
-    with opened(path, _MOST_METRICS) as file:
-        rows = csv.reader(_lines(file, path), strict=True)
-        try:
-            names = next(rows, [])
-            _check_columns(names, path)
-            at_step = names.index("step")
-            for row in rows:
-                if len(row) != len(names):
-                    raise damaged(path, f"line {rows.line_num} has {len(row)} fields, of {len(names)} columns")
-                step = None
-                for name, text in zip(names, row, strict=True):
-                    if text and name != "step":
-                        step = _step(row[at_step], path) if step is None else step
-                        if math.isfinite(value := _number(text, path)):
-                            steps, values = points.setdefault(name, (array("d"), array("d")))
-                            steps.append(step)
-                            values.append(value)
-        except csv.Error as error:
-            raise damaged(path, f"line {rows.line_num}: {error}") from None
+    with read_table(path) as table:
+        at_step = table.columns.index("step")
+        for row in table:
+            step = None
+            for name, text in zip(table.columns, row, strict=True):
+                if text and name != "step":
+                    step = _step(row[at_step], path) if step is None else step
+                    if math.isfinite(value := _number(text, path)):
+                        steps, values = points.setdefault(name, (array("d"), array("d")))
+                        steps.append(step)
+                        values.append(value)
     series = {}
-    for name, pairs in points.items():
-        steps, values = map(np.array, pairs)
-        order = np.argsort(steps, kind="stable")
-        series[name] = (steps[order], values[order])
-    return series
-
-
-def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
-    """Whole lines of a table: the last one of a run that goes on, or was killed, may be half."""
-    while line := file.readline(_LONGEST_LINE):
-        if not line.endswith(b"\n"):
-            if len(line) == _LONGEST_LINE:
-                raise damaged(path, f"a line must have at most {_LONGEST_LINE:,} bytes, got more")
-            return
-        if b"\0" in line:
-            raise damaged(path, "it holds NUL bytes, as what was never written to the disk")
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
-            raise damaged(path, f"it is not UTF-8 ({error.reason})") from None
-
-
-def _check_columns(names: list[str], path: Path) -> None:
-    if "step" not in names:
-        raise damaged(path, f"it has no column 'step', its columns are {', '.join(names)[:80] or 'none'}")
-    if len(names) > _MOST_COLUMNS:
-        raise damaged(path, f"it must have at most {_MOST_COLUMNS:,} columns, got {len(names):,}")
-    if len({*names}) < len(names) or "" in names:
-        twice = next(name for name in names if not name or names.count(name) > 1)
-        raise damaged(path, f"columns must have names of their own, got {twice[:80]!r} {names.count(twice)} times")
+    for name, (steps, values) in points.items():
+        order = np.argsort(np.array(steps), kind="stable")
+        series[name] = np.array(steps)[order], np.array(values)[order]
+    return series, table.whole
 
 
 def _step(text: str, path: Path) -> float:

@@ -41,23 +41,27 @@ def damaged(path: Path, why: object, kind: type[DamagedError] = DamagedError) ->
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path, what: str = "is damaged") -> Iterator[None]:
     """Whatever a block fails of that works on the content of a file is that file's damage.
 
     For readers whose errors are of many kinds, and for content that is of the right types and makes no sense.
+
+    Args:
+        path: of the file.
+        what: is to be said of it.
 
     Raises:
         DamagedError: instead of any other error, but those that name the file.
     """
     try:
         yield
-    except (DamagedError, ImportError):
+    except (DamagedError, ImportError, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError | ValueError) and str(path) in str(error):
             raise
-        told = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise damaged(path, told) from error
+        told = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DamagedError(f"{path} {what}: {told or type(error).__name__}") from error
 
 
 @contextmanager

@@ -252,6 +252,7 @@ def _check_events(text: str, path: Path) -> None:
     total = 0
     known: dict[str, tuple[int, int]] = {}  # anchor: values, levels
     levels: list[_Level] = []
+    twice: list[str | None] = []
 
     def add(own: int, height: int) -> None:
         nonlocal total
@@ -263,7 +264,7 @@ def _check_events(text: str, path: Path) -> None:
 
     def complete(values: int, height: int, name: str | None = None) -> None:
         if levels and levels[-1].add(values, height, name):
-            raise DamagedError(f"{path} must have a name once in a group, got {_one_line(name)[:80]} twice")
+            twice.append(name)
 
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -290,6 +291,8 @@ def _check_events(text: str, path: Path) -> None:
             values, height = known[event.anchor]
             add(values, height)
             complete(values, height)
+    if twice:  # what goes beyond a limit is told first
+        raise DamagedError(f"{path} must have a name once in a group, got {_one_line(twice[0])[:80]} twice")
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

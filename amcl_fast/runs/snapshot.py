@@ -113,6 +113,8 @@ class Snapshot:
         shot = cls(**read_arrays(cls, path))
         if shot.labels.size and not 0 <= shot.labels.min() <= shot.labels.max() < len(shot.classes):
             raise damaged(path, f"labels must be among {len(shot.classes)} classes, got others")
+        if min(shot.step, shot.top_k) < 0:
+            raise damaged(path, f"step and top_k must not be negative, got {shot.step}, {shot.top_k}")
         if not 0 < shot.tau_min <= shot.tau_max:
             raise damaged(path, f"tau_min must be above 0 and at most tau_max, got {shot.tau_min}, {shot.tau_max}")
         return shot

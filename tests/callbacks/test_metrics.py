@@ -44,8 +44,11 @@ def test_resume_keeps_what_lies_before_it(tmp_path):
 
 def test_a_damaged_file_does_not_end_a_resume(tmp_path):
     (tmp_path / "metrics.csv").write_bytes(b"step,loss\n1,2.0\n\xff\x00,\n,3\nx,4\n2,5.0\n")
-    MetricsFile(tmp_path, resume_step=2).write()
+    damaged = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.warns(UserWarning, match=r"metrics\.csv is damaged: .*kept as .*metrics-damaged\.csv"):
+        MetricsFile(tmp_path, resume_step=2).write()
     assert lines(tmp_path) == ["step,loss", "1,2.0"]
+    assert (tmp_path / "metrics-damaged.csv").read_bytes() == damaged
 
 
 def test_a_new_run_never_writes_into_an_old_file(tmp_path):
