@@ -143,9 +143,7 @@ class LARS(Optimizer):
             updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])
         except RuntimeError as error:
             if any(grad.layout is not torch.strided for grad in grads):
-                raise TypeError(
-                    "gradients must be dense for LARS, got a sparse one; sparse=False makes such"
-                ) from error
+                raise TypeError("gradients must be dense with LARS, got a sparse one (of sparse=True)") from error
             raise
         if group["adapt"]:
             norms = torch.stack(torch._foreach_norm(params))

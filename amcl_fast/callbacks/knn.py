@@ -16,6 +16,7 @@ from ..methods.trainer import NonFiniteError, begins, epoch_is_over
 from ..models.modes import in_mode
 from ..progress import Loop
 from ..setting_types import real, whole
+from ..temperature import SMALLEST_TAU
 from .neighbours import Nearest, nearest_images
 
 PROBE = "probe/accuracy"
@@ -99,8 +100,8 @@ class OnlineKNN(L.Callback):
             whole(f"knn.{name}", value, 0, of=", which measures no kNN")
         whole("knn.probe_epochs", probe_epochs, 0, of=", which measures no probe")
         whole("knn.k", k, 1)
-        if not real("knn.temperature", temperature, 0):
-            raise ValueError(f"knn.temperature must be a number above 0, got {temperature}")
+        if real("knn.temperature", temperature, 0) < SMALLEST_TAU:
+            raise ValueError(f"knn.temperature must be a number above 0, at least {SMALLEST_TAU}, got {temperature}")
         self.every_n_epochs = every_n_epochs
         self.k = k
         self.temperature = temperature

@@ -24,6 +24,7 @@ from ..paths import absolute_data, find_data
 from ..progress import Loop
 from ..runs.directory import RunDirectory
 from ..runs.files import check_output, write_file
+from ..setting_types import whole
 from .evaluation import Evaluation, evaluate
 from .features import NothingToEvaluateError
 from .fine_tuning import fine_tune, usual
@@ -71,8 +72,7 @@ def run(
     with launched() as device:
         rank, world_size = world()
         with together():
-            if k < 1:
-                raise ValueError(f"k must be at least 1, got {k}")
+            whole("k", k, 1)
             check_settings(rates, epochs, batch_size)
             if output is not None and not rank:
                 check_output(output)

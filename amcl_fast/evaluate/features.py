@@ -201,15 +201,13 @@ def check_features(
         part: they are one process's, which may be none.
 
     Raises:
-        TypeError: features are not floating point or labels not int64.
+        TypeError: features are no dense tensor of numbers, or labels not int64.
         ValueError: shapes that do not fit, no rows, labels out of range, features that are not finite.
     """
-    checks.tensor(name, features)
+    checks.floating(name, features)
     checks.tensor(labels_name, labels)
     if features.ndim != 2:
         raise ValueError(f"{name} must be (N, d), got {tuple(features.shape)}")
-    if not features.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {features.dtype}")
     if labels.dtype != torch.int64:
         raise TypeError(f"{labels_name} must be int64, got {labels.dtype}")
     if not len(features) and not part:

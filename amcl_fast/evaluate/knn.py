@@ -11,6 +11,7 @@ from ..distributed import apart, exchange, together, world
 from ..ops import checks
 from ..rows import unit
 from ..setting_types import WIDEST, real, whole
+from ..temperature import SMALLEST_TAU
 from .features import Progress, check_features, silent
 
 _GROUP = 32
@@ -246,7 +247,7 @@ def _check(
     check_features("bank", bank, "bank_labels", bank_labels, num_classes, part=part)
     check_features("queries", queries, "query_labels", query_labels, num_classes, part=part)
     whole("k", k, 1)
-    if not real("temperature", temperature, 0):
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if real("temperature", temperature, 0) < SMALLEST_TAU:
+        raise ValueError(f"temperature must be above 0, at least {SMALLEST_TAU}, got {temperature}")
     if chunk is not None:
         whole("chunk", chunk, 1)

@@ -6,12 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import rows
-from ..operator_settings import is_number
-from ..ops import backends, checks
+from ..operator_settings import is_number, plain
+from ..ops import checks
 from ..setting_types import written
 from ..temperature import LARGEST_FLOAT32
-
-_DTYPES = backends.TABLE["reference"].dtypes
 
 
 class NonFiniteInputError(ValueError):
@@ -22,10 +20,8 @@ def heads_first(**inputs: Tensor) -> list[Tensor]:
     """Checked projections, (N, C, d) or (N, d), as (C, N, d)."""
     (first_name, first), *others = inputs.items()
     for name, z in inputs.items():
-        checks.tensor(name, z)
+        checks.floating(name, z)
         checks.unnamed(name, z)
-        if z.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be one of {backends.named(_DTYPES)}, got {z.dtype}")
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} must have shape (N, C, d) or (N, d), got {tuple(z.shape)}")
         if 0 in z.shape[1:]:
@@ -56,6 +52,7 @@ def queue_rows(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
 def number(name: str, value: Any, smallest: float = 0.0, accepted: str = "a float") -> float:
     """A float from `smallest` to what float32, in which most losses are evaluated, can hold; of any kind of number."""
     is_number(name, value, accepted)
+    value = plain(value)
     if not smallest <= value <= LARGEST_FLOAT32:
         raise ValueError(f"{name} must be between {smallest:.3g} and {LARGEST_FLOAT32:.3g}, got {written(value)}")
     return float(value)

@@ -18,7 +18,7 @@ from .base import full_precision
 from .contrast import Contrast, of_anchors
 from .inputs import finite, heads_first, queue_rows
 from .statistics import merged
-from .views import Views, as_heads, by_name, joined, view_pairs, views_first
+from .views import Views, as_heads, by_name, check_whole, joined, view_pairs, views_first
 
 
 class MoCoLoss(Contrast):
@@ -118,6 +118,7 @@ class MoCoLoss(Contrast):
                 of another number of views.
         """
         pairs = view_pairs("queries", queries, targets)
+        check_whole("keys", keys)
         attended = [*range(len(queries))] if targets is None else [*targets]
         if not isinstance(keys, Sequence | Tensor) or len(keys) != len(attended):
             got = len(keys) if isinstance(keys, Sequence | Tensor) else type(keys).__name__

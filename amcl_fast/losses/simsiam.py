@@ -13,7 +13,7 @@ from ..temperature import AdaptiveTemperature, cosine_temperature
 from .base import Loss, full_precision
 from .inputs import finite, heads_first, number
 from .statistics import merged, named
-from .views import Views, as_heads, by_name, joined, view_pairs, views_first
+from .views import Views, as_heads, by_name, check_whole, joined, view_pairs, views_first
 
 
 class SimSiamLoss(Loss):
@@ -86,6 +86,7 @@ class SimSiamLoss(Loss):
         """
         pairs = view_pairs("predictions", predictions, targets)
         count = len(predictions)
+        check_whole("projections", projections)
         if not isinstance(projections, Sequence | Tensor) or len(projections) != count:
             got = len(projections) if isinstance(projections, Sequence | Tensor) else type(projections).__name__
             raise ValueError(f"projections must be those of the {count} views, one tensor each, got {got}")

@@ -54,8 +54,7 @@ def view_pairs(name: str, views: Views, targets: Sequence[int] | None) -> ViewPa
         ValueError: fewer than two views, or targets that are not views, each once.
         TypeError: either is of another kind.
     """
-    if isinstance(views, Tensor):
-        checks.tensor(name, views)
+    check_whole(name, views)
     if not isinstance(views, Sequence | Tensor) or (isinstance(views, Tensor) and views.dim() == 0):
         raise TypeError(f"{name} must be a sequence of tensors, one a view, got {type(views).__name__}")
     count = len(views)
@@ -76,6 +75,16 @@ def view_pairs(name: str, views: Views, targets: Sequence[int] | None) -> ViewPa
     )
 
 
+def check_whole(name: str, views: Views) -> None:
+    """That views which come in one tensor come in a dense one.
+
+    Raises:
+        TypeError: they do not.
+    """
+    if isinstance(views, Tensor):
+        checks.tensor(name, views)
+
+
 def by_name(**given: Views) -> dict[str, Tensor]:
     """Each view of each argument, under the name that errors give it."""
     return {f"{name}[{place}]": view for name, views in given.items() for place, view in enumerate(views)}
@@ -83,9 +92,6 @@ def by_name(**given: Views) -> dict[str, Tensor]:
 
 def views_first(**given: Views) -> list[list[Tensor]]:
     """Checked projections of views, (N, C, d) or (N, d) each, as (C, N, d): a list of each argument's."""
-    for name, views in given.items():
-        if isinstance(views, Tensor):
-            checks.tensor(name, views)
     heads = iter(heads_first(**by_name(**given)))
     return [[next(heads) for _ in views] for views in given.values()]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import operator_settings, rows
 from ..reference import Chosen
+from . import backends
 from .registration import is_seen
 
 
@@ -99,6 +100,7 @@ def paired(
     _phi(("x", x, count), ("y", phi_x, phi_y, count), offset)
 
 
+_FLOATS = backends.TABLE["reference"].dtypes
 # Classes of torch whose numbers are elsewhere or not all there, and what holds them.
 _ELSEWHERE = {"MaskedTensor": ".get_data()", "DTensor": ".full_tensor()"}
 
@@ -123,15 +125,24 @@ def tensor(name: str, value: Any) -> None:
     raise TypeError(f"{name} must be a dense tensor, {said}")
 
 
+def floating(name: str, value: Any) -> None:
+    """That it is a tensor of a dtype in which there are operators, or which they widen.
+
+    Raises:
+        TypeError: it is not.
+    """
+    tensor(name, value)
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be one of {backends.named(_FLOATS)}, got {value.dtype}")
+
+
 def table(name: str, value: Any, width: int | None) -> None:
     """That it holds rows of `width` (None: of any), (..., rows, width), in floating point.
 
     Raises:
         TypeError, ValueError: it does not.
     """
-    tensor(name, value)
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    floating(name, value)
     if value.dim() < 2 or (width is not None and value.shape[-1] != width):
         raise ValueError(f"{name} must have the shape (..., rows, {width or 'd'}), got {tuple(value.shape)}")
 

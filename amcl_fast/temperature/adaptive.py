@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ..operator_settings import are_numbers
+from ..operator_settings import are_numbers, plain
 from ..ops import checks
 from ..rows import savable, unit
 from ..setting_types import WIDEST, fits_memory, one_of, whole, written
@@ -96,6 +96,7 @@ class AdaptiveTemperature(nn.Module):
         super().__init__()
         dim, hidden_dim = whole("dim", dim, 1, WIDEST), whole("hidden_dim", hidden_dim, 1, WIDEST)
         are_numbers(tau_min=tau_min, tau_max=tau_max, scale=scale, offset=offset)
+        tau_min, tau_max, scale, offset = map(plain, (tau_min, tau_max, scale, offset))
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..operator_settings import are_numbers
+from ..operator_settings import are_numbers, plain
 from ..ops import checks
 from ..reference import BOUND_SHARE
 from ..rows import transformed, widened
@@ -35,6 +35,7 @@ class LearnedTemperature(nn.Module):
     def __init__(self, init: float = 0.07, tau_min: float = 0.01, tau_max: float = 10.0) -> None:
         super().__init__()
         are_numbers(init=init, tau_min=tau_min, tau_max=tau_max)
+        init, tau_min, tau_max = map(plain, (init, tau_min, tau_max))
         if not SMALLEST_TAU <= tau_min < tau_max <= 1 / SMALLEST_TAU:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {1 / SMALLEST_TAU:.0e}, "

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..operator_settings import are_numbers
+from ..operator_settings import are_numbers, plain
 from ..reference import BOUND_SHARE
 from ..setting_types import written
 from .bounds import LARGEST_FLOAT32, SMALLEST_TAU
@@ -44,6 +44,8 @@ class PerplexityTemperature(nn.Module):
         for value in means:
             are_numbers(mean=value)
         are_numbers(perplexity=perplexity, tau_min=tau_min, tau_max=tau_max)
+        means = [plain(value) for value in means]
+        perplexity, tau_min, tau_max = map(plain, (perplexity, tau_min, tau_max))
         if not SMALLEST_TAU <= tau_min < tau_max <= LARGEST_FLOAT32:
             raise ValueError(
                 f"tau_min and tau_max must be such that {SMALLEST_TAU} <= tau_min < tau_max <= {LARGEST_FLOAT32:.3g}, "
