@@ -262,18 +262,6 @@ def remove_partial(*folders: Path) -> None:
                     path.unlink()
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file. Nothing is waited for, as an open FIFO would have it.
-
-    Raises:
-        FileNotFoundError: there is no regular file, nor a link to one.
-        OSError: it cannot be read.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "No such regular file", str(path))
-    return path.read_bytes()
-
-
 def check_output(path: Path) -> None:
     """Raise OSError, in one line, if no file can be written there; before the work whose result it will hold."""
     if path.is_dir():

@@ -5,16 +5,25 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..runs.directory import PAGE, RunDirectory
-from ..runs.files import PARTIAL, read_file, write_file
+from ..runs.files import PARTIAL, write_file
 from ..runs.in_place import refuse_links
 from ..runs.lock import LOCK, RunLock
+from ..runs.reading import DamagedError, read_json
 from ..runs.settings import changes, read_settings
 from .training import Training
 
 RESULTS = "study.json"
+
+
+class _Begun(TypedDict):
+    """What tells one study from another."""
+
+    command: str
+    study: str
+
 
 _HARMLESS = ("data.num_threads", "data.prefetch", "trainer.enable_progress_bar")
 
@@ -43,11 +52,11 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
     if RESULTS not in names and not runs & planned:
         raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     try:
-        before = json.loads(read_file(path)) if RESULTS in names else {"command": "as it was begun", "study": study}
-        command, found = str(before["command"]), before["study"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        before = read_json(path, _Begun) if RESULTS in names else {"command": "as it was begun", "study": study}
+    except DamagedError as error:
         helps = "remove it, and it is written again" if runs & planned else "give another --output"
-        raise ValueError(f"{path} is damaged: {helps}") from None
+        raise ValueError(f"{error}; {helps}") from None
+    command, found = before["command"], before["study"]
     strange = sorted(runs - planned)
     if found != study or strange:
         what = f"the training {strange[0]}, which is none of these" if strange else f"a study of {found}"

@@ -4,9 +4,9 @@
 
 `amcl-fast pretrain` trains a small encoder on 16 pixels, measures kNN and saves every so many steps, and meets files
 that go bad on the way. Memory (of the trainer alone, and of it with its helpers), file descriptors, threads, regions of
-memory and processes are read from /proc every two seconds. Each tenth of the steps counts by its median of memory and its
-least of the others: what leaks raises that, what is at work for a while does not. The trainer's own memory, anonymous,
-is what must be flat: how much of a library's file is in memory is up to the system.
+memory and processes are read from /proc every two seconds. Each tenth of the steps counts by its median of memory and
+its least of the others: what leaks raises that, what is at work for a while does not. The trainer's own memory,
+anonymous, is what must be flat: how much of a library's file is in memory is up to the system.
 """
 
 import argparse

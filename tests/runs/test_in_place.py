@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from amcl_fast.runs.files import partial_name, read_file, remove_partial
+from amcl_fast.runs.files import partial_name, remove_partial
 from amcl_fast.runs.in_place import PlaceError, append_whole, make_within, new_folder, open_in_place, refuse_links
 from amcl_fast.runs.lock import RunLock, locked
 
@@ -117,17 +117,6 @@ def test_only_what_our_writers_leave_is_removed(tmp_path):
     partial_name(tmp_path / "file").touch()
     remove_partial(tmp_path)
     assert os.listdir(tmp_path) == ["film.partial"]
-
-
-def test_what_is_read_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "endless").symlink_to("/dev/zero")
-    for name in ("pipe", "endless", "nothing", "."):
-        with pytest.raises(FileNotFoundError):
-            read_file(tmp_path / name)
-    (tmp_path / "file").write_text("text")
-    (tmp_path / "link").symlink_to("file")
-    assert read_file(tmp_path / "link") == b"text"
 
 
 def test_a_file_that_is_written_in_place_is_as_open_to_others_as_any(tmp_path):

@@ -121,6 +121,7 @@ class _Pass:
                 images = self._pipeline.run()
                 break
             except StopIteration:
+                assert self._pipeline is not None
                 self._idle.keep(self._output, self._pipeline)
                 self._checked.name_damaged(self._decoded)
                 return None

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.data.scan.walk import Tree
-from amcl_fast.runs.files import PARTIAL, read_file, write_file
+from amcl_fast.runs.files import PARTIAL, write_file
+from amcl_fast.runs.reading import read_json
 
 MANIFEST = "manifest.json"
 
 _FORMAT = 2
+_MOST_BYTES = 1 << 30
+"""Of the file: a name and a few numbers for each shard, and what was left out."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Shard:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What is known of a folder in which packing has begun; {} of one that is empty or not there."""
     try:
-        manifest = json.loads(read_file(folder / MANIFEST))
+        manifest = read_json(folder / MANIFEST, most=_MOST_BYTES)
         if manifest["format"] != _FORMAT:
             raise ValueError
         return dict(manifest)

@@ -19,9 +19,12 @@ from amcl_fast.data.shards.index import Index
 from amcl_fast.data.sources.numbered import Found
 from amcl_fast.left_out import few
 from amcl_fast.progress import Progress
-from amcl_fast.runs.files import read_file
+from amcl_fast.runs.reading import read_bytes
 
 log = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 32
+"""Of a kept index: some tens of bytes for each image of a tar."""
 
 CLASSES = "classes.txt"
 """Names of the classes, a line each, beside the shards or a folder above; the first is of number 0."""
@@ -146,7 +149,7 @@ def _cached(shard: str, limits: Limits) -> Path:
 def _load(shard: str, limits: Limits) -> Index | None:
     try:
         status = os.stat(shard)
-        index = Index.decoded(read_file(_cached(shard, limits)))
+        index = Index.decoded(read_bytes(_cached(shard, limits), _MOST_BYTES))
         in_use(_cached(shard, limits))
     except (OSError, ValueError, TypeError):
         return None

@@ -23,8 +23,8 @@ from amcl_fast.data.sources.folder import (
     UNUSED,
     Sources,
     find_sources,
-    may_hold_images,
 )
+from amcl_fast.data.sources.glance import may_hold_images
 from amcl_fast.data.sources.lists import Listed, read_lines, read_list
 from amcl_fast.left_out import FOLDER_UNREADABLE, few, not_entered
 

@@ -2,9 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,12 @@ import numpy as np
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.classes import AS_LIST, existing_folder, listing
-from amcl_fast.data.scan.headers import IMAGE_NAMES, NO_IMAGE, SUPPORTED, BadImage, check_header, unsupported
+from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Group, Images, converting, in_one_spelling, labelled, not_empty, unlabelled
 from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
+from amcl_fast.data.sources.glance import files_of, holds_images, holds_meant, may_hold_images, readable
 from amcl_fast.data.sources.numbered import no_labels
 from amcl_fast.left_out import FOLDER_UNREADABLE, LOOSE, NO_IMAGES, few, not_entered
 
@@ -30,8 +29,6 @@ UNUSED = "is not used as the held-out part"
 """In a line on a part that was not taken."""
 
 _LAYOUT = f"ROOT/train/CLASS/IMAGE, ROOT/CLASS/IMAGE or images without classes, {SUPPORTED}"
-# Files, and folders, that are looked at to tell whether a folder holds images.
-_MOST_LOOKS = 200
 
 _Check = Callable[[str, Mapping[str, PackedPaths]], dict[str, Group]]
 """`check_files` of a run."""
@@ -99,7 +96,7 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
         parts = _find_parts(folder, tree)
         _drop_repeated(folder, parts)
         starts = {("", name): os.path.join(parts.base or folder, name) for name in parts.classes}
-        starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in _readable(path, tree)}
+        starts |= {(path, name): os.path.join(path, name) for path in parts.held_out for name in readable(path, tree)}
         starts |= {(path, ""): path for path in parts.unlabelled}
         files, left_out = list_files([path for path in (folder, parts.base, *parts.held_out) if path], starts, tree)
 
@@ -130,7 +127,7 @@ def find_sources(root: str | Path, *, tell: bool = True, limits: Limits = DEFAUL
     measured = None
     for number, path in enumerate(parts.held_out, 1):
         if train.classes:
-            groups = in_one_spelling({name: files[path, name] for name in _readable(path, tree)}, train.classes)
+            groups = in_one_spelling({name: files[path, name] for name in readable(path, tree)}, train.classes)
             held_out, why = _held_out(path, groups, train.classes, tree, check)
         if held_out is not None:
             others = _place(parts.held_out[number:])
@@ -188,7 +185,7 @@ def _place(paths: Sequence[str]) -> str:
 def _flat(held_out: Sequence[str], tree: Tree) -> Iterator[tuple[str, str]]:
     """Held-out parts whose images lie in no folders of classes, as ImageNet's val/, and what helps."""
     for path in held_out:
-        if not _readable(path, tree) and any(name.lower().endswith(IMAGE_NAMES) for name in _files(path, tree)):
+        if not readable(path, tree) and any(name.lower().endswith(IMAGE_NAMES) for name in files_of(path, tree)):
             yield path, f"sort its images into {path}/CLASS/, or give {AS_LIST} as data.held_out"
 
 
@@ -197,7 +194,7 @@ def _other_part(folder: str, parts: _Parts, classes: list[str], tree: Tree) -> l
     if parts.held_out or parts.base is None or parts.base == folder:
         return []
     beside = [os.path.join(folder, name) for name in tree.subfolders(folder) if name.lower() not in _PARTS]
-    like = [path for path in beside if not set(classes).isdisjoint(_readable(path, tree))]
+    like = [path for path in beside if not set(classes).isdisjoint(readable(path, tree))]
     if not like:
         return []
     names = ", ".join(HELD_OUT[:-1])
@@ -217,7 +214,7 @@ def _find_parts(folder: str, tree: Tree) -> _Parts:
     if train and (held_out or extra or tree.subfolders(train[0])):
         return _of_classes(train[0], tree.subfolders(train[0]), tree, held_out, extra)
     if train:
-        like = [name for name in others if _holds_images(os.path.join(folder, name), tree)]
+        like = [name for name in others if holds_images(os.path.join(folder, name), tree)]
         if like:
             note = f"{train[0]} holds no folders, and {few(like)} beside it images: it is taken for a class like these"
             return _of_classes(folder, sorted([*others, os.path.basename(train[0])]), tree, notes=[note])
@@ -253,7 +250,7 @@ def _of_classes(
     """
     nested = {}
     for name in classes:
-        inside = {part.lower(): part for part in _readable(os.path.join(base, name), tree)}
+        inside = {part.lower(): part for part in readable(os.path.join(base, name), tree)}
         train, rest = ([inside[part] for part in kind if part in inside] for kind in (TRAINING, _NOT_TRAINING))
         if train and rest and may_hold_images(os.path.join(base, name), tree):
             nested[name] = " and ".join([*train, *rest])
@@ -297,7 +294,7 @@ def _training(
     if parts.base is None:
         return Images([], [], []), no_labels()
     found = check(parts.base, {**groups, "": tree.direct_files(parts.base)})
-    no_class = [name for name in groups if found[name].files and not _holds_meant(found[name])]
+    no_class = [name for name in groups if found[name].files and not holds_meant(found[name])]
     passed_over = [
         (os.path.join(parts.base, name), f"{NO_IMAGES}: {len(found.pop(name).files):,} other") for name in no_class
     ]
@@ -357,50 +354,3 @@ def _joined(parts: list[Images]) -> Images | None:
         parts[0].classes,
         [entry for part in parts for entry in part.skipped],
     )
-
-
-def _readable(folder: str, tree: Tree) -> list[str]:
-    """Names of the folders in a folder; none if it cannot be read."""
-    with suppress(OSError):
-        return tree.subfolders(folder)
-    return []
-
-
-def _files(folder: str, tree: Tree) -> Sequence[str]:
-    """Paths of the files in a folder; none if it cannot be read."""
-    with suppress(OSError):
-        return tree.direct_files(folder)
-    return []
-
-
-def _holds_meant(group: Group) -> bool:
-    """Whether a file is an image, or a damaged one by its name; one without an ending by what it begins with."""
-    return group.is_usable or any(_meant_as_image(*entry) for entry in group.left_out())
-
-
-def _meant_as_image(path: str, reason: str) -> bool:
-    ending = os.path.splitext(path)[1].lower()
-    return ending in IMAGE_NAMES or bool(unsupported(reason)) or not (ending or reason.startswith(NO_IMAGE))
-
-
-def may_hold_images(folder: str, tree: Tree) -> bool:
-    """Whether a folder holds an image by the names of its files, or by the content of the first, or cannot be read."""
-    try:
-        for number, path in enumerate(tree.files_below(folder, strict=True)):
-            if path.lower().endswith(IMAGE_NAMES) or (number < _MOST_LOOKS and _is_image(path)):
-                return True
-    except OSError:
-        return True
-    return False
-
-
-def _holds_images(folder: str, tree: Tree) -> bool:
-    """Whether an image is among the first files of a folder or below."""
-    return any(map(_is_image, islice(tree.files_below(folder, _MOST_LOOKS), _MOST_LOOKS)))
-
-
-def _is_image(path: str) -> bool:
-    with suppress(BadImage):
-        check_header(path)
-        return True
-    return False

@@ -22,7 +22,7 @@ from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.sources.folder import Sources
-from amcl_fast.runs.files import read_file
+from amcl_fast.runs.reading import read_utf8
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def kept(data_set: str) -> Sources | None:
     """
     try:
         pointer = _pointer(data_set)
-        name = read_file(pointer).decode()
+        name = read_utf8(pointer)
         if not _NAME.fullmatch(name):
             return None
         found = _load(name)
