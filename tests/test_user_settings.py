@@ -19,8 +19,8 @@ from amcl_fast.optim import OptimizerConfig
 from amcl_fast.pretraining.command import SettingsError, settings_of
 from amcl_fast.pretraining.given_settings import given_to_others
 from amcl_fast.pretraining.lightning_cli import parsed
-from amcl_fast.recipes import FOLDER, recipe_names
-from amcl_fast.recipes.shown import composed, written
+from amcl_fast.recipes import recipe_names
+from amcl_fast.recipes.shown import written
 from tests.helpers.command_line import AMCL, PRETRAIN, environment, image_folder
 
 TRAINER = "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}\n"
@@ -371,18 +371,6 @@ def test_a_recipe_that_is_shown_is_the_one_that_runs(recipe, tmp_path):
     (tmp_path / "shown.yaml").write_text(written(recipe))
     of_recipe = settings_of(recipe, [])
     assert parsed(["--config", str(tmp_path / "shown.yaml")]) == {**of_recipe, "recipe": None, "base": None}
-
-
-def test_where_a_setting_stands(monkeypatch, tmp_path):
-    """The criterion of another class forgets the settings of the one before."""
-    (tmp_path / "own.yaml").write_text(
-        "base: simclr-cifar10-amcl\nmodel: {init_args: {criterion: {class_path: my.Loss, init_args: {a: 1}}}}\n"
-    )
-    files, settings = composed(str(tmp_path / "own.yaml"))
-    of_loss = {path[3:]: value for path, value in settings.items() if path[:3] == ("model", "init_args", "criterion")}
-    own = tmp_path / "own.yaml"
-    assert of_loss == {("class_path",): ("my.Loss", own), ("init_args", "a"): (1, own)}
-    assert settings["data", "root"] == ("cifar10", FOLDER / "datasets/cifar10.yaml") and files[-1] == own
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from amcl_fast.methods import BarlowTwins
 from amcl_fast.optim import lr_scale
 from amcl_fast.pretraining.lightning_cli import PretrainCLI
 from amcl_fast.recipes import BACKBONES, DATASETS, FOLDER, FRAMEWORKS, describe_recipes, recipe_files, recipe_names
+from amcl_fast.recipes.shown import composed
 from amcl_fast.report import Snapshot
 from amcl_fast.runs.directory import RunDirectory
 from amcl_fast.runs.resuming import Resumed
@@ -365,3 +366,15 @@ def test_barlow_twins_of_constant_temperature_takes_any_batch(tmp_path):
         cli = build("barlow-builtin-baseline", tmp_path)
     assert isinstance(cli.model, BarlowTwins)
     cli.model.check_batch(7)
+
+
+def test_where_a_setting_stands(tmp_path):
+    """The criterion of another class forgets the settings of the one before."""
+    (tmp_path / "own.yaml").write_text(
+        "base: simclr-cifar10-amcl\nmodel: {init_args: {criterion: {class_path: my.Loss, init_args: {a: 1}}}}\n"
+    )
+    files, settings = composed(str(tmp_path / "own.yaml"))
+    of_loss = {path[3:]: value for path, value in settings.items() if path[:3] == ("model", "init_args", "criterion")}
+    own = tmp_path / "own.yaml"
+    assert of_loss == {("class_path",): ("my.Loss", own), ("init_args", "a"): (1, own)}
+    assert settings["data", "root"] == ("cifar10", FOLDER / "datasets/cifar10.yaml") and files[-1] == own

@@ -296,7 +296,7 @@ def test_runs_that_begin_at_once(tmp_path, given):
         (["--trainer.use_distributed_sampler=false"], r"trainer\.use_distributed_sampler must be true: .*, got false"),
         (["--trainer.model_registry=mine"], r"trainer\.model_registry must be null, .*, got mine"),
         (["--trainer.gradient_clip_algorithm=value"], r"must be null without trainer\.gradient_clip_val, got value"),
-        (["--trainer.gradient_clip_val=-1"], r"gradient_clip_val must be at least 0, .*, got -1"),
+        (["--trainer.gradient_clip_val=-1"], r"gradient_clip_val must be finite and at least 0, .*, got -1"),
         (["--trainer.min_epochs=3"], r"trainer\.min_epochs must be at most trainer\.max_epochs, 1, got 3"),
         (["--trainer.profiler=fast"], r"trainer\.profiler must be null, simple, advanced, pytorch or .*, got fast"),
         (["--trainer.devices=0"], r"trainer\.devices must be auto, -1, their number or a list .*, got 0"),

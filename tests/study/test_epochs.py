@@ -291,7 +291,7 @@ def test_a_folder_of_something_else_is_refused(here, untrained, capsys):
     other = ["--output", "other", "--variants", "amcl"]
     assert refused(capsys, *other) == "other holds thesis.tex, which is no study's; give another --output"
     (here / "other" / "study.json").write_text("{}")
-    assert refused(capsys, *other) == "other/study.json is damaged: give another --output"
+    assert refused(capsys, *other) == "other/study.json is damaged: it has no command; give another --output"
     (here / "other" / "study.json").write_text('{"study": "heads", "command": "amcl-fast study heads"}')
     assert "other holds a study of heads; it goes on with" in refused(capsys, *other)
     assert not untrained
