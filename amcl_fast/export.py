@@ -48,6 +48,7 @@ def export(weights: Path, *, format: Format = "safetensors", output: Path | None
         check_output(output)
     encoder = load_encoder(weights, trust=trust)
     path = output or (weights / f"backbone{suffix}" if weights.is_dir() else weights.with_suffix(suffix))
+    check_output(path)
     write_file(path, as_safetensors(encoder) if format == "safetensors" else _onnx(encoder))
     return path
 

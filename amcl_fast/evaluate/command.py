@@ -79,9 +79,7 @@ def run(
             encoder = load_encoder(weights, trust=trust)
             datamodule = _data_module(weights, encoder, data, held_out, size, crop_pct, batch_size, device)
             data = datamodule.root
-            output = output or _beside(weights, data)
-            if not rank:
-                check_output(output)
+            output = _place(output, weights, data)
         _find_images(datamodule, data)
         on_crops = device.type == "cuda" if augment is None else augment
         with together():
@@ -166,9 +164,7 @@ def run_fine_tuning(
                 weights, encoder, data, held_out, size, crop_pct, batch_size, device, seed=chosen.seed
             )
             data = datamodule.root
-            output = output or _beside(weights, data, partial(RunDirectory.fine_tuning, fraction=label_fraction))
-            if not rank:
-                check_output(output)
+            output = _place(output, weights, data, partial(RunDirectory.fine_tuning, fraction=label_fraction))
         _find_images(datamodule, data)
         with together():
             _, queries = datamodule.features_loaders(shard=rank, num_shards=world_size)
@@ -345,6 +341,18 @@ def _table(found: Evaluation, half: bool) -> str:
         lines.append(f"  {rate:<8g}{top1:6.2f} %{top5}{'  <- best' if index == probe.best else ''}")
     lines.append("The best rate is chosen on the held-out images themselves, as is the custom.")
     return "\n".join(lines)
+
+
+def _place(output: Path | None, weights: Path, data: str, *name: Callable[[RunDirectory, str], Path]) -> Path:
+    """Where the result goes, by default as `_beside` says, found to be writable by the first process, which writes.
+
+    Raises:
+        OSError: it is not.
+    """
+    output = output or _beside(weights, data, *name)
+    if not world()[0]:
+        check_output(output)
+    return output
 
 
 def _beside(weights: Path, data: str, name: Callable[[RunDirectory, str], Path] = RunDirectory.evaluation) -> Path:

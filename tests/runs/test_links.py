@@ -119,7 +119,7 @@ def test_folders_of_a_run_are_those_that_are_refused(whole):
 
 
 @pytest.mark.timeout(120)
-def test_a_run_directory_may_be_a_link_itself_and_in_it_nobody_is_waited_for(run, whole, tmp_path):
+def test_a_run_directory_may_be_a_link_itself_and_in_it_nobody_is_waited_for(run, whole, tmp_path, capsys):
     (tmp_path / "scratch").mkdir()
     run.rename(tmp_path / "scratch" / "run")
     run.symlink_to(tmp_path / "scratch" / "run")
@@ -132,6 +132,11 @@ def test_a_run_directory_may_be_a_link_itself_and_in_it_nobody_is_waited_for(run
     more = [f"--config={whole.parent / 'tiny.yaml'}", f"--data={whole.parent / 'images'}", "--trainer.max_epochs=2"]
     assert main(["pretrain", "--resume=auto", "--run_dir=run", *more]) == 0
     assert run.is_symlink() and (run / "checkpoints" / "epoch-0002.ckpt").is_file()
+    for command in (["evaluate", "run", "--epochs=1"], ["export", "run"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(" is no regular file, and would be replaced by one")
     assert all((run / name).is_file() for name in written) and all((run / name).is_fifo() for name in others)
 
 
