@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from amcl_fast import AdaptiveTemperature, __version__, callbacks
 from amcl_fast.callbacks import MetricsFile
 from amcl_fast.cli import main
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS
 from amcl_fast.encoder import load_encoder
 from amcl_fast.methods import SimCLR
 from amcl_fast.recipes import describe_recipes
@@ -94,7 +95,8 @@ def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
 
 def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     pytest.importorskip("safetensors")
-    assert main([*tiny, "--run_dir", "run", "--data.crop_pct", "0.8"]) == 0
+    assert main([*tiny, "--run_dir", "run", "--data.crop_pct", "0.8", "--data.max_image_pixels", "5000"]) == 0
+    assert load_encoder("run").limits == DEFAULT_LIMITS._replace(pixels=5000)
     capsys.readouterr()
     probe = ["--data", str(images), "--epochs", "2", "--batch_size", "8"]
     assert main(["evaluate", "run", *probe]) == 0

@@ -63,6 +63,10 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
     """
 
     channels = 3
+    _found: list[Sources] | None = None  # of `root`, and of `evaluation`
+    _failed: Exception | None = None  # what has come of looking for them
+    _list: str | None = None  # the name under which the images are kept
+    _is_kept = False  # whether they are those that another process has kept
 
     def __init__(
         self,
@@ -125,8 +129,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 name as `root` may be. kNN and probes learn from its training part, and what it holds out is asked. All
                 of `root` is trained on, but for a part that is held out there by its name.
             max_image_bytes: of an encoded image; a larger one is left out and listed.
-            max_image_pixels: of an image; a larger one is left out and listed, and so is a JPEG of so many scans that
-                decoding it takes as long (docs/photographs.md).
+            max_image_pixels: the same of its pixels, and of a JPEG's scans by how long they take (docs/photographs.md).
 
         Raises:
             ValueError: a setting out of range, or both `held_out` and `evaluation`.
@@ -161,10 +164,6 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._listed: set[tuple[str, str]] = set()
-        self._found: list[Sources] | None = None  # of `root`, and of `evaluation`
-        self._failed: Exception | None = None  # what has come of looking for them
-        self._list: str | None = None  # the name under which the images are kept
-        self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
         self._largest = Largest([], [])

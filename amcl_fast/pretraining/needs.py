@@ -174,7 +174,7 @@ def _ram() -> float:
     """Bytes of the machine, or of the smallest cgroup that this process is in."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError):
-        for line in _GROUPS_OF_THIS.read_text().splitlines():
+        for line in _GROUPS_OF_THIS.read_text("utf-8", "surrogateescape").splitlines():
             _, controllers, path = line.split(":", 2)
             root, file = _GROUPS.get(controllers, (None, ""))
             if root is not None:
@@ -186,7 +186,7 @@ def _ram() -> float:
 
 def _limit(file: Path) -> int:
     with suppress(OSError, ValueError):
-        return int(file.read_text())
+        return int(file.read_bytes())
     return sys.maxsize  # "max", or not there
 
 

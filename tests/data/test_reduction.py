@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,12 @@ def test_what_the_reducer_cannot_decode_is_handed_on_as_it_is_unless_it_is_too_l
         (1, "too large: 900 x 640 pixels in 5,000 bytes, and Pillow, which would make it smaller, cannot decode it")
     ]
     reader.close()
+
+
+def test_an_image_too_long_for_a_jpeg_is_reduced_to_a_png(save):
+    path = save("long.png", Image.new("L", (140_000, 40), 77))
+    small = Image.open(io.BytesIO(reduce(Path(path).read_bytes(), 2)))
+    assert (small.format, small.size, small.getpixel((69_999, 19))) == ("PNG", (70_000, 20), 77)
 
 
 def test_an_unusual_image_is_no_longer_doubtful_once_it_is_written_anew(save):

@@ -30,8 +30,8 @@ def progressive_jpeg(width: int, height: int, scans: int) -> bytes:
 
 
 def run_length_bmp(width: int, height: int) -> bytes:
-    """A BMP of run lengths, of which one skips 255 rows, again and again."""
-    data = b"\0\2\0\xff" * 4 + b"\0\1"
+    """A BMP of run lengths, four bytes a row: a pixel, and the end of the row."""
+    data = b"\1\7\0\0" * height + b"\0\1"
     pixels = 54 + 4 * 256
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", pixels + len(data), 0, 0, pixels) + header + bytes(4 * 256) + data
