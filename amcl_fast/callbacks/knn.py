@@ -68,8 +68,8 @@ class OnlineKNN(L.Callback):
     `features_loaders()`.
 
     Attributes:
-        between_batches: called with the trainer while an epoch is measured, in all processes at the same time; it may
-            raise, in all of them.
+        between_batches: called with the trainer while an epoch or the end is measured, in all processes at the same
+            time; it may raise, in all of them.
         neighbours: how many voted when it was measured last: k, or all images of a smaller bank; None before.
         unmeasurable: why nothing is measured; None if something is, and before training.
         sampled: images of bank and queries, as they were measured last; before that, those that will be, if known.
@@ -232,7 +232,7 @@ class OnlineKNN(L.Callback):
         epoch = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
         if not epoch or (self.history and self.history[-1][0] >= epoch):
             return
-        if found := self._measure(trainer, pl_module, epoch):
+        if found := self._measure(trainer, pl_module, epoch, self.between_batches):
             self.closed = True
             _log(trainer, trainer.global_step, found)
 

@@ -294,4 +294,5 @@ class SaveOnSignal(L.Callback):
 def _ends(trainer: L.Trainer) -> bool:
     """Whether nothing is left to train after this epoch."""
     stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-    return stops or trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+    last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs  # type: ignore[operator]
+    return stops or last or trainer.global_step == trainer.max_steps

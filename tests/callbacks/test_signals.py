@@ -177,6 +177,13 @@ def test_a_signal_during_the_last_knn_lets_it_finish(tmp_path):
     assert saved_step(tmp_path) == 12 and [epoch for epoch, _ in knn.history] == [1, 2, 3]
 
 
+def test_a_signal_during_the_closing_knn_saves_before_it(tmp_path, monkeypatch):
+    knn, save, closed = OnlineKNN(every_n_epochs=2), Checkpoint.save, []
+    monkeypatch.setattr(Checkpoint, "save", lambda *of: (closed.append(knn.closed), save(*of))[1])
+    train(tmp_path, knn, SignalInKNN(epoch=2))
+    assert closed == [False, True] and saved_step(tmp_path) == 12
+
+
 def test_a_run_that_is_asked_to_stop_at_its_end_ends(tmp_path):
     """No resume would do the closing work of a run without a step left."""
     checkpoint = Checkpoint()

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import torch.distributed as dist
 
 from amcl_fast import distributed
-from amcl_fast.callbacks import Checkpoint, Interrupted, SaveOnSignal
+from amcl_fast.callbacks import Checkpoint, Interrupted, SaveOnSignal, signals
 from amcl_fast.callbacks.signals import _BATCHES
 from amcl_fast.distributed import Pace
 from tests.helpers.command_line import saved_step
@@ -61,6 +63,7 @@ class Steps(L.Callback):
 
 def worker(rank, port, folder):
     start(rank, 2, port)
+    monkeypatch = pytest.MonkeyPatch()
     settings = {"strategy": "ddp", "devices": 2, "log_every_n_steps": 50, "max_epochs": 2}
 
     def stopped(name, send, data, **more):
@@ -72,7 +75,9 @@ def worker(rank, port, folder):
         assert saved_step(folder / name) == steps.last
         return steps.last
 
-    for of in range(2):
+    for of, backend in enumerate(("gloo", "nccl")):
+        # With NCCL they agree in a group of their own, which ends with the training.
+        monkeypatch.setattr(signals, "dist", SimpleNamespace(**{**vars(dist), "get_backend": lambda own=backend: own}))
         assert 3 <= stopped(f"of-{of}", Send(of, 3, signal.SIGTERM), FakeDataModule(steps=48)) <= 3 + _BATCHES
     # Within a step of many batches, which ends it, whatever the log is told of it.
     send, data = Send(1, 21, signal.SIGUSR1), FakeDataModule(steps=200)
