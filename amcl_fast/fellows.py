@@ -178,7 +178,7 @@ def _ended() -> list[str]:
 def _is_over(pid: int) -> bool:
     """Whether a process has ended, though whoever has started it may not have looked yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
 
