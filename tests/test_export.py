@@ -182,7 +182,7 @@ def test_damaged_and_other_files_are_refused_by_name(tmp_path, content):
         ({"settings": {"model": {}, "data": {}}}, "holds no encoder"),
         ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no encoder.*conv1"),
         ({"loops": {}}, "holds no encoder.*fit_loop"),
-        ({"settings": 7}, "no checkpoint of amcl-fast: settings must be .* got 7"),
+        ({"settings": 7}, "is no checkpoint of amcl-fast: settings must be .* got 7"),
     ],
 )
 def test_checkpoints_of_something_else_are_refused(tmp_path, changes, message):

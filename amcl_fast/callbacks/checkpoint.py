@@ -19,6 +19,7 @@ from ..methods.trainer import at_logging_step, at_step_boundary, begins, epoch_i
 from ..runs.directory import RunDirectory
 from ..runs.files import NewFile, copy_file, move_into_place, of_place, partial_name
 from ..runs.in_place import make_within
+from ..runs.lock import RunLock
 from ..runs.settings import read_settings
 from ..setting_types import real, whole
 from .guard import check_finite_weights
@@ -31,7 +32,7 @@ class SaveError(OSError):
 
 
 class RunFolderError(OSError):
-    """The run directory was deleted or renamed while the run went on."""
+    """The run directory was renamed while the run went on, or deleted and cannot be made anew."""
 
 
 class LocalCheckpointIO(TorchCheckpointIO):
@@ -101,8 +102,9 @@ class Checkpoint(LightningCheckpoint):
     used without its folder. What is logged for the step or epoch is in the logs before the checkpoint is.
 
     A save that fails in the middle of training, on a full disk for example, is a warning: training goes on and the
-    next save may succeed. The last save of a run is not allowed to fail. A run directory that is gone ends the
-    run; if it was renamed, the checkpoint is saved under the new name first.
+    next save may succeed. The last save of a run is not allowed to fail. A run directory that was deleted is made
+    anew, if nobody else has its place. One that was renamed ends the run; the checkpoint is saved under the new name
+    first.
 
     Saves happen between optimiser steps only, since a checkpoint does not hold half-accumulated gradients. A training
     that is asked to stop within a step ends after it.
@@ -118,6 +120,7 @@ class Checkpoint(LightningCheckpoint):
     Attributes:
         path: the file, known once training was set up.
         enabled: whether anything is saved (trainer.enable_checkpointing); the hooks and checks of a save remain.
+        lock: of the run directory; it is taken again where that is made anew.
         settings: what `settings` of the file holds beside name and version; None: what config.yaml says.
     """
 
@@ -149,7 +152,9 @@ class Checkpoint(LightningCheckpoint):
         self._best: float | None = None  # kNN accuracy of what is kept
         self.enabled = True
         self.path: Path | None = None
+        self.lock: RunLock | None = None
         self.settings: dict[str, Any] | None = None
+        self._is_saved = False
         self._folder: int | None = None  # of the run, open: it is the same one under whatever name
         self._stops = False
         self._saved_step = 0
@@ -200,7 +205,8 @@ class Checkpoint(LightningCheckpoint):
         Raises:
             NonFiniteError: a weight is not finite. The previous checkpoint stays.
             SaveError: it cannot be written. The previous checkpoint stays.
-            RunFolderError: the run directory was deleted; or renamed, and the checkpoint is saved there.
+            RunFolderError: the run directory was deleted and cannot be made anew; or renamed, and the checkpoint is
+                saved there.
         """
         assert self.path is not None
         check_finite_weights(trainer)
@@ -208,14 +214,18 @@ class Checkpoint(LightningCheckpoint):
         if not self.enabled:
             self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
             return self.path
-        folder, place = Path(trainer.default_root_dir), self._place(trainer)
+        folder = Path(trainer.default_root_dir)
+        place = self._place(trainer) or self._made_anew(trainer)
         # Every process must learn of a failure, or they would wait for each other at different places.
         gone, partial = trainer.strategy.broadcast((place is None, partial_name(self.path).name))
         if gone:
             raise RunFolderError(
-                f"step {trainer.global_step}: {folder} was deleted while the run went on; nothing can be saved"
+                f"step {trainer.global_step}: {folder} was deleted while the run went on, and cannot be made anew; "
+                "nothing can be saved"
             )
         path = (place or folder) / self.path.relative_to(folder)
+        if self._is_saved and trainer.is_global_zero and place == folder and not os.path.lexists(path):
+            warnings.warn(f"{path} was deleted while the run went on; it is saved anew", stacklevel=2)
         best, before = self._better(trainer), self._best
         self._best = before if best is None else best  # which the checkpoint knows
         problem, place = trainer.strategy.broadcast((self._write(trainer, path, path.with_name(partial)), place))
@@ -228,7 +238,7 @@ class Checkpoint(LightningCheckpoint):
             self._best = before
             kept = f"the last good one is {self.path}" if self.path.exists() else "none had been saved"
             raise SaveError(f"step {trainer.global_step}: the checkpoint cannot be saved ({problem}); {kept}")
-        self._saved_step = trainer.global_step
+        self._saved_step, self._is_saved = trainer.global_step, True
         if best is not None:
             self._keep(trainer, self._files.best)
         return self.path
@@ -267,6 +277,23 @@ class Checkpoint(LightningCheckpoint):
         if place == folder.resolve():
             return folder
         return place if place.is_dir() else None
+
+    def _made_anew(self, trainer: L.Trainer) -> Path | None:
+        """The run directory, empty, where it was deleted; None if something else has its place or it cannot be made."""
+        folder = Path(trainer.default_root_dir)
+        try:
+            folder.mkdir(parents=True)
+            self._close()
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if self.lock is not None:
+                self.lock.release()
+                self.lock.acquire(folder)
+        except OSError:
+            return None
+        self._is_saved = False
+        told = f"step {trainer.global_step}: {folder} was deleted while the run went on"
+        warnings.warn(f"{told}; it is made anew, without what was in it", stacklevel=2)
+        return folder
 
     def _close(self) -> None:
         if self._folder is not None:

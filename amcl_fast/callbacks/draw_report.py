@@ -5,7 +5,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ class Report(L.Callback):
                     events.log_hyperparams(checkpoint.settings or {})
         if trainer.is_global_zero:
             run_dir, facts = Path(trainer.default_root_dir), _facts(trainer)
-            self._unwritten.write(str(RunDirectory(run_dir).facts), lambda: write_facts(run_dir, facts))
+            self._write(RunDirectory(run_dir).facts, run_dir, lambda: write_facts(run_dir, facts))
         self._started = time.monotonic()
 
     def on_train_batch_end(
@@ -89,6 +89,7 @@ class Report(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = self._elapsed()
+        self._unwritten.retry()
         self._capture(trainer, pl_module, "after")
         self._keep_neighbours(trainer)
         if not trainer.is_global_zero:
@@ -107,6 +108,10 @@ class Report(L.Callback):
                 events.log_pictures({path.stem: path.read_bytes() for path in figures}, trainer.global_step)
         except Exception as error:  # whatever a drawing fails of, the last save of the run is still to come
             warnings.warn(f"no report: {error}; draw it later: amcl-fast report {run_dir}", stacklevel=2)
+
+    def _write(self, path: Path, run_dir: Path, write: Callable[[], object]) -> None:
+        self._unwritten.write(str(path), write)
+        self._unwritten.keep(path, run_dir, write)
 
     def _elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -159,7 +164,7 @@ class Report(L.Callback):
             )
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).snapshot(moment)
-            self._unwritten.write(str(path), lambda: snapshot.save(path))
+            self._write(path, Path(trainer.default_root_dir), lambda: snapshot.save(path))
             if moment == "before" and snapshot.views.size:
                 for events in _events(trainer):
                     events.log_pictures({"pairs": _sheet(snapshot.views)}, trainer.global_step)

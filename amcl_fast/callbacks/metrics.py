@@ -149,14 +149,16 @@ class MetricsFile(_RunLogger):
             append_whole(self.path, content, instead_of=self._length)
             self._end += len(content) - self._length
         else:
+            lost = ""
             if self._columns is not None and not self._is_as_it_was():
                 lost = "is not as it was written" if os.path.lexists(self.path) else "was deleted"
-                warnings.warn(f"{self.path} {lost}; training goes on, and so does the file", stacklevel=2)
             columns, rows = self._read()
             columns += [name for name in names if name not in columns]
             rows = _merged([*rows, *self._waiting])
             content = _csv(columns, [dict(zip(columns, columns, strict=True)), *rows])
             write_file(self.path, content)
+            if lost:
+                warnings.warn(f"{self.path} {lost}; training goes on, and so does the file", stacklevel=2)
             self._columns, self._resume_step, self._end = columns, None, len(content)
             last = _csv(columns, rows[-1:])
         self._row, self._length = rows[-1] if rows else {}, len(last)
@@ -171,7 +173,7 @@ class MetricsFile(_RunLogger):
 
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and rows of the file so far, without those that are written again after a resume."""
-        columns, rows = ["step"], []
+        columns, rows = ["step"], list[Row]()
         if not os.path.lexists(self.path):
             return columns, rows
         try:
@@ -264,11 +266,10 @@ class EventsFile(_RunLogger):
     def _write(self) -> None:
         path = self._target()
         make_within(self.folder, path.parent)
-        begin = b""
-        if self._written and not path.exists():
+        lost = self._written and not path.exists()
+        append_whole(path, (_record(file_version=_VERSION) if lost else b"") + bytes(self._waiting))
+        if lost:
             warnings.warn(f"{path} was deleted; training goes on, and so does the file", stacklevel=2)
-            begin = _record(file_version=_VERSION)
-        append_whole(path, begin + bytes(self._waiting))
         self._written = True
         self._waiting.clear()
 

@@ -268,6 +268,7 @@ def _skipped(datamodule: ContrastiveDataModule) -> list[list[str]]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
     write_file(path, json.dumps(content, indent=2) + "\n")
     print(f"written to  {path}")
 

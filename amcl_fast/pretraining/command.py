@@ -357,6 +357,7 @@ def _prepare(
                     warn_of_needs(cli.trainer, cli.model, cli.datamodule)
         if not rank() and not cli.rehearses:
             note_begun(*command, cli.run_dir)
+        cli.checkpoint.lock = None if rank() else lock
         cli.open_run()
     except BaseException:  # a signal too
         if folder is not None:

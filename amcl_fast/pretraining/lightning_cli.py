@@ -268,11 +268,11 @@ class PretrainCLI(CLIOfGiven):
     def _open_resumed(self) -> None:
         """What changes in the directory of a run once its resume has succeeded."""
         self._parts.tell_settings(self.config_dump)
+        self._unwritten.keep(path := self._files.config, self.run_dir, lambda: write_file(path, self._yaml))
         if self.resumed is None:
             return
         self._put_aside_what_is_later()
         self._files.clear()
-        path = self._files.config
         self._unwritten.write(str(path), lambda: write_file(path, self._yaml))
         for logger in self.trainer.loggers:
             if isinstance(logger, MetricsFile | EventsFile):

@@ -1,6 +1,6 @@
 """What a run from Python returns."""
 
-from contextlib import suppress
+import warnings
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -101,10 +101,15 @@ def _count(number: int, what: str) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    with suppress(FileNotFoundError), read_table(path) as table:
-        rows = (zip(table.columns, row, strict=True) for row in table)
-        return [
-            {name: int(float(text)) if name in ("step", "epoch") else float(text) for name, text in row if text}
-            for row in rows
-        ]
-    return []
+    try:
+        with read_table(path) as table:
+            rows = (zip(table.columns, row, strict=True) for row in table)
+            return [
+                {name: int(float(text)) if name in ("step", "epoch") else float(text) for name, text in row if text}
+                for row in rows
+            ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:  # the run has ended well
+        warnings.warn(f"{error}; `metrics` has no rows", stacklevel=4)
+        return []

@@ -308,6 +308,11 @@ class Unwritten:
     def __init__(self) -> None:
         self._waiting: dict[str, Callable[[], object]] = {}
         self._told: set[str] = set()
+        self._kept: list[tuple[Path, Path, Callable[[], object]]] = []
+
+    def keep(self, path: Path, folder: Path, write: Callable[[], object]) -> None:
+        """Write a file that is there anew where a retry finds that somebody has deleted it, but not the `folder`."""
+        self._kept.append((path, folder, write))
 
     def write(self, name: str, write: Callable[[], object]) -> None:
         """Try `write`, which raises OSError if it cannot, and what waits; `name` is for the warning."""
@@ -315,7 +320,11 @@ class Unwritten:
         self.retry()
 
     def retry(self) -> None:
-        """Try again what waits."""
+        """Try again what waits, and write what was deleted."""
+        for path, folder, write in self._kept:
+            if str(path) not in self._waiting and folder.is_dir() and not os.path.lexists(path):
+                warnings.warn(f"{path} was deleted while the run went on; it is written anew", stacklevel=2)
+                self._waiting[str(path)] = write
         for name, write in list(self._waiting.items()):
             try:
                 write()

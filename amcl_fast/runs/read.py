@@ -152,6 +152,7 @@ def read_run(run_dir: Path, *, partly: bool = False) -> Run:
     if not any(there):  # a short run may end before anything is logged
         what = "does not exist" if not run_dir.exists() else f"holds no {METRICS}"
         raise FileNotFoundError(f"{run_dir} {what}; expected the folder of a run, such as runs/demo-20261122-031500")
+    evaluations = files.evaluations.items()
     left_out: dict[str, str] = {}
 
     def part(path: Path, read: Callable[[Path], Kind], without: Kind) -> Kind:
@@ -166,24 +167,21 @@ def read_run(run_dir: Path, *, partly: bool = False) -> Run:
             left_out[str(path.relative_to(run_dir))] = " ".join(str(error).split())
             return without
 
-    facts = part(files.facts, lambda path: dict(read_json(path, Facts)), {})
+    facts: dict[str, Any] = part(files.facts, lambda path: dict(read_json(path, Facts)), {})
     metrics, whole = _read_metrics(files.metrics) if there[0] else ({}, True)
     if facts.get("finished") and not (whole and (metrics or not facts.get("steps"))):
         error = damaged(files.metrics, "its end is cut off" if there[0] else "it is missing")
         if not partly:
             raise error
         left_out[METRICS] = str(error)
+    found = {data: part(path, lambda path: dict(read_json(path, Evaluated)), None) for data, path in evaluations}
     return Run(
         folder=run_dir,
         metrics=metrics,
         settings=part(files.config, read_settings, {}),
         facts=facts,
         skipped=part(files.skipped, _read_skipped, []),
-        evaluations={
-            data: found
-            for data, path in files.evaluations.items()
-            if (found := part(path, lambda path: dict(read_json(path, Evaluated)), {}))
-        },
+        evaluations={data: of for data, of in found.items() if of is not None},
         before=part(files.snapshot("before"), Snapshot.load, None),
         after=part(files.snapshot("after"), Snapshot.load, None),
         neighbours=part(files.neighbours, Neighbours.load, None),

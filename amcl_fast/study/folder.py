@@ -18,7 +18,7 @@ from .training import Training
 RESULTS = "study.json"
 
 
-class _Begun(TypedDict):
+class _Results(TypedDict):
     """What tells one study from another."""
 
     command: str
@@ -52,11 +52,11 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
     if RESULTS not in names and not runs & planned:
         raise FileExistsError(f"{folder} holds {names[0]}, which is no study's; give another --output")
     try:
-        before = read_json(path, _Begun) if RESULTS in names else {"command": "as it was begun", "study": study}
+        before = read_json(path, _Results) if RESULTS in names else {"command": "as it was begun", "study": study}
+        command, found = before["command"], before["study"]
     except DamagedError as error:
         helps = "remove it, and it is written again" if runs & planned else "give another --output"
-        raise ValueError(f"{error}; {helps}") from None
-    command, found = before["command"], before["study"]
+        raise DamagedError(f"{error}: {helps}") from None
     strange = sorted(runs - planned)
     if found != study or strange:
         what = f"the training {strange[0]}, which is none of these" if strange else f"a study of {found}"
@@ -104,6 +104,7 @@ def write_results(folder: Path, results: Mapping[str, Any], figures: Mapping[str
     Raises:
         OSError: one cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
     lines = (f" {json.dumps(name)}: {_json(value)}" for name, value in results.items())
     write_file(folder / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
     for name, content in figures.items():

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runs.directory import RunDirectory
 from ..runs.read import Run
+from ..runs.reading import damaged, misfit
 
 MEASURES = ("knn", "ridge", "knn_recalibrated", "ridge_recalibrated")
 """In percent on held-out images: by kNN and by ridge regression, with BatchNorm as it ran, and recalibrated."""
@@ -35,7 +37,11 @@ def accuracies(run: Run) -> Row:
     Raises:
         ValueError: they are not those of its settings.
     """
-    last, every = (int(run.setting(name)) for name in ("trainer.max_epochs", "knn.every_n_epochs"))
+    names = ("trainer.max_epochs", "knn.every_n_epochs")
+    last, every = (run.setting(name) for name in names)
+    for name, value in zip(names, (last, every), strict=True):
+        if problem := misfit(value, int, name) or (value < 1 and f"{name} must be at least 1, got {value}"):
+            raise damaged(RunDirectory(run.folder).config, problem)
     epochs = [*range(every, last, every), last]
     found = run.series("knn")[1].tolist()
     if len(found) != len(epochs):

@@ -225,25 +225,41 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, what):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
+@pytest.mark.parametrize("how", ["renamed", "replaced"])
 def test_a_run_directory_that_is_gone_ends_the_run(tmp_path, how):
     run, moved = tmp_path / "run", tmp_path / "moved"
 
     class Move(L.Callback):
         def on_train_batch_start(self, trainer, *_):
             if trainer.global_step == 2:
-                shutil.rmtree(run) if how == "deleted" else run.rename(moved)
+                run.rename(moved)
                 if how == "replaced":
                     run.mkdir()
 
-    place = "was deleted" if how == "deleted" else rf"was renamed to {moved} .*saved there.*--resume {moved}$"
+    place = rf"was renamed to {moved} .*saved there.*--resume {moved}$"
     with pytest.raises(RunFolderError, match=rf"step 3: {run} {place}"):
         fit(run, checkpoint=Checkpoint(every_n_steps=3), extra=[Move()])
-    if how == "deleted":
-        assert not run.exists()
-    else:
-        assert saved_step(moved) == 3
-        assert not run.exists() or not list(run.iterdir())
+    assert saved_step(moved) == 3
+    assert not run.exists() or not list(run.iterdir())
+
+
+def test_a_run_directory_that_was_deleted_is_made_anew_unless_another_one_has_its_place(tmp_path):
+    run = tmp_path / "run"
+
+    class Delete(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 2:
+                shutil.rmtree(run)
+            if trainer.global_step == 6:
+                shutil.rmtree(run)
+                run.mkdir()
+
+    with (
+        pytest.warns(UserWarning, match=rf"step 3: {run} was deleted .*; it is made anew"),
+        pytest.raises(RunFolderError, match=rf"step 8: {run} was deleted .*cannot be made anew"),
+    ):
+        fit(run, checkpoint=Checkpoint(every_n_steps=3, every_n_epochs=9), extra=[Delete()])
+    assert not list(run.iterdir())
 
 
 def test_no_file_stays_open(tmp_path):
