@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..distributed import apart, exchange, in_step, world
 from ..models.modes import floating_dtype, in_mode
 from ..optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, layer_shares
-from ..setting_types import real, whole
+from ..setting_types import check_value, real, whole
 from .evaluation import ImageBatches
 from .features import NothingToEvaluateError, Progress, silent
 from .linear import TOP5_CLASSES, check_rates
@@ -55,7 +55,11 @@ class FineTuning:
         real("weight_decay", self.weight_decay, 0)
         if real("warmup_epochs", self.warmup_epochs, 0) >= self.epochs:
             raise ValueError(f"warmup_epochs must be at least 0 and below epochs, got {self.warmup_epochs}")
-        whole("seed", self.seed, 0, 2**32 - 1)
+        if self.layer_decay is not None and not 0 < real("layer_decay", self.layer_decay, 0) <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        check_value("seed", self.seed, int)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
 
 
 def usual(backbone: nn.Module, **given: Any) -> FineTuning:

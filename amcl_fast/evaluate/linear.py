@@ -1,6 +1,7 @@
 """Linear probe: classifiers on frozen features, one per learning rate, all trained in one pass."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import alike, apart, exchange, together, world
-from ..setting_types import WIDEST, check_value, real, whole, written
+from ..setting_types import WIDEST, fits, real, whole, written
 from .features import Progress, check_features, silent
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -224,9 +225,7 @@ def check_settings(rates: Sequence[float], epochs: int, batch_size: int) -> None
 
 def check_rates(rates: Sequence[float]) -> None:
     """Raise ValueError if there are no learning rates, or one is not above 0."""
-    for rate in rates:
-        check_value("rates", rate, float)
-    if not rates or not all(0 < rate < float("inf") for rate in rates):
+    if not rates or not all(fits(rate, float) and 0 < rate <= sys.float_info.max for rate in rates):
         raise ValueError(f"rates must be one or more numbers above 0, got {written([*rates])}")
 
 

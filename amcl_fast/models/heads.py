@@ -49,13 +49,11 @@ class MultiHeadLinear(nn.Module):
 
     def __init__(self, heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        sizes = {"heads": heads, "in_features": in_features, "out_features": out_features}
-        for name, size in sizes.items():
+        for name, size in (("heads", heads), ("in_features", in_features), ("out_features", out_features)):
             whole(name, size, 1, WIDEST)
         bound = in_features**-0.5
-        with fits_memory(**sizes):
-            self.weight = nn.Parameter(torch.empty(heads, in_features, out_features).uniform_(-bound, bound))
-            self.bias = nn.Parameter(torch.empty(heads, 1, out_features).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(heads, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, out_features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..extras import extras_named
+from ..setting_types import written
 from .features import INSIDE, feature_dim, unfit
 
 TIMM_PREFIX = "timm/"
@@ -102,7 +103,7 @@ def _create(name: str, size: int | None, arguments: dict[str, Any]) -> tuple[nn.
                 raise ValueError(_unknown(name, unknown[1])) from error
             if not sized or not isinstance(error, TypeError) or "img_size" not in str(error):
                 own = {key: value for key, value in arguments.items() if key not in _TAKEN}
-                told = f" with backbone.arguments {own}" if own else ""
+                told = f" with backbone.arguments {written(own)}" if own else ""
                 raise unfit(f"{TIMM_PREFIX}{name}{told}", size, error) from error
         torch.set_rng_state(state)
         sized = False

@@ -12,6 +12,7 @@ from typing import Any
 from ..data.augment import Augmentation
 from ..recipes import given_recipe
 from ..runs.directory import RUNS
+from ..setting_types import WIDEST, whole
 from .augmentations_page import draw, page
 from .course import check_different
 from .looking import Cell, Looking
@@ -55,8 +56,8 @@ class Augmentations:
         check_different("heads", self.heads)
         for letters in self.augmentations:
             Augmentation.from_letters(letters)
-        if (least := min(self.heads)) < 1:
-            raise ValueError(f"--heads must be at least 1, got {least}")
+        for count in self.heads:
+            whole("--heads", count, 1, WIDEST)
 
 
 def run(study: Augmentations, output: Path | None, about: Mapping[str, Any]) -> None:

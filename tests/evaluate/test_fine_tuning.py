@@ -100,7 +100,7 @@ def test_the_encoder_decides_what_is_usual():
         ({"rates": ()}, r"rates must be one or more numbers above 0, got \[\]"),
         ({"rates": (0.1, math.nan)}, "rates must be one or more numbers above 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0, got -1.0"),
         ({"warmup_epochs": 30}, "warmup_epochs must be at least 0 and below epochs, got 30"),
         ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"layer_decay": 0.5}, "layer_decay must be unset with Sequential"),

@@ -1,12 +1,15 @@
 """Every numeric setting with numbers that nobody means: refused in one line with its name, or taken at once."""
 
 import functools
+import re
+import shlex
 from typing import get_args
 
 import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
 from amcl_fast.callbacks import Checkpoint, Guard, OnlineKNN, Report
+from amcl_fast.cli import main
 from amcl_fast.data import ContrastiveDataModule
 from amcl_fast.losses import SimCLRLoss
 from amcl_fast.models import BackboneConfig, MultiHeadProjector, ProjectorConfig, build_backbone
@@ -23,6 +26,7 @@ from tests.helpers.command_line import AMCL
 NEVER = (".nan", ".inf", "-.inf", "1e400", f"1{400 * '0'}", f"1{5000 * '0'}")
 """None of these is a value of any setting."""
 SOMETIMES = ("-1", "0", "10000000000000000000", "1e-320", "1000000000000")
+SETTINGS = f"{AMCL}trainer: {{max_epochs: 2, accelerator: cpu}}"
 CHOSEN = {
     "model": "amcl_fast.methods.SimCLR",
     "model.criterion": "amcl_fast.SimCLRLoss",
@@ -53,7 +57,7 @@ def is_numeric(hint):
 def read(tmp_path_factory):
     """The settings that there are, and those of a run."""
     folder = tmp_path_factory.mktemp("settings")
-    (folder / "settings.yaml").write_text(f"{AMCL}trainer: {{max_epochs: 2, accelerator: cpu}}")
+    (folder / "settings.yaml").write_text(SETTINGS)
     parsers = []
 
     class Parsing(PretrainCLI):
@@ -114,3 +118,25 @@ def test_every_number(read):
                 if text in NEVER:
                     wrong.append(f"{setting.name} {shown}: taken")
     assert not wrong, "\n".join(wrong)
+
+
+WIDEST = 2**31 - 1
+TYPED = {
+    f"--lr {10**400}": "lr must be a number, got 1000000.*…$",
+    f"--trainer.num_nodes {10**400}": "trainer.num_nodes must be at most 9.2.* got a whole number of about 400 .*$",
+    f"--devices {10**400}": "trainer.devices must be auto or a number of processes on the CPU, got 1000.*…$",
+    "--trainer.max_time 999999999999:00:00:00": "trainer.max_time must be DD:HH:MM:SS or a group of .* got 9999",
+    f"--model.projector.heads {WIDEST} --model.projector.hidden_dim {WIDEST}": (
+        f"model.projector.heads must be such that there is memory for it, got projector.heads={WIDEST}, "
+    ),
+}
+
+
+@pytest.mark.parametrize("typed", TYPED, ids=lambda typed: typed[:30])
+def test_a_command_says_so_in_one_line_and_leaves_nothing(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    assert main(["pretrain", "--config", "settings.yaml", "--data", "builtin", *shlex.split(typed)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: (--)?{TYPED[typed]}", line), line
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]

@@ -32,6 +32,7 @@ from amcl_fast.progress import Progress
 from amcl_fast.runs.directory import SKIPPED
 from amcl_fast.runs.files import remove_partial, write_file
 from amcl_fast.runs.lock import LOCK, RunLock
+from amcl_fast.setting_types import LARGEST_WHOLE, whole
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMG]i?B)", re.IGNORECASE)
@@ -109,11 +110,15 @@ def pack(
         OSError: something cannot be read or written.
         ImportError: Pillow is missing, which scales.
     """
-    positive = {"shorter_side": shorter_side, "workers": workers}
-    positive |= {"max_image_bytes": max_image_bytes, "max_image_pixels": max_image_pixels}
-    for what, value in positive.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+    for what, value, most in (
+        ("shorter_side", shorter_side, 65_535),
+        ("workers", workers, 1024),
+        ("max_image_bytes", max_image_bytes, LARGEST_WHOLE),
+        ("max_image_pixels", max_image_pixels, LARGEST_WHOLE),
+    ):
+        if value is not None:
+            whole(what, value, 1, most)
+    whole("seed", seed, 0)
     most_images, most_bytes = _limits(shard_size)
     limits = Limits(max_image_bytes, max_image_pixels)
     if shorter_side is not None:
@@ -220,13 +225,13 @@ def _lines(names: Sequence[str]) -> str:
 def _limits(shard_size: str | int) -> tuple[float, float]:
     """The most images of a shard, and the most bytes."""
     images = size = 0.0
-    if isinstance(shard_size, int) or shard_size.isdecimal():
+    if isinstance(shard_size, int) or re.fullmatch(r"\d{1,18}", shard_size):
         images, size = int(shard_size), math.inf
     elif match := _SIZE.fullmatch(shard_size.strip()):
         images, size = math.inf, float(match[1]) * _UNITS[match[2].upper()]
     if images < 1 or size < RECORD:
         raise ValueError(
-            f"shard_size must be bytes with a unit (256MB, 1GiB) or a number of images, got {shard_size!r}"
+            f"shard_size must be bytes with a unit (256MB, 1GiB) or a number of images, got {written(shard_size)}"
         )
     return images, size
 
