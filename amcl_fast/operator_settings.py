@@ -96,7 +96,7 @@ def is_number(name: str, value: Any, accepted: str = "a number") -> None:
 
 def plain(number: float) -> float:
     """A number as Python has it, of numpy's and others; what torch.compile takes for a symbol stays one."""
-    return number if isinstance(number, float | int) or not isinstance(number, Real) else float(number)
+    return number if type(number) in (float, int) or not isinstance(number, Real) else float(number)
 
 
 def selection(negatives: str, top_k: int | None) -> None:

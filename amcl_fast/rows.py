@@ -1,7 +1,7 @@
 """Rows of any finite size: the one division of a row by its norm, and what keeps its squares inside float32."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,14 @@ def may_look(x: Tensor) -> bool:
     return not isinstance(x, FakeTensor)
 
 
-def savable(x: Tensor) -> Tensor:
-    """`x`, or a copy where it was made in inference mode and autograd, which is on, could not save it."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.is_inference():
-        return x
-    return x.clone()
+T = TypeVar("T", Tensor, Tensor | None)
+
+
+def savable(*tensors: T) -> tuple[T, ...]:
+    """`tensors`, with copies of those that were made in inference mode where autograd, which is on, saves none."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return tensors
+    return tuple(x.clone() if x is not None and x.is_inference() else x for x in tensors)
 
 
 def bounded(x: Tensor) -> Tensor:

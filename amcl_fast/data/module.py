@@ -100,7 +100,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 "builtin" (generated), or "cifar10", "cifar100", "stl10" (downloaded). Or a text or CSV file of
                 paths with or without labels; or tars of samples as WebDataset has them: a folder of them, a pattern
                 (train-{000000..001023}.tar) or a file that lists them.
-            size: side of the square images that come out, in pixels: of all but the views that `views` makes smaller.
+            size: side of the square images that come out, in pixels: of all but the views that `views` makes smaller;
+                at most 16384.
             batch_size: images per optimiser step over all processes.
             views: number of views; or groups of them, each with its `count`, a `size` up to that above, which one at
                 least must have, and the settings of an Augmentation (docs/views.md); or one Augmentation each.
@@ -110,12 +111,12 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             std: per channel, of pixels in [0, 1]; above 0.
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
                 with several seeds compare.
-            num_threads: DALI's worker threads, per process.
-            prefetch: batches computed ahead. Each takes 12 bytes a pixel of all its views (batch * the sum of the
+            num_threads: DALI's worker threads, per process, at most 1024.
+            prefetch: batches computed ahead, at most 1024. Each takes 12 bytes a pixel of all its views (batch * the sum of the
                 views' size * size), half of that in float16, and its decoded images, 3 bytes a pixel.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
-            crop_pct: share of the shorter side that evaluations see, the images' centre; 0.875 is ImageNet's
+            crop_pct: share of the shorter side, at least 0.01, that evaluations see, the images' centre; 0.875 is ImageNet's
                 custom (256 pixels, of which 224).
             reduce_above: images of more pixels than this are decoded at a half, a quarter or an eighth of their
                 size, as far as the smallest crop leaves room for, so that a batch of photographs fits into

@@ -21,7 +21,6 @@ def heads_first(**inputs: Tensor) -> list[Tensor]:
     (first_name, first), *others = inputs.items()
     for name, z in inputs.items():
         checks.floating(name, z)
-        checks.unnamed(name, z)
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} must have shape (N, C, d) or (N, d), got {tuple(z.shape)}")
         if 0 in z.shape[1:]:
@@ -30,15 +29,16 @@ def heads_first(**inputs: Tensor) -> list[Tensor]:
         if z.shape != first.shape:
             raise ValueError(f"{name} must have the shape of {first_name}, {tuple(first.shape)}, got {tuple(z.shape)}")
         checks.of_one_kind(name, z, first_name, first)
-    heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in map(rows.savable, inputs.values())]
+    checks.unnamed(**inputs)
+    heads = [z if z.dim() == 3 else z.unsqueeze(1) for z in rows.savable(*inputs.values())]
     return [z.transpose(0, 1) for z in heads]
 
 
 def queue_rows(queue: Tensor, q: Tensor, like: Tensor) -> Tensor:
     """A checked queue, (C, d, K) or (d, K), as (C, K, d) without gradient, a view; `like` is q as (C, N, d)."""
     checks.of_one_kind("queue", queue, "q", q)
-    checks.unnamed("queue", queue)
-    queue = rows.savable(queue)
+    checks.unnamed(queue=queue)
+    (queue,) = rows.savable(queue)
     heads, _, dim = like.shape
     keys = queue.unsqueeze(0) if queue.dim() == 2 else queue
     if keys.dim() != 3 or keys.shape[:2] != (heads, dim) or keys.shape[2] < 1:

@@ -105,7 +105,7 @@ def joined(*given: tuple[Views, Sequence[Tensor]]) -> Tensor:
     parts: list[Tensor] = []
     for views, heads in given:
         if isinstance(views, Tensor):
-            whole = savable(views).flatten(0, 1)
+            whole = savable(views)[0].flatten(0, 1)
             parts.append((whole if whole.dim() == 3 else whole.unsqueeze(1)).transpose(0, 1))
         else:
             parts += heads

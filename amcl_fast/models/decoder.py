@@ -21,7 +21,7 @@ class DecoderConfig:
 
     Attributes:
         width: of its tokens, a multiple of 4 and of `heads`.
-        depth: number of blocks.
+        depth: number of blocks, at most 100.
         heads: attention heads of each.
 
     Raises:

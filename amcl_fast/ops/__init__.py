@@ -128,7 +128,7 @@ def contrast(
     tensors = (anchors, candidates, phi_anchors, phi_candidates, offset, skip, extra)
     resolved = _resolved(backend, "anchors", anchors)
     checks.contrast(tensors, tau_min, tau_max, negatives, top_k, beta, tau, chosen)
-    *tables, extra = _savable(tensors)
+    *tables, extra, tau = rows.savable(*tensors, tau)
     result: tuple[Tensor, Stats] = _implementation(resolved, anchors).contrast(
         *tables,
         tau_min=plain(tau_min),
@@ -137,7 +137,7 @@ def contrast(
         top_k=top_k,
         beta=plain(beta),
         extra=extra,
-        tau=None if tau is None else rows.savable(tau),
+        tau=tau,
         chosen=chosen,
     )
     return result
@@ -215,7 +215,7 @@ def align(
     resolved = _resolved(backend, "x", x)
     checks.paired(tensors, tau_min, tau_max, weight=weight, beta=beta)
     result: tuple[Tensor, Stats] = _implementation(resolved, x).align(
-        *_savable(tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), weight=plain(weight), beta=plain(beta)
+        *rows.savable(*tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), weight=plain(weight), beta=plain(beta)
     )
     return result
 
@@ -251,7 +251,7 @@ def decorrelate(
     resolved = _resolved(backend, "x", x)
     checks.paired(tensors, tau_min, tau_max, lambd=lambd, beta=beta)
     result: tuple[Tensor, Stats, Stats] = _implementation(resolved, x).decorrelate(
-        *_savable(tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), lambd=plain(lambd), beta=plain(beta)
+        *rows.savable(*tensors), tau_min=plain(tau_min), tau_max=plain(tau_max), lambd=plain(lambd), beta=plain(beta)
     )
     return result
 
@@ -279,10 +279,6 @@ def total(positive: Tensor, negative: Tensor, *, joined: bool, weight: float, ba
 def fused(backend: str, x: Tensor) -> bool:
     """Whether `backend` has kernels of its own for what surrounds an operator on `x` (C, N, d)."""
     return x.shape[1] > 0 and resolve_widened(backend, x) == "triton"
-
-
-def _savable(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    return [None if tensor is None else rows.savable(tensor) for tensor in tensors]
 
 
 def _resolved(backend: str, name: str, first: Tensor) -> str:

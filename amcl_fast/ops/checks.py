@@ -147,14 +147,17 @@ def table(name: str, value: Any, width: int | None) -> None:
         raise ValueError(f"{name} must have the shape (..., rows, {width or 'd'}), got {tuple(value.shape)}")
 
 
-def unnamed(name: str, value: Tensor) -> None:
-    """That its dimensions have no names, which few of torch's operators take.
+def unnamed(**tensors: Tensor) -> None:
+    """That dimensions have no names, which few of torch's operators take.
 
     Raises:
         TypeError: they have.
     """
-    if not torch.compiler.is_compiling() and value.has_names():
-        raise TypeError(f"{name} must have no names, got {value.names}; {name}.rename(None) has none")
+    if torch.compiler.is_compiling():
+        return
+    for name, value in tensors.items():
+        if value.has_names():
+            raise TypeError(f"{name} must have no names, got {value.names}; {name}.rename(None) has none")
 
 
 def _first(name: str, first: Tensor) -> torch.Size:

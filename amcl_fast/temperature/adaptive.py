@@ -39,7 +39,7 @@ class AdaptiveTemperature(nn.Module):
         hidden_dim: hidden width h.
         tau_min, tau_max: range of τ, 1e-18 ≤ tau_min < tau_max ≤ 3.4e38.
         score: one of `SCORES`.
-        scale: factor of the bounded score; unused with `dot`.
+        scale: factor of the bounded score, 1e-18 ≤ scale ≤ 3.4e38; unused with `dot`.
         offset: where the learned offset begins; unused with `dot`. φ of an untrained encoder's rows are nearly
             parallel: 0 starts most pairs close to tau_min, where σ is flat and the first steps may throw all of them
             to the other end; ½ starts them at an eighth of the range, 1 in its middle.
@@ -135,7 +135,7 @@ class AdaptiveTemperature(nn.Module):
 
         Computed in the dtype of `x`, whatever φ's own: 1/τ amplifies every rounding.
         """
-        x = savable(x)
+        (x,) = savable(x)
         if self.phi[0].weight.dtype == x.dtype:
             hidden = self.phi(x)
         else:
