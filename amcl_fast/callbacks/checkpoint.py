@@ -103,8 +103,7 @@ class Checkpoint(LightningCheckpoint):
 
     A save that fails in the middle of training, on a full disk for example, is a warning: training goes on and the
     next save may succeed. The last save of a run is not allowed to fail. A run directory that was deleted is made
-    anew, if nobody else has its place. One that was renamed ends the run; the checkpoint is saved under the new name
-    first.
+    anew, if nobody else has its place. One that was renamed ends the run, once the checkpoint is saved there.
 
     Saves happen between optimiser steps only, since a checkpoint does not hold half-accumulated gradients. A training
     that is asked to stop within a step ends after it.

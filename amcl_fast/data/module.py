@@ -19,28 +19,21 @@ from amcl_fast.data.loader.contrastive import ContrastiveLoader
 from amcl_fast.data.locations import member
 from amcl_fast.data.measured import MeasuredImages
 from amcl_fast.data.memory import Memory, most_memory
-from amcl_fast.data.pixels import check_of_pixels, dtype_of_views
+from amcl_fast.data.pixels import dtype_of_views
 from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
+from amcl_fast.data.settings import check_settings
 from amcl_fast.data.sources.find import find_images
 from amcl_fast.data.sources.folder import Sources
 from amcl_fast.data.sources.list_cache import keep, kept
 from amcl_fast.data.sources.named import data_path
 from amcl_fast.data.taken import taken
-from amcl_fast.data.views import MOST_SIZE, ViewGroup, side, training_views
+from amcl_fast.data.views import ViewGroup, side, training_views
 from amcl_fast.distributed import together, world
 from amcl_fast.fellows import patient
-from amcl_fast.setting_types import LARGEST_WHOLE, WIDEST, whole
 
 log = logging.getLogger(__name__)
-
-_POSITIVE = (
-    *("size", "batch_size", "num_threads", "prefetch", "limit", "reduce_above", "shuffle_pool"),
-    *("max_image_bytes", "max_image_pixels"),
-)
-# Of a process: what every thread and every batch ahead takes of its memory is more than any machine has.
-_MOST = {"size": MOST_SIZE, "batch_size": WIDEST, "num_threads": 1024, "prefetch": 1024}
 
 
 class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
@@ -63,10 +56,6 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
     """
 
     channels = 3
-    _found: list[Sources] | None = None  # of `root`, and of `evaluation`
-    _failed: Exception | None = None  # what has come of looking for them
-    _list: str | None = None  # the name under which the images are kept
-    _is_kept = False  # whether they are those that another process has kept
 
     def __init__(
         self,
@@ -112,12 +101,12 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             seed: of the order and of the augmentations; not of the held-out part and of `limit`, so that runs
                 with several seeds compare.
             num_threads: DALI's worker threads, per process, at most 1024.
-            prefetch: batches computed ahead, at most 1024. Each takes 12 bytes a pixel of all its views (batch * the sum of the
-                views' size * size), half of that in float16, and its decoded images, 3 bytes a pixel.
+            prefetch: batches computed ahead, at most 1024. Each takes 12 bytes a pixel of all its views (batch * the
+                sum of the views' size * size), half of that in float16, and its decoded images, 3 bytes a pixel.
             device: where DALI decodes and augments; "auto" takes the GPU if there is one.
             limit: train on this many images only, the same number of each class as nearly as possible.
-            crop_pct: share of the shorter side, at least 0.01, that evaluations see, the images' centre; 0.875 is ImageNet's
-                custom (256 pixels, of which 224).
+            crop_pct: share of the shorter side, at least 0.01, that evaluations see, the images' centre; 0.875 is
+                ImageNet's custom (256 pixels, of which 224).
             reduce_above: images of more pixels than this are decoded at a half, a quarter or an eighth of their
                 size, as far as the smallest crop leaves room for, so that a batch of photographs fits into
                 memory; null: never.
@@ -142,21 +131,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.crop_pct, self.reduce_above = crop_pct, reduce_above
         self.held_out, self.evaluation, self.dtype, self.shuffle_pool = held_out, evaluation, dtype, shuffle_pool
         self.max_image_bytes, self.max_image_pixels = max_image_bytes, max_image_pixels
-        for name in _POSITIVE:
-            if (value := getattr(self, name)) is not None:
-                whole(name, value, 1, _MOST.get(name, LARGEST_WHOLE))
-        if device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"device must be 'auto', 'cpu' or 'gpu', got {device!r}")
-        if dtype not in ("auto", "float32", "float16"):
-            raise ValueError(f"data.dtype must be auto, float32 or float16, got {dtype!r}")
-        check_of_pixels("mean", mean)
-        check_of_pixels("std", std)
-        if not 0.01 <= crop_pct <= 1:  # images are made so much larger than what is shown of them
-            raise ValueError(f"crop_pct must be at least 0.01 and at most 1, got {crop_pct}")
-        if held_out and evaluation:
-            raise ValueError(
-                f"data.held_out must be unset beside data.evaluation, which holds out its own, got {held_out}"
-            )
+        check_settings(self)
         self.views = training_views(views, size, augmentation)
         self.overfit_batches: int | float = 0
         self.skipped: list[tuple[str, str]] = []
@@ -165,6 +140,10 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         self.unmeasurable: str | None = None
         self._bad: set[str] = set()  # locations of those found during the run
         self._listed: set[tuple[str, str]] = set()
+        self._found: list[Sources] | None = None  # of `root`, and of `evaluation`
+        self._failed: Exception | None = None  # what has come of looking for them
+        self._list: str | None = None  # the name under which the images are kept
+        self._is_kept = False  # whether they are those that another process has kept
         self._train: Images | None = None
         self._query: Images | None = None
         self._largest = Largest([], [])

@@ -56,7 +56,7 @@ def open_folder(folder: Path, study: str, trainings: Sequence[Training], lock: R
         command, found = before["command"], before["study"]
     except DamagedError as error:
         helps = "remove it, and it is written again" if runs & planned else "give another --output"
-        raise DamagedError(f"{error}: {helps}") from None
+        raise DamagedError(f"{error}; {helps}") from None
     strange = sorted(runs - planned)
     if found != study or strange:
         what = f"the training {strange[0]}, which is none of these" if strange else f"a study of {found}"

@@ -32,7 +32,7 @@ from amcl_fast.progress import Progress
 from amcl_fast.runs.directory import SKIPPED
 from amcl_fast.runs.files import remove_partial, write_file
 from amcl_fast.runs.lock import LOCK, RunLock
-from amcl_fast.setting_types import LARGEST_WHOLE, whole
+from amcl_fast.setting_types import LARGEST_WHOLE, whole, written
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMG]i?B)", re.IGNORECASE)
