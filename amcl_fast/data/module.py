@@ -118,8 +118,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
             evaluation: a data set to measure on, with classes of its own, where `root` has none or others: a path or a
                 name as `root` may be. kNN and probes learn from its training part, and what it holds out is asked. All
                 of `root` is trained on, but for a part that is held out there by its name.
-            max_image_bytes: of an encoded image; a larger one is left out and listed.
-            max_image_pixels: the same of its pixels, and of a JPEG's scans by how long they take (docs/photographs.md).
+            max_image_bytes: of an encoded image: larger ones are left out and listed (docs/photographs.md).
+            max_image_pixels: of an image: larger ones are left out and listed, and JPEGs of as much work by their scans.
 
         Raises:
             ValueError: a setting out of range, or both `held_out` and `evaluation`.

@@ -13,7 +13,10 @@ from ..data.own.items import Items, class_name
 from .given import Given
 
 _OF_VIEWS = ("data.views", "data.augmentation")
-_MEASURED = {f"data.{name}" for name in ("mean", "std", "crop_pct", "num_threads", "prefetch", "device")}
+_MEASURED = {
+    *("data.mean", "data.std", "data.crop_pct", "data.num_threads", "data.prefetch", "data.device"),
+    *("data.max_image_bytes", "data.max_image_pixels"),
+}
 """Settings of the data that count where batches come from a loader: those of what is measured and drawn."""
 
 
