@@ -32,14 +32,18 @@ from amcl_fast.data.scan.images import Images
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS
 from tests.helpers import damage, forks
 from tests.helpers.command_line import NT_XENT, environment
-from tests.helpers.damaged_files import BMP, JPEG, MAY_DECODE, PNG, WEBP, contents, kinds
+from tests.helpers.damaged_files import JPEG, MAY_DECODE, contents, kinds
+from tests.helpers.mutated_headers import bmp, mutated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("loader", damage.LOADERS)
 def test_no_damage_ends_or_hangs_a_loader(tmp_path, loader):
-    """In one process; a crash is at the kind after the last one that was told. Over the loaders, each at all places."""
+    """In one process, three kinds in a batch of 64; a crash is at the three after the last ones that were told.
+
+    Over the loaders, each at all places.
+    """
     turn, places = damage.LOADERS.index(loader), list(damage.PLACES)
     cases = [(kind, places[(number + turn) % len(places)]) for number, kind in enumerate(kinds())]
     command = [sys.executable, "-m", "tests.helpers.damage", "walk", loader, tmp_path / "images"]
@@ -167,11 +171,7 @@ def test_what_passes_the_look_is_parsed_by_dali():
     draw = np.random.default_rng(0)
     accepted, seen = [], {Look.WHOLE: 0, Look.PARSED: 0, Look.UNKNOWN: 0, None: 0}
     for _ in range(6000):
-        content = bytearray([JPEG, PNG, WEBP, BMP][draw.integers(4)])
-        reach = int(draw.choice([40, 200, 700]))
-        for place in draw.integers(2, reach, draw.integers(1, 4)):
-            content[place] = draw.choice([0, 1, 0xFF, draw.integers(256)])
-        content = bytes(content[: draw.integers(len(content))] if draw.random() < 0.2 else content)
+        content = mutated(draw)
         verdict = judged(content)
         seen[verdict] += 1
         if verdict in (Look.WHOLE, Look.PARSED):
@@ -186,6 +186,21 @@ def test_what_passes_the_look_is_parsed_by_dali():
     pixels = shapes.as_array()[:, :2].prod(-1)
     assert pixels.min() >= 1
     assert pixels.max() <= DEFAULT_LIMITS.pixels
+
+
+def test_what_passes_the_look_ends_no_process_whose_decoder_meets_it_in_large_batches(tmp_path):
+    command = [sys.executable, "-m", "tests.helpers.mutated_headers", "--processes", "6", "--batch", "128"]
+    done = forks.run(command, env=environment(tmp_path), timeout=240)
+    assert done.stdout.startswith("6 processes, 0 crashes, "), done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("compression", [1, 2, 3, 4, 9, 2**31])
+def test_a_bmp_of_unknown_compression_is_none_that_dali_is_given(compression):
+    """Its decoder ends the process at the pixels: it parses the header, so that nothing but this look helps."""
+    content = bytearray(bmp(40, 30, 24, 0))
+    assert judged(bytes(content)) is Look.WHOLE
+    content[30:34] = compression.to_bytes(4, "little")
+    assert judged(bytes(content)) is Look.UNKNOWN
 
 
 @pytest.mark.skipif(not version("nvidia-dali-cuda130").startswith("2.4."), reason="of another DALI nothing is known")

@@ -1,6 +1,6 @@
 """A run of a loader through everything that can become of an image file (`damaged_files`).
 
-    python -m tests.helpers.damage walk LOADER FOLDER      all kinds and places, one after the other, in one process
+    python -m tests.helpers.damage walk LOADER FOLDER      all kinds and places, three at once, in one process
     python -m tests.helpers.damage each LOADER FOLDER      every kind and place in a process of its own
 
 print a JSON line for each: kind, place, outcome. LOADER is training, evaluation or probe. A kind ends the process if
@@ -20,8 +20,9 @@ from pathlib import Path
 from tests.helpers.damaged_files import JPEG, PNG, kinds
 
 LOADERS = ("training", "evaluation", "probe")
-PLACES = {"first": 0, "middle": 7, "last": 15}
-BATCH = 16
+# Decoders parse small batches in one thread, which hides what several of them do.
+BATCH, THREADS = 64, 4
+PLACES = {"first": 0, "middle": 0.5, "last": 1}  # shares of a batch
 # Between the damage and the batch that meets it: nothing has read so far ahead.
 AHEAD = 5
 HANGS = 60
@@ -35,11 +36,11 @@ def cases() -> list[tuple[str, str]]:
 class Stage:
     """A loader of images whose label is their number, and what is known of the batches to come."""
 
-    def __init__(self, loader: str, folder: Path, batches: int) -> None:
+    def __init__(self, loader: str, folder: Path, batches: int, batch: int = BATCH) -> None:
         from amcl_fast.data.loader.order import Order
         from amcl_fast.data.scan.images import Images
 
-        self.name, count = loader, batches * BATCH
+        self.name, self.batch, count = loader, batch, batches * batch
         folder.mkdir(parents=True)
         good = folder / "good.jpg", folder / "good.png"
         for path, content in zip(good, (JPEG, PNG), strict=True):
@@ -48,7 +49,7 @@ class Stage:
         self.bad: dict[str, str] = {}
         labels = list(range(count))
         # What comes: seen to be right where a damaged file is met.
-        self._order = Order(count, BATCH)
+        self._order = Order(count, batch)
         for number, path in enumerate(self.files):
             os.link(good[number % 2], path)
         self._batches = iter(self._make(Images([str(path) for path in self.files], labels, [])))
@@ -60,7 +61,7 @@ class Stage:
         from amcl_fast.data.graph import Output
         from amcl_fast.data.loader.contrastive import SingleViewLoader
 
-        output = Output(size=8, batch_size=BATCH, num_threads=2)
+        output = Output(size=8, batch_size=self.batch, num_threads=THREADS)
         if self.name == "evaluation":
             return EvaluationLoader(images, output, on_bad_file=self.bad.__setitem__)
         views = [Augmentation.from_letters("ae")] * (2 if self.name == "training" else 1)
@@ -76,38 +77,54 @@ class Stage:
         self._last = int(labels[-1])
         return labels.tolist()
 
-    def victim(self, place: int) -> int:
-        """The number of the image at `place` of a batch that nobody has begun to read."""
+    def victim(self, share: float) -> int:
+        """The number of the image that lies so far within a batch that nobody has begun to read."""
+        place = round(share * (self.batch - 1))
         if self.name == "evaluation":
-            return self._last + 1 + BATCH * (AHEAD - 1) + place
+            return self._last + 1 + self.batch * (AHEAD - 1) + place
         return int(self._order.places(self._number + AHEAD)[place])
 
-    def meet(self, kind: str, place: str) -> str:
-        """Damage a file, go on until it has been met and say what happened."""
-        number = self.victim(PLACES[place])
-        path = self.files[number]
-        _KINDS[kind](path)
-        seen = [label for _ in range(AHEAD + 1) for label in self.next()]
-        if str(path) in self.bad:
-            assert number not in seen
-            return f"listed: {self.bad[str(path)]}"
-        assert number in seen
-        return "decoded"
+    def meet(self, cases: dict[str, str]) -> dict[str, str]:
+        """Damage the files at places of a batch, go on until it has been met and say what happened to each.
+
+        Args:
+            cases: place to the kind of damage.
+        """
+        numbers = {place: self.victim(PLACES[place]) for place in cases}
+        for place, kind in cases.items():
+            _KINDS[kind](self.files[numbers[place]])
+        seen = {label for _ in range(AHEAD + 1) for label in self.next()}
+        outcomes = {}
+        for place, number in numbers.items():
+            reason = self.bad.get(str(self.files[number]))
+            assert (number in seen) == (reason is None)
+            outcomes[place] = "decoded" if reason is None else f"listed: {reason}"
+        return outcomes
 
 
 _KINDS = kinds()
 
 
-def walk(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """All kinds and places, in one process."""
-    # What an evaluation leaves out moves all that follows.
-    stage = Stage(loader, folder, len(chosen) * (AHEAD + 1) + len(chosen) // BATCH + AHEAD + 2)
-    stage.next()
+def walk(
+    loader: str, folder: Path, chosen: list[tuple[str, str]], batch: int = BATCH
+) -> Iterator[tuple[str, str, str]]:
+    """All kinds and places, in one process: those one after the other that are at several places are so at once."""
+    together: list[dict[str, str]] = [{}]
     for kind, place in chosen:
-        yield kind, place, stage.meet(kind, place)
+        if place in together[-1]:
+            together.append({})
+        together[-1][place] = kind
+    # What an evaluation leaves out moves all that follows.
+    stage = Stage(loader, folder, len(together) * (AHEAD + 1) + len(chosen) // batch + AHEAD + 2, batch)
+    stage.next()
+    for cases in together:
+        outcomes = stage.meet(cases)
+        yield from ((kind, place, outcomes[place]) for place, kind in cases.items())
 
 
-def each(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def each(
+    loader: str, folder: Path, chosen: list[tuple[str, str]], batch: int = BATCH
+) -> Iterator[tuple[str, str, str]]:
     """Every kind and place in a process of its own."""
     import torch  # noqa: F401, once for all
 
@@ -121,7 +138,7 @@ def each(loader: str, folder: Path, chosen: list[tuple[str, str]]) -> Iterator[t
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 signal.alarm(HANGS)
-                (outcome,) = (found for _, _, found in walk(loader, folder / str(number), [(kind, place)]))
+                (outcome,) = (found for _, _, found in walk(loader, folder / str(number), [(kind, place)], batch))
             except BaseException as error:
                 outcome = f"raised: {type(error).__name__}: {error}".splitlines()[0]
             os.write(writing, outcome.encode())
@@ -181,10 +198,11 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(prog="python -m tests.helpers.damage", description=__doc__.splitlines()[0])
     modes = parser.add_subparsers(dest="mode", required=True)
-    for mode, told in (("walk", "one after the other, in one process"), ("each", "each in a process of its own")):
+    for mode, told in (("walk", "three at once, in one process"), ("each", "each in a process of its own")):
         run = modes.add_parser(mode, help=f"all kinds and places, {told}")
         run.add_argument("loader", choices=LOADERS)
         run.add_argument("folder", type=Path, help="where images are written")
+        run.add_argument("--batch", type=int, default=BATCH, help="images of a batch")
         run.add_argument("cases", nargs="*", metavar="KIND@PLACE", help="these alone")
     modes.add_parser("decoder", help="whether the installed DALI still needs the guard (docs/data.md)")
     given = parser.parse_args()
@@ -196,7 +214,8 @@ def main() -> None:
     for case in chosen:
         if case not in known:
             parser.error(f"KIND@PLACE must be one of the {len(known)} cases, got {'@'.join(case)!r}")
-    for kind, place, outcome in {"walk": walk, "each": each}[given.mode](given.loader, given.folder, chosen):
+    found = {"walk": walk, "each": each}[given.mode](given.loader, given.folder, chosen, given.batch)
+    for kind, place, outcome in found:
         print(json.dumps({"kind": kind, "place": place, "outcome": outcome}), flush=True)
 
 
