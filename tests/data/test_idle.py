@@ -5,14 +5,16 @@ import gc
 import os
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
 from amcl_fast.data import EvaluationLoader
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader import idle
+from amcl_fast.data.scan.images import Images
 from tests.helpers.loaders import RAW, corrupt, in_shards, numbered, prepared
-from tests.helpers.soak import held
+from tests.helpers.soak import held, memory
 
 OUTPUT = Output(size=8, batch_size=8, num_threads=1, **RAW)
 
@@ -53,6 +55,15 @@ def test_passes_leave_nothing_behind(tmp_path, made):
     finally:
         if collecting:
             gc.enable()
+
+
+def test_what_decoding_has_freed_goes_back_to_the_system(save):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    data = EvaluationLoader(Images([save("a.jpg", pixels)] * 64, [0] * 64, ["a"]), Output(size=128, batch_size=64))
+    before = memory()["own"]
+    for _ in range(6):
+        list(data)
+    assert memory()["own"] - before < 60 << 10  # or else a hundred, and more with every pass
 
 
 def test_everything_that_is_measured_has_one_pipeline(make_shards, made):

@@ -76,8 +76,8 @@ def held(process: int | str = "self") -> dict[str, int]:
     }
 
 
-def _memory(process: int) -> dict[str, int]:
-    """KiB of a process."""
+def memory(process: int | str = "self") -> dict[str, int]:
+    """KiB of a process: resident, its share of what others have too, and what is its alone and of no file."""
     lines = (line.split() for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
     found = {name: int(size) for name, size, _ in lines}
     return {"rss": found["Rss:"], "pss": found["Pss:"], "own": found["Anonymous:"]}
@@ -99,11 +99,11 @@ def sample(process: int) -> dict[str, float]:
         OSError: it has ended.
     """
     maps = Path(f"/proc/{process}/maps").read_text().count("\n")
-    mine = {**held(process), **_memory(process), "maps": maps}
+    mine = {**held(process), **memory(process), "maps": maps}
     every = {"all_pss": 0, "all_descriptors": 0, "processes": 0}
     for one in _descendants(process):
         with suppress(OSError, KeyError):  # it has ended
-            every["all_pss"] += _memory(one)["pss"]
+            every["all_pss"] += memory(one)["pss"]
             every["all_descriptors"] += len(_links(one))
             every["processes"] += 1
     return {**mine, **every}
