@@ -26,7 +26,7 @@ class Augmentation:
             A).
         grey: probability of greyscale.
         blur: probability of Gaussian blur.
-        blur_sigma: range of the blur's standard deviation, in pixels of the view.
+        blur_sigma: range of the blur's standard deviation, in pixels of the view, at most 100.
         solarise: probability of solarisation (BYOL, arXiv 2006.07733, appendix B).
         solarise_threshold: values of 0 to 255 that are not below it become 255 minus themselves, as by torchvision's
             `solarize`.
@@ -56,7 +56,7 @@ class Augmentation:
         if self.crop_scale is not None:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio)
-        _check_range("blur_sigma", self.blur_sigma)
+        _check_range("blur_sigma", self.blur_sigma, highest=100.0)  # DALI's window is six times as wide
         if not 0 <= self.solarise_threshold <= 255:
             raise ValueError(f"solarise_threshold must be from 0 to 255, got {self.solarise_threshold}")
 

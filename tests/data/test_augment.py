@@ -49,6 +49,7 @@ def test_unknown_and_repeated_letters_are_refused(letters):
         {"crop_scale": (0.5, 1.5)},
         {"crop_scale": (0.9, 0.5)},
         {"crop_ratio": (2.0, float("inf"))},
+        {"blur_sigma": (0.1, 1e30)},
         {"blur_sigma": (0.0, 1.0)},
         {"blur_sigma": (1.0,)},
         {"solarise": 1.2},
