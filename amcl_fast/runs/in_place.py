@@ -43,9 +43,8 @@ def make_within(folder: Path, path: Path) -> Path:
     here = folder
     for name in path.relative_to(folder).parts:
         here /= name
-        with suppress(FileExistsError):
-            here.mkdir()
         refuse_links(here)
+        here.mkdir(exist_ok=True)
     return path
 
 

@@ -50,15 +50,16 @@ class FinishedError(Exception):
 
 
 def check_writable(run_dir: Path) -> None:
-    """Raise OSError, in one line, if a folder of a run, of those that are there, cannot be written, or is a link.
+    """Raise OSError, in one line, if a folder of a run is a link or a file, or no checkpoint can be written.
 
-    The run directory itself may be one.
+    The run directory itself may be a link.
     """
     files = RunDirectory(run_dir)
     refuse_links(*files.folders)
-    for folder in (run_dir, *files.folders):
+    for folder in files.folders:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{folder} must be a folder, and is none: remove it")
+    for folder in (run_dir, files.checkpoints):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} cannot be written: nothing of the run could be saved there")
 

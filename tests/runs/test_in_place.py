@@ -87,7 +87,7 @@ def test_folders_are_made_below_a_folder_that_may_be_a_link(tmp_path, theirs):
     with pytest.raises(PlaceError):
         refuse_links(run / "nothing", run / "report")
     (run / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(FileExistsError, match="run/file"):
         make_within(run, run / "file" / "below")
     with pytest.raises(FileNotFoundError):  # of a run directory that is gone
         make_within(tmp_path / "gone", tmp_path / "gone" / "report")
