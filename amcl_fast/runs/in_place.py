@@ -19,18 +19,19 @@ from .files import left_for, named, partial_name, write_file
 class PlaceError(OSError):
     """Something lies where a file or a folder of ours is to be, and nothing is written through it."""
 
-    def __init__(self, path: Path, what: str) -> None:
-        super().__init__(errno.ELOOP, f"{path} is {what}", str(path))
-
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def _in_the_way(path: Path, what: str) -> PlaceError:
+    return PlaceError(errno.ELOOP, f"{path} is {what}, and nothing is written through it: remove it", str(path))
 
 
 def refuse_links(*paths: Path) -> None:
     """Raise PlaceError, in one line, if one of these is a link; before the work whose results are to lie there."""
     for path in paths:
         if path.is_symlink():
-            raise PlaceError(path, f"a link to {os.readlink(path)}, and nothing is written through it: remove it")
+            raise _in_the_way(path, f"a link to {os.readlink(path)}")
 
 
 def make_within(folder: Path, path: Path) -> Path:
@@ -87,7 +88,7 @@ def open_in_place(path: Path) -> int:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise PlaceError(path, "no regular file, and nothing is written into it: remove it")
+        raise _in_the_way(path, "no regular file")
     return descriptor
 
 

@@ -265,7 +265,7 @@ def test_of_two_that_write_a_list_at_once_the_first_one_stays(everything, own_ca
     assert not [*(own_cache / LISTS).glob(".*")]
 
 
-def test_nothing_of_a_folder_that_is_linked_into_the_cache_goes(everything, own_cache, tmp_path):
+def test_nothing_of_a_folder_that_is_linked_into_the_cache_goes(everything, own_cache, tmp_path, caplog):
     theirs = tmp_path / "theirs" / ("0" * 32)
     theirs.parent.mkdir()
     theirs.touch()
@@ -274,6 +274,8 @@ def test_nothing_of_a_folder_that_is_linked_into_the_cache_goes(everything, own_
     for name in ("scans", "shards", LISTS):
         (own_cache / name).symlink_to(theirs.parent)
     kept.keep("set", find_sources(everything))
+    (told,) = {record.message for record in caplog.records if record.levelname == "WARNING"}
+    assert f"({own_cache}/scans is a link to {theirs.parent}, and nothing is written through it: remove it)" in told
     (own_cache / LISTS).unlink()
     kept.keep("set", find_sources(everything))
     assert kept.kept("set") is not None and [*theirs.parent.iterdir()] == [theirs]

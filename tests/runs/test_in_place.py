@@ -1,6 +1,7 @@
 """amcl_fast.runs.in_place: what is written where it lies, and folders below one of ours; no link leads elsewhere."""
 
 import os
+import pickle
 import re
 
 import pytest
@@ -40,11 +41,12 @@ def test_nothing_but_a_file_is_written_in_place(tmp_path, theirs, write):
     for target in (theirs / "file", tmp_path / "nowhere", theirs, path):
         path.symlink_to(target)
         message = f"{path} is a link to {target}, and nothing is written through it: remove it"
-        with pytest.raises(PlaceError, match=f"^{re.escape(message)}$"):
+        with pytest.raises(PlaceError, match=f"^{re.escape(message)}$") as found:
             write(path)
+        assert str(pickle.loads(pickle.dumps(found.value))) == message  # of another process
         path.unlink()
     os.mkfifo(path)
-    with pytest.raises(PlaceError, match=rf"^{path} is no regular file, and nothing is written into it: remove it$"):
+    with pytest.raises(PlaceError, match=rf"^{path} is no regular file, and nothing is written through it: remove it$"):
         write(path)
     path.unlink()
     path.mkdir()
