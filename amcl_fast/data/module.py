@@ -119,7 +119,7 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
                 name as `root` may be. kNN and probes learn from its training part, and what it holds out is asked. All
                 of `root` is trained on, but for a part that is held out there by its name.
             max_image_bytes: of an encoded image: larger ones are left out and listed (docs/photographs.md).
-            max_image_pixels: of an image: larger ones are left out and listed, as JPEGs of so many scans are.
+            max_image_pixels: of an image: larger ones are left out and listed, and JPEGs of as much work by scans.
 
         Raises:
             ValueError: a setting out of range, or both `held_out` and `evaluation`.

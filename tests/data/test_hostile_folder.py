@@ -120,8 +120,8 @@ def test_a_hostile_folder_trains(hostile, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     assert main(["pretrain", "--config", "settings.yaml", "--data", str(root), "--run_dir", "run"]) == 0
-    what = f"{len(bad)} left out ({len(bad) - 1} unreadable files, 1 image larger than is accepted)"
-    assert f"{what}: see run/skipped_files.txt\n" in capsys.readouterr().out
+    kinds = f"{len(bad) - 1} unreadable files, 1 image larger than is accepted"
+    assert f"{len(bad)} left out ({kinds}): see run/skipped_files.txt\n" in capsys.readouterr().out
     run = read_run(tmp_path / "run")
     assert len(run.skipped) == len(bad) and len(run.series("loss")[0]) >= 4
     assert "picture.tiff" in (tmp_path / "run" / "report" / "index.html").read_text()
