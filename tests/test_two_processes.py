@@ -49,6 +49,9 @@ def test_two_processes_make_one_run(images, tmp_path):
     assert steps == sorted(set(steps))  # logged by one process
     assert [len(series[0]) for series in run.heads("positive")] == [2, 2]
     assert [Path(file).name for file, _ in run.skipped] == ["3.png"]
+    # By the first process alone, whichever has found it.
+    assert done.stderr.count("3.png: found during the run: it cannot be read and decoded\n") == 1
+    assert done.stderr.count("1 file has turned out to be bad during the run: see run/skipped_files.txt\n") == 1
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "were not used: 1." in page and page.count("<img") == 14
     assert json.loads((tmp_path / "run" / "report" / "summary.json").read_text())["finished"] is True

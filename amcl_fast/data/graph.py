@@ -1,7 +1,7 @@
 """The DALI graphs, written once for the CPU and the GPU: only the decoder's device differs.
 
 Every graph outputs HWC images, float32 or, where asked for, float16. What they decode is handed in by a function:
-DALI's own reader would wait for ever for a FIFO, and its decoder must not see what nobody has checked (docs/data.md).
+DALI's own reader would wait for ever for a FIFO, and its decoder must not see what nobody has checked (docs/damage.md).
 """
 
 import ctypes

@@ -7,6 +7,8 @@ import pytest
 
 from amcl_fast import callbacks
 from amcl_fast.callbacks import MetricsFile, Report, SkippedFiles
+from amcl_fast.data.loader.bad_files import tell
+from amcl_fast.left_out import FOUND
 from amcl_fast.report import read_run
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import Stop, fit, method
@@ -45,6 +47,41 @@ def test_files_found_late_are_in_the_list_and_in_the_report(tmp_path, order):
     assert names == ["/data/first.jpg", r"/data/caf\xe9 1\n.jpg", "/data/2.jpg", "/data/7.jpg"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "/data/7.jpg" in page and "found &lt;late&gt;" in page and "were not used: 4." in page
+
+
+class FindMany(L.Callback):
+    """Files of a loader turn out to be bad at the last step."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 5:
+            for number in range(self.number):
+                tell(
+                    f"/data/{number}.jpg",
+                    f"{FOUND}no such file",
+                    lambda *entry: trainer.datamodule.skipped.append(entry),
+                )
+
+
+def summary(folder, files):
+    return f"{files} turned out to be bad during the run: see {folder / 'skipped_files.txt'}"
+
+
+def test_bad_files_are_a_few_lines_and_a_count_in_every_training_of_a_process(tmp_path, caplog):
+    for number in (40, 1, 3000):
+        caplog.clear()
+        train(tmp_path / f"{number}", SkippedFiles(), FindMany(number))
+        named = [f"/data/{file}.jpg: {FOUND}no such file" for file in range(min(number, 5))]
+        others = ["further files that turn out to be bad are only listed"] if number > 5 else []
+        count = "1 file has" if number == 1 else f"{number:,} files have"
+        assert caplog.messages == [*named, *others, summary(tmp_path / f"{number}", count)]
+        assert read_run(tmp_path / f"{number}").num_skipped == number + 2
+    caplog.clear()
+    with pytest.raises(Stop):
+        train(tmp_path / "stopped", SkippedFiles(), FindMany(9), Stop.at(6))
+    assert caplog.messages[6:] == [summary(tmp_path / "stopped", "9 files have")]
 
 
 def test_an_interrupted_run_has_its_list(tmp_path):

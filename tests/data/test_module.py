@@ -95,6 +95,23 @@ def test_a_file_found_bad_in_the_run_is_listed_and_left_out_of_the_bank(make_fol
     assert [record.message for record in caplog.records] == [f"{victim}: found during the run: no such file"]
 
 
+def test_what_another_process_has_listed_is_listed_once_and_many_bad_files_at_once(make_folder):
+    data = prepared(make_folder())
+    data._note_bad_file("/data/0.jpg", "of a test")
+    data.skipped[:] = [("/data/1.jpg", "of a test"), ("/data/0.jpg", "of a test")]
+    for number in (0, 1, 2, 2):
+        data._note_bad_file(f"/data/{number}.jpg", "of a test")
+    assert [path for path, _ in data.skipped] == ["/data/1.jpg", "/data/0.jpg", "/data/2.jpg"]
+
+    class Long(list):
+        def __contains__(self, entry):
+            raise AssertionError("the whole list is looked through for each file")
+
+    data.skipped = Long(data.skipped)
+    data._note_bad_file("/data/3.jpg", "of a test")
+    assert len(data.skipped) == 4
+
+
 def test_views_by_number_and_letters_or_one_by_one(make_folder):
     root = make_folder()
     assert prepared(root, views=3, augmentation="ab").views == [Augmentation.from_letters("ab")] * 3

@@ -5,7 +5,7 @@
 
 print a JSON line for each: kind, place, outcome. LOADER is training, evaluation or probe. A kind ends the process if
 its outcome is missing (walk) or names a signal (each). `python -m tests.helpers.damage decoder` tells whether the
-installed DALI still needs the guard (docs/data.md).
+installed DALI still needs the guard (docs/damage.md).
 """
 
 import argparse
@@ -204,7 +204,7 @@ def main() -> None:
         run.add_argument("folder", type=Path, help="where images are written")
         run.add_argument("--batch", type=int, default=BATCH, help="images of a batch")
         run.add_argument("cases", nargs="*", metavar="KIND@PLACE", help="these alone")
-    modes.add_parser("decoder", help="whether the installed DALI still needs the guard (docs/data.md)")
+    modes.add_parser("decoder", help="whether the installed DALI still needs the guard (docs/damage.md)")
     given = parser.parse_args()
     if given.mode == "decoder":
         print("the guard is needed" if decoder_needs_guard() else "no crash: the guard may go")

@@ -58,7 +58,7 @@ def judge(files: Sequence[str], bad: Mapping[int, str]) -> None:
         last = [*bad][-1]
         raise NoImageLeftError(
             f"{number:,} of {count:,} files to train on cannot be read and decoded any more, the last "
-            f"{shown(files[last])}: {bad[last].removeprefix(DURING)}; see that they are there, then resume"
+            f"{shown(files[last])}: {bad[last].removeprefix(DURING)}; see that they are there, then go on"
         )
 
 

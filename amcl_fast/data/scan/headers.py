@@ -1,6 +1,6 @@
 """A look at an image file's headers and its end: cheap enough for every file, and needed before DALI may see one.
 
-DALI's decoder ends the process where it cannot parse the header of an image (docs/data.md). What is said here to be
+DALI's decoder ends the process where it cannot parse the header of an image (docs/damage.md). What is said here to be
 parseable follows nvImageCodec's parsers, which DALI uses: every marker of a JPEG up to its scan, every chunk of a PNG.
 """
 
