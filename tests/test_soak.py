@@ -20,7 +20,7 @@ def test_epochs_with_an_evaluation_and_a_save_each_leave_nothing_behind(tmp_path
     def look(*_):
         gc.collect()
         kinds = (type(one) for one in gc.get_objects())
-        objects = Counter(kind.__qualname__ for kind in kinds if kind.__module__.partition(".")[0] in _OF)
+        objects = Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).partition(".")[0] in _OF)
         seen.append((held(), len(graph._pipelines), objects))
 
     monkeypatch.setattr(OnlineKNN, "on_train_epoch_start", look)
