@@ -23,6 +23,8 @@ from typing import Any, TextIO
 
 import torch
 
+from amcl_fast.runs.reading import naming
+
 from . import results
 from .cases import Case, select
 from .timing import summary
@@ -83,7 +85,8 @@ def of_files(a: Path, b: Path, substring: str = "") -> str:
     times = []
     for path in (a, b):
         rows = results.load(path)["sections"].get("operators", {"rows": []})["rows"]
-        times.append({row["case"]: row["runs"]["ours"]["median_ms"] for row in rows})
+        with naming(path):
+            times.append({row["case"]: 1.0 * row["runs"]["ours"]["median_ms"] for row in rows})
     shared = [name for name in times[0] if name in times[1] and substring.lower() in name.lower()]
     if not shared:
         raise ValueError(f"{a} and {b} share no case whose name contains {substring!r}")

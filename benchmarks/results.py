@@ -39,7 +39,10 @@ from typing import Any
 
 import torch
 
+from amcl_fast.runs.reading import DamagedError, read_json
+
 SCHEMA = 1
+_MOST_BYTES = 1 << 28
 # A machine with more load than this, a core, is not quiet.
 _QUIET = 0.1
 # Names the commit where the sources were copied, as they are in it, without their history.
@@ -176,9 +179,10 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is none of this schema.
     """
     try:
-        document = json.loads(path.read_text())
-    except ValueError as problem:
-        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got no JSON: {problem}") from None
+        document = read_json(path, Any, _MOST_BYTES)
+    except DamagedError as problem:
+        told = f"{path} must hold benchmark results of schema {SCHEMA}, got no JSON: {problem}"
+        raise DamagedError(told) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {schema!r}")
@@ -188,11 +192,19 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_all(folder: Path) -> list[dict[str, Any]]:
-    """Every document of this schema in a folder, by file name; other JSON files are passed over."""
+    """Every document of this schema in a folder, by file name; other JSON files are passed over.
+
+    Raises:
+        DamagedError: a file holds no JSON.
+    """
     documents = []
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(ValueError):
+        try:
             documents.append(load(path))
+        except DamagedError:
+            raise
+        except ValueError:
+            continue
     return documents
 
 

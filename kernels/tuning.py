@@ -25,6 +25,8 @@ from torch import Tensor
 
 FOLDER = Path(__file__).with_name("tuned")
 
+_MOST_BYTES = 1 << 24
+
 # Tables that are being swept, with what is tried; and the keys that each of them was asked for meanwhile.
 _trying: dict[str, dict[str, Any]] = {}
 _asked: dict[str, list[str]] = {}
@@ -96,8 +98,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    if not path.is_file():
-        raise ValueError(f"{path} must be a regular file")
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path} must be a regular file of at most {_MOST_BYTES:,} bytes")
     try:
         document = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as problem:

@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str], *, copied: bool = False) -> tuple[dict[st
             for name, (_, at, count) in places.items()
         }
         return dict(header), arrays
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} is no file of arrays: {error}") from None
 
 

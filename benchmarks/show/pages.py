@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from amcl_fast.runs.files import write_file
+from amcl_fast.runs.reading import naming
 
 from .. import results
 from . import plots
@@ -55,7 +56,8 @@ def write(folder: Path, readme: Path, page: Path, pictures: Path, rehearsal: Pat
     pages = [(readme, BEGIN, END), (page, BEGIN, END), (rehearsal, SCALE_BEGIN, SCALE_END)]
     for path, begin, end in pages if rehearsals else pages[:2]:
         check_markers(path, begin, end)
-    drawn = [plots.draw(document, pictures) for document in documents]
+    with naming(folder):
+        drawn = [plots.draw(document, pictures) for document in documents]
     put(readme, BEGIN, END, _headline(documents))
     links = [[Path(os.path.relpath(path, page.parent)).as_posix() for path in paths] for paths in drawn]
     machines = [machine(document, of) for document, of in zip(documents, links, strict=True)]

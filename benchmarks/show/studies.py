@@ -1,6 +1,5 @@
 """The figures and tables of docs/study-results.md, from the study.json of studies beside the results of machines."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from amcl_fast.progress import duration
 from amcl_fast.runs.files import write_file
+from amcl_fast.runs.reading import naming, read_json
 from amcl_fast.study import augmentations_page, comparison_page, epochs_page, similarities_page
 
 from .pages import check_markers, put
@@ -31,7 +31,8 @@ def write(folder: Path, page: Path, pictures: Path) -> list[Path]:
     parts, written = [], [page]
     for kind, shown in KINDS.items():
         for path in sorted(folder.glob(f"{kind}-*.json")):
-            text, drawn = shown(json.loads(path.read_text()), path.stem)
+            with naming(path):
+                text, drawn = shown(read_json(path), path.stem)
             for name, content in drawn.items():
                 picture = pictures / f"{name}.png"
                 pictures.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,18 +19,27 @@ _DEEP = 10_000
 _LONG = "9" * 400
 
 
-def damage(path: Path, kind: str | None = None) -> Iterator[tuple[str, Change]]:
+def damage(path: Path, *, values: bool = True) -> Iterator[tuple[str, Change]]:
     """Kinds of damage of a file that is there, by its ending, and what does it.
 
     What is done replaces the file: one that others have under another name as well stays as it is.
+
+    Args:
+        path: of the good one.
+        values: also single values of another type, of files that have names for them.
     """
-    ending = kind or path.suffix
     good = path.read_bytes()
-    contents = {**_ANY(good), **_KINDS.get(ending, lambda good: {})(good)}
+    contents = {**_any(good), **_KINDS.get(path.suffix, lambda good: {})(good)}
     for name, content in contents.items():
-        yield name, _written(content)
+        if values or not re.search(" is (?!missing$)", name):
+            yield name, _written(content)
     for name, make in _PLACES.items():
         yield name, lambda path, make=make: (_remove(path), make(path))
+
+
+TOLD = {"not UTF-8", "NULs", "NULs within", "another program's", "a folder", "a FIFO", "a link that leads nowhere"}
+TOLD |= {"a link to itself", "8 GiB of nothing"}
+"""Kinds that no file may be read with."""
 
 
 def _written(content: bytes) -> Change:
@@ -58,7 +68,7 @@ _PLACES: dict[str, Change] = {
 }
 
 
-def _ANY(good: bytes) -> dict[str, bytes]:
+def _any(good: bytes) -> dict[str, bytes]:
     return {
         "empty": b"",
         "cut off": good[: len(good) * 2 // 3],
@@ -110,7 +120,7 @@ def _put(value: Any, place: tuple[Any, ...], new: Any) -> Any:
     }
 
 
-def _JSON(good: bytes) -> dict[str, bytes]:
+def _json(good: bytes) -> dict[str, bytes]:
     value = json.loads(good)
     found = {
         "a list": "[1, 2]",
@@ -137,7 +147,7 @@ def _JSON(good: bytes) -> dict[str, bytes]:
     return {name: text.encode() for name, text in found.items()}
 
 
-def _YAML(good: bytes) -> dict[str, bytes]:
+def _yaml(good: bytes) -> dict[str, bytes]:
     import yaml
 
     value, text = yaml.safe_load(good), good.decode()
@@ -169,7 +179,7 @@ def _YAML(good: bytes) -> dict[str, bytes]:
     return {name: text.encode() for name, text in found.items()}
 
 
-def _CSV(good: bytes) -> dict[str, bytes]:
+def _csv(good: bytes) -> dict[str, bytes]:
     head, *rows = good.decode().splitlines()
     first = head.split(",")[-1]
 
@@ -232,20 +242,7 @@ class _Code:
         return os.mkdir, ("executed",)
 
 
-def _bomb() -> bytes:
-    """A member of 4 GB in some megabytes, as one made by hand has it in 12 kB."""
-    file = io.BytesIO()
-    with (
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("views.npy", "w", force_zip64=True) as to,
-    ):
-        to.write(_header("|u1", (1 << 32,)))
-        for _ in range(32):
-            to.write(bytes(1 << 27))
-    return file.getvalue()
-
-
-def _NPZ(good: bytes) -> dict[str, bytes]:
+def _npz_kinds(good: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     found = {
@@ -284,15 +281,17 @@ def _NPZ(good: bytes) -> dict[str, bytes]:
             }
         found |= {f"{short} is {what}": _npz({**members, name: other}) for what, other in others.items()}
         found[f"{short} is missing"] = _npz({of: member for of, member in members.items() if of != name})
-    lying = bytearray(_npz({**members, next(iter(members)): bytes(1 << 20)}))
-    place = lying.rindex(b"PK\1\2")
-    lying[place + 24 : place + 28] = (16).to_bytes(4, "little")  # the size that is said
-    found["a size that is not so"] = bytes(lying)
+    # What the archive says of its first member: 4 GB of a few bytes, or a few bytes of 32 MB.
+    for what, size, content in (("a bomb", 0xFFFFFFF0, b"x"), ("a size that is not so", 16, bytes(1 << 25))):
+        said = bytearray(_npz({next(iter(members)): content, **dict(list(members.items())[1:])}))
+        place = said.index(b"PK\1\2") + 24
+        said[place : place + 4] = size.to_bytes(4, "little")
+        found[what] = bytes(said)
     found["other packing"] = _npz(members, zipfile.ZIP_LZMA)
     return found
 
 
-def _CKPT(good: bytes) -> dict[str, bytes]:
+def _ckpt(good: bytes) -> dict[str, bytes]:
     import torch
 
     state = torch.load(io.BytesIO(good), weights_only=True)
@@ -323,9 +322,9 @@ def _CKPT(good: bytes) -> dict[str, bytes]:
 
 
 _KINDS: dict[str, Callable[[bytes], dict[str, bytes]]] = {
-    ".json": _JSON,
-    ".yaml": _YAML,
-    ".csv": _CSV,
-    ".npz": _NPZ,
-    ".ckpt": _CKPT,
+    ".json": _json,
+    ".yaml": _yaml,
+    ".csv": _csv,
+    ".npz": _npz_kinds,
+    ".ckpt": _ckpt,
 }

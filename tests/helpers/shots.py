@@ -1,9 +1,11 @@
 """Snapshots and run directories made by hand."""
 
+import json
+
 import numpy as np
 
 from amcl_fast.report import Snapshot
-from amcl_fast.runs.directory import RunDirectory
+from amcl_fast.runs.directory import RunDirectory, write_facts, write_skipped
 from amcl_fast.runs.neighbours import Neighbours
 
 
@@ -77,4 +79,39 @@ def run_directory(folder, *, before=None, after=None, metrics=METRICS, found=Non
     for moment, shot in (("before", before), ("after", after)):
         if shot is not None:
             shot.save(RunDirectory(folder).snapshot(moment))
+    return folder
+
+
+def whole_run(folder):
+    """A run directory with all that a run and `amcl-fast evaluate` leave but for checkpoints, of a study's training."""
+    run_directory(folder, before=snapshot(), after=snapshot(19), found=neighbours(), metrics="")
+    files = RunDirectory(folder)
+    files.metrics.write_bytes(METRICS.replace("\n", "\r\n").encode())
+    files.config.write_text(
+        "data: {root: /data, size: 32}\n"
+        "model: {class_path: amcl_fast.methods.SimCLR, init_args: {backbone: {name: resnet18}}}\n"
+        "trainer: {max_epochs: 2}\nknn: {every_n_epochs: 1}\n"
+    )
+    facts = {
+        "finished": True,
+        "data": "/data",
+        "training_images": 16,
+        "classes": 3,
+        "epochs": 2,
+        "steps": 20,
+        "measured_images": {"bank": 16, "queries": 20},
+        "measured_before": [{"epoch": 1, "bank": 8, "queries": 20}],
+        "measured_epoch": 2,
+        "unmeasurable": None,
+        "steps_per_epoch": 10,
+        "seconds": 12.5,
+        "versions": {"torch": "2.11"},
+        "machine": {"device": "cpu", "processes": 1},
+    }
+    write_facts(folder, facts)
+    write_skipped(folder, [("/a/b.jpg", "empty file")])
+    probe = {"top1": 60.0, "rate": 0.1, "epochs": 1, "training_images": "features computed once"}
+    files.evaluation("images").write_text(json.dumps({"queries": 20, "linear": probe}))
+    four = dict.fromkeys(("knn", "ridge", "knn_recalibrated", "ridge_recalibrated"), 50.0)
+    files.measures.write_text(json.dumps({**four, "penalty": {"ridge": 1.0}, "images": {"bank": 16}, "step": 20}))
     return folder

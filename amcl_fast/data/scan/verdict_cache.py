@@ -71,6 +71,7 @@ class Verdicts:
         ends = np.flatnonzero(names == 0) + 1
         if not (
             header["kind"] == _KIND
+            and isinstance(reasons, list)
             and all(isinstance(reason, str) for reason in reasons)
             and len(folders) == len(counts)
             and (counts >= 0).all()
