@@ -14,7 +14,7 @@ from amcl_fast.data.scan.largest import KEPT, Largest
 # again (measured once, by hand, at batches of 16 to 64 images of 1 and 4 megapixels).
 _DECODED = 1.5
 _LISTS = 5  # of encoded batches: those that are read ahead, the one in use, one out of turn, and DALI's copy
-_REDUCED = 8  # bytes a pixel that Pillow takes while it makes an image smaller
+_REDUCED = 12  # bytes a pixel that Pillow takes while it makes a WebP smaller; others take up to 8
 
 
 class Memory(NamedTuple):

@@ -14,7 +14,7 @@ FACTORS = (2, 4, 8)
 """What libjpeg divides by while it decodes."""
 AT_ONCE = 4
 """Of the largest images that may be decoded: as many as are made smaller at once, whatever the number of threads.
-Pillow takes up to 8 bytes a pixel."""
+Pillow takes up to 12 bytes a pixel."""
 # Compressions of BMP that Pillow unpacks in Python, byte by byte: a file of 40 kB with 100 million pixels takes 10 s.
 _RUN_LENGTHS = (1, 2)
 _QUALITY = 95

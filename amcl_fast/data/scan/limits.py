@@ -14,6 +14,10 @@ SCANS = 20
 most. A decoder passes over all pixels in each, however few bytes it has: 0.35 ns a pixel, measured once, by hand."""
 
 
+MOST_SCANS = 256
+"""Scans of a JPEG beyond which DALI (2.4.0) decodes none, however small it is."""
+
+
 class Limits(NamedTuple):
     """The largest image that is accepted.
 
@@ -51,11 +55,18 @@ class Limits(NamedTuple):
 
     def may_take_long(self, pixels: int, scans: int) -> bool:
         """Whether so many scans of an image of so many pixels are too many."""
-        return pixels * scans > SCANS * self.pixels
+        return scans > self._most_scans(pixels)
 
     def refuse_scans(self, pixels: int, scans: int) -> str:
         """Why a JPEG is left out that may take long."""
-        return self._above(f"{scans:,} scans of {pixels:,} pixels", SCANS * self.pixels // pixels, "pixels")
+        most = self._most_scans(pixels)
+        found = f"{scans:,} scans of {pixels:,} pixels"
+        if most == MOST_SCANS:  # no limit of pixels would change it
+            return f"{TOO_LARGE}: {found}; at most {most} are decoded"
+        return self._above(found, most, "pixels")
+
+    def _most_scans(self, pixels: int) -> int:
+        return min(SCANS * self.pixels // pixels, MOST_SCANS)
 
     @staticmethod
     def _above(found: str, most: int, setting: str) -> str:
