@@ -84,8 +84,8 @@ def of_files(a: Path, b: Path, substring: str = "") -> str:
     """Table of the cases that both files hold."""
     times = []
     for path in (a, b):
-        rows = results.load(path)["sections"].get("operators", {"rows": []})["rows"]
         with naming(path):
+            rows = results.load(path)["sections"].get("operators", {"rows": []})["rows"]
             times.append({row["case"]: 1.0 * row["runs"]["ours"]["median_ms"] for row in rows})
     shared = [name for name in times[0] if name in times[1] and substring.lower() in name.lower()]
     if not shared:

@@ -26,9 +26,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from ..runs.directory import RunDirectory
 from ..runs.files import Unwritten, flush_to_disk, move_into_place, write_file
 from ..runs.in_place import append_whole, make_within
-from ..runs.reading import DamagedError, damaged
+from ..runs.reading import DamagedError
 from ..runs.settings import flattened
-from ..runs.table import read_table
+from ..runs.table import read_table, step_of
 from .throughput import Throughput
 
 Row = dict[str, Any]
@@ -189,12 +189,7 @@ class MetricsFile(_RunLogger):
         return columns, rows
 
     def _is_kept(self, row: Row) -> bool:
-        if self._resume_step is None:
-            return True
-        try:
-            return int(row["step"]) < self._resume_step
-        except ValueError:
-            raise damaged(self.path, f"a step must be a whole number, got {row['step'][:80]!r}") from None
+        return self._resume_step is None or step_of(row["step"], self.path) < self._resume_step
 
 
 class EventsFile(_RunLogger):

@@ -18,16 +18,13 @@ from .reading import damaged, read_json, read_utf8
 from .settings import read_settings
 from .shapes import Evaluated, Facts, Measures
 from .snapshot import Snapshot
-from .table import read_table
+from .table import number, read_table, step_of
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 Kind = TypeVar("Kind")
 
 _MOST_SKIPPED = 1 << 26
 """Bytes of the list of what was left out."""
-
-_LARGEST = 3.5e38
-"""What float32 holds, in which everything is logged that is not counted."""
 
 
 def head_metric(kind: str, head: int) -> str:
@@ -199,8 +196,8 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], bool]:
             step = None
             for name, text in zip(table.columns, row, strict=True):
                 if text and name != "step":
-                    step = _step(row[at_step], path) if step is None else step
-                    if math.isfinite(value := _number(text, path)):
+                    step = step_of(row[at_step], path) if step is None else step
+                    if math.isfinite(value := number(text, path)):
                         steps, values = points.setdefault(name, (array("d"), array("d")))
                         steps.append(step)
                         values.append(value)
@@ -209,23 +206,6 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], bool]:
         order = np.argsort(np.array(steps), kind="stable")
         series[name] = np.array(steps)[order], np.array(values)[order]
     return series, table.whole
-
-
-def _step(text: str, path: Path) -> float:
-    value = _number(text, path)
-    if not (value.is_integer() and 0 <= value < 2**53):
-        raise damaged(path, f"a step must be a whole number, got {text[:80]!r}")
-    return value
-
-
-def _number(text: str, path: Path) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise damaged(path, f"{text[:80]!r} is not a number") from None
-    if math.isfinite(value) and abs(value) > _LARGEST:
-        raise damaged(path, f"a value must be at most {_LARGEST:g}, got {text[:80]}")
-    return value
 
 
 def _read_skipped(path: Path) -> list[tuple[str, str]]:

@@ -23,6 +23,9 @@ MOST_BYTES = 1 << 24
 MOST_LEVELS = 40
 """Of mappings and lists in each other: those of this package have 8."""
 
+_LONGEST = 300
+"""Characters of what others say: torch names all weights that a file lacks."""
+
 _MOST_DIGITS = 19
 """Of a whole number: what 64 bits hold."""
 
@@ -60,7 +63,7 @@ def naming(path: Path, what: str = "is damaged") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError | ValueError) and str(path) in str(error):
             raise
-        told = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        told = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:_LONGEST]
         raise DamagedError(f"{path} {what}: {told or type(error).__name__}") from error
 
 

@@ -134,12 +134,12 @@ def _json(good: bytes) -> dict[str, bytes]:
         "names twice": json.dumps(value)[:-1] + ", " + json.dumps(value)[1:],
     }
     mark = "\0here"
-    for place in leaves(value):
+    for number, place in enumerate(leaves(value)):
         if any(isinstance(key, int) for key in place[:-1]):
             continue
         name = ".".join(map(str, place))
         text = json.dumps(_put(value, place, mark))
-        for what, new in _VALUES.items():
+        for what, new in list(_VALUES.items())[number % 4 :: 4]:
             found[f"{name} is {what}"] = text.replace(json.dumps(mark), new)
         found[f"{name} is NaN"] = text.replace(json.dumps(mark), "NaN")
         if isinstance(place[-1], str):
@@ -251,9 +251,13 @@ def _npz_kinds(good: bytes) -> dict[str, bytes]:
         "another kind of file": _npy(np.zeros(3)),
         "pickled": pickle.dumps(_Code()),
     }
+    sorts = set()
     for name, content in members.items():
         short = name.removesuffix(".npy")
         array = np.load(io.BytesIO(content))
+        if (sort := (array.dtype.kind, array.ndim)) in sorts:
+            continue  # as another one
+        sorts.add(sort)
         others = {
             "empty": b"",
             "cut off": content[: len(content) * 2 // 3],
