@@ -28,6 +28,7 @@ EXCEPTIONS = {
     ("amcl_fast/data/sources/download.py", "mkdir"): _NEW,
     ("amcl_fast/data/sources/download.py", "rename"): _NAMED_ONCE,
     ("amcl_fast/data/sources/download.py", "save"): _NEW,
+    ("amcl_fast/evaluate/command.py", "mkdir"): _USERS,
     ("amcl_fast/home.py", "gettempdir"): "whose owner and rights are looked at",
     ("amcl_fast/home.py", "mkdir"): _NAMED_ONCE,
     ("amcl_fast/hub.py", "mkdir"): _USERS,
