@@ -130,6 +130,17 @@ def meet_apart(meeting: int = 0) -> None:
 
 
 @contextmanager
+def met_apart() -> Iterator[None]:
+    """A block in which groups of these processes `meet_apart`; those of a script after it meet as usual."""
+    usual = _rendezvous_handlers["env"]
+    meet_apart()
+    try:
+        yield
+    finally:
+        _rendezvous_handlers["env"] = usual
+
+
+@contextmanager
 def last_words() -> Iterator[None]:
     """A block whose error, if it is no other process's, the others can tell as the reason why they end."""
     try:

@@ -29,7 +29,7 @@ from ..data import ContrastiveDataModule
 from ..data.equality import UnequalImagesError, UnevenBatchError
 from ..data.scan.headers import NoImageLeftError
 from ..distributed import ElsewhereError
-from ..fellows import group_error, last_words, meet_apart
+from ..fellows import group_error, last_words, met_apart
 from ..launch import by_others, check_started, rank, settle_tasks
 from ..methods.trainer import out_of_time
 from ..progress import doing
@@ -150,8 +150,7 @@ def run(
         FinishedError: `resume` is `AUTO`, and the run has nothing left to train.
         Interrupted: a signal has stopped it, which it has told; what was trained is saved.
     """
-    meet_apart()
-    with short_warnings("pretrain"), signals or StopSignals() as signals, RunLock() as lock:
+    with short_warnings("pretrain"), met_apart(), signals or StopSignals() as signals, RunLock() as lock:
         signals.at_once = True
         failed: RunError | None = None
         code = 0
