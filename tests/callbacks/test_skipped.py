@@ -8,11 +8,11 @@ import pytest
 from amcl_fast import callbacks
 from amcl_fast.callbacks import MetricsFile, Report, SkippedFiles
 from amcl_fast.data.loader.bad_files import tell
-from amcl_fast.left_out import FOUND
 from amcl_fast.report import read_run
 from tests.helpers.fake_data import FakeDataModule, FakeLoader
 from tests.helpers.running import Stop, fit, method
 
+FOUND = "found during the run: "
 ODD = "/data/caf\udce9 1\n.jpg"  # a name that is not UTF-8, and has a line break
 
 
