@@ -24,9 +24,11 @@ import numpy as np
 from PIL import Image
 
 from amcl_fast.runs.directory import RunDirectory
+from benchmarks import results
 from tests.helpers.command_line import PRETRAIN, environment
 
 _BATCH, _SIDE, _BAD = 16, 16, 5
+_WHAT = "What a training of a small encoder and its helpers hold, by tenths of its steps: KiB, and numbers"
 _WINDOWS, _SECONDS = 10, 2
 _FLAT = 1.0
 """MiB that the trainer may grow by in 1,000 steps, over the last 80 % of them."""
@@ -220,8 +222,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=50, help="steps of an epoch, kNN after each")
     parser.add_argument("--output", type=Path, help="JSON of what was seen")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, results.environment() as about:
         found = soak(Path(folder), given.steps, given.every)
+    found = {"what": _WHAT, "machine": results.machine("cpu"), "environment": about} | found
     if given.output:
         given.output.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found["verdict"], indent=1))
