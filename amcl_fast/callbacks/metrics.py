@@ -28,7 +28,7 @@ from ..runs.files import Unwritten, flush_to_disk, move_into_place, write_file
 from ..runs.in_place import append_whole, make_within
 from ..runs.reading import DamagedError
 from ..runs.settings import flattened
-from ..runs.table import read_table, step_of
+from ..runs.table import number, read_table, step_of
 from .throughput import Throughput
 
 Row = dict[str, Any]
@@ -180,6 +180,8 @@ class MetricsFile(_RunLogger):
             with read_table(self.path) as table:
                 columns = table.columns
                 for row in table:
+                    for value in filter(None, row):
+                        number(value, self.path)
                     found: Row = dict(zip(columns, row, strict=True))
                     rows += [found] if self._is_kept(found) else []
         except DamagedError as error:

@@ -5,6 +5,7 @@ nothing waits for a writer; what it costs in memory is bounded; its values are o
 error is `DamagedError`, in one line with the file's name; that a file is missing, or unreadable here, stays an OSError.
 """
 
+import errno
 import json
 import math
 import os
@@ -83,8 +84,8 @@ def opened(path: Path, most: int) -> Iterator[BinaryIO]:
     try:
         # Not blocking: opening a FIFO would wait for somebody to write into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if not os.path.islink(path):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP) or not os.path.islink(path):
             raise
         raise damaged(path, "the link leads nowhere") from None
     try:

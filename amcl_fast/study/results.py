@@ -24,6 +24,8 @@ OF_MEASURES = (
 
 Row = dict[str, Any]
 
+_MOST_EPOCHS = 10**6
+
 DEFAULT = "default"
 """In place of a backbone: the recipe's own."""
 
@@ -40,7 +42,8 @@ def accuracies(run: Run) -> Row:
     names = ("trainer.max_epochs", "knn.every_n_epochs")
     last, every = (run.setting(name) for name in names)
     for name, value in zip(names, (last, every), strict=True):
-        if problem := misfit(value, int, name) or (value < 1 and f"{name} must be at least 1, got {value}"):
+        wrong = f"{name} must be from 1 to {_MOST_EPOCHS:,}, got {value}"
+        if problem := misfit(value, int, name) or (not 1 <= value <= _MOST_EPOCHS and wrong):
             raise damaged(RunDirectory(run.folder).config, problem)
     epochs = [*range(every, last, every), last]
     found = run.series("knn")[1].tolist()

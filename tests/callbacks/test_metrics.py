@@ -75,9 +75,9 @@ def test_a_step_has_one_row_whatever_is_logged_of_it(tmp_path):
     expected = ["step,loss,knn,tau", "1,9.0,40.0,", "2,0.5,5.0,", "3,0.25,7.0,1.0"]
     assert lines(tmp_path) == expected
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("4,of somebody else,,\n")
+        file.write("4,0.75,,\n")
     log.log_metrics({"loss": 0.125}, step=5)
-    assert lines(tmp_path) == [*expected, "4,of somebody else,,", "5,0.125,,"]
+    assert lines(tmp_path) == [*expected, "4,0.75,,", "5,0.125,,"]
 
 
 def test_what_is_added_to_a_row_does_not_depend_on_how_many_there_are(tmp_path, monkeypatch):
