@@ -94,7 +94,7 @@ def test_what_may_change_changes_what_runs(run, monkeypatch):
         "--knn.temperature=0.3", "--knn.bank=9", "--knn.queries=8",
         "--guard.every_n_steps=4", "--guard.window=7", "--checkpoint.every_n_steps=2",
         "--checkpoint.every_n_epochs=3", "--checkpoint.every_n_minutes=1.5", "--checkpoint.keep_every_n_epochs=2",
-        "--report.pairs=6",
+        "--data.max_image_bytes=9000000", "--data.max_image_pixels=8000000", "--report.pairs=6",
     ]  # fmt: skip
     assert resume(*changes, callback) == 0
     (cli,) = found
@@ -102,7 +102,7 @@ def test_what_may_change_changes_what_runs(run, monkeypatch):
     assert (trainer.max_epochs, trainer.max_steps, trainer.min_steps, trainer.min_epochs) == (9, 5, 1, 1)
     assert trainer.global_step == 5 and trainer.log_every_n_steps == 3
     assert trainer._detect_anomaly and type(trainer.profiler).__name__ == "SimpleProfiler"
-    assert (data.num_threads, data.prefetch, data.crop_pct) == (2, 3, 0.9)
+    assert (data.num_threads, data.prefetch, data.crop_pct, *data.limits) == (2, 3, 0.9, 9_000_000, 8_000_000)
     callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
     assert {"LearningRateMonitor", "Timer", "ProgressBar", "ModelSummary"} <= callbacks.keys()
     for name, settings in {
