@@ -312,7 +312,7 @@ def _ckpt(good: bytes) -> dict[str, bytes]:
         "pickled": pickle.dumps(_Code()),
         "packed": _npz({"archive/data.pkl": bytes(1 << 26), "archive/version": b"3\n"}),
     }
-    for name in state:
+    for name in ("state_dict", "settings", "loops"):
         for what, value in {
             "nothing": None,
             "text": "3",

@@ -196,6 +196,8 @@ def test_what_a_checkpoint_must_hold_is_named(run):
 def test_a_run_of_which_nobody_knows_whether_it_has_finished_goes_on_from_its_checkpoint(run, capsys):
     files = RunDirectory(run)
     for kind, change in damage(files.facts, values=False):
+        if kind not in TOLD | {"missing", "null", "an empty mapping", "nested"}:
+            continue
         change(files.facts)
         with RunLock() as lock:
             found = auto._find(run, lock)
