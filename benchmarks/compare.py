@@ -23,8 +23,6 @@ from typing import Any, TextIO
 
 import torch
 
-from amcl_fast.runs.reading import naming
-
 from . import results
 from .cases import Case, select
 from .timing import summary
@@ -82,6 +80,8 @@ def compare(
 
 def of_files(a: Path, b: Path, substring: str = "") -> str:
     """Table of the cases that both files hold."""
+    from amcl_fast.runs.reading import naming  # not above: a side of long ago has no such module
+
     times = []
     for path in (a, b):
         with naming(path):

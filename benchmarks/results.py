@@ -39,8 +39,6 @@ from typing import Any
 
 import torch
 
-from amcl_fast.runs.reading import DamagedError, read_json
-
 SCHEMA = 1
 _MOST_BYTES = 1 << 28
 # A machine with more load than this, a core, is not quiet.
@@ -178,34 +176,41 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none of this schema.
     """
-    try:
-        document = read_json(path, Any, _MOST_BYTES)
-    except DamagedError as problem:
-        told = f"{path} must hold benchmark results of schema {SCHEMA}, got no JSON: {problem}"
-        raise DamagedError(told) from None
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {schema!r}")
-    if not isinstance(document.get("sections"), dict):
-        raise ValueError(f"{path} must hold benchmark results in sections, got {document.get('sections')!r:.60}")
-    return document
+    return _of_schema(_read(path), path)
 
 
 def load_all(folder: Path) -> list[dict[str, Any]]:
     """Every document of this schema in a folder, by file name; other JSON files are passed over.
 
     Raises:
-        DamagedError: a file holds no JSON.
+        ValueError: a file holds no JSON.
     """
     documents = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            documents.append(load(path))
-        except DamagedError:
-            raise
-        except ValueError:
-            continue
+        document = _read(path)
+        with contextlib.suppress(ValueError):
+            documents.append(_of_schema(document, path))
     return documents
+
+
+def _read(path: Path) -> Any:
+    # Not above: commits of long ago, which a comparison measures by these benchmarks, have no such module.
+    from amcl_fast.runs.reading import DamagedError, read_json
+
+    try:
+        return read_json(path, Any, _MOST_BYTES, finite=False)
+    except DamagedError as problem:
+        told = f"{path} must hold benchmark results of schema {SCHEMA}, got no JSON: {problem}"
+        raise DamagedError(told) from None
+
+
+def _of_schema(document: Any, path: Path) -> dict[str, Any]:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} must hold benchmark results of schema {SCHEMA}, got {schema!r}")
+    if not isinstance(document.get("sections"), dict):
+        raise ValueError(f"{path} must hold benchmark results in sections, got {document.get('sections')!r:.60}")
+    return document
 
 
 def _processor() -> str:

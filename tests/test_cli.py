@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_resume_takes_the_latest_run_and_new_settings(tiny, tmp_path, capsys):
 def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     pytest.importorskip("safetensors")
     assert main([*tiny, "--run_dir", "run", "--data.crop_pct", "0.8", "--data.max_image_pixels", "5000"]) == 0
-    assert load_encoder("run").limits == DEFAULT_LIMITS._replace(pixels=5000)
+    assert load_encoder(Path("run")).limits == DEFAULT_LIMITS._replace(pixels=5000)
     capsys.readouterr()
     probe = ["--data", str(images), "--epochs", "2", "--batch_size", "8"]
     assert main(["evaluate", "run", *probe]) == 0
@@ -302,11 +303,11 @@ def test_the_closing_lines_name_what_there_is(tiny, capsys, monkeypatch):
         (["--resume"], "nothing to resume"),
         (["--resume", "nowhere"], "nowhere does not exist"),
         (["--recipe", "demo", "--data", "nowhere"], "nowhere"),
-        (["--config", "/dev/zero"], "/dev/zero is refused"),
-        (["--config=/dev/zero"], "/dev/zero is refused"),
-        (["-c", "/dev/zero"], "/dev/zero is refused"),
-        (["-c=/dev/zero"], "/dev/zero is refused"),
-        (["-c/dev/zero"], "/dev/zero is refused"),
+        (["--config", "/dev/zero"], "/dev/zero is damaged: it must be a regular file"),
+        (["--config=/dev/zero"], "/dev/zero is damaged: it must be a regular file"),
+        (["-c", "/dev/zero"], "/dev/zero is damaged: it must be a regular file"),
+        (["-c=/dev/zero"], "/dev/zero is damaged: it must be a regular file"),
+        (["-c/dev/zero"], "/dev/zero is damaged: it must be a regular file"),
         (["--recipe", "demo", "--model.backbone.name", "resnet1"], "resnet18.*'resnet1'"),
         (["--recipe", "demo", "--trainer.precision", "transformer-engine"], "trainer.precision must be 32-true, .*got"),
     ],

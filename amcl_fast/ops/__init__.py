@@ -51,7 +51,7 @@ def resolve_widened(backend: str, tensor: Tensor) -> str:
 
 def _resolve(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     """`resolve`, for operators that get the argument `name` in `dtype`."""
-    one_of("backend", backend, BACKENDS)
+    one_of("backend", backend, ("auto", *backends.TABLE))
     if backend == "auto":
         first = None if transformed() else _first_that_fits(tensor.device.type, dtype)
         if first is not None:

@@ -145,7 +145,7 @@ class RunDirectory:
     def evaluations(self) -> dict[str, Path]:
         """Those that are there, by data set."""
         before, after = _EVALUATION
-        found = sorted(filter(Path.is_file, self.path.glob(EVALUATIONS)))
+        found = sorted(self.path.glob(EVALUATIONS))
         return {path.name.removeprefix(before).removesuffix(after): path for path in found}
 
     @property

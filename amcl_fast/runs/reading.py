@@ -123,13 +123,14 @@ def read_utf8(path: Path, most: int = MOST_BYTES, *, errors: str = "strict") -> 
         raise damaged(path, f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_json(path: Path, shape: Any = dict[str, Any], most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, shape: Any = dict[str, Any], most: int = MOST_BYTES, *, finite: bool = True) -> Any:
     """The value in a JSON file, such as JSON has it: finite, names once, of at most 19 digits and 40 levels.
 
     Args:
         path: of the file.
         shape: its type, of what `misfit` knows.
         most: bytes that it may have.
+        finite: else NaN and infinity are numbers too, as Python writes them.
 
     Raises:
         DamagedError: as `read_utf8`, it is no such JSON, or not of the shape.
@@ -137,9 +138,8 @@ def read_json(path: Path, shape: Any = dict[str, Any], most: int = MOST_BYTES) -
     """
     text = read_utf8(path, most)
     try:
-        value = json.loads(
-            text, object_pairs_hook=_once, parse_float=_finite, parse_int=_whole, parse_constant=_no_number
-        )
+        numbers = {"parse_float": _finite, "parse_constant": _no_number} if finite else {"parse_float": float}
+        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **numbers)  # type: ignore[arg-type]
         _check_levels(value)
     except RecursionError:
         raise damaged(path, f"it must be at most {MOST_LEVELS} levels deep, got more") from None

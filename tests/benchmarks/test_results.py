@@ -60,6 +60,9 @@ def test_other_documents_are_refused(tmp_path):
     (tmp_path / "empty.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match=r"empty.json must hold benchmark results in sections, got None"):
         results.load(tmp_path / "empty.json")
+    with pytest.raises(ValueError, match=r"cut.json must hold"):
+        results.load_all(tmp_path)
+    (tmp_path / "cut.json").unlink()
     assert results.load_all(tmp_path) == [document()]
 
 

@@ -223,7 +223,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", step=1)
-    with pytest.raises(ValueError, match=r"other\.npz is no snapshot"):
+    with pytest.raises(ValueError, match=r"other\.npz is damaged: it has no framework"):
         Snapshot.load(tmp_path / "other.npz")
 
 

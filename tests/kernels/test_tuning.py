@@ -46,7 +46,7 @@ def test_an_unknown_device_has_the_default(device, monkeypatch):
         (b'{"tables": {"select.similarities": 4}}', 'must hold "tables" of parameters by key, got {"select'),
         (b'{"tables": {"select.similarities": {"bfloat16": 4}}}', 'must hold "tables" of parameters by key, got'),
         (b'{"tables": {"a.b": {"bfloat16": {"num_warps": "4"}}}}', 'must hold "tables" of whole numbers by parameter'),
-        (None, "Is a directory"),
+        (None, "must be a regular file"),
     ],
 )
 def test_a_damaged_file_is_told_once_and_breaks_nothing(device, content, reason):

@@ -161,7 +161,7 @@ def test_state_pickle_and_what_it_shows():
         (lambda t: SimSiamLoss(t), TypeError, "temperature must be a float or an AdaptiveT.*, got LearnedT.*1/τ"),
         (lambda t: BarlowTwinsLoss(t), TypeError, "temperature must be a float or .*, got LearnedT.*: the diagonal"),
         (lambda t: SimCLRLoss(t), ValueError, "negatives must be 'topk_softmax' or 'softmax' with a Learned"),
-        (lambda t: MoCoLoss("0.1"), TypeError, "temperature must be a float, an A.* a L.* or a PerplexityT.*, got str"),
+        (lambda t: MoCoLoss("0.1"), TypeError, "temperature must be a float, an A.* a L.* or a P.*, got '0.1'"),
         (lambda t: LearnedTemperature(0.001), ValueError, "init must be from tau_min=0.01 to tau_max=10.0, got 0.001"),
         (lambda t: LearnedTemperature("0.1"), TypeError, "init must be a number, got '0.1'"),
         (lambda t: LearnedTemperature(tau_min=0.0), ValueError, "tau_min and tau_max must be .*, got tau_min=0.0"),

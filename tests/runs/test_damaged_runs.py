@@ -200,7 +200,7 @@ def test_a_run_of_which_nobody_knows_whether_it_has_finished_goes_on_from_its_ch
             continue
         change(files.facts)
         with RunLock() as lock:
-            found = auto._find(run, lock)
+            found = auto._find(run, lock, "")
         lines = capsys.readouterr().out.splitlines()
         assert found is not None and found.checkpoint == files.last and found.step == 2
         assert not found.finished or not lines

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from amcl_fast.data.packed_paths import PackedPaths
+from amcl_fast.data.scan.identity import Id, identity, lineage
 from amcl_fast.left_out import FOLDER_UNREADABLE, LINK, SAME
 
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
@@ -18,7 +19,6 @@ _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume info
 _LITTER_FILES = {"thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "desktop.ini", "icon\r"}
 """Files likewise."""
 
-_Id = tuple[int, int]  # device and inode
 _TRIED = 10  # pairs of files of one number
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -63,7 +63,7 @@ class Tree:
         """
         self._listed, self._ids = PackedPaths.pack(()), np.empty(0, np.uint64)
         self._places: dict[Hashable, range] = {}
-        self._known: dict[_Id, _Content | OSError] = {}
+        self._known: dict[Id, _Content | OSError] = {}
         self._found = found
 
     def subfolders(self, path: str) -> list[str]:
@@ -223,7 +223,7 @@ def list_files(
     ids: dict[_Key, list[bytes]] = {key: [] for key in starts}
     left_out: list[tuple[str, str]] = []
     above = {folder for root in roots for folder in lineage(root)}
-    seen: dict[_Id, str] = {}
+    seen: dict[Id, str] = {}
     pending: deque[tuple[_Key, str]] = deque()
     links: deque[tuple[_Key, str]] = deque()
 
@@ -280,27 +280,6 @@ def list_files(
         files[key], begin = found.take(found.in_order()), end
     tree.list(everything, chain.from_iterable(ids.values()), places)
     return files, left_out
-
-
-def identity(path: str) -> _Id:
-    """What tells a real folder from others, whatever its names.
-
-    Raises:
-        OSError: there is none.
-    """
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def lineage(path: str) -> set[_Id]:
-    """A folder and all folders in which it really lies."""
-    found, path = set(), os.path.realpath(path)
-    while True:
-        found.add(identity(path))
-        parent = os.path.dirname(path)
-        if parent == path:
-            return found
-        path = parent
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from glob import glob
 
-from amcl_fast.data.scan.walk import identity
+from amcl_fast.data.scan.identity import identity
 from amcl_fast.left_out import few
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

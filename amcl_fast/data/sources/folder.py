@@ -11,10 +11,11 @@ from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.classes import AS_LIST, existing_folder, listing
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
+from amcl_fast.data.scan.identity import identity, lineage
 from amcl_fast.data.scan.images import Group, Images, converting, in_one_spelling, labelled, not_empty, unlabelled
 from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
-from amcl_fast.data.scan.walk import Tree, identity, lineage, list_files
+from amcl_fast.data.scan.walk import Tree, list_files
 from amcl_fast.data.sources.glance import files_of, holds_images, holds_meant, may_hold_images, readable
 from amcl_fast.data.sources.numbered import no_labels
 from amcl_fast.left_out import FOLDER_UNREADABLE, LOOSE, NO_IMAGES, few, not_entered
