@@ -114,7 +114,7 @@ def test_they_end_if_it_is_killed(processes):
     await_both(processes.port)
     first.kill()
     told, said = other.communicate(timeout=100)
-    assert "amcl-fast pretrain: error: process 1 has lost another one, which has ended" in said
+    assert "amcl-fast pretrain: error: process 1 has lost process 0" in said and "which has ended" in said
     assert (told, other.returncode) == ("", 2) and "Traceback" not in said
 
 

@@ -216,7 +216,8 @@ class EventsFile(_RunLogger):
     def _target(self) -> Path:
         if self._path is None:
             now, host = int(time.time()), socket.gethostname()
-            name = f"events.out.tfevents.{now:010d}.{host}.{os.getpid()}.{next(_numbers)}"
+            # TensorBoard reads files in the order of their names.
+            name = f"events.out.tfevents.{now:010d}.{host}.{os.getpid()}.{next(_numbers):06d}"
             self._path = RunDirectory(self.folder).events / name
         return self._path
 
