@@ -191,7 +191,10 @@ class MetricsFile(_RunLogger):
         return columns, rows
 
     def _is_kept(self, row: Row) -> bool:
-        return self._resume_step is None or step_of(row["step"], self.path) < self._resume_step
+        if self._resume_step is None:
+            return True
+        # Of a row without a step, of a callback of one's own, nobody knows whether it is written again.
+        return row["step"] != "" and step_of(row["step"], self.path) < self._resume_step
 
 
 class EventsFile(_RunLogger):
@@ -338,7 +341,7 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if not row:
             continue
-        if merged and None not in (row["step"], merged[-1]["step"]) and str(row["step"]) == str(merged[-1]["step"]):
+        if merged and row["step"] not in (None, "") and str(row["step"]) == str(merged[-1]["step"]):
             merged[-1] = {**merged[-1], **{name: value for name, value in row.items() if value != ""}}
         else:
             merged.append(row)

@@ -1,6 +1,5 @@
 """A run directory, read back: all that a report is drawn from."""
 
-import math
 import os
 from array import array
 from collections.abc import Callable
@@ -26,6 +25,9 @@ Kind = TypeVar("Kind")
 _MOST_SKIPPED = 1 << 26
 """Bytes of the list of what was left out."""
 
+_LARGEST = 3.5e38
+"""What float32 holds, in which nearly everything is logged: beyond that a figure has no axis."""
+
 
 def head_metric(kind: str, head: int) -> str:
     """Name of the metric that holds a head's mean temperature of its "positive" or "negative" pairs."""
@@ -39,7 +41,7 @@ class Run:
     Attributes:
         folder: the run directory.
         settings: config.yaml, {} without one.
-        metrics: name to (step, value) of every logged metric, finite values only.
+        metrics: name to (step, value) of every logged metric, values only that are finite in float32.
         facts: what `write_facts` kept, {} if nothing.
         skipped: (path, reason) of what was left out, as `write_skipped` lists it.
         evaluations: what `amcl-fast evaluate` left in the folder, by data set.
@@ -195,9 +197,10 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], bool]:
         for row in table:
             step = None
             for name, text in zip(table.columns, row, strict=True):
-                if text and name != "step":
+                # What a callback of one's own logs without a step has no place on an axis.
+                if text and name != "step" and row[at_step]:
                     step = step_of(row[at_step], path) if step is None else step
-                    if math.isfinite(value := number(text, path)):
+                    if abs(value := number(text, path)) <= _LARGEST:
                         steps, values = points.setdefault(name, (array("d"), array("d")))
                         steps.append(step)
                         values.append(value)

@@ -4,11 +4,11 @@ from typing import Any, TypedDict
 
 
 class Facts(TypedDict, total=False):
-    """run.json. Earlier versions have fewer."""
+    """run.json. Earlier versions have fewer; how many images a loader of one's own has is not always known."""
 
     finished: bool
     data: Any
-    training_images: int
+    training_images: int | None
     classes: int
     measured_images: dict[str, int]
     measured_before: list[dict[str, int | None]]

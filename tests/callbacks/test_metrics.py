@@ -52,6 +52,18 @@ def test_a_damaged_file_does_not_end_a_resume(tmp_path):
     assert (tmp_path / "metrics-damaged.csv").read_bytes() == damaged
 
 
+def test_what_is_logged_without_a_step_is_no_damage(tmp_path):
+    """By callbacks of others; a resume, which may come to log it again, leaves it out."""
+    log = MetricsFile(tmp_path)
+    for step, metrics in ((0, {"loss": 1.0}), (None, {"own": 2.0}), (None, {"own": 3.0}), (1, {"loss": 4.0})):
+        log.log_metrics(metrics, step=step)
+    assert lines(tmp_path) == ["step,loss,own", "0,1.0,", ",,2.0", ",,3.0", "1,4.0,"]
+    log = MetricsFile(tmp_path, resume_step=2)
+    log.log_metrics({"new": 5.0}, step=2)
+    assert lines(tmp_path) == ["step,loss,own,new", "0,1.0,,", "1,4.0,,", "2,,,5.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_a_new_run_never_writes_into_an_old_file(tmp_path):
     MetricsFile(tmp_path).log_metrics({"loss": 1.0}, step=1)
     with pytest.raises(FileExistsError, match="two runs never share a folder"):

@@ -19,8 +19,9 @@ def test_every_metric_has_its_own_steps(tmp_path):
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
-    run = read_run(run_directory(tmp_path, metrics="step,loss\n1,2.5\n2,nan\n3,inf\n"))
-    assert run.series("loss")[1].tolist() == [2.5]
+    """Beyond float32, too, which a run in float64 may log; and what has no step."""
+    run = read_run(run_directory(tmp_path, metrics="step,loss\n1,2.5\n2,nan\n3,inf\n4,1e39\n,7.0\n5,3e38\n"))
+    assert run.series("loss")[1].tolist() == [2.5, 3e38]
 
 
 def test_half_a_line_of_a_run_that_goes_on_is_no_error(tmp_path):
@@ -61,12 +62,13 @@ def test_settings_facts_and_skipped_files(tmp_path):
     folder = run_directory(tmp_path)
     (folder / "config.yaml").write_text("data: {size: 32}\ntrainer: {max_epochs: 2}\n")
     (folder / "skipped_files.txt").write_text("/data/a b.jpg\tit is empty\n/data/tab\tbed.jpg\ttruncated\n")
-    write_facts(folder, {"finished": True})
+    facts = {"finished": True, "training_images": None}  # of a loader that does not know
+    write_facts(folder, facts)
     run = read_run(folder)
     assert run.setting("data.size") == 32
     assert run.setting("data.nothing.below") is None
     assert run.skipped == [("/data/a b.jpg", "it is empty"), ("/data/tab\tbed.jpg", "truncated")]
-    assert run.facts == {"finished": True}
+    assert run.facts == facts
 
 
 def test_snapshots_are_read_back_as_they_were(tmp_path):
