@@ -211,6 +211,9 @@ class SaveOnSignal(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_last = False
+        if trainer.world_size > 1 and "gloo" not in dist.get_backend():
+            # While a signal still ends who waits here for a process that a signal has ended.
+            self._group = dist.new_group(backend="gloo")
         if self.signals.received:
             raise Interrupted(self.signals.received)
         self.signals.at_once = False
@@ -218,8 +221,6 @@ class SaveOnSignal(L.Callback):
         # for the warning, which would save to another file and requeue the job.
         self.signals.take()
         self._agreed, self._pace = 0, Pace(_BATCHES)
-        if trainer.world_size > 1 and "gloo" not in dist.get_backend():
-            self._group = dist.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

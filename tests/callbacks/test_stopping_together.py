@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from amcl_fast import distributed
-from amcl_fast.callbacks import Checkpoint, Interrupted, SaveOnSignal, signals
+from amcl_fast.callbacks import Checkpoint, Interrupted, SaveOnSignal, StopSignals, signals
 from amcl_fast.callbacks.signals import _BATCHES
 from amcl_fast.distributed import Pace
 from tests.helpers.command_line import saved_step
@@ -43,6 +43,16 @@ def test_processes_meet_once_a_second_after_the_same_item(monkeypatch):
     # After items that were quick, slow ones are few; a long pause counts as an item.
     assert meetings(monkeypatch, [0.25] * 2 + [3.0] * 5, 4) == [1, 5, 6, 7]
     assert meetings(monkeypatch, [0.25] * 5 + [600] + [0.25] * 5, 4) == [1, 5, 9, 10]
+
+
+def test_the_group_of_signals_is_formed_while_a_signal_ends_who_waits_for_it(monkeypatch):
+    found = []
+    monkeypatch.setattr(signals.dist, "get_backend", lambda: "nccl")
+    with StopSignals() as own:
+        own.at_once = True
+        monkeypatch.setattr(signals.dist, "new_group", lambda backend: found.append((backend, own.at_once)))
+        SaveOnSignal(Checkpoint(), own).on_train_start(SimpleNamespace(world_size=2), None)
+        assert found == [("gloo", True)] and not own.at_once
 
 
 class Send(L.Callback):
