@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from amcl_fast.data.reading.reduction import upright
 from amcl_fast.data.scan.headers import BadImage, check_header, unsupported
 from amcl_fast.data.scan.limits import Limits
 from amcl_fast.data.scan.walk import list_files
@@ -95,14 +96,14 @@ def _link(path: str, place: Path, target: Path) -> None:
 
 def _write_png(path: str, place: Path, target: Path) -> str:
     """Write an image as PNG; returns why that cannot be, "" if it is there."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if os.path.exists(place):
         return ""
     _register_heif()
     try:
         with Image.open(path) as image:
-            whole = ImageOps.exif_transpose(image)
+            whole = upright(image)
             if whole.mode in ("I", "F"):
                 raise ValueError("32 bits a pixel, whose range is not known")
             if whole.mode.startswith("I;16"):

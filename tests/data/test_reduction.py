@@ -1,4 +1,5 @@
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -6,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from amcl_fast.data.augment import Augmentation
 from amcl_fast.data.graph import Output
 from amcl_fast.data.loader.contrastive import ContrastiveLoader
 from amcl_fast.data.loader.evaluation import EvaluationLoader
 from amcl_fast.data.reading.reader import Reader
-from amcl_fast.data.reading.reduction import FACTORS, Reduction, reduce
+from amcl_fast.data.reading.reduction import FACTORS, Reduction, reduce, upright
 from amcl_fast.data.scan.images import Images
 
 ABOVE = 40_000
@@ -69,12 +70,22 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
 
 
+def _exif(*entries: tuple[int, int, int, int]) -> bytes:
+    """Of tag, kind, number and value."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
 KINDS = {
     "colour.jpg": (lambda image: image, {"quality": 95}),
     "grey.jpg": (lambda image: image.convert("L"), {"quality": 95}),
     "cmyk.jpg": (lambda image: image.convert("CMYK"), {"quality": 95}),
     "progressive.jpg": (lambda image: image, {"quality": 95, "progressive": True}),
     **{f"turned{turn}.jpg": (lambda image: image, {"quality": 95, "turn": turn}) for turn in range(2, 9)},
+    "no-exif.jpg": (lambda image: image, {"quality": 95, "exif": b"Exif\0\0neither II nor MM"}),
+    # Its description is a fraction, which Pillow reads and cannot write.
+    "odd.jpg": (lambda image: image, {"quality": 95, "exif": _exif((0x10E, 5, 1, 8), (0x112, 3, 1, 6))}),
+    "no-exif.png": (lambda image: image, {"exif": b"neither II nor MM"}),
     "colour.png": (lambda image: image, {}),
     "grey.png": (lambda image: image.convert("L"), {}),
     "palette.png": (lambda image: image.convert("P", palette=Image.Palette.ADAPTIVE), {}),
@@ -104,6 +115,16 @@ def test_a_reduced_image_shows_what_the_whole_one_shows(name, save):
     assert (whole - reduced).abs().mean() < 3  # of 255
     if "bits" not in name:  # dithered
         assert (whole - reduced).abs().max() < 16
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turn", range(10))
+def test_an_image_is_turned_as_pillow_turns_it(kind, turn):
+    exif, encoded = Image.Exif(), io.BytesIO()
+    exif[0x0112] = turn
+    _picture(60, 40).save(encoded, kind, exif=exif)
+    wanted, found = (np.asarray(turned(Image.open(encoded))) for turned in (ImageOps.exif_transpose, upright))
+    assert np.array_equal(wanted, found)
 
 
 def test_transparency_is_dropped_as_the_decoder_drops_it(save):

@@ -19,6 +19,17 @@ Pillow takes up to 12 bytes a pixel."""
 _RUN_LENGTHS = (1, 2)
 _QUALITY = 95
 _LONGEST = 65_500  # pixels of a JPEG's side
+_ORIENTATION = 0x0112
+# Of Exif's orientations, what makes such a picture upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 # Pixels by which an image may exceed `Reduction.above` for the sake of its detail.
 _DETAILED = 4
 
@@ -61,7 +72,7 @@ def reduce(content: bytes, factor: int) -> bytes:
     JPEGs are decoded at that scale, others whole and averaged; a factor of 1 drops what is no pixel. What cannot be
     decoded here comes back as it is: whether it is bad is not for this function to say.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
@@ -70,7 +81,7 @@ def reduce(content: bytes, factor: int) -> bytes:
             whole = file.width
             file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
             rest = factor // round(whole / file.width)
-            return encoded(ImageOps.exif_transpose(plain(file).reduce(rest)))
+            return encoded(upright(plain(file).reduce(rest)))
     except Exception:  # whatever a decoder finds wrong with what strangers wrote
         return content
 
@@ -90,6 +101,21 @@ def plain(picture: "Image.Image") -> "Image.Image":
     if picture.mode.startswith("I"):  # 16 bits
         return picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
+def upright(picture: "Image.Image") -> "Image.Image":
+    """The picture as its Exif has it turned; as it lies, as DALI has it, where that is no Exif.
+
+    Pillow's own `exif_transpose` fails on an Exif that it cannot read, and on one that it cannot write anew.
+    """
+    from PIL import Image
+
+    picture.load()  # which turns a TIFF
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
+    except Exception:  # whatever is wrong with what strangers wrote
+        turn = None
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def encoded(picture: "Image.Image") -> bytes:

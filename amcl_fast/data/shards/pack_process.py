@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from amcl_fast.data.processes.serving import serve_jobs
 from amcl_fast.data.reading.contents import Contents
-from amcl_fast.data.reading.reduction import encoded, plain, refuse_run_lengths
+from amcl_fast.data.reading.reduction import encoded, plain, refuse_run_lengths, upright
 from amcl_fast.data.scan.headers import BadImage, look
 from amcl_fast.data.scan.limits import Limits
 
@@ -79,7 +79,7 @@ def scaled(content: bytes, shorter_side: int) -> bytes:
     Raises:
         BadImage: it cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
     try:
@@ -92,7 +92,7 @@ def scaled(content: bytes, shorter_side: int) -> bytes:
             size = round(width * shorter_side / shorter), round(height * shorter_side / shorter)
             file.draft(None, (round(_GAP * size[0]), round(_GAP * size[1])))
             small = plain(file).resize(size, Image.Resampling.LANCZOS, reducing_gap=_GAP)
-            return encoded(ImageOps.exif_transpose(small))
+            return encoded(upright(small))
     except Exception as error:  # whatever a decoder finds wrong with what strangers wrote
         raise BadImage(f"it cannot be decoded: {' '.join(str(error).split())}") from None
 
