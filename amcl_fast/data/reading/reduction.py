@@ -112,7 +112,7 @@ def upright(picture: "Image.Image") -> "Image.Image":
 
     picture.load()  # which turns a TIFF
     try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # whatever is wrong with what strangers wrote
         turn = None
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
