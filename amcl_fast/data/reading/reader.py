@@ -126,6 +126,9 @@ class Reader:
                     for asked in self._asked:
                         self._worker.send(_message(*asked))
                 answer = self._worker.receive()
+                if attempt == _ATTEMPTS - 1:  # the images of the next list are decoded again
+                    self._worker.close()
+                    self._worker = None
                 break
             except WorkerError as error:
                 self._worker = None
