@@ -18,9 +18,10 @@ from amcl_fast.data.graph import Output
 from amcl_fast.data.memory import Memory, most_memory
 from amcl_fast.data.own.datasets import DatasetModule
 from amcl_fast.data.own.items import Items
+from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.reading.reader import Reader
 from amcl_fast.data.reading.reduction import Reduction
-from amcl_fast.data.scan import header_process
+from amcl_fast.data.scan import check, header_process
 from amcl_fast.data.scan.headers import BadImage, Look, check_header, look
 from amcl_fast.data.scan.largest import KEPT, Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, SCANS, Limits
@@ -305,3 +306,15 @@ def test_the_largest_images_are_known_after_every_scan(mixed, source):
         assert data._largest.pixels == [576, *[256] * 4]
         assert data._largest.bytes == sorted([len(picture(9, size=24)), *(len(picture(n)) for n in (0, 0, 1, 1))])[::-1]
     assert data.most_memory(3).decoded == round(4.5 * (576 + 2 * 256))
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_of_many_classes_no_more_is_remembered_than_the_largest_of_all(mixed, monkeypatch, most):
+    """A class may have a handful of images, of millions in all."""
+    monkeypatch.setattr(check, "KEPT", most)
+    sizes = {str(path): path.stat().st_size for path in (mixed / "folder").rglob("*.png")}
+    groups = check.check_files(str(mixed), {path: PackedPaths.pack([path]) for path in sizes}).values()
+    assert sum(len(group.largest.bytes) for group in groups) == min(most, len(sizes))
+    found = Largest.joined(group.largest for group in groups)
+    assert found.bytes == sorted(sizes.values(), reverse=True)[:most]
+    assert found.pixels == [576, *[256] * 5][:most]

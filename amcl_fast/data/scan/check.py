@@ -75,6 +75,7 @@ class _Judgement:
                 column[places] = old
         self._doubtful: dict[int, int] = {}  # size of each, which is noted once it is decided
         self._pending: deque[list[tuple[np.ndarray, Known]]] = deque()
+        self._most: list[np.ndarray] | None = None  # places of the largest good ones, by each measure
         self.changed = count > 0 and not verdicts.is_current
 
     def keep(self) -> None:
@@ -89,13 +90,19 @@ class _Judgement:
         return {place: told[codes[place] - 1] for place in np.flatnonzero(codes).tolist()}
 
     def largest(self, begin: int, end: int) -> Largest:
-        """Of the same files those that are largest, bad ones left out."""
-        good = begin + np.flatnonzero(self._now.codes[begin:end] == 0)
-        most = [
-            np.partition(column[good], -KEPT)[-KEPT:] if len(good) > KEPT else column[good]
-            for column in (self._now.pixels, self._now.sizes)
-        ]
-        return Largest.of(*(column.tolist() for column in most))
+        """Of the same files those that are among the largest of all, bad ones left out."""
+        if self._most is None:
+            good = np.flatnonzero(self._now.codes == 0)
+            self._most = [
+                np.sort(good[np.argpartition(column[good], -KEPT)[-KEPT:]]) if len(good) > KEPT else good
+                for column in self._measures
+            ]
+        here = (most[slice(*np.searchsorted(most, (begin, end)))] for most in self._most)
+        return Largest.of(*(column[places].tolist() for column, places in zip(self._measures, here, strict=True)))
+
+    @property
+    def _measures(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._now.pixels, self._now.sizes
 
     def check(self) -> Generator[None, None, None]:
         """Look at all files whose stamp has changed, and decode those that leave doubts; yields now and then."""

@@ -94,7 +94,7 @@ class Group:
     Attributes:
         files: all of them, in order.
         bad: place of each that cannot be used to the reason.
-        largest: of the others.
+        largest: of the others, those that are among the largest of all groups that were judged together.
     """
 
     files: PackedPaths

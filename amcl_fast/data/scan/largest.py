@@ -4,7 +4,7 @@ Neither torch nor numpy is imported here.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 KEPT = 1024
@@ -19,8 +19,8 @@ class Largest(NamedTuple):
         bytes: of the `KEPT` images that have most.
     """
 
-    pixels: list[int]
-    bytes: list[int]
+    pixels: Sequence[int]
+    bytes: Sequence[int]
 
     @classmethod
     def of(cls, pixels: Iterable[int], sizes: Iterable[int]) -> Self:

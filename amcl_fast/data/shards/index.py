@@ -78,7 +78,8 @@ class Index:
 
     def encoded(self) -> bytes:
         """As `decoded` reads it."""
-        others = [self.size, self.mtime, self.doubtful, self.left_out, self.not_numbers, self.lasting, self.largest]
+        largest = [list(most) for most in self.largest]
+        others = [self.size, self.mtime, self.doubtful, self.left_out, self.not_numbers, self.lasting, largest]
         told = json.dumps([len(self.lengths), len(self.rests), *others]).encode()
         body = told + b"\n" + self.lengths.tobytes() + self.labels.tobytes() + self.rests
         return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
@@ -104,7 +105,8 @@ class Index:
         if not len(lengths) == len(labels) == count or len(rests) != length:
             raise ValueError("no index of a tar")
         pairs = [(name, reason) for name, reason in left_out]
-        return cls(size, mtime, rests, lengths, labels, doubtful, pairs, not_numbers, lasting, Largest(*largest))
+        most = Largest(*(array("q", some) for some in largest))  # of thousands of tars, together
+        return cls(size, mtime, rests, lengths, labels, doubtful, pairs, not_numbers, lasting, most)
 
 
 class _Window:
