@@ -222,7 +222,8 @@ class ContrastiveDataModule(MeasuredImages, lightning.LightningDataModule):
         every = every or self._find()
         self._list = "\0".join(str(found.name) for found in every)
         parts = (part for found in every for part in (found.train, found.held_out, found.unlabelled))
-        self.skipped.extend(entry for part in parts if part for entry in part.skipped)
+        # What is measured on may be what is trained on.
+        self.skipped.extend(dict.fromkeys(entry for part in parts if part for entry in part.skipped))
         self._largest = Largest.joined(found.largest for found in every)
         found, *own = every
         unlabelled = found.unlabelled

@@ -50,6 +50,12 @@ def test_beside_another_data_set_nothing_is_held_out_of_what_is_trained_on(make_
             prepared(root, evaluation=str(root.parent / path))
 
 
+def test_what_both_data_sets_leave_out_counts_once(make_folder):
+    root = make_folder("set", per_class=10, classes=("x", "y"))
+    (root / "x" / "none.png").touch()
+    assert prepared(root, evaluation=str(root)).skipped == [(str(root / "x" / "none.png"), "empty file")]
+
+
 def test_a_sample_of_held_out_images_spreads_over_the_classes(make_folder):
     root = make_folder("set/train", per_class=4, classes=tuple("abcdefg")).parent
     make_folder("set/test", per_class=5, classes=tuple("abcdefg"))
