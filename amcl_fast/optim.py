@@ -101,17 +101,19 @@ class LARS(Optimizer):
 
     Args:
         params: parameters or groups; a group may carry `adapt: False` and its own `weight_decay`.
+        lr: a number, or a tensor of no dimensions, as torch's own optimisers take it.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        rate = lr.item() if isinstance(lr, Tensor) and lr.dim() == 0 else lr
+        for name, value in (("lr", rate), ("momentum", momentum), ("weight_decay", weight_decay)):
             real(name, value, 0)
         if not real("trust_coefficient", trust_coefficient, 0):
             raise ValueError(f"trust_coefficient must be positive and finite, got {trust_coefficient}")

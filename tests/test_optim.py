@@ -53,6 +53,18 @@ def test_lars_follows_its_definition():
         torch.testing.assert_close(p.detach(), expected)
 
 
+def test_a_tensor_is_a_rate_of_lars_as_it_is_of_torchs_own():
+    torch.manual_seed(0)
+    start = torch.randn(6)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    for parameter, lr in ((ours, torch.tensor(0.25)), (theirs, 0.25)):
+        quadratic_steps(LARS([parameter], lr=lr), [parameter])
+    assert torch.equal(ours, theirs)
+    for wrong in (torch.tensor(-0.25), torch.tensor([0.25, 0.5])):
+        with pytest.raises((TypeError, ValueError), match=r"^lr must be "):
+            LARS([ours], lr=wrong)
+
+
 def test_lars_without_adaptation_is_sgd():
     torch.manual_seed(0)
     start = torch.randn(6)
