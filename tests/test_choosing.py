@@ -2,7 +2,8 @@
 
 import pytest
 
-from amcl_fast.pretraining.choosing import Facts, choose
+from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
+from amcl_fast.pretraining.choosing import Facts, _limits, choose
 from amcl_fast.recipes import recipe_names
 
 _80_GB = {"gpus": 1, "memory": 80 << 30}
@@ -39,3 +40,9 @@ def test_what_else_is_set_follows_from_the_images_too():
     assert choose(Facts(900, 9, 300, threads=4, **_80_GB)).settings["data.num_threads"] == 4
     short = choose(Facts(900, 9, 300, epochs=5, **_80_GB)).settings  # shorter than the recipe's warm-up
     assert (short["model.schedule.warmup_epochs"], short["knn.every_n_epochs"]) == (0, 1)
+
+
+def test_images_are_looked_at_within_the_limits_that_are_given():
+    assert _limits(["--data.max_image_pixels=400"]) == Limits(DEFAULT_LIMITS.bytes, 400)
+    refused_later = ["--data.max_image_bytes=-5", "--data.max_image_pixels=0"]
+    assert _limits(refused_later) == DEFAULT_LIMITS

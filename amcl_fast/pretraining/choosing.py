@@ -178,10 +178,7 @@ def _rounded(number: float) -> int:
 
 def _facts(root: str, settings: Sequence[str]) -> Facts:
     held_out = _given(settings, "data.held_out")
-    limits = Limits(
-        _number(settings, "data.max_image_bytes") or DEFAULT_LIMITS.bytes,
-        _number(settings, "data.max_image_pixels") or DEFAULT_LIMITS.pixels,
-    )
+    limits = _limits(settings)
     found = find_images(
         data_path(absolute_data(root)),
         data_path(absolute_data(held_out)) if held_out else None,
@@ -231,6 +228,12 @@ def _gpus(settings: Sequence[str]) -> int:
         return 0
     wanted = _number(settings, "trainer.devices")
     return there if wanted is None or wanted < 0 else min(wanted, there)  # -1 is all of them
+
+
+def _limits(settings: Sequence[str]) -> Limits:
+    """What the command line says of the largest image; what is none, such as -1, is refused by its name later."""
+    given = (_number(settings, f"data.max_image_{unit}") for unit in Limits._fields)
+    return Limits(*(max(most or 0, 0) or usual for most, usual in zip(given, DEFAULT_LIMITS, strict=True)))
 
 
 def _number(settings: Sequence[str], name: str) -> int | None:
