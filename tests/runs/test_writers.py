@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 _OWN = {"amcl_fast/runs/files.py", "amcl_fast/runs/in_place.py"}
@@ -54,6 +56,7 @@ EXCEPTIONS = {
     ("benchmarks/measure/scale/tree.py", "save"): _NEW,
     ("benchmarks/results.py", "mkdir"): _USERS,
     ("benchmarks/show/plots.py", "mkdir"): _USERS,
+    ("benchmarks/show/plots.py", "savefig"): "into an open file",
     ("benchmarks/show/studies.py", "mkdir"): _USERS,
     ("benchmarks/system.py", "write_text"): "of /proc",
 }
@@ -63,31 +66,58 @@ _ALWAYS = {
     *("write_text", "write_bytes", "touch", "mkdir", "makedirs", "rename", "renames", "utime", "truncate", "ftruncate"),
     *("symlink", "symlink_to", "link", "hardlink_to", "copyfile", "copytree", "copy2", "move", "flock", "lockf"),
     *("gettempdir", "mkstemp", "mktemp", "NamedTemporaryFile", "savez", "savez_compressed", "save_file", "tofile"),
+    *("chmod", "chown", "mkfifo", "mknod", "copymode", "copystat", "extractall", "unpack_archive", "savetxt"),
+    *("FileHandler", "SummaryWriter", "urlretrieve", "download_url_to_file", "export_chrome_trace"),
 }
+_MODE = r"'[rbt+]*[wax+][rwabtx+]*([:|]\w*)?'"
 _SOMETIMES = {
-    "open": r"'[rbt+]*[wax+][rwabtx+]*'|\bO_(WRONLY|RDWR|CREAT|TRUNC|APPEND)\b",
-    "replace": r"^os\.",
-    "save": r"^(torch|np|Image)\b|/",  # of pictures, to a path
+    # A mode or flags that cannot be seen here may be for writing.
+    "open": rf"{_MODE}|\bO_(?!RDONLY|CLOEXEC|NO|DIR)|^os\.open\((?!.*O_RDONLY)|\bmode=[^']|^open\([^,]+, \w+[,)]",
+    "ZipFile": rf"{_MODE}|\bmode=[^']",
+    "TarFile": rf"{_MODE}|\bmode=[^']",
+    "copy": r"^shutil\.",
+    "replace": r"^os\.|^[^(]+\((?!\w+=)[^,]*\)$",  # a path's has one argument, a text's two
+    "save": r"^(torch|np|numpy|Image)\b|/",  # of pictures, to a path
     "savefig": r"^(?!.*\bbuffer\b)",
     "dump": r"^(json|yaml|pickle|torch)\.",
     "memmap": r"'[wr]\+'",
+    "open_memmap": r"'[wr]\+'",
 }
 """Writing, if the call reads so."""
 
 
 def writing(source):
-    """Names of what is called in a source that writes by a path."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+    """Names of what is called in a source, or given away to be called, that writes by a path."""
+    nodes = [*ast.walk(ast.parse(source))]
+    called = {node.func for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        of = node.func if isinstance(node, ast.Call) else node
+        if of is not node or (isinstance(node, ast.Attribute) and node not in called):
+            name = getattr(of, "attr", getattr(of, "id", None))
             if name in _ALWAYS or (name in _SOMETIMES and re.search(_SOMETIMES[name], ast.unparse(node))):
                 yield name
 
 
-def test_what_writes_is_known():
-    calls = "p.write_text(t); open(p, 'w'); p.open('ab'); os.open(p, os.O_RDWR); os.replace(a, b); torch.save(x, p)"
-    assert [*writing(calls)] == ["write_text", "open", "open", "open", "replace", "save"]
-    assert not [*writing("open(p); p.open('rb'); os.open(p, os.O_RDONLY); t.replace(a, b); callback.save(trainer)")]
+WRITING = {
+    "write_text": "p.write_text(t); partial(p.write_text, t)",
+    "open": "open(p, 'w'); p.open('ab'); os.open(p, os.O_RDWR); os.open(p, flags); tarfile.open(p, 'w:'); open(p, m)",
+    "replace": "os.replace(a, b); partial(os.replace, a); path.replace(place)",
+    "save": "torch.save(x, p); partial(torch.save, x); np.save(p, x); picture.save(folder / 'a.png')",
+    "copy": "shutil.copy(a, b)",
+    "ZipFile": "zipfile.ZipFile(p, 'w')",
+    "chmod": "p.chmod(0o600); os.chmod(p, 0o600)",
+}
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_what_writes_is_known(name):
+    for call in WRITING[name].split("; "):
+        assert [*writing(call)] == [name], call
+
+
+def test_what_does_not_write_is_known():
+    calls = "open(p); p.open('rb'); os.open(p, os.O_RDONLY); t.replace(a, b); callback.save(trainer); replace(x, a=1)"
+    assert not [*writing(f"{calls}; open(p, 'rb', closefd=False); image.copy(); zipfile.ZipFile(file); self.save")]
 
 
 def test_no_other_source_writes_by_a_path():
