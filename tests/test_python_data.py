@@ -14,6 +14,7 @@ from amcl_fast.data.own.datasets import AugmentedLoader, DatasetModule
 from amcl_fast.data.own.items import Items
 from amcl_fast.data.scan.images import Images
 from amcl_fast.optim import OptimizerConfig
+from amcl_fast.runs.read import read_run
 from tests.helpers.command_line import NT_XENT, image_folder
 from tests.helpers.from_python import Column, Own, Stateful, Views, assert_same, crop, simclr, stop, train, weights
 
@@ -174,6 +175,7 @@ def test_batches_of_a_data_module_go_on_exactly_after_an_epoch(folder, capsys):
 
 def test_batches_of_a_loader_with_a_state_go_on_exactly(folder):
     whole = train(data=Stateful(), method=simclr(), epochs=2, run_dir="whole")
+    assert read_run(whole.run_dir).facts["training_images"] is None  # and nothing in it is damaged
     told = stop(1, data=Stateful(), method=simclr(), epochs=2, run_dir="begun")
     assert told == "stopped, and saved; go on with amcl_fast.pretrain(resume='begun', method=…, data=…)"
     again = pretrain(resume="begun", data=Stateful(), method=simclr())
