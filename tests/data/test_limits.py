@@ -61,6 +61,13 @@ def test_what_is_too_large_is_seen_in_headers_alone(content, reason, at_hand):
         seen(content, at_hand=at_hand)
 
 
+@pytest.mark.parametrize(("chunks", "looks"), [(1_000, Look.WHOLE), (200_001, Look.UNKNOWN)])
+def test_not_all_of_millions_of_chunks_are_walked_through(chunks, looks):
+    extent = b"VP8X\x0a\0\0\0\x08\0\0\0\x0f\0\0\x0f\0\0"
+    content = b"WEBP" + extent + b"none\0\0\0\0" * chunks + b"EXIF\2\0\0\0\0\0"
+    assert seen(b"RIFF" + len(content).to_bytes(4, "little") + content).looks is looks
+
+
 def test_a_scan_reads_a_few_bytes_of_a_large_file(tmp_path):
     """All of it is read where a JPEG may have too many scans, if it has many pixels: then to decide, else in a run."""
     read = []

@@ -35,7 +35,7 @@ UNREADABLE = "cannot be read"
 NO_IMAGE = "not an image"
 """How the reason begins of a file that is of no kind known here."""
 _WINDOW = 1024  # bytes that are read at once
-_MOST_MARKERS = 200_000  # of a JPEG's before its scan, and a PNG's chunks; erased flash reads as a padding without end
+_MOST_MARKERS = 200_000  # of a JPEG before its scan, and chunks of others; erased flash reads as a padding without end
 # Baseline, extended, progressive. Every decoder knows these.
 _COMMON_FRAMES = {0xC0, 0xC1, 0xC2}
 # All coefficients of a scan are there before the next one.
@@ -305,7 +305,9 @@ def _look_at_webp(read: Read, head: bytes, size: int, limits: Limits) -> Sight:
 def _exif_is_found(read: Read, size: int) -> bool:
     """Whether the chunks of an extended WebP lead to its Exif without padding, for which parsers differ."""
     position = 12
-    while len(chunk := read(position, 8)) == 8:
+    for _ in range(_MOST_MARKERS):
+        if len(chunk := read(position, 8)) < 8:
+            break
         length = int.from_bytes(chunk[4:], "little")
         position += 8 + length
         if chunk[:4] == b"EXIF":
