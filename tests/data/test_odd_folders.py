@@ -227,3 +227,11 @@ def test_images_on_both_sides_are_told(fill, tmp_path):
     found = find_images(shards / "*.tar", shards / "b.tar")
     told = f"3 image(s) of {shards}/b.tar are trained on as well, the first: {shards}/b.tar/"
     assert found.notes[0].startswith(told)
+
+
+def test_a_link_to_itself_is_no_folder_and_no_error(fill):
+    for label in ("ant", "bee"):
+        root = fill(label)
+    (root / "loop").symlink_to("loop")
+    (root / "ant" / "loop").symlink_to("loop")
+    assert shown(find_images(root).train) == {"ant": 1, "bee": 1}

@@ -13,7 +13,7 @@ from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
 from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
-from amcl_fast.data.scan.walk import Tree
+from amcl_fast.data.scan.walk import Tree, is_folder
 from amcl_fast.data.shards.patterns import existing, expand, is_compressed, is_pattern, is_tar, once, refuse_compressed
 from amcl_fast.data.shards.read import read_shards
 from amcl_fast.data.sources.folder import (
@@ -257,7 +257,7 @@ def _tars(folder: str, tree: Tree) -> tuple[list[str] | None, list[str]]:
                 continue
             if entry.name.lower().endswith(IMAGE_NAMES):
                 return None, []
-            if entry.is_dir():
+            if is_folder(entry):
                 folders.append(entry.path)
             elif is_tar(entry.path):
                 tars.append(entry.path)
