@@ -325,3 +325,20 @@ def test_of_many_classes_no_more_is_remembered_than_the_largest_of_all(mixed, mo
     found = Largest.joined(group.largest for group in groups)
     assert found.bytes == sorted(sizes.values(), reverse=True)[:most]
     assert found.pixels == [576, *[256] * 5][:most]
+
+
+@pytest.mark.parametrize("source", ["folder", "list.csv", "shards", "parts"])
+def test_the_largest_images_may_be_those_that_are_measured_on(mixed, source):
+    small = {f"{label}/{number}.png": picture(number, size=8) for label in ("ant", "bee") for number in range(2)}
+    for name, content in small.items():
+        (mixed / "small" / name).parent.mkdir(parents=True, exist_ok=True)
+        (mixed / "small" / name).write_bytes(content)
+    if source == "parts":
+        numbers = [(name.replace("png", "cls"), b"%d" % name.startswith("bee")) for name in small]
+        large = [("large.png", picture(9, size=24)), ("large.cls", b"0")]
+        write_shards(mixed / "parts", {"train-0.tar": [*small.items(), *numbers], "val-0.tar": large})
+        found = find_images(mixed / "parts")
+    else:
+        (mixed / "shards" / "classes.txt").write_text("ant\nbee\n")
+        found = find_images(mixed / "small", mixed / source)
+    assert found.held_out.files and found.largest.pixels[0] == 576

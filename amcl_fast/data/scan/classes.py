@@ -6,6 +6,7 @@ from pathlib import Path
 from amcl_fast.data.scan.check import check_files
 from amcl_fast.data.scan.headers import SUPPORTED
 from amcl_fast.data.scan.images import Images, in_one_spelling, labelled, not_empty
+from amcl_fast.data.scan.largest import Largest
 from amcl_fast.data.scan.limits import DEFAULT_LIMITS, Limits
 from amcl_fast.data.scan.walk import Tree, list_files
 from amcl_fast.progress import Progress
@@ -35,6 +36,11 @@ def scan_classes(
     Raises:
         ValueError: `root` is no folder, holds no folder of a class, or no good image.
     """
+    return scan_largest(root, classes, tell, limits)[0]
+
+
+def scan_largest(root: str | Path, classes: list[str] | None, tell: bool, limits: Limits) -> tuple[Images, Largest]:
+    """The same, and the largest images."""
     folder = existing_folder(root, _LAYOUT)
     with listing(tell) as progress:
         tree = Tree(progress.add)
@@ -42,9 +48,10 @@ def scan_classes(
         if not names:
             raise ValueError(f"{folder} holds no folder of a class; expected {_LAYOUT}, or {AS_LIST}")
         files, left_out = list_files([folder], {name: os.path.join(folder, name) for name in names}, tree)
-    images = labelled(check_files(folder, in_one_spelling(files, classes or ()), tell, limits), classes)
+    found = check_files(folder, in_one_spelling(files, classes or ()), tell, limits)
+    images = labelled(found, classes)
     images.skipped.extend(left_out)
-    return not_empty(images, folder, _LAYOUT)
+    return not_empty(images, folder, _LAYOUT), Largest.joined(group.largest for group in found.values())
 
 
 def listing(tell: bool) -> Progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amcl_fast.data.locations import shown
 from amcl_fast.data.packed_paths import PackedPaths
-from amcl_fast.data.scan.classes import scan_classes
+from amcl_fast.data.scan.classes import scan_largest
 from amcl_fast.data.scan.headers import IMAGE_NAMES, SUPPORTED
 from amcl_fast.data.scan.images import Images, not_empty
 from amcl_fast.data.scan.largest import Largest
@@ -79,14 +79,15 @@ def find_images(
         return found
     if not found.train.classes:
         raise ValueError(f"data.held_out must be of the classes of {root}, which has none: {found.no_labels}")
-    images, why, notes = _measured(os.fspath(held_out), found.train.classes, name, tell, limits)
+    images, why, notes, largest = _measured(os.fspath(held_out), found.train.classes, name, tell, limits)
     if images is None:
         raise ValueError(f"data.held_out, {held_out}, cannot be measured on: {why}")
     notes[:0] = [note for note in found.notes if UNUSED not in note]
     if again := _trained_on(found.train.files, images.files):
         notes.append(f"{len(again):,} image(s) of {held_out} are trained on as well, the first: {shown(again[0])}")
     places = {**found.places, "held_out": _last(held_out)}
-    return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places, largest=found.largest)
+    most = Largest.joined([found.largest, largest])
+    return Sources(found.train, images, found.unlabelled, found.no_labels, notes, places=places, largest=most)
 
 
 def _find(root: str, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
@@ -105,8 +106,9 @@ def _find(root: str, tell: bool, limits: Limits) -> tuple[Sources, _Name]:
 
 def _measured(
     root: str, classes: list[str], name: _Name, tell: bool, limits: Limits
-) -> tuple[Images | None, str, list[str]]:
-    """The images of some classes at a path of any kind; None and why if there are none; lines for the user."""
+) -> tuple[Images | None, str, list[str], Largest]:
+    """The images of some classes at a path of any kind; None and why if there are none; lines for the user; the largest
+    of all that lie there."""
     given = _given(root, _to_measure)
     if isinstance(given, _Shards):
         found = read_shards(given.train, name, tell, limits)
@@ -115,10 +117,10 @@ def _measured(
     elif given is not None:
         found = read_list(root, given, tell, limits)
     else:
-        scanned = scan_classes(_held_out_part(root, classes), classes, tell=tell, limits=limits)
-        return scanned, "", not_entered(scanned.skipped)
+        scanned, largest = scan_largest(_held_out_part(root, classes), classes, tell, limits)
+        return scanned, "", not_entered(scanned.skipped), largest
     images, why = found.measured(classes)
-    return images, why, found.notes
+    return images, why, found.notes, found.largest
 
 
 def _trained_on(train: PackedPaths, held_out: PackedPaths) -> list[str]:
@@ -166,6 +168,7 @@ def _of_shards(shards: _Shards, tell: bool, limits: Limits) -> tuple[Sources, _N
             held = read_shards(paths, found.name, tell, limits)
             images, why = held.measured(train.classes)
             notes += held.notes
+            largest.append(held.largest)
         if images is not None:
             places["held_out"] = f"{_shards(paths)} of {part}"
             break
