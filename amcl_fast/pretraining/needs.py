@@ -104,7 +104,7 @@ def _of_images(datamodule: ContrastiveDataModule, batch_size: int, processes: in
     if datamodule.reduce_above is None:
         helps = ["data.reduce_above (now null)", *helps]
     return (
-        f"should the largest images of {datamodule.root} meet in a batch of {datamodule.batch_size:,}, they take "
+        f"should the largest images of {datamodule.root} meet in a batch of {datamodule.batch_size:,}, they take up to "
         f"{', '.join(f'{_size(size)} {what}' for what, size in parts.items() if size > _SHOWN)}{several}, and there "
         f"are {_size(memory)}: {', '.join(helps[:-1])} or {helps[-1]} bounds it"
     )

@@ -105,8 +105,8 @@ def test_a_batch_of_images_that_does_not_fit_is_told_with_what_bounds_it(monkeyp
         return [str(line.message) for line in lines]
 
     assert told(None, 100_000_000) == [
-        "should the largest images of photos meet in a batch of 32, they take 13 GiB decoded, 4 GiB read ahead, and "
-        "there are 8 GiB: data.reduce_above (now null), data.max_image_pixels, data.max_image_bytes or "
+        "should the largest images of photos meet in a batch of 32, they take up to 13 GiB decoded, 4 GiB read ahead, "
+        "and there are 8 GiB: data.reduce_above (now null), data.max_image_pixels, data.max_image_bytes or "
         "data.batch_size bounds it"
     ]
     assert told(2_000_000, 100_000_000) == []  # of 8 megapixels at the most, 4 GiB in all
