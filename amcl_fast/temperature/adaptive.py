@@ -250,6 +250,5 @@ def cosine_temperature(
     dim: int, tau_min: float, tau_max: float, *, per_width: bool = False, offset: float = 0.0
 ) -> AdaptiveTemperature:
     """τ from `tau_min` to `tau_max`, with `per_width` both divided by `dim`; the score does not see φ's lengths."""
-    # A width that is none is AdaptiveTemperature's to name.
-    width = dim if per_width and isinstance(dim, int) and 0 < dim <= WIDEST else 1
+    width = whole("dim", dim, 1, WIDEST) if per_width else 1
     return AdaptiveTemperature(dim, tau_min=tau_min / width, tau_max=tau_max / width, score="cosine", offset=offset)

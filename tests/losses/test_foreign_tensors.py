@@ -234,6 +234,7 @@ def test_numbers_of_any_kind_are_worth_the_same(backend):
         assert (of_numpy.tau_min, of_numpy.scale, of_numpy.offset.item()) == (0.25, 0.25, 0.25)
         assert LearnedTemperature(t, tau_min=t).tau_min == PerplexityTemperature(t, t).mean == 0.25
     assert SimCLRLoss(1, top_k=np.int64(3)).top_k == 3 and AdaptiveTemperature(np.int64(4)).dim == 4
+    assert SimSiamLoss.recommended(np.int64(4)).temperature.tau_max == SimSiamLoss.recommended(4).temperature.tau_max
 
 
 class Unwritable:
