@@ -3,6 +3,7 @@
 All of it may be traced by torch.compile, which takes numbers for symbols with dynamic=True (hence no math.isfinite).
 """
 
+import math
 import sys
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -96,7 +97,12 @@ def is_number(name: str, value: Any, accepted: str = "a number") -> None:
 
 def plain(number: float) -> float:
     """A number as Python has it, of numpy's and others; what torch.compile takes for a symbol stays one."""
-    return number if type(number) in (float, int) or not isinstance(number, Real) else float(number)
+    if type(number) in (float, int) or not isinstance(number, Real):
+        return number
+    try:
+        return float(number)
+    except OverflowError:  # of a fraction
+        return math.inf if number > 0 else -math.inf
 
 
 def selection(negatives: str, top_k: int | None) -> None:

@@ -158,8 +158,8 @@ def fits_memory(**sizes: int) -> Iterator[None]:
 
 def has_nan(value: Any) -> bool:
     """Whether a value is NaN, or a list that holds one."""
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        return math.isnan(value)
+    if isinstance(value, Real):
+        return bool(value != value)  # math.isnan knows no fraction that is larger than a float
     return isinstance(value, list | tuple) and any(map(has_nan, value))
 
 
@@ -178,14 +178,14 @@ def written(value: Any) -> str:
         if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
             return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
         return _in_a_line(repr(value))
-    except (
-        Exception
-    ):  # of a class of one's own, a nested tensor, a list of numbers that are too long for Python to write
+    except Exception:  # of a class of one's own, a nested tensor, a list of numbers too long for Python to write
         return f"a value of type {type(value).__name__}"
 
 
 def _in_a_line(text: str) -> str:
     text = " ".join(text[:1000].split())
+    # A terminal would obey the rest, or have no way to write it.
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

@@ -24,7 +24,7 @@ from amcl_fast.evaluate import knn_accuracy, linear_probe
 from amcl_fast.evaluate.ridge import ridge_probe
 from amcl_fast.models.momentum import KeyQueue
 from amcl_fast.optim import LARS
-from amcl_fast.setting_types import written
+from amcl_fast.setting_types import shown, written
 
 BACKENDS = ["reference"] + (["native"] if capabilities.native_status().available else [])
 N, C, D, K = 6, 2, 4, 9
@@ -237,6 +237,19 @@ def test_numbers_of_any_kind_are_worth_the_same(backend):
     assert SimSiamLoss.recommended(np.int64(4)).temperature.tau_max == SimSiamLoss.recommended(4).temperature.tau_max
 
 
+@pytest.mark.parametrize("value", [Fraction(10**400), -Fraction(10**400)], ids=["large", "low"])
+def test_a_fraction_beyond_all_floats_is_refused_by_name(value):
+    for name, call in {
+        "temperature": lambda: SimCLRLoss(value),
+        "beta": lambda: SimSiamLoss(beta=value),
+        "tau_min and tau_max": lambda: AdaptiveTemperature(4, tau_max=value),
+        "lr": lambda: LARS([torch.zeros(1)], lr=value),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be .*got ") as error:
+            call()
+        assert len(str(error.value)) < 200
+
+
 class Unwritable:
     def __repr__(self):
         raise RuntimeError("no")
@@ -275,6 +288,10 @@ def test_what_was_given_is_one_short_line(told):
         with pytest.raises((TypeError, ValueError), match=r" must be .*got ") as error:
             call()
         assert len(str(error.value)) < 200 and "\n" not in str(error.value) and told in str(error.value)
+
+
+def test_a_terminal_obeys_nothing_that_was_given():
+    assert shown("\x1b[31mred\n\ud800 é") == r"\x1b[31mred \ud800 é"
 
 
 @pytest.mark.parametrize("size", [2**31, 2**62])
