@@ -20,7 +20,7 @@ from amcl_fast.data.own.datasets import DatasetModule
 from amcl_fast.data.own.items import Items
 from amcl_fast.data.packed_paths import PackedPaths
 from amcl_fast.data.reading.reader import Reader
-from amcl_fast.data.reading.reduction import Reduction
+from amcl_fast.data.reading.reduction import Reduction, reduce
 from amcl_fast.data.scan import check, header_process
 from amcl_fast.data.scan.headers import BadImage, Look, check_header, look
 from amcl_fast.data.scan.largest import KEPT, Largest
@@ -230,19 +230,34 @@ def test_making_images_smaller_takes_the_memory_of_four_of_the_largest(tmp_path)
 
 
 def test_what_pillow_would_unpack_for_long_is_not_given_to_it(tmp_path):
-    """Rows of run lengths, which it fills byte by byte; and texts of many megabytes, which it refuses."""
+    """Rows of run lengths, which it fills byte by byte; and texts of many megabytes beside pixels."""
     (tmp_path / "runs.bmp").write_bytes(run_length_bmp(10_000, 10_000))
     text = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1 << 24), 9))
     (tmp_path / "text.png").write_bytes(flat_png(3_000, 3_000, extra=text))
     reader = Reader(reduction=Reduction(1_000_000, 300))
     with closing(reader):
-        bad = reader.read([str(tmp_path / "runs.bmp"), str(tmp_path / "text.png")]).bad
+        encoded = reader.read([str(tmp_path / "runs.bmp"), str(tmp_path / "text.png")])
         assert peak_of(reader) < 200
-    assert bad == {
+    assert encoded.bad == {
         0: "too large: 10000 x 10000 pixels in 41,080 bytes, and Pillow, which would make it smaller, cannot decode it",
-        1: bad[1],
     }
-    assert "3000 x 3000 pixels" in bad[1]
+    assert Image.open(io.BytesIO(encoded.images[1])).size == (375, 375)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        chunk(b"iCCP", b"of a printer\0\0" + zlib.compress(bytes(1 << 21))),
+        chunk(b"tEXt", b"key\0a text")[:-4] + b"none",
+        chunk(b"gAMA", b"\0"),
+    ],
+    ids=["profile", "checksum", "gamma"],
+)
+def test_what_lies_beside_the_pixels_of_a_png_costs_none(beside):
+    content = flat_png(300, 200, extra=beside)
+    assert Image.open(io.BytesIO(reduce(content, 2))).size == (150, 100)
+    damaged = content[:-20] + bytes(20)
+    assert reduce(damaged, 2) is damaged
 
 
 def test_where_pillow_ends_the_process_large_images_are_left_out_and_the_others_read(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ libjpeg does: it leaves out the high frequencies and decodes faster by doing so.
 """
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ AT_ONCE = 4
 Pillow takes up to 12 bytes a pixel."""
 # Compressions of BMP that Pillow unpacks in Python, byte by byte: a file of 40 kB with 100 million pixels takes 10 s.
 _RUN_LENGTHS = (1, 2)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OF_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
 _QUALITY = 95
 _LONGEST = 65_500  # pixels of a JPEG's side
 _ORIENTATION = 0x0112
@@ -72,18 +75,39 @@ def reduce(content: bytes, factor: int) -> bytes:
     JPEGs are decoded at that scale, others whole and averaged; a factor of 1 drops what is no pixel. What cannot be
     decoded here comes back as it is: whether it is bad is not for this function to say.
     """
+    try:
+        return _reduced(content, factor)
+    except Exception:  # whatever a decoder finds wrong with what strangers wrote
+        pass
+    with suppress(Exception):
+        if len(pixels := _pixels_alone(content)) < len(content):
+            return _reduced(pixels, factor)
+    return content
+
+
+def _reduced(content: bytes, factor: int) -> bytes:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # the limit is `Limits`
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
-            refuse_run_lengths(file)
-            whole = file.width
-            file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
-            rest = factor // round(whole / file.width)
-            return encoded(upright(plain(file).reduce(rest)))
-    except Exception:  # whatever a decoder finds wrong with what strangers wrote
+    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "BMP")) as file:
+        refuse_run_lengths(file)
+        whole = file.width
+        file.draft(None, (max(file.width // factor, 1), max(file.height // factor, 1)))
+        rest = factor // round(whole / file.width)
+        return encoded(upright(plain(file).reduce(rest)))
+
+
+def _pixels_alone(content: bytes) -> bytes:
+    """A PNG without texts, profiles and the like, of which Pillow refuses long and damaged ones; others as they are."""
+    if not content.startswith(_PNG):
         return content
+    kept, at = [_PNG], len(_PNG)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] in _OF_PIXELS:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def refuse_run_lengths(file: "Image.Image") -> None:
