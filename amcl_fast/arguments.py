@@ -107,6 +107,14 @@ def _declare_evaluate(commands: Any) -> None:
         metavar="F",
         help="share of the shorter side that is seen; 0.875: 224 pixels of 256 (default: as in training)",
     )
+    for unit in DEFAULT_LIMITS._fields:
+        parser.add_argument(
+            f"--max_image_{unit}",
+            f"--max-image-{unit}",
+            type=whole_number,
+            metavar="N",
+            help="of an image; a larger one is left out and listed (default: as in training)",
+        )
     parser.add_argument("--k", type=whole_number, metavar="N", help="neighbours of kNN (200)")
     parser.add_argument(
         "--epochs", type=whole_number, metavar="N", help="of the linear probe (100), or of fine-tuning (30)"

@@ -171,6 +171,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     arguments.begins()
     same = ("data", "held_out", "size", "crop_pct", "batch_size", "output", "trust")
     options = {name: getattr(arguments, name) for name in same}
+    options["limits"] = arguments.max_image_bytes, arguments.max_image_pixels
     try:
         if arguments.fine_tune:
             of_training = ("optimizer", "epochs", "weight_decay", "layer_decay", "seed")

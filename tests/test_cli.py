@@ -121,6 +121,8 @@ def test_evaluate_and_export_what_a_run_left(tiny, tmp_path, images, capsys):
     for part in ("knn", "linear", "training_images", "queries", "size", "crop_pct"):
         assert again[part] == found[part]
 
+    assert main(["evaluate", "run", "--max_image_pixels", "0"]) == 2
+    assert "error: max_image_pixels must be at least 1, got 0\n" in capsys.readouterr().err
     options = ["--rates", "1", "10", "--augment", "--batch_size", "8", "--crop_pct", "1"]
     assert main(["evaluate", "run", "--epochs", "1", *options]) == 0
     assert "random crop and flip every epoch" in capsys.readouterr().out

@@ -46,6 +46,7 @@ def run(
     half: bool,
     output: Path | None,
     trust: bool = False,
+    limits: Sequence[int | None] = (None, None),
 ) -> None:
     """Evaluate, print a table, write the JSON file; by all processes of torchrun or srun, of which the first does that.
 
@@ -61,6 +62,7 @@ def run(
             runs once an epoch for it.
         half, trust: keep features in float16; see `load_encoder`.
         output: the JSON file; None: `evaluation-DATA.json` in the run directory, or beside the weights.
+        limits: data.max_image_bytes and data.max_image_pixels; None: as in training.
 
     Raises:
         ValueError: the weights or the data cannot be used, nothing can be measured on the data, or a setting is out of
@@ -77,7 +79,9 @@ def run(
             if output is not None and not rank:
                 check_output(output)
             encoder = load_encoder(weights, trust=trust)
-            datamodule = _data_module(weights, encoder, data, held_out, size, crop_pct, batch_size, device)
+            datamodule = _data_module(
+                weights, encoder, data, held_out, size, crop_pct, batch_size, device, limits=limits
+            )
             data = datamodule.root
             output = _place(output, weights, data)
         _find_images(datamodule, data)
@@ -132,11 +136,12 @@ def run_fine_tuning(
     output: Path | None,
     save_encoder: Path | None,
     trust: bool = False,
+    limits: Sequence[int | None] = (None, None),
 ) -> None:
     """Fine-tune, print a table, write the JSON file and the best encoder; by all processes, as `run`.
 
     Args:
-        weights, data, held_out, size, crop_pct, trust: as for `run`.
+        weights, data, held_out, size, crop_pct, trust, limits: as for `run`.
         label_fraction: share of the labelled images that is trained on, always the same, of every class as many as
             nearly as possible.
         batch_size: images of a step, of all processes; all images where there are fewer.
@@ -155,13 +160,12 @@ def run_fine_tuning(
                 raise ValueError(f"label_fraction must be above 0 and at most 1, got {label_fraction}")
             if save_encoder is not None and save_encoder.suffix != SUFFIX:
                 raise ValueError(f"save_encoder must end in {SUFFIX}, got {save_encoder}")
-            for path in (output, save_encoder) if not rank else ():
-                if path is not None:
-                    check_output(path)
+            for path in filter(None, () if rank else (output, save_encoder)):
+                check_output(path)
             encoder = load_encoder(weights, trust=trust)
             chosen = usual(encoder.backbone, **settings)
             datamodule = _data_module(
-                weights, encoder, data, held_out, size, crop_pct, batch_size, device, seed=chosen.seed
+                weights, encoder, data, held_out, size, crop_pct, batch_size, device, limits=limits, seed=chosen.seed
             )
             data = datamodule.root
             output = _place(output, weights, data, partial(RunDirectory.fine_tuning, fraction=label_fraction))
@@ -231,7 +235,9 @@ def _data_module(
     batch_size: int,
     device: torch.device,
     seed: int = 0,
+    limits: Sequence[int | None] = (None, None),
 ) -> ContrastiveDataModule:
+    most_bytes, most_pixels = (b if a is None else a for a, b in zip(limits, encoder.limits, strict=True))
     data, held_out = _data(weights, encoder, data, held_out)
     return ContrastiveDataModule(
         root=data,
@@ -244,8 +250,8 @@ def _data_module(
         seed=seed,
         num_threads=threads(),
         device="gpu" if device.type == "cuda" else "cpu",
-        max_image_bytes=encoder.limits.bytes,
-        max_image_pixels=encoder.limits.pixels,
+        max_image_bytes=most_bytes,
+        max_image_pixels=most_pixels,
     )
 
 

@@ -175,6 +175,8 @@ def test_evaluations_follow_the_run(mixed):
     cpu = SimpleNamespace(type="cpu")
     made = _data_module(mixed, encoder, str(mixed / "folder"), None, None, None, 2, cpu)
     assert made.limits == SMALL
+    own = _data_module(mixed, encoder, str(mixed / "folder"), None, None, None, 2, cpu, limits=(None, 7_000))
+    assert own.limits == SMALL._replace(pixels=7_000)
 
 
 def test_packing_leaves_out_what_is_too_large(mixed):
