@@ -3,12 +3,14 @@
 So does any command that torchrun starts again.
 """
 
+import hashlib
 import json
 import os
 import re
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -39,13 +41,30 @@ _LATE_SECONDS = 60.0
 # A list to which a command may add; they come from it alone, if it names them, and alter no step.
 _LISTS = ("callbacks", "logger")
 
+_commands: Counter[str] = Counter()
+"""How often this process has run each command."""
+
+
+def name_of(command: Sequence[object]) -> str:
+    """Under which torchrun's store knows a command's run: of a script that gives the same one again, the n-th."""
+    said = hashlib.sha256(repr(command).encode()).hexdigest()
+    _commands[said] += 1
+    return f"run/{said}/{_commands[said]}"
+
 
 def gone_on_from(
-    resume: str | None, run_dir: Path | None, recipe: str | None, lock: RunLock, signals: StopSignals, given: Given
+    name: str,
+    resume: str | None,
+    run_dir: Path | None,
+    recipe: str | None,
+    lock: RunLock,
+    signals: StopSignals,
+    given: Given,
 ) -> tuple[str | None, Path | None, Resumed | None]:
     """How a command goes on that begins a run or goes on with one, in all processes; the first locks what goes on.
 
     Args:
+        name: of the command, by `name_of`.
         resume, run_dir, recipe: of the command.
         lock, signals, given: of the run.
 
@@ -71,7 +90,7 @@ def gone_on_from(
     by_name, resumed = resume == LATEST, None
     if auto or restarts():
         with signals.heard_while_waiting(lambda signum: requeue() if auto and signum == signal.SIGUSR1 else None):
-            resumed, again = _found_by_first(resume, run_dir, lock)
+            resumed, again = _found_by_first(name, resume, run_dir, lock)
         if again is not None:
             run_dir = again
             resume = AUTO if resume is None else str(again) if by_name else resume
@@ -92,10 +111,13 @@ def gone_on_from(
     return resume, run_dir, resumed
 
 
-def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> tuple[Resumed | None, Path | None]:
+def _found_by_first(
+    name: str, resume: str | None, run_dir: Path | None, lock: RunLock
+) -> tuple[Resumed | None, Path | None]:
     """What the first process finds, which locks the folder of a run that goes on.
 
     Args:
+        name: of the command.
         resume, run_dir: as the command has them: `AUTO`, or anything where torchrun may have started it again.
         lock: of the run.
 
@@ -105,7 +127,7 @@ def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> 
     """
 
     def find() -> str:
-        begun = left(_name(resume, run_dir))
+        begun = left(name)
         folder, before = (str(run_dir), None) if begun is None else json.loads(begun)
         again = "" if begun is None else f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')} of torchrun: "
         found = None
@@ -136,22 +158,17 @@ def _found_by_first(resume: str | None, run_dir: Path | None, lock: RunLock) -> 
     return Resumed(path, step, settings, finished), again
 
 
-def note_begun(resume: str | None, given: Path | None, run_dir: Path) -> None:
+def note_begun(name: str, run_dir: Path) -> None:
     """Have the processes that torchrun may start in place of these know whose run the folder holds; in the first.
 
     torchrun's store says it, and no file: it is of this torchrun alone, while its name may be of many ("none").
 
     Args:
-        resume, given: --resume and --run_dir of the command.
+        name: of the command, by `name_of`.
         run_dir: where its run is, before anything of it is written.
     """
-    name = _name(resume, given)
     if left(name) is None:
         leave(name, json.dumps([str(run_dir), _last(run_dir)]))
-
-
-def _name(resume: str | None, run_dir: Path | None) -> str:
-    return f"run/{resume}/{run_dir}"
 
 
 def _last(run_dir: str | Path) -> list[int] | None:

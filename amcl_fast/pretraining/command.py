@@ -45,7 +45,7 @@ from ..runs.resuming import (
 )
 from ..runs.settings import check_limits
 from ..terminal import lasting_output, short_warnings
-from .auto import gone_on_from, note_begun, requeue, with_command, words
+from .auto import gone_on_from, name_of, note_begun, requeue, with_command, words
 from .choosing import choose_recipe
 from .config_files import config_files, of_recipe, with_bases, with_home
 from .given import NOTHING, Given
@@ -304,8 +304,8 @@ def _prepare(
         if os.path.exists(name):  # it may also be settings, as text
             check_limits(Path(name))
     settings = with_bases(settings)
-    command = resume, run_dir
-    resume, run_dir, resumed = gone_on_from(resume, run_dir, recipe, lock, signals, given)
+    command = name_of((recipe, data, resume, run_dir, *settings))
+    resume, run_dir, resumed = gone_on_from(command, resume, run_dir, recipe, lock, signals, given)
     if resume in (None, AUTO):
         chosen: list[str] = []
         options = {setting.partition("=")[0] for setting in settings}
@@ -355,7 +355,7 @@ def _prepare(
                 if resumed is None:
                     warn_of_needs(cli.trainer, cli.model, cli.datamodule)
         if not rank() and not cli.rehearses:
-            note_begun(*command, cli.run_dir)
+            note_begun(command, cli.run_dir)
         cli.checkpoint.lock = None if rank() else lock
         cli.open_run()
     except BaseException:  # a signal too

@@ -2,12 +2,14 @@
 
 import csv
 import itertools
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
 import torch.distributed as dist
 
 from amcl_fast.cli import main
+from amcl_fast.pretraining import auto
 from tests.helpers.command_line import saved_step
 from tests.helpers.killing import BrokenOffError
 
@@ -18,13 +20,16 @@ REFUSED = 0
 
 @pytest.fixture
 def torchrun(finished, tmp_path, monkeypatch):
-    """Gives a command to a new torchrun of one process, whose attempts end after so many steps, but for the last."""
+    """Gives a command to a new torchrun of one process, whose attempts end after so many steps, but for the last.
+
+    That gives the same command once more in the same process, so many times.
+    """
     monkeypatch.chdir(tmp_path)
     start = ["--config", str(finished / "settings.yaml"), "--data", str(finished / "images"), "--trainer.max_epochs=3"]
     start += ["--knn.every_n_epochs=0", "--checkpoint.every_n_steps=2", "--checkpoint.every_n_epochs=9"]
     start += ["--checkpoint.keep_every_n_epochs=1", "--trainer.callbacks+=tests.helpers.killing.BreakOff"]
 
-    def run(*command, breaks=()):
+    def run(*command, breaks=(), again=0):
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         variables = {"RUN_ID": "none", "USE_AGENT_STORE": "True", "MAX_RESTARTS": "3"}
         told = {f"TORCHELASTIC_{name}": value for name, value in variables.items()}
@@ -35,9 +40,10 @@ def torchrun(finished, tmp_path, monkeypatch):
         new = [*start, f"--trainer.callbacks.steps={[*breaks]}"]
         for attempt in itertools.count():
             monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+            monkeypatch.setattr(auto, "_commands", Counter())  # as in a process of its own
             given = ["pretrain", *command, *([] if "--resume" in command else new)]
             if attempt == len(breaks):
-                return main(given)
+                return max(main(given) for _ in range(1 + again))
             with nullcontext() if breaks[attempt] is REFUSED else pytest.raises(BrokenOffError):
                 assert main(given) == 2
 
@@ -79,3 +85,15 @@ def test_it_goes_on_from_what_was_saved(torchrun, tmp_path, capsys):
         f"restart 2 of torchrun: goes on from step 4 of {run}",
     ]
     assert saved_step(run) == 6 and steps(run) == list(range(6))
+
+
+def test_a_script_of_several_runs_has_each_for_itself(torchrun, tmp_path, capsys):
+    """Two of the same command, in folders that they name themselves: one goes on, the other begins."""
+    assert torchrun(breaks=[3], again=1) == 0
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert restarts(capsys) == [f"restart 1 of torchrun: goes on from step 2 of {first.relative_to(tmp_path)}"]
+    assert [steps(run) for run in (first, second)] == [[*range(6)]] * 2
+
+    # Another command of the same script is no second attempt of the first one's.
+    names = [auto.name_of(command) for command in (("a", None), ("b", None), ("a", None))]
+    assert len({*names}) == 3
