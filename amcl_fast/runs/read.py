@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..left_out import count
 from .directory import METRICS, RunDirectory
 from .neighbours import Neighbours
-from .reading import damaged, read_json, read_utf8
+from .reading import DamagedError, damaged, read_json, read_utf8
 from .settings import read_settings
 from .shapes import Evaluated, Facts, Measures
 from .snapshot import Snapshot
@@ -169,7 +169,8 @@ def read_run(run_dir: Path, *, partly: bool = False) -> Run:
     facts: dict[str, Any] = part(files.facts, lambda path: dict(read_json(path, Facts)), {})
     metrics, whole = _read_metrics(files.metrics) if there[0] else ({}, True)
     if facts.get("finished") and not (whole and (metrics or not facts.get("steps"))):
-        error = damaged(files.metrics, "its end is cut off" if there[0] else "it is missing")
+        missing = DamagedError(f"{files.metrics} is missing, though the run has finished")  # or it had other loggers
+        error = damaged(files.metrics, "its end is cut off") if there[0] else missing
         if not partly:
             raise error
         left_out[METRICS] = str(error)

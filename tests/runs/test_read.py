@@ -50,6 +50,9 @@ def test_a_run_that_logged_nothing_has_a_report(tmp_path):
     page = write_report(folder).read_text()
     assert "0 optimiser steps logged" in page and "Not measured: kNN is off: knn.bank is 0." in page
     assert write_comparison([folder, run_directory(tmp_path / "usual")], tmp_path / "both").is_file()
+    write_facts(folder, {"finished": True, "steps": 3})
+    told = f"{folder / 'metrics.csv'} is missing, though the run has finished"
+    assert read_run(folder, partly=True).damaged == {"metrics.csv": told}
 
 
 @pytest.mark.parametrize("metrics", ["epoch,loss\n1,2\n", "step,loss\n1,abc\n", ""])
