@@ -85,6 +85,20 @@ def test_a_scan_reads_a_few_bytes_of_a_large_file(tmp_path):
         check_header(str(tmp_path / "sparse.jpg"))
 
 
+def test_scans_are_those_before_the_end_of_the_image():
+    """A video may follow; and no comment hides any."""
+    video = b"\xff\xda" * 3_000_000
+    whole = progressive_jpeg(4_000, 4_000, 125)
+    assert seen(whole + video).looks is Look.PARSED
+    first = whole.rindex(b"\xff\xda")
+    for between in (b"\xff\xfe\0\x04\xff\xd9", b"\xff\xfe\0\x02" * 100_000):
+        hidden = whole[:first] + between + 2 * whole[first:-2] + b"\xff\xd9"
+        with pytest.raises(BadImage, match="126 scans of 16,000,000 pixels; at most 125"):
+            seen(hidden)
+    with pytest.raises(BadImage, match="corrupt JPEG: no end"):
+        seen(whole[:first] + b"\xff\xfe\0\x02" * 200_000 + whole[first:])
+
+
 def test_images_of_encoders_are_not_too_long():
     """The ten scans of a progressive one with colours, of the most pixels; a PNG that cannot be packed."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)

@@ -5,8 +5,9 @@ parseable follows nvImageCodec's parsers, which DALI uses: every marker of a JPE
 """
 
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ Read = Callable[[int, int], bytes]
 """`read(at, count)`: bytes of an encoded image; fewer, or none, beyond its end."""
 
 _START_OF_SCAN = 0xDA
-_SCAN = bytes([0xFF, _START_OF_SCAN])
+_END = 0xD9
+# Within a scan an FF is followed by a zero or the number of a restart.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SHORTEST_SCAN = 10  # bytes: a marker and a header, without data
 _MANY_PIXELS = 10  # share of the most pixels, from which a scan of files reads a whole JPEG to count its scans
 _PIECE = 1 << 20  # bytes that are read at once for that
@@ -239,16 +242,36 @@ def _look_at_jpeg(read: Read, size: int, limits: Limits, at_hand: bool) -> Sight
 
 
 def _check_scans(read: Read, at: int, size: int, pixels: int, limits: Limits) -> None:
-    """Count the scans of a JPEG, the first of which begins at `at`, if there is room for too many."""
+    """Count the scans of a JPEG up to its end, the first of which begins at `at`, if there is room for too many."""
     if not limits.may_take_long(pixels, (size - at) // _SHORTEST_SCAN):
         return
-    scans, before = 0, b""
-    while piece := read(at, _PIECE):
-        # Within a scan an FF is followed by a zero or the number of a restart.
-        scans += (before + piece).count(_SCAN)
-        at, before = at + len(piece), piece[-1:]
+    scans, markers = 0, 0
+    for marker in _markers(read, at):
+        scans, markers = scans + (marker == _START_OF_SCAN), markers + 1
+        if marker == _END:  # what follows is another program's, such as the video of a photograph that moves
+            break
+        if markers > _MOST_MARKERS:
+            raise BadImage("truncated or corrupt JPEG: no end")
     if limits.may_take_long(pixels, scans):
         raise BadImage(limits.refuse_scans(pixels, scans))
+
+
+def _markers(read: Read, at: int) -> Iterator[int]:
+    """The markers of a JPEG from `at` on, those within scans and what no marker begins left out."""
+    window, start = b"", at
+    while True:
+        found = _MARKER.search(window, at - start)
+        if found is None or found.end() + 2 > len(window):
+            # Beyond the window, or at its end: of a marker there its length is wanted too.
+            at = max(at, start + (found.start() if found else len(window) - 1))
+            more = read(at, _PIECE)
+            if len(more) < 4:
+                return
+            window, start = more, at
+            continue
+        marker, length = window[found.start() + 1], window[found.end() : found.end() + 2]
+        yield marker
+        at = start + found.end() + (0 if marker in _BARE else int.from_bytes(length, "big"))
 
 
 def _is_common_frame(segment: bytes, length: int) -> bool:
