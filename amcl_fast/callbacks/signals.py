@@ -239,6 +239,10 @@ class SaveOnSignal(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._end()
+        self._leave_group()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._leave_group()  # not before: another callback may poll at the end of the training
 
     def poll(self, trainer: L.Trainer) -> None:
         """Save and raise `Interrupted` if a signal has come; for long work between steps.
@@ -257,13 +261,15 @@ class SaveOnSignal(L.Callback):
             self._saved_last = True
 
     def _end(self) -> None:
+        if self._own:
+            self.signals.give_back()
+            self.signals = StopSignals()  # what has stopped this training does not stop the next one
+
+    def _leave_group(self) -> None:
         if self._group is not None:
             with suppress(RuntimeError):  # what has ended the training is what to tell
                 dist.destroy_process_group(self._group)
             self._group = None
-        if self._own:
-            self.signals.give_back()
-            self.signals = StopSignals()  # what has stopped this training does not stop the next one
 
     def _stop(self, trainer: L.Trainer, received: int, outputs: Any = None, *, ends_epoch: bool = False) -> None:
         self.checkpoint.save(trainer, outputs)
