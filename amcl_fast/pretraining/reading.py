@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from ..methods import BarlowTwins
+from ..setting_types import in_words
 from ..temperature import AdaptiveTemperature, LearnedTemperature, PerplexityTemperature
 from .given import ParserOfGiven
 from .given_settings import given_classes, given_to_others
@@ -66,8 +67,17 @@ class SettingsParser(ParserOfGiven):
         except (argparse.ArgumentError, OverflowError) as error:  # of a whole number that no float holds
             raise RefusedError(refused(self, args, getattr(error, "message", str(error)))) from error
         refuse_nothing(settings.as_dict())
+        self._refuse_null(settings)
         check_values(settings)
         return settings
+
+    def _refuse_null(self, settings: Any) -> None:
+        """Raise for a null of a file where none is accepted: jsonargparse takes it for any type."""
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            accepted = hint in (None, Any) or action.default is None or type(None) in get_args(hint)
+            if not accepted and action.dest in settings and settings[action.dest] is None:
+                raise RefusedError(f"{action.dest} must be {in_words(hint)}, got null")
 
 
 class Building:

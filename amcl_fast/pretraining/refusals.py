@@ -19,6 +19,8 @@ from .short_names import SHORT_NAMES, long_name
 
 # The parser takes null for them; what is built then knows no more than that something is missing.
 _GROUPS = ("model.backbone", "model.projector", "model.optimizer", "model.schedule", "model.decoder")
+# It takes anything for these, of which no objects are accepted.
+_PLAIN_GROUPS = ("trainer", "knn", "checkpoint", "guard", "report")
 
 
 class RefusedError(ValueError):
@@ -53,8 +55,8 @@ def refuse_nothing(settings: Any, name: str = "") -> None:
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             refuse_nothing(value, ".".join(filter(None, [name, key if key != "init_args" else ""])))
-    elif settings is None and name in _GROUPS:
-        raise RefusedError(f"{name} must be settings by name, got null")
+    elif name in _PLAIN_GROUPS or (settings is None and name in _GROUPS):
+        raise RefusedError(f"{name} must be settings by name, got {shown(settings)}")
     elif has_nan(settings):
         raise RefusedError(f"{name} must be a number, got {shown(settings)}")
     else:
@@ -101,11 +103,10 @@ def _unknown(given: Given, tree: Mapping[str, Setting]) -> str | None:
                 f"{given.written} must be settings by name, as --{first}; --{given.name}.help shows them, "
                 f"got {shown(given.value)}"
             )
-        return (
-            None
-            if given.value or given.is_text
-            else f"{given.written} must be settings by name, got {shown(given.value)}"
-        )
+        by_name = isinstance(given.value, dict) or (isinstance(given.value, str) and os.path.isfile(given.value))
+        if by_name or given.is_text:
+            return None
+        return f"{given.written} must be settings by name, got {shown(given.value)}"
     parts = given.name.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
     if any(name in tree and tree[name].is_open for name in above):

@@ -94,6 +94,10 @@ def check_possible(trainer: Any) -> None:
     if device_of(trainer) == "cpu" and devices != "auto" and not re.fullmatch(_COUNT, devices):
         raise ValueError(f"trainer.devices must be auto or a number of processes on the CPU, got {shown(devices)}")
     whole("trainer.num_nodes", trainer.num_nodes, 1, 10**6)
+    if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in _PROFILERS:
+        raise ValueError(
+            f"trainer.profiler must be null, {', '.join(_PROFILERS)} or a class of Lightning's, got {trainer.profiler}"
+        )
     limit = trainer.limit_train_batches
     if isinstance(limit, float) and limit > 1:
         raise ValueError(
@@ -194,11 +198,6 @@ def refuse_useless(trainer: Any, run_dir: Path | None, stored: Any = None) -> No
     if tried and stored is not None:
         raise ValueError(
             f"trainer.fast_dev_run must be false with --resume, for it leaves nothing behind, got {str(tried).lower()}"
-        )
-    profiler = given("profiler")
-    if isinstance(profiler, str) and profiler.lower() not in _PROFILERS:
-        raise ValueError(
-            f"trainer.profiler must be null, {', '.join(_PROFILERS)} or a class of Lightning's, got {profiler}"
         )
 
 
