@@ -47,7 +47,7 @@ def refused(parser: LightningArgumentParser, args: Sequence[str], said: str) -> 
 
 
 def refuse_nothing(settings: Any, name: str = "") -> None:
-    """Raise for a setting that is NaN, or too large a whole number, or a list with one, and for a null group of them.
+    """Raise for a setting that is NaN, or too large a whole number, or a list with one, and for a group that is none.
 
     Raises:
         ValueError: there is one.
